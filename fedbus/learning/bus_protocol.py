@@ -1,4 +1,4 @@
-"""What learning needs of the bus. It is handed in: this package does not import the bus."""
+"""The interface of the bus that learning needs. Callers pass the bus in; this package does not import it."""
 
 from typing import Protocol
 
@@ -7,7 +7,7 @@ from fedbus.contracts.model import BlobRef
 
 
 class OfferProtocol(Protocol):
-    """Bytes that are given out to whoever asks for *ref*, until released."""
+    """An offered blob, which receivers can fetch by its *ref* until `release`."""
 
     @property
     def ref(self) -> BlobRef: ...
@@ -16,26 +16,29 @@ class OfferProtocol(Protocol):
 
 
 class BlobsProtocol(Protocol):
-    """Bytes in flight, by their digest."""
+    """Blob transfer, addressed by SHA-256 digest."""
 
     async def offer(
         self, data: list[memoryview], *, receivers: int = 1, sha256: str | None = None
     ) -> OfferProtocol: ...
 
     async def fetch(self, ref: BlobRef, *, timeout_s: float) -> memoryview:
-        """All of them, verified; raises when nothing has come for *timeout_s*."""
+        """Return the verified bytes of the blob *ref*.
+
+        Raises an error of the implementation if no chunk arrives within *timeout_s* seconds.
+        """
         ...
 
 
 class BusProtocol(Protocol):
-    """The bus as a process of learning uses it."""
+    """The bus as a training process uses it."""
 
     @property
     def blobs(self) -> BlobsProtocol: ...
 
     @property
     def connected(self) -> bool:
-        """While it is not, silence says nothing about anybody."""
+        """Whether NATS is connected. While it is not, a missing heartbeat does not mean a lost client."""
         ...
 
     async def publish(self, message: Message, *, id: str | None = None) -> None: ...

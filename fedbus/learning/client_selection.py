@@ -1,7 +1,7 @@
-"""Which of the clients that a strategy would train do train in a round, and what their updates weigh.
+"""Client selection: the clients that train in a round, and the weight of their updates.
 
-By configuration (``[tool.fedbus.selection]``), over whatever strategy the app has: of the messages that
-it has configured, those to others are not sent; a chosen client's sample count is multiplied by its score.
+``[tool.fedbus.selection]`` configures it for every strategy. Messages that the strategy configured for
+unselected clients are not sent. The sample count of a selected client is multiplied by its score.
 """
 
 import math
@@ -10,41 +10,44 @@ from dataclasses import dataclass, field
 from typing import Final
 
 DEFAULT_SCORE: Final = 0.5
-"""The score of a client of which nothing is known."""
+"""The score of a client without history."""
 MIN_FACTOR: Final = 0.05
-"""No update weighs less than this share of its samples: who could never add anything could never do better."""
+"""The least factor of an update. With a factor of 0, a client could never improve its score."""
 
 
 @dataclass
 class ClientSelection:
-    """For one run; remembers who trained when."""
+    """Client selection for one run. Stateful: it records the last round of each client."""
 
     most: int | None = None
-    """How many train in a round; None: as many as the strategy says."""
+    """The number of clients in a round; None: all clients that the strategy chose."""
     explore: float = 0.2
+    """The share of *most* that goes to the clients that have waited longest, in 0…1."""
     scores: Mapping[str, float] = field(default_factory=dict)
+    """Scores by client, in 0…1."""
     weights: Mapping[str, float] | None = None
-    """By how much an update's samples are multiplied; None: by nothing."""
-    _last: dict[str, int] = field(default_factory=dict)
-    _rounds: int = 0
+    """Factors of the sample counts, by client; None: the sample counts stay as they are."""
+    _last_rounds: dict[str, int] = field(default_factory=dict)
+    _round_count: int = 0
 
     def choose(self, clients: Iterable[str]) -> set[str]:
-        """Who of *clients* trains in the round that begins: the best, and some of those that waited longest."""
-        there = sorted(clients)
-        self._rounds += 1
-        chosen = set(there) if self.most is None else set(self._chosen(there, self.most))
-        self._last |= dict.fromkeys(chosen, self._rounds)
-        return chosen
+        """Select the clients of the next round: the highest scores, and some clients that have waited longest."""
+        available = sorted(clients)
+        self._round_count += 1
+        selected = set(available) if self.most is None else set(self._select(available, self.most))
+        self._last_rounds |= dict.fromkeys(selected, self._round_count)
+        return selected
 
     def factor(self, client: str) -> float:
-        """By what the weight of *client*'s update is multiplied."""
+        """Return the factor for the sample count of *client*'s update."""
         if self.weights is None:
             return 1.0
         return max(MIN_FACTOR, self.weights.get(client, DEFAULT_SCORE))
 
-    def _chosen(self, there: list[str], most: int) -> list[str]:
-        for_the_patient = math.ceil(self.explore * most) if len(there) > most else 0
-        best = sorted(there, key=lambda one: -self.scores.get(one, DEFAULT_SCORE))[: most - for_the_patient]
-        rest = [one for one in there if one not in best]
-        patient = sorted(rest, key=lambda one: self._last.get(one, 0))[:for_the_patient]
-        return [*best, *patient]
+    def _select(self, available: list[str], most: int) -> list[str]:
+        explore_count = math.ceil(self.explore * most) if len(available) > most else 0
+        by_score = sorted(available, key=lambda client: -self.scores.get(client, DEFAULT_SCORE))
+        best = by_score[: most - explore_count]
+        rest = [client for client in available if client not in best]
+        longest_waiting = sorted(rest, key=lambda client: self._last_rounds.get(client, 0))[:explore_count]
+        return [*best, *longest_waiting]

@@ -1,7 +1,8 @@
-"""Samples that a task's own code gives for a device: to try a model on, to judge it by, to compare data with.
+"""Samples that a task's code provides for a device: probe, holdout and reference samples.
 
-Each is a function of the task, ``(partition_id, num_partitions) -> (inputs (n, …), labels (n,))``. To
-call one blocks: it may read a data set. Raises BadTask where it is not there, or gives something else.
+The task names a function for each, ``(partition_id, num_partitions) -> (inputs (n, …), labels (n,))``.
+The calls block, since the function may read a data set. They raise BadTask if the function does not exist
+or returns anything else.
 """
 
 from collections.abc import Mapping
@@ -14,64 +15,77 @@ from fedbus.contracts.task.task import Task
 from fedbus.learning.flower import task_code
 
 MAX_PROBES: Final = 8
-"""How many samples a new model must answer before it may serve."""
+"""The number of samples that a new model must answer before it may serve."""
 
 Array: TypeAlias = np.ndarray[Any, Any]
 LabelledSamples: TypeAlias = tuple[Array, Array]
 
 
 class DeviceData:
-    """What *task* gives for the device with this *node_config*, as Flower has it."""
+    """The samples of *task* for one device. *node_config* is Flower's, with partition-id and num-partitions."""
 
     def __init__(self, task: Task, node_config: Mapping[str, bool | int | float | str]) -> None:
         self._task = task
-        self._number = int(node_config.get("partition-id", 0))
-        self._count = int(node_config.get("num-partitions", 1))
+        self._partition_id = int(node_config.get("partition-id", 0))
+        self._num_partitions = int(node_config.get("num-partitions", 1))
 
     def probe(self) -> Array | None:
-        """A few samples that a new model must answer."""
-        found = self._load_samples(self._task.table.samples)
-        return None if found is None else found[0][:MAX_PROBES]
+        """Return at most `MAX_PROBES` inputs that a new model must answer; None if the task names no samples."""
+        samples = self._load_samples(self._task.table.samples)
+        return None if samples is None else samples[0][:MAX_PROBES]
 
     def holdout(self) -> LabelledSamples | None:
-        """Labelled samples that no training gets."""
+        """Return labelled samples that are not used for training; None if the task names none."""
         return self._load_samples(self._task.table.serving.holdout)
 
     def reference(self) -> LabelledSamples | None:
-        """Samples that are distributed as what the model was trained on."""
+        """Return samples with the distribution of the training data; None if the task names none."""
         return self._load_samples(self._task.table.checks.reference or self._task.table.samples)
 
     def _load_samples(self, reference: str | None) -> LabelledSamples | None:
         if reference is None:
             return None
-        of = task_code.load_function(Path(self._task.path), reference)
+        load_partition = task_code.load_function(Path(self._task.path), reference)
         try:
-            inputs, labels = of(self._number, self._count)
+            inputs, labels = load_partition(self._partition_id, self._num_partitions)
             inputs, labels = np.asarray(inputs), np.asarray(labels)
         except Exception as error:
             raise task_code.BadTask(
-                f"{reference!r} gives no samples: {task_code.format_error(error)}"
+                f"{reference!r} did not return samples: {task_code.format_error(error)}"
             ) from error
         if len(inputs) != len(labels):
-            raise task_code.BadTask(f"{reference!r} gives {len(inputs)} inputs and {len(labels)} labels")
+            raise task_code.BadTask(f"{reference!r} returned {len(inputs)} inputs and {len(labels)} labels")
         return inputs, labels
 
 
 def build_training_data(task: Task, inputs: Array, outputs: Array, labels: list[Any]) -> LabelledSamples:
-    """What the task makes of its captured rows for training, by ``capture.training-data``. Raises BadTask."""
+    """Build training data from captured rows with the task's function ``capture.training-data``.
+
+    Takes inputs (n, …), the model's outputs (n, …) and n labels, each None if unknown. Returns inputs (m, …)
+    and labels (m,).
+
+    Raises:
+        BadTask: the function does not exist, raises, or returns arrays that do not fit.
+
+    """
     reference = task.table.capture.training_data
     assert reference is not None, "without it the rows with a label are the training data"
-    make = task_code.load_function(Path(task.path), reference)
+    build = task_code.load_function(Path(task.path), reference)
     try:
-        made, truth = make(inputs, outputs, labels)
-        made, truth = np.asarray(made), np.asarray(truth)
+        train_inputs, train_labels = build(inputs, outputs, labels)
+        train_inputs, train_labels = np.asarray(train_inputs), np.asarray(train_labels)
     except Exception as error:
         raise task_code.BadTask(
-            f"{reference!r} makes no training data: {task_code.format_error(error)}"
+            f"{reference!r} did not return training data: {task_code.format_error(error)}"
         ) from error
-    if len(made) != len(truth) or made.dtype.hasobject or truth.dtype.hasobject:
+    if len(train_inputs) != len(train_labels):
         raise task_code.BadTask(
-            f"{reference!r} must give as many labels as inputs, and numbers alone: "
-            f"it gave {len(made)} inputs and {len(truth)} labels"
+            f"{reference!r} returned {len(train_inputs)} inputs and {len(train_labels)} labels. "
+            "Return one label for each input"
         )
-    return made, truth
+    if train_inputs.dtype.hasobject or train_labels.dtype.hasobject:
+        raise task_code.BadTask(
+            f"{reference!r} returned inputs of {train_inputs.dtype} and labels of {train_labels.dtype}. "
+            "Return numbers"
+        )
+    return train_inputs, train_labels

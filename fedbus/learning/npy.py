@@ -1,7 +1,8 @@
-"""The .npy format without copies: Flower serialises each array as one .npy blob.
+"""Read and write .npy bytes without copies. Flower serialises each array as one .npy byte string.
 
-A blob is a short header in text and then the numbers, so an array can be read where its blob
-lies. Nothing here can be made to unpickle: arrays of Python objects are refused by their header.
+The format is a short text header and then the elements, so a view of the bytes is the array. See
+https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html. This module never unpickles: it
+rejects arrays of Python objects by their header.
 """
 
 import math
@@ -26,24 +27,29 @@ _PLAIN: Final = re.compile(
 
 
 class BadArray(ValueError):
-    """The bytes of an array are not what they should be; the text says how."""
+    """The bytes are not a valid .npy array."""
 
 
 def array_from_npy(data: memoryview) -> np.ndarray[Any, Any]:
-    """The array in the .npy bytes *data*, without a copy; raises BadArray."""
+    """Return the array in the .npy bytes *data* as a view.
+
+    Raises:
+        BadArray: the header is invalid, or the length does not match dtype and shape.
+
+    """
     start, dtype, shape, fortran = parse_header(_read_header(data))
     count = math.prod(shape)
     if count * dtype.itemsize != len(data) - start:
-        raise BadArray(f"{len(data) - start} bytes cannot be an array of {dtype} and shape {shape}")
+        raise BadArray(f"{len(data) - start} bytes do not match dtype {dtype} and shape {shape}")
     try:
         flat = np.frombuffer(data, dtype=dtype, count=count, offset=start)
         return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
     except ValueError as error:
-        raise BadArray(f"NumPy cannot hold shape {shape}: {error}") from None
+        raise BadArray(f"NumPy does not support shape {shape}: {error}") from None
 
 
 def make_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """The header of an array in C order, padded so that the numbers after it are aligned."""
+    """Return the .npy 1.0 header of an array in C order, padded so that the elements after it are aligned."""
     fields = repr({"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
     padding = -(len(npy.MAGIC_PREFIX) + 4 + len(fields) + 1) % npy.ARRAY_ALIGN
     text = (fields + " " * padding + "\n").encode("latin1")
@@ -51,38 +57,45 @@ def make_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 
 def check_array(data: memoryview, *, dtype: str, shape: tuple[int, ...]) -> None:
-    """Raise BadArray unless *data* is what its record says it is."""
+    """Raise BadArray unless *data* is an array of *dtype* and *shape*."""
     array = array_from_npy(data)
     if str(array.dtype) != dtype or array.shape != shape:
-        raise BadArray(f"it says {dtype} {shape} and holds {array.dtype} {array.shape}")
+        raise BadArray(f"declared as {dtype} {shape}, but it is {array.dtype} {array.shape}")
 
 
 def _read_header(data: memoryview) -> bytes:
-    """The header at the beginning of *data*, magic included."""
+    """Return the header at the start of *data*, with the magic string."""
     prefix = bytes(data[:12])
     if prefix[:6] != npy.MAGIC_PREFIX or len(prefix) < 12 or prefix[6] not in {1, 2}:
-        raise BadArray("it does not begin with a .npy header")
+        raise BadArray("no .npy header at the start")
     length_bytes = 2 if prefix[6] == 1 else 4
     end = 8 + length_bytes + int.from_bytes(prefix[8 : 8 + length_bytes], "little")
     if end > min(len(data), MAX_HEADER_BYTES):
-        raise BadArray("its .npy header does not end")
+        raise BadArray(f"the .npy header is truncated or too long (limit {MAX_HEADER_BYTES} bytes)")
     return bytes(data[:end])
 
 
 @lru_cache(maxsize=4096)  # the same few headers come from every client in every round
 def parse_header(header: bytes) -> _Header:
-    """Where the numbers begin, their dtype, the shape, and whether it is in Fortran order; raises BadArray."""
+    """Return the offset of the elements in bytes, the dtype, the shape, and whether the order is Fortran's.
+
+    Raises:
+        BadArray: the header is invalid, or declares Python objects or an unsupported shape.
+
+    """
     start, dtype, shape, fortran = _parse_plain_header(header) or _parse_with_numpy(header)
     if dtype.hasobject:
-        raise BadArray("it holds Python objects, which are never taken off the wire")
+        raise BadArray("it contains Python objects, which fedbus does not unpickle")
     if len(shape) > MAX_DIMENSIONS or any(dimension < 0 for dimension in shape):
-        raise BadArray(f"its shape is {shape}")
+        raise BadArray(f"shape {shape} is invalid (limit {MAX_DIMENSIONS} dimensions, each at least 0)")
     return start, dtype, shape, fortran
 
 
 def _parse_plain_header(header: bytes) -> _Header | None:
-    """The header as NumPy writes it for numbers, or None. In CPython 3.11 `ast`, which NumPy reads it with,
-    may raise SystemError when two threads use it at once.
+    """Parse a header as NumPy writes it for numbers; None for any other.
+
+    Avoids `ast`, with which NumPy parses headers: in CPython 3.11 two threads in it at the same time may
+    raise SystemError.
     """
     if (match := _PLAIN.fullmatch(header)) is None:
         return None
@@ -100,5 +113,5 @@ def _parse_with_numpy(header: bytes) -> _Header:
     try:
         shape, fortran, dtype = read(stream, max_header_size=MAX_HEADER_BYTES)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError) as error:
-        raise BadArray(f"its .npy header cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise BadArray(f"invalid .npy header: {' '.join(str(error).split())[:200]}") from None
     return stream.tell(), dtype, shape, fortran

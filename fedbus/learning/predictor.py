@@ -1,8 +1,7 @@
-"""A model that answers: the task's own, with the weights of one version, tried before it may serve.
+"""The predictor of a task: its model with the weights of one version, probed before it may serve.
 
-What is refused, and why it is refused here: weights that are not those of the task's model (the
-first tensor that differs is named), weights that are not numbers, and a model that does not
-answer samples of the task, or answers them with NaN.
+It rejects weights of another architecture (the error names the first tensor that differs), weights with NaN
+or infinity, and a model that fails on samples of the task or returns NaN or infinity for them.
 """
 
 from pathlib import Path
@@ -18,37 +17,45 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 
 class ModelRefused(Exception):
-    """This model may not serve; the text is one line that says why."""
+    """This model may not serve. The text is the reason, in one line."""
 
 
 class Predictor(Protocol):
-    """Something that answers; called from one thread at a time."""
+    """A model that predicts. Callers use it from one thread at a time."""
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
-        """The shape of one sample, -1 where any length will do; None: whatever the model takes."""
+        """The shape of one sample, -1 for a dimension of any length; None if it is not known."""
 
     @property
     def input_dtype(self) -> "np.dtype[Any]":
-        """What the numbers of a sample must be: pixels are ``float32``, token ids ``int64``."""
+        """The dtype of a sample, for example ``float32`` for pixels or ``int64`` for token ids."""
 
     @property
     def classes(self) -> int | None:
-        """How many classes it tells apart; None where its answers are none, or it has not answered yet."""
+        """The number of classes; None if the model does not classify, or has not predicted yet."""
 
     def predict(self, inputs: Array) -> Array:
-        """One answer for each of *inputs* (n, …)."""
+        """Return one prediction for each sample of *inputs* (n, …)."""
 
 
 class TorchPredictor:
-    """The model of *task* with the weights in the file *artifact*. Building it blocks; raises ModelRefused."""
+    """The model of *task* with the weights in the safetensors file *artifact*.
+
+    The constructor blocks.
+
+    Raises:
+        ModelRefused: the model cannot be built, or the weights do not fit it.
+
+    """
 
     def __init__(self, task: Task, artifact: Path) -> None:
-        declared = task.table.serving
-        self.input_shape: tuple[int, ...] | None = declared.input_shape
-        self.input_dtype: np.dtype[Any] = np.dtype(declared.input_dtype or np.float32)
+        serving = task.table.serving
+        self.input_shape: tuple[int, ...] | None = serving.input_shape
+        self.input_dtype: np.dtype[Any] = np.dtype(serving.input_dtype or np.float32)
         self.classes: int | None = None
-        self._undeclared = [declared.input_shape is None, declared.input_dtype is None]
+        self._infer_shape = serving.input_shape is None
+        self._infer_dtype = serving.input_dtype is None
         path = Path(task.path)
         try:
             self._predict_function = (
@@ -69,50 +76,59 @@ class TorchPredictor:
             return most_likely(outputs)
 
     def probe(self, inputs: Array) -> None:
-        """Let the model answer *inputs*; raises ModelRefused where it cannot, or says NaN or infinity."""
+        """Predict *inputs* (n, …), and take the sample shape and dtype from them if the task declares none.
+
+        Raises:
+            ModelRefused: the model raises, returns a wrong number of predictions, or returns NaN or infinity.
+
+        """
         try:
             outputs = self.predict(inputs)
         except Exception as error:
             raise ModelRefused(
-                f"the model does not answer samples of shape {inputs.shape}: {task_code.format_error(error)}"
+                f"the model fails on samples of shape {inputs.shape}: {task_code.format_error(error)}"
             ) from error
         if len(outputs) != len(inputs):
-            raise ModelRefused(f"the model gives {len(outputs)} answers to {len(inputs)} samples")
+            raise ModelRefused(f"the model returned {len(outputs)} predictions for {len(inputs)} samples")
         if not _is_finite(outputs):
-            raise ModelRefused("the model answers samples with NaN or infinity")
-        shape, dtype = self._undeclared
-        self.input_shape = inputs.shape[1:] if shape else self.input_shape
-        self.input_dtype = inputs.dtype if dtype else self.input_dtype
+            raise ModelRefused("the model returned NaN or infinity for samples")
+        self.input_shape = inputs.shape[1:] if self._infer_shape else self.input_shape
+        self.input_dtype = inputs.dtype if self._infer_dtype else self.input_dtype
 
 
 class NonFiniteOutput(ValueError):
-    """The model's output holds NaN or infinity, so it has no highest class."""
+    """The model's output contains NaN or infinity, so no class has the highest score."""
 
 
 def most_likely(outputs: Any) -> Array:
-    """The class with the highest of *outputs* (n, …, classes), for each sample."""
+    """Return the class with the highest score of *outputs* (n, …, classes), as an int64 array (n, …).
+
+    Raises:
+        NonFiniteOutput: *outputs* contains NaN or infinity.
+
+    """
     import torch  # noqa: PLC0415
 
-    if not bool(torch.isfinite(outputs).all()):  # argmax would call NaN a class
-        raise NonFiniteOutput("its output holds NaN or infinity")
+    if not bool(torch.isfinite(outputs).all()):  # argmax would return the index of a NaN
+        raise NonFiniteOutput("the output contains NaN or infinity")
     classes: Array = outputs.argmax(dim=-1).numpy()
     return classes
 
 
 def _build_model(path: Path, reference: str, arrays: weights.Arrays) -> Any:
-    """The task's model with *arrays* in it, ready to answer."""
-    make = task_code.load_function(path, reference)
+    """Build the task's model with *arrays* as its weights, in evaluation mode."""
+    builder = task_code.load_function(path, reference)
     try:
-        model = make()
+        model = builder()
         expected = weights.from_torch(model.state_dict())
     except weights.BadWeights:
         raise
     except Exception as error:
-        raise ModelRefused(f"{reference!r} makes no model: {task_code.format_error(error)}") from error
+        raise ModelRefused(f"{reference!r} did not build a model: {task_code.format_error(error)}") from error
     if difference := weights.first_difference(expected, arrays):
-        raise ModelRefused(f"the weights are not those of {reference!r}: tensor {difference}")
-    if bad := next((name for name, array in arrays.items() if not _is_finite(array)), None):
-        raise ModelRefused(f"tensor {bad!r} holds NaN or infinity")
+        raise ModelRefused(f"the weights do not fit the model of {reference!r}: tensor {difference}")
+    if non_finite := next((name for name, array in arrays.items() if not _is_finite(array)), None):
+        raise ModelRefused(f"tensor {non_finite!r} contains NaN or infinity")
     model.load_state_dict(weights.to_torch(arrays), strict=True)
     model.eval()
     return model

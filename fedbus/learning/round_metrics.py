@@ -1,8 +1,8 @@
-"""Every app names its metrics as it likes; a round's result has one name for each thing.
+"""Normalisation of metric names. Apps choose their names freely; a round's result has one name for each metric.
 
-The server's own figures are ``loss``, ``accuracy`` and whatever else; the clients' evaluation has
-``eval_`` before it, their training ``train_``. So ``centralized_loss`` is ``loss``, and a client's
-``eval_acc`` is ``eval_accuracy``.
+The server's own metrics are ``loss``, ``accuracy`` and others; metrics of the clients' evaluation have the
+prefix ``eval_``, of their training ``train_``. So ``centralized_loss`` becomes ``loss``, and a client's
+``eval_acc`` becomes ``eval_accuracy``.
 """
 
 import re
@@ -18,18 +18,18 @@ _QUALIFIERS: Final = frozenset(
 
 
 def normalize_metrics(metrics: Mapping[str, Any], *, prefix: str = "") -> dict[str, float]:
-    """The numbers among *metrics* by their common names; where two have one name, the plainest counts."""
-    plainest_first = sorted(metrics.items(), key=lambda item: len(item[0]))
-    named: dict[str, float] = {}
-    for name, value in plainest_first:
+    """Return the numeric *metrics* by their common names. Of several with the same name, the shortest original wins."""
+    shortest_first = sorted(metrics.items(), key=lambda item: len(item[0]))
+    normalized: dict[str, float] = {}
+    for name, value in shortest_first:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            named.setdefault(prefix + common_name(name, prefix=prefix), float(value))
-    return named
+            normalized.setdefault(prefix + common_name(name, prefix=prefix), float(value))
+    return normalized
 
 
 def common_name(name: str, *, prefix: str = "") -> str:
-    """*name* without what only says whose figure it is."""
-    *before, last = [word for word in re.split(r"[\s_./-]+", name.lower()) if word] or [name]
-    if last in _COMMON_NAMES and _QUALIFIERS.issuperset(before):
+    """Return *name* without the qualifiers that only name its origin (``centralized``, ``test``, …)."""
+    *qualifiers, last = [part for part in re.split(r"[\s_./-]+", name.lower()) if part] or [name]
+    if last in _COMMON_NAMES and _QUALIFIERS.issuperset(qualifiers):
         return _COMMON_NAMES[last]
     return name.removeprefix(prefix) or name

@@ -1,10 +1,10 @@
-"""Where a round's time went, client by client: in its ClientApp, on the way, or waiting for the others.
+"""The time of a round, by client: in its ClientApp, in transfer, or waiting for the other clients.
 
-    |— message sent ——— the client trains ——— reply heard —————— the round ends |
-    |        transfer_s + train_s                        | wait_s              |
+    |— message sent ——— the client trains ——— reply received ——— the round ends |
+    |        transfer_s + train_s                           | wait_s           |
 
-All by the server's one clock but *train_s*, which the client tells; what a client needs beside that, mostly to
-fetch the model and to give out its update, is the transfer.
+The client measures *train_s*; the server's clock measures the rest. The remaining time until the reply, mostly
+the download of the model and the upload of the update, counts as transfer.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ PARTS: Final = ("train_s", "transfer_s", "wait_s")
 
 @dataclass(frozen=True)
 class ExchangeTiming:
-    """One message of a round to a client, and its reply; at what second each was."""
+    """The times of one message of a round and its reply, in seconds of the server's clock."""
 
     client: str
     asked: float
@@ -24,18 +24,23 @@ class ExchangeTiming:
     train_s: float
 
 
-def split_round_time(answers: Iterable[ExchangeTiming], ended: float) -> Mapping[str, Mapping[str, float]]:
-    """Seconds by client and by `PARTS`, who took longest first; never less than nothing, whatever a client tells."""
+def split_round_time(exchanges: Iterable[ExchangeTiming], ended: float) -> Mapping[str, Mapping[str, float]]:
+    """Return the seconds of each client by `PARTS`, the slowest client first.
+
+    No value is negative, whatever *train_s* a client reports.
+    """
     times: dict[str, dict[str, float]] = {}
-    last: dict[str, float] = {}
-    for one in answers:
-        mine = times.setdefault(one.client, dict.fromkeys(PARTS, 0.0))
-        away_s = max(0.0, one.replied - one.asked)
-        train_s = min(max(0.0, one.train_s), away_s)
-        mine["train_s"] += train_s
-        mine["transfer_s"] += away_s - train_s
-        last[one.client] = max(one.replied, last.get(one.client, one.replied))
-    for client, replied in last.items():
+    last_replies: dict[str, float] = {}
+    for exchange in exchanges:
+        parts = times.setdefault(exchange.client, dict.fromkeys(PARTS, 0.0))
+        elapsed_s = max(0.0, exchange.replied - exchange.asked)
+        train_s = min(max(0.0, exchange.train_s), elapsed_s)
+        parts["train_s"] += train_s
+        parts["transfer_s"] += elapsed_s - train_s
+        last_replies[exchange.client] = max(
+            exchange.replied, last_replies.get(exchange.client, exchange.replied)
+        )
+    for client, replied in last_replies.items():
         times[client]["wait_s"] = max(0.0, ended - replied)
     slowest = sorted(times, key=lambda client: -(times[client]["train_s"] + times[client]["transfer_s"]))
     return {client: times[client] for client in slowest}

@@ -1,9 +1,9 @@
-"""Who is there, who owes an answer, and until when: events in, effects out. No clock, no loop, no bus.
+"""The nodes of a run and their pending replies, with deadlines: events in, effects out. No clock, loop or bus.
 
-A node is *there* from its `Joined` (or a heartbeat: it joined a server that was lost) until it
-fails or falls silent. One that fell silent is there again when it is heard again; one that
-failed must join again. Whoever goes owes nothing any more: each open message of its is
-unanswered, with the reason, at once.
+A node is present from its `ClientJoined` until it fails or its heartbeats stop. A heartbeat alone also makes
+it present, since it may have joined a server that was lost. A node whose heartbeats stopped is present again
+after the next one; a node that failed must join again. When a node leaves, each of its open messages gets a
+`ReplyLost` with the reason at once.
 """
 
 from collections.abc import Iterable
@@ -17,17 +17,17 @@ Event: TypeAlias = ClientJoined | Heartbeat | FailTrain | RoundReply
 
 
 class LostReason(StrEnum):
-    """Why a message stays unanswered."""
+    """Why a message has no reply."""
 
     NODE = "node"
-    """Its node failed or fell silent."""
+    """The node failed, or its heartbeats stopped."""
     TIME = "time"
-    """Its deadline has passed."""
+    """The deadline of the message has passed."""
 
 
 @dataclass(frozen=True)
 class SentMessage:
-    """A message that waits for its answer."""
+    """A message that waits for its reply. *deadline* is in seconds of the caller's clock."""
 
     message_id: str
     client: str
@@ -36,18 +36,22 @@ class SentMessage:
 
     @property
     def at(self) -> float:
-        """When it was sent."""
+        """The time of sending, in seconds of the same clock."""
         return self.deadline - self.timeout_s
 
 
 @dataclass(frozen=True)
 class ReplyReceived:
+    """The reply to an open message has arrived."""
+
     sent: SentMessage
     reply: RoundReply
 
 
 @dataclass(frozen=True)
 class ReplyLost:
+    """An open message gets no reply."""
+
     sent: SentMessage
     gone: LostReason
     reason: str
@@ -55,105 +59,106 @@ class ReplyLost:
 
 @dataclass(frozen=True)
 class NodesChanged:
-    """Somebody came or went."""
+    """A node joined or left."""
 
 
 Effect: TypeAlias = ReplyReceived | ReplyLost | NodesChanged
 
 
 class RoundTracker:
-    """The book of one run."""
+    """The nodes and open messages of one run."""
 
     def __init__(self, run: str, *, lost_after_s: float) -> None:
         self._run = run
         self._lost_after_s = lost_after_s
-        self._heard: dict[str, float] = {}
-        """When each client that is there was last heard."""
+        self._last_contact: dict[str, float] = {}
+        """Time of the last event of each present client."""
         self._failed: dict[str, str] = {}
         self._open: dict[str, SentMessage] = {}
 
-    # --- what is so -----------------------------------------------------------------------
+    # --- state ----------------------------------------------------------------------------
 
     @property
     def nodes(self) -> list[str]:
-        return list(self._heard)
+        return list(self._last_contact)
 
     @property
     def failed(self) -> dict[str, str]:
-        """Reasons by client, of those who are out until they join again."""
+        """Reasons by client, of the clients that failed and have not joined again."""
         return dict(self._failed)
 
     def is_open(self, message_id: str) -> bool:
         return message_id in self._open
 
     def next_wake(self) -> float | None:
-        """When `passed` will next have something to say, unless events come before."""
-        silent = (heard + self._lost_after_s for heard in self._heard.values())
-        due = (sent.deadline for sent in self._open.values())
-        return min((*silent, *due), default=None)
+        """Return the earliest time at which `passed` can have an effect, if no event arrives before; or None."""
+        contact_limits = (contact + self._lost_after_s for contact in self._last_contact.values())
+        deadlines = (sent.deadline for sent in self._open.values())
+        return min((*contact_limits, *deadlines), default=None)
 
-    # --- what happens ---------------------------------------------------------------------
+    # --- events ---------------------------------------------------------------------------
 
     def admit(self, clients: Iterable[str], now: float) -> list[Effect]:
-        """These have joined: somebody else heard it."""
-        return [effect for client in clients for effect in self._arrived(client, now)]
+        """Add *clients* whose `ClientJoined` another agent received."""
+        return [effect for client in clients for effect in self._add_node(client, now)]
 
     def sent(self, sent: SentMessage) -> list[Effect]:
-        """A message goes out; one to a node that is not there is unanswered at once."""
-        if sent.client in self._heard:
+        """Register an outgoing message. If its node is not present, its reply is lost at once."""
+        if sent.client in self._last_contact:
             self._open[sent.message_id] = sent
             return []
-        reason = self._failed.get(sent.client, "it is not there")
+        reason = self._failed.get(sent.client, "the client is not connected")
         return [ReplyLost(sent, LostReason.NODE, reason)]
 
     def handle(self, event: Event, now: float) -> list[Effect]:
+        """Handle an event of a client. Events of other runs have no effect."""
         if event.run != self._run:
             return []
         match event:
             case ClientJoined(client=client):
                 self._failed.pop(client, None)
-                return self._arrived(client, now)
+                return self._add_node(client, now)
             case Heartbeat(client=client):
-                return [] if client in self._failed else self._arrived(client, now)
+                return [] if client in self._failed else self._add_node(client, now)
             case FailTrain(client=client, reason=reason):
                 self._failed[client] = reason
-                return self._left(client, reason)
+                return self._remove_node(client, reason)
             case RoundReply():
-                return self._replied(event, now)
+                return self._on_reply(event, now)
             case _:
                 assert_never(event)
 
     def passed(self, now: float, *, connected: bool = True) -> list[Effect]:
-        """Time has passed. While the bus is away, nobody's silence counts."""
+        """Expire deadlines and clients without heartbeats. While NATS is disconnected, no client expires."""
         if not connected:
-            self._heard = dict.fromkeys(self._heard, now)
-        silent = [client for client, heard in self._heard.items() if now - heard >= self._lost_after_s]
+            self._last_contact = dict.fromkeys(self._last_contact, now)
+        silent = [
+            client for client, contact in self._last_contact.items() if now - contact >= self._lost_after_s
+        ]
         lost = [
             effect
             for client in silent
-            for effect in self._left(client, f"nothing was heard of it for {self._lost_after_s:g} s")
+            for effect in self._remove_node(client, f"no heartbeat for {self._lost_after_s:g} s")
         ]
         late = [sent for sent in self._open.values() if sent.deadline <= now]
         return lost + [
-            self._close(sent, LostReason.TIME, f"no answer within {sent.timeout_s:g} s") for sent in late
+            self._close(sent, LostReason.TIME, f"no reply within {sent.timeout_s:g} s") for sent in late
         ]
 
-    # --- how --------------------------------------------------------------------------------
-
-    def _arrived(self, client: str, now: float) -> list[Effect]:
-        new = client not in self._heard
-        self._heard[client] = now
+    def _add_node(self, client: str, now: float) -> list[Effect]:
+        new = client not in self._last_contact
+        self._last_contact[client] = now
         return [NodesChanged()] if new else []
 
-    def _left(self, client: str, reason: str) -> list[Effect]:
-        self._heard.pop(client, None)
-        owed = [sent for sent in self._open.values() if sent.client == client]
-        return [NodesChanged(), *(self._close(sent, LostReason.NODE, reason) for sent in owed)]
+    def _remove_node(self, client: str, reason: str) -> list[Effect]:
+        self._last_contact.pop(client, None)
+        unanswered = [sent for sent in self._open.values() if sent.client == client]
+        return [NodesChanged(), *(self._close(sent, LostReason.NODE, reason) for sent in unanswered)]
 
-    def _replied(self, reply: RoundReply, now: float) -> list[Effect]:
-        """An answer nobody waits for (late, repeated, or to somebody else's message) is only a sign of life."""
-        if reply.client in self._heard:
-            self._heard[reply.client] = now
+    def _on_reply(self, reply: RoundReply, now: float) -> list[Effect]:
+        """Close the message of *reply*. A late, repeated or foreign reply counts only as contact."""
+        if reply.client in self._last_contact:
+            self._last_contact[reply.client] = now
         sent = self._open.get(reply.reply_to)
         if sent is None or sent.client != reply.client:
             return []

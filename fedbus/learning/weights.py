@@ -1,9 +1,10 @@
-"""Weights at rest: safetensors files, named by their digest, and the fingerprint of an architecture.
+"""Weights as safetensors files, named by their digest, and the digest of an architecture.
 
-A model here is a mapping from tensor names to NumPy arrays, in the order of its state dict
-(legacy Flower parameters have no names, so order is all they have); the file keeps that order in
-its metadata. Saving streams: one tensor at a time, hashed on its way, into a file that takes
-its name only when it is whole.
+In this module a model is a mapping from tensor names to NumPy arrays, in the order of its state dict. The
+order matters because legacy Flower parameters have no names; the file keeps it in its metadata. `save` streams
+one tensor at a time and hashes it, into a file that gets its name only when it is complete.
+
+The file format is https://huggingface.co/docs/safetensors/index#format.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from fedbus.contracts.model import Artifact
 Arrays: TypeAlias = dict[str, np.ndarray[Any, Any]]
 
 ORDER: Final = "fedbus.order"
-"""The key of the file's metadata that holds the names in the order of the state dict."""
+"""The metadata key with the tensor names in the order of the state dict, as a JSON list."""
 
 _TAGS: Final = {
     "float64": "F64",
@@ -43,18 +44,18 @@ _WRITE_BYTES: Final = 16 * 1024**2
 
 
 class BadWeights(ValueError):
-    """These weights cannot be used; the text says which and what to do."""
+    """The weights are invalid. The text names the tensor or file, and what to do."""
 
 
 class ArchitectureMismatch(BadWeights):
-    """Two models that should be of one architecture are not; the text names the first tensor that differs."""
+    """Two models differ in their architecture. The text names the first tensor that differs."""
 
 
-# --- telling models apart -------------------------------------------------------------------
+# --- architecture -----------------------------------------------------------------------------
 
 
 def architecture_digest(arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
-    """A digest over names, shapes and dtypes, whatever their order."""
+    """Return the SHA-256 digest over tensor names, shapes and dtypes. It does not depend on their order."""
     outline = sorted((name, list(array.shape), str(array.dtype)) for name, array in arrays.items())
     return hashlib.sha256(json.dumps(outline).encode()).hexdigest()
 
@@ -62,18 +63,25 @@ def architecture_digest(arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
 def first_difference(
     ours: Mapping[str, np.ndarray[Any, Any]], theirs: Mapping[str, np.ndarray[Any, Any]]
 ) -> str | None:
-    """Where *theirs* first departs from the architecture of *ours*, in words; None where they are alike."""
+    """Describe the first tensor of *theirs* that differs from *ours* in name, dtype or shape; None if none differs."""
     for name, array in ours.items():
         if name not in theirs:
             return f"{name!r} {_outline(array)} is missing"
         if _outline(theirs[name]) != _outline(array):
             return f"{name!r} is {_outline(theirs[name])} instead of {_outline(array)}"
     extra = next((name for name in theirs if name not in ours), None)
-    return None if extra is None else f"{extra!r} {_outline(theirs[extra])} is one too many"
+    return None if extra is None else f"{extra!r} {_outline(theirs[extra])} is not expected"
 
 
 def _outline(array: np.ndarray[Any, Any]) -> str:
     return f"{array.dtype}{list(array.shape)}"
+
+
+def cast(array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Cast *array* to *dtype*, and round floats for an integer dtype: a mean of ones may be 0.9999999."""
+    if dtype.kind in "iu" and array.dtype.kind == "f":
+        array = np.rint(array)
+    return np.asarray(array).astype(dtype, copy=False)
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -81,37 +89,52 @@ def _outline(array: np.ndarray[Any, Any]) -> str:
 
 @dataclass(frozen=True)
 class SafetensorsFile:
-    """A safetensors file that is not written yet: its bytes, one buffer after the other, tensors where they lie."""
+    """The bytes of a safetensors file that is not written yet: consecutive buffers, with the tensors as views."""
 
     buffers: list[bytes | memoryview]
     architecture: str
 
     def artifact(self, sha256: str) -> Artifact:
-        """What the file is, once somebody has taken its digest."""
+        """Describe the file, given the digest over its buffers."""
         size_bytes = sum(len(buffer) for buffer in self.buffers)
         return Artifact(sha256=sha256, size_bytes=size_bytes, architecture=self.architecture)
 
 
 def pack(arrays: Mapping[str, np.ndarray[Any, Any]]) -> SafetensorsFile:
-    """*arrays* as a file without a copy; raises BadWeights. They must not change until it is written."""
+    """Lay out *arrays* as a file, without copies. They must not change until the file is written.
+
+    Raises:
+        BadWeights: a tensor has a name or dtype that a safetensors file cannot have.
+
+    """
     plain = {name: _to_native(name, array) for name, array in arrays.items()}
     return SafetensorsFile(list(_file_buffers(plain)), architecture_digest(plain))
 
 
 def save(arrays: Mapping[str, np.ndarray[Any, Any]], path: Path) -> Artifact:
-    """Write *arrays* to *path* and say what the file is; nothing half written ever stands at *path*."""
-    file_to_be = pack(arrays)
+    """Write *arrays* to *path* atomically, and return the artifact.
+
+    Raises:
+        BadWeights: a tensor has a name or dtype that a safetensors file cannot have.
+
+    """
+    packed = pack(arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     with atomic_open(path, durable=False) as file:
-        for buffer in file_to_be.buffers:
+        for buffer in packed.buffers:
             file.write(buffer)
             digest.update(buffer)
-    return file_to_be.artifact(digest.hexdigest())
+    return packed.artifact(digest.hexdigest())
 
 
 def load(path: Path) -> Arrays:
-    """The arrays in the safetensors file at *path*, in the order of the state dict; raises BadWeights."""
+    """Read the arrays of the safetensors file at *path*, in the order of the state dict.
+
+    Raises:
+        BadWeights: the file does not exist, or is not a valid safetensors file.
+
+    """
     try:
         with safe_open(path, framework="numpy") as file:
             stored = list(file.keys())
@@ -120,40 +143,40 @@ def load(path: Path) -> Arrays:
     except FileNotFoundError:
         raise BadWeights(f"there are no weights at {path}") from None
     except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise BadWeights(f"{path} is not a safetensors file that can be used: {error}") from error
+        raise BadWeights(f"{path} is not a valid safetensors file: {error}") from error
 
 
 def _file_buffers(arrays: Arrays) -> Iterator[bytes | memoryview]:
-    """The file, piece by piece: length of the header, header, tensors."""
-    by_alignment = sorted(arrays, key=lambda name: -arrays[name].itemsize)  # so that each tensor is aligned
+    """Yield the parts of the file: header length, header, tensors."""
+    by_item_size = sorted(arrays, key=lambda name: -arrays[name].itemsize)  # so that each tensor is aligned
     header: dict[str, Any] = {"__metadata__": {"format": "np", ORDER: json.dumps(list(arrays))}}
-    at = 0
-    for name in by_alignment:
+    offset = 0
+    for name in by_item_size:
         array = arrays[name]
-        offsets = [at, at + array.nbytes]
+        offsets = [offset, offset + array.nbytes]
         header[name] = {"dtype": _TAGS[str(array.dtype)], "shape": list(array.shape), "data_offsets": offsets}
-        at = offsets[1]
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little")
-    yield text
-    for name in by_alignment:
+        offset = offsets[1]
+    header_bytes = json.dumps(header).encode()
+    header_bytes += b" " * (-len(header_bytes) % 8)
+    yield len(header_bytes).to_bytes(8, "little")
+    yield header_bytes
+    for name in by_item_size:
         yield from _byte_chunks(arrays[name])
 
 
 def _byte_chunks(array: np.ndarray[Any, Any]) -> Iterator[memoryview]:
-    numbers = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    for start in range(0, numbers.nbytes, _WRITE_BYTES):
-        yield numbers[start : start + _WRITE_BYTES].data
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    for start in range(0, flat.nbytes, _WRITE_BYTES):
+        yield flat[start : start + _WRITE_BYTES].data
 
 
 def _to_native(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """*array* in the machine's byte order, if a file can hold it."""
+    """Return *array* in native byte order. Raises BadWeights if safetensors does not support it."""
     if name == "__metadata__":
-        raise BadWeights("no tensor can be called '__metadata__': safetensors keeps the name for itself")
+        raise BadWeights("a tensor is named '__metadata__', which safetensors reserves. Rename it")
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     if str(native.dtype) not in _TAGS:
-        raise BadWeights(f"{name!r} is {native.dtype}, which cannot be saved: use one of {', '.join(_TAGS)}")
+        raise BadWeights(f"{name!r} is {native.dtype}, which cannot be saved. Use one of {', '.join(_TAGS)}")
     return native
 
 
@@ -165,17 +188,22 @@ def _order_names(stored: list[str], order: str | None) -> list[str]:
     return names if isinstance(names, list) and sorted(map(str, names)) == sorted(stored) else stored
 
 
-# --- from and to torch -----------------------------------------------------------------------
+# --- torch --------------------------------------------------------------------------------------
 
 
 def from_torch(state_dict: Mapping[str, Any]) -> Arrays:
-    """A torch state dict as NumPy arrays, which share its memory where they can; raises BadWeights."""
+    """Convert a torch state dict to NumPy arrays, which share the memory of CPU tensors.
+
+    Raises:
+        BadWeights: a tensor has a dtype that NumPy does not support, such as bfloat16.
+
+    """
     return {name: _from_tensor(name, tensor) for name, tensor in state_dict.items()}
 
 
 def to_torch(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
-    """*arrays* as a torch state dict of its own memory."""
-    import torch  # noqa: PLC0415 - only who asks for torch needs it
+    """Convert *arrays* to a torch state dict with memory of its own."""
+    import torch  # noqa: PLC0415 - only callers that use torch need it
 
     return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
@@ -185,7 +213,7 @@ def _from_tensor(name: str, tensor: Any) -> np.ndarray[Any, Any]:
         array: np.ndarray[Any, Any] = tensor.detach().cpu().numpy()
     except TypeError:
         raise BadWeights(
-            f"{name!r} is {tensor.dtype}, which NumPy, and so Flower, cannot hold: "
-            "build the model in float32 (model.float()) and convert where it is used"
+            f"{name!r} is {tensor.dtype}, which NumPy, and so Flower, does not support. "
+            "Build the model in float32 (model.float()) and convert it where it is used"
         ) from None
     return array

@@ -115,7 +115,7 @@ async def test_a_client_that_is_slow_is_left_out_of_the_round(fed: FederationHar
         facts = await wait_for_run_end(fed, run)
         assert state_of(fed, run) == RunState.FINISHED
         assert set(facts.rounds[1].participants) == {"c1"}
-        assert "no answer within 1 s" in facts.rounds[1].failures["c2"]
+        assert "no reply within 1 s" in facts.rounds[1].failures["c2"]
 
 
 async def test_a_flower_server_that_is_killed_in_a_round_is_taken_up_from_the_round_before(

@@ -1,4 +1,4 @@
-"""Who trains in a round, by configuration: the best, and those that have waited."""
+"""Client selection: the clients with the highest scores, and those that have waited longest."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,13 +8,13 @@ from fedbus.learning.client_selection import MIN_FACTOR, ClientSelection
 CLIENTS = [f"c{number}" for number in range(1, 7)]
 
 
-def test_where_nothing_is_configured_all_train_and_weigh_what_they_have() -> None:
+def test_without_configuration_all_clients_train_unweighted() -> None:
     selection = ClientSelection()
     assert selection.choose(CLIENTS) == set(CLIENTS)
     assert selection.factor("c1") == 1.0
 
 
-def test_the_best_train_and_those_that_waited_longest_get_their_turn() -> None:
+def test_the_best_and_the_longest_waiting_clients_train() -> None:
     selection = ClientSelection(
         most=3, explore=0.3, scores={"c1": 0.9, "c2": 0.8, "c3": 0.1, "c4": 0.1, "c5": 0.1, "c6": 0.1}
     )
@@ -23,7 +23,7 @@ def test_the_best_train_and_those_that_waited_longest_get_their_turn() -> None:
     assert [min(chosen - {"c1", "c2"}) for chosen in rounds] == ["c3", "c4", "c5", "c6"]
 
 
-def test_an_update_weighs_as_its_client_scores_and_never_nothing() -> None:
+def test_a_factor_is_the_score_and_never_zero() -> None:
     selection = ClientSelection(weights={"c1": 0.75, "c2": 0.0})
     assert [selection.factor(client) for client in ("c1", "c2", "new")] == [0.75, MIN_FACTOR, 0.5]
 
@@ -34,9 +34,9 @@ def test_an_update_weighs_as_its_client_scores_and_never_nothing() -> None:
     st.floats(0, 1),
     st.dictionaries(st.sampled_from(CLIENTS), st.floats(0, 1)),
 )
-def test_so_many_are_chosen_of_those_that_are_there(
-    there: set[str], most: int, explore: float, scores: dict[str, float]
+def test_at_most_the_configured_number_of_clients_is_selected(
+    available: set[str], most: int, explore: float, scores: dict[str, float]
 ) -> None:
-    chosen = ClientSelection(most=most, explore=explore, scores=scores).choose(there)
-    assert chosen <= there
-    assert len(chosen) == min(most, len(there))
+    chosen = ClientSelection(most=most, explore=explore, scores=scores).choose(available)
+    assert chosen <= available
+    assert len(chosen) == min(most, len(available))

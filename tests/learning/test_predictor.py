@@ -1,4 +1,4 @@
-"""A model is tried before it may serve, and what is refused is said in one line."""
+"""A model is probed before it may serve, and a rejection has a reason of one line."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ SAMPLES = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
 
 @pytest.fixture
 def directory(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A task's code, in a module of its own name: Python imports a module once."""
+    """A task's code in a module with a unique name, since Python imports a module once."""
     (tmp_path / f"{module_of(request)}.py").write_text(CODE)
     return tmp_path
 
@@ -69,7 +69,7 @@ def train_model() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
     with torch.no_grad():
-        layers(torch.randn(50, 4))  # the norm has statistics of its own now
+        layers(torch.randn(50, 4))  # sets the running statistics of the batch norm
     names = {"0": "fc", "1": "norm"}
     return {names[name[0]] + name[1:]: tensor for name, tensor in layers.state_dict().items()}
 
@@ -87,12 +87,12 @@ def expected_scores(state: dict[str, torch.Tensor]) -> np.ndarray:
     return np.asarray(centred * state["norm.weight"].numpy() + state["norm.bias"].numpy())
 
 
-def test_it_answers_with_the_class_of_the_highest_output(task: Task, directory: Path) -> None:
+def test_it_predicts_the_class_with_the_highest_score(task: Task, directory: Path) -> None:
     predictor = TorchPredictor(task, save_model(directory, train_model()))
     assert predictor.predict(SAMPLES).tolist() == expected_scores(train_model()).argmax(1).tolist()
 
 
-def test_it_answers_as_the_task_says(directory: Path, request: pytest.FixtureRequest) -> None:
+def test_it_predicts_with_the_function_of_the_task(directory: Path, request: pytest.FixtureRequest) -> None:
     task = task_of(directory, module_of(request), predict="scores")
     predictor = TorchPredictor(task, save_model(directory, train_model()))
     np.testing.assert_allclose(
@@ -100,29 +100,27 @@ def test_it_answers_as_the_task_says(directory: Path, request: pytest.FixtureReq
     )
 
 
-def test_one_sample_is_answered_as_many_are(task: Task, directory: Path) -> None:
-    """The model is not in training: a norm takes its own statistics and not those of the batch."""
+def test_a_prediction_does_not_depend_on_the_batch(task: Task, directory: Path) -> None:
+    """The model is in evaluation mode: a batch norm uses its running statistics."""
     predictor = TorchPredictor(task, save_model(directory, train_model()))
     one_by_one = [predictor.predict(SAMPLES[n : n + 1])[0] for n in range(len(SAMPLES))]
     assert one_by_one == predictor.predict(SAMPLES).tolist()
 
 
-def test_a_model_that_answers_samples_knows_their_shape(task: Task, directory: Path) -> None:
+def test_a_probe_sets_the_input_shape(task: Task, directory: Path) -> None:
     predictor = TorchPredictor(task, save_model(directory, train_model()))
     assert predictor.input_shape is None
     predictor.probe(SAMPLES)
     assert predictor.input_shape == (4,)
 
 
-def test_a_model_that_answers_with_the_highest_output_has_as_many_classes_as_outputs(
-    task: Task, directory: Path
-) -> None:
+def test_the_number_of_classes_is_the_number_of_outputs(task: Task, directory: Path) -> None:
     predictor = TorchPredictor(task, save_model(directory, train_model()))
     predictor.predict(SAMPLES)
     assert predictor.classes == 3
 
 
-def test_a_model_that_answers_as_the_task_says_has_no_known_classes(
+def test_a_function_of_the_task_leaves_the_classes_unknown(
     directory: Path, request: pytest.FixtureRequest
 ) -> None:
     task = task_of(directory, module_of(request), predict="scores")
@@ -137,10 +135,10 @@ def test_a_model_that_answers_as_the_task_says_has_no_known_classes(
         ({"fc.weight": torch.zeros(3, 5)}, r"'fc.weight' is float32\[3, 5\] instead of float32\[3, 4\]"),
         ({"fc.bias": torch.zeros(3, dtype=torch.float64)}, r"'fc.bias' is float64\[3\] instead of"),
         ({"fc.bias": None}, "'fc.bias' .* is missing"),
-        ({"more": torch.zeros(1)}, "'more' .* is one too many"),
+        ({"more": torch.zeros(1)}, "'more' .* is not expected"),
     ],
 )
-def test_weights_of_another_model_are_refused_by_the_first_tensor_that_differs(
+def test_weights_of_another_model_are_rejected_by_the_first_difference(
     task: Task, directory: Path, change: dict[str, torch.Tensor | None], reason: str
 ) -> None:
     state = {name: tensor for name, tensor in {**train_model(), **change}.items() if tensor is not None}
@@ -149,23 +147,23 @@ def test_weights_of_another_model_are_refused_by_the_first_tensor_that_differs(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(task: Task, directory: Path, value: float) -> None:
+def test_weights_with_nan_or_infinity_are_rejected(task: Task, directory: Path, value: float) -> None:
     state = train_model()
     state["fc.weight"][1, 2] = value
-    with pytest.raises(ModelRefused, match=r"'fc\.weight' holds NaN or infinity"):
+    with pytest.raises(ModelRefused, match=r"'fc\.weight' contains NaN or infinity"):
         TorchPredictor(task, save_model(directory, state))
 
 
-def test_a_file_that_is_no_model_is_refused(task: Task, directory: Path) -> None:
+def test_an_invalid_file_is_rejected(task: Task, directory: Path) -> None:
     (directory / "model.safetensors").write_bytes(b"\x80\x04 a pickle, perhaps")
-    with pytest.raises(ModelRefused, match="not a safetensors file"):
+    with pytest.raises(ModelRefused, match="not a valid safetensors file"):
         TorchPredictor(task, directory / "model.safetensors")
     with pytest.raises(ModelRefused, match="no weights at"):
         TorchPredictor(task, directory / "nowhere.safetensors")
 
 
-def test_a_model_whose_answers_overflow_is_refused(task: Task, directory: Path) -> None:
-    """Its weights are numbers; only trying it shows that what it says is not."""
+def test_a_model_whose_output_overflows_is_rejected(task: Task, directory: Path) -> None:
+    """All weights are finite, so that only the probe finds the overflow."""
     state = train_model()
     state["fc.weight"].fill_(3e38)
     predictor = TorchPredictor(task, save_model(directory, state))
@@ -175,9 +173,9 @@ def test_a_model_whose_answers_overflow_is_refused(task: Task, directory: Path) 
 
 @pytest.mark.parametrize(
     ("predict", "reason"),
-    [("not_a_number", "answers samples with NaN"), ("too_few", "gives 7 answers to 8 samples")],
+    [("not_a_number", "returned NaN or infinity"), ("too_few", "returned 7 predictions for 8 samples")],
 )
-def test_a_model_that_answers_wrongly_is_refused(
+def test_a_model_with_wrong_output_is_rejected(
     directory: Path, request: pytest.FixtureRequest, predict: str, reason: str
 ) -> None:
     predictor = TorchPredictor(
@@ -187,15 +185,13 @@ def test_a_model_that_answers_wrongly_is_refused(
         predictor.probe(SAMPLES)
 
 
-def test_a_model_that_does_not_take_the_samples_is_refused(task: Task, directory: Path) -> None:
+def test_a_model_that_fails_on_the_samples_is_rejected(task: Task, directory: Path) -> None:
     predictor = TorchPredictor(task, save_model(directory, train_model()))
-    with pytest.raises(ModelRefused, match=r"does not answer samples of shape \(8, 3\)"):
+    with pytest.raises(ModelRefused, match=r"fails on samples of shape \(8, 3\)"):
         predictor.probe(SAMPLES[:, :3])
 
 
-def test_a_task_without_the_function_it_names_is_refused(
-    directory: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_task_with_an_unknown_function_is_rejected(directory: Path, request: pytest.FixtureRequest) -> None:
     module = module_of(request)
     artifact = save_model(directory, train_model())
     for task in (task_of(directory, module, model="Nett"), task_of(directory, module, predict="scorse")):
@@ -203,10 +199,10 @@ def test_a_task_without_the_function_it_names_is_refused(
             TorchPredictor(task, artifact)
 
 
-def test_a_model_that_cannot_be_built_is_refused_in_one_line(
+def test_a_model_that_cannot_be_built_is_rejected_in_one_line(
     directory: Path, request: pytest.FixtureRequest
 ) -> None:
-    with pytest.raises(ModelRefused, match="makes no model: RuntimeError: no such layer"):
+    with pytest.raises(ModelRefused, match="did not build a model: RuntimeError: no such layer"):
         TorchPredictor(
             task_of(directory, module_of(request), model="broken"), save_model(directory, train_model())
         )

@@ -1,4 +1,4 @@
-"""One name for each figure, whatever the app calls it."""
+"""Each metric has one name, whatever name the app uses."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from fedbus.learning.round_metrics import normalize_metrics
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
+    ("app_name", "common_name"),
     [
         ("loss", "loss"),
         ("eval_loss", "loss"),
@@ -20,11 +20,11 @@ from fedbus.learning.round_metrics import normalize_metrics
         ("lossy", "lossy"),
     ],
 )
-def test_common_names_become_one(theirs: str, ours: str) -> None:
-    assert normalize_metrics({theirs: 0.5}) == {ours: 0.5}
+def test_an_app_name_becomes_the_common_name(app_name: str, common_name: str) -> None:
+    assert normalize_metrics({app_name: 0.5}) == {common_name: 0.5}
 
 
-def test_the_clients_figures_say_that_they_are_theirs() -> None:
+def test_metrics_of_clients_have_a_prefix() -> None:
     metrics = {"train_loss": 1, "accuracy": 0.5, "seconds": 2.0}
     assert normalize_metrics(metrics, prefix="train_") == {
         "train_loss": 1.0,
@@ -34,5 +34,5 @@ def test_the_clients_figures_say_that_they_are_theirs() -> None:
     assert normalize_metrics({"eval_f1": 1.0}, prefix="eval_") == {"eval_f1": 1.0}
 
 
-def test_the_plainest_name_counts_and_what_is_no_number_is_left_out() -> None:
+def test_the_shortest_name_wins_and_only_numbers_count() -> None:
     assert normalize_metrics({"eval_loss": 2.0, "loss": 1.0, "list": [1.0], "flag": True}) == {"loss": 1.0}

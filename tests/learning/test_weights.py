@@ -1,4 +1,4 @@
-"""Weights at rest, with the safetensors library itself as the judge of the files."""
+"""Weights as files, checked with the safetensors library."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ def some_arrays() -> Arrays:
     }
 
 
-def test_what_is_saved_is_loaded_in_its_order_and_named_by_its_digest(tmp_path: Path) -> None:
+def test_arrays_are_loaded_in_their_order_and_named_by_digest(tmp_path: Path) -> None:
     path = tmp_path / "models" / "a.safetensors"
     artifact = save(some_arrays(), path)
 
@@ -42,19 +42,21 @@ def test_what_is_saved_is_loaded_in_its_order_and_named_by_its_digest(tmp_path: 
     assert [one.name for one in path.parent.iterdir()] == ["a.safetensors"]
 
 
-def test_a_file_that_is_not_written_yet_has_the_same_bytes_and_shares_the_tensors_memory(
+def test_pack_has_the_bytes_of_the_file_and_shares_the_memory(
     tmp_path: Path,
 ) -> None:
     arrays = some_arrays()
-    artifact, to_be = save(arrays, tmp_path / "a"), weights.pack(arrays)
-    assert b"".join(to_be.buffers) == (tmp_path / "a").read_bytes()
-    assert to_be.artifact(artifact.sha256) == artifact
+    artifact, packed = save(arrays, tmp_path / "a"), weights.pack(arrays)
+    assert b"".join(packed.buffers) == (tmp_path / "a").read_bytes()
+    assert packed.artifact(artifact.sha256) == artifact
     assert any(
-        np.shares_memory(np.frombuffer(one, np.uint8), arrays["bias"]) for one in to_be.buffers if len(one)
+        np.shares_memory(np.frombuffer(buffer, np.uint8), arrays["bias"])
+        for buffer in packed.buffers
+        if len(buffer)
     )
 
 
-def test_anyone_can_read_the_files_and_theirs_are_read(tmp_path: Path) -> None:
+def test_the_files_are_plain_safetensors(tmp_path: Path) -> None:
     save(some_arrays(), tmp_path / "ours")
     assert set(load_file(tmp_path / "ours")) == set(some_arrays())
     assert load_torch_file(tmp_path / "ours")["turned"].shape == (3, 2)
@@ -66,7 +68,7 @@ def test_the_same_weights_make_the_same_file(tmp_path: Path) -> None:
     assert save(some_arrays(), tmp_path / "1") == save(some_arrays(), tmp_path / "2")
 
 
-def test_a_tensor_larger_than_a_write_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensor_larger_than_one_write_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "_WRITE_BYTES", 1000)
     numbers = np.random.default_rng(0).random(5000)
     save({"w": numbers}, tmp_path / "w")
@@ -74,7 +76,7 @@ def test_a_tensor_larger_than_a_write_is_whole(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "cut", "a directory", "a lying header"])
-def test_a_file_that_is_no_model_is_refused_with_its_name(tmp_path: Path, damage: str) -> None:
+def test_an_invalid_file_is_rejected_with_its_path(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "model"
     save(some_arrays(), path)
     whole = path.read_bytes()
@@ -96,7 +98,7 @@ def test_a_file_that_is_no_model_is_refused_with_its_name(tmp_path: Path, damage
         load(path)
 
 
-def test_what_cannot_be_saved_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_an_unsupported_tensor_is_rejected_and_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(BadWeights, match="'names' is object, which cannot be saved"):
         save({"names": np.array([None])}, tmp_path / "model")
     with pytest.raises(BadWeights, match="__metadata__"):
@@ -104,7 +106,7 @@ def test_what_cannot_be_saved_is_refused_and_leaves_nothing_behind(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_architectures_are_told_apart_by_names_shapes_and_dtypes() -> None:
+def test_an_architecture_is_the_names_shapes_and_dtypes() -> None:
     ours = some_arrays()
     shuffled = dict(reversed(ours.items()))
     assert architecture_digest(ours) == architecture_digest(shuffled)
@@ -112,14 +114,14 @@ def test_architectures_are_told_apart_by_names_shapes_and_dtypes() -> None:
     for theirs, difference in [
         (ours | {"bias": np.ones(4, np.float32)}, "'bias' is float32[4] instead of float32[3]"),
         (ours | {"bias": np.ones(3)}, "'bias' is float64[3] instead of float32[3]"),
-        (ours | {"more": np.ones(1)}, "'more' float64[1] is one too many"),
+        (ours | {"more": np.ones(1)}, "'more' float64[1] is not expected"),
         ({name: ours[name] for name in ours if name != "count"}, "'count' int64[] is missing"),
     ]:
         assert architecture_digest(ours) != architecture_digest(theirs)
         assert first_difference(ours, theirs) == difference
 
 
-def test_arrays_go_to_flower_and_back_without_a_copy_on_the_way_back() -> None:
+def test_arrays_from_flower_share_its_memory() -> None:
     record = to_record(some_arrays())
     back = from_record(record)
     assert first_difference(some_arrays(), back) is None
@@ -127,13 +129,13 @@ def test_arrays_go_to_flower_and_back_without_a_copy_on_the_way_back() -> None:
     assert np.shares_memory(back["bias"], np.frombuffer(record["bias"].data, np.uint8))
 
 
-def test_torch_models_come_and_go() -> None:
+def test_torch_models_convert_both_ways() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
     arrays = weights.from_torch(module.state_dict())
     assert arrays["1.num_batches_tracked"].dtype == np.int64
     module.load_state_dict(weights.to_torch(arrays))
 
 
-def test_a_bfloat16_model_is_refused_with_the_way_out() -> None:
+def test_a_bfloat16_model_is_rejected_with_advice() -> None:
     with pytest.raises(BadWeights, match=r"'0.weight' is torch.bfloat16, which NumPy.*model.float\(\)"):
         weights.from_torch(torch.nn.Sequential(torch.nn.Linear(2, 3)).bfloat16().state_dict())

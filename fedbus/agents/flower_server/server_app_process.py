@@ -95,7 +95,9 @@ class ServerAppProcess:
                 case ClientJoined() as joined if joined.code_version != self._task.code_version:
                     log.warning("a client with other code may not join", client=joined.client)
                 case RoundReply() as reply:
-                    self._grid.deliver(reply, came_from=delivery.sender_span, said_in=delivery.envelope.id)
+                    self._grid.deliver(
+                        reply, sender_span=delivery.sender_span, message_id=delivery.envelope.id
+                    )
                 case ClientJoined() | FailTrain() as event:
                     self._grid.deliver(event)
             await delivery.ack()

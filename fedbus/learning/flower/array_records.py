@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, RecordDict
 
 from fedbus.learning import npy
 from fedbus.learning.flower.private_api import array_view
@@ -23,7 +23,7 @@ def from_record(record: ArrayRecord) -> Arrays:
         try:
             arrays[name] = array_view(array)
         except npy.BadArray as error:
-            raise BadWeights(f"the array {name!r} is wrong: {error}") from None
+            raise BadWeights(f"invalid array {name!r}: {error}") from None
     return arrays
 
 
@@ -33,3 +33,9 @@ def to_record(arrays: Mapping[str, np.ndarray[Any, Any]]) -> ArrayRecord:
     for name, array in arrays.items():
         record[name] = Array(np.asarray(array))
     return record
+
+
+def single_array_record(content: RecordDict) -> ArrayRecord | None:
+    """Return the ArrayRecord of *content* if it has exactly one, else None."""
+    records = list(content.array_records.values())
+    return records[0] if len(records) == 1 else None

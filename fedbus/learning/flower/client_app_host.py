@@ -1,8 +1,7 @@
-"""Runs a task's ClientApp, unmodified: a message of the server in, its reply out.
+"""Runs a task's ClientApp unmodified: takes a message of the server and returns the reply.
 
-The host lives as long as a run, in a worker thread or process, and keeps what the app keeps
-in ``context.state`` from message to message. An app that raises, or is not there, is an error
-reply in Flower's own codes; the host goes on.
+The host exists for one run, in a worker thread or process, and keeps ``context.state`` from message to message.
+An app that raises or cannot be loaded gives an error reply with Flower's error code; the host continues.
 """
 
 import time
@@ -32,14 +31,14 @@ from fedbus.learning.round_metrics import normalize_metrics
 MAX_REASON_CHARS: Final = 1000
 
 METRIC_PREFIXES: Final = {"train": "train_", "evaluate": "eval_"}
-"""Of the figures, by what the client was asked to do."""
+"""Prefixes of metric names, by the first part of Flower's message type."""
 
 log = structlog.get_logger("fedbus.learning")
 
 
 @dataclass(frozen=True)
 class ClientAppReply:
-    """What came of a message: content to send back, or an error."""
+    """The result of a message: the content of the reply, or an error."""
 
     asked: RoundMessage
     created_at: float
@@ -49,12 +48,12 @@ class ClientAppReply:
     error_code: int | None = None
     error_reason: str = ""
     error_kind: str = ""
-    """One of few: the type of what was raised, else Flower's code."""
+    """The name of the exception type, or else Flower's code: a low-cardinality attribute."""
     left_out: int = 0
-    """Captured rows that the app was not given."""
+    """Count of captured rows that did not validate and that the app did not get."""
 
     def event(self, content: MessageContent | None) -> RoundReply:
-        """The reply on the bus; *content* is this answer's, packed, or None for an error."""
+        """Build the event of this reply. *content* is the encoded `self.content`, or None for an error."""
         return RoundReply(
             task=self.asked.task,
             client=self.asked.client,
@@ -74,16 +73,19 @@ class ClientAppReply:
 
     @property
     def figures(self) -> dict[str, float]:
-        """What the app says of its training or evaluation, by its common names: ``train_loss``, ``eval_accuracy``."""
+        """The metrics of the reply by their common names, such as ``train_loss`` and ``eval_accuracy``."""
         prefix = METRIC_PREFIXES.get(self.asked.message_type.partition(".")[0])
-        told = self.content.metric_records.values() if self.content is not None and prefix else ()
+        if self.content is None or prefix is None:
+            return {}
         return {
-            name: value for one in told for name, value in normalize_metrics(one, prefix=prefix or "").items()
+            name: value
+            for metrics in self.content.metric_records.values()
+            for name, value in normalize_metrics(metrics, prefix=prefix).items()
         }
 
 
 class ClientAppHost:
-    """The ClientApp of one client and run."""
+    """The ClientApp of one client in one run."""
 
     def __init__(
         self,
@@ -108,83 +110,83 @@ class ClientAppHost:
 
     def handle(
         self,
-        asked: RoundMessage,
+        message: RoundMessage,
         content: RecordDict,
         *,
         node_config: dict[str, Scalar] | None = None,
     ) -> ClientAppReply:
-        """Let the app answer. Takes as long as training takes; raises nothing that an app could raise.
+        """Run the app on a message. This blocks as long as the training; errors of the app become error replies.
 
-        *node_config*, where given, takes the place of the one before: what is on the device changes.
+        *node_config* replaces the previous one, since the data of the device changes between messages.
         """
         if node_config is not None:
             self._context.node_config = dict(node_config)
-        began = time.monotonic()
+        start = time.monotonic()
         try:
-            app = self._loaded()
+            app = self._load_app()
         except task_code.BadTask as error:
-            return _make_error_reply(asked, LOAD_CLIENT_APP_FAILED, str(error), began, type(error).__name__)
+            return _make_error_reply(message, LOAD_CLIENT_APP_FAILED, str(error), start, type(error).__name__)
         try:
-            reply = app(self._message(asked, content), self._context)
-            return _make_reply(asked, reply, began)
+            reply = app(self._make_message(message, content), self._context)
+            return _make_reply(message, reply, start)
         except (Exception, SystemExit) as error:
-            log.warning("the ClientApp raised", run=asked.run, round=asked.round, exc_info=error)
-            why = f"the ClientApp raised {task_code.format_error(error)}"
-            return _make_error_reply(asked, CLIENT_APP_RAISED, why, began, type(error).__name__)
+            log.warning("ClientApp raised", run=message.run, round=message.round, exc_info=error)
+            reason = f"the ClientApp raised {task_code.format_error(error)}"
+            return _make_error_reply(message, CLIENT_APP_RAISED, reason, start, type(error).__name__)
 
     def load(self) -> None:
-        """Import the app now, before the first message; raises BadTask."""
-        self._loaded()
+        """Import the app before the first message. Raises BadTask."""
+        self._load_app()
 
-    def _loaded(self) -> ClientApp:
+    def _load_app(self) -> ClientApp:
         if self._app is None:
             self._app = task_code.load_client_app(self._task_path, self._reference)
         return self._app
 
-    def _message(self, asked: RoundMessage, content: RecordDict) -> Message:
+    def _make_message(self, message: RoundMessage, content: RecordDict) -> Message:
         metadata = Metadata(
             run_id=self._context.run_id,
-            message_id=asked.message_id,
+            message_id=message.message_id,
             src_node_id=SERVER_NODE_ID,
             dst_node_id=self._context.node_id,
             reply_to_message_id="",
-            group_id=asked.group_id,
-            created_at=asked.created_at,
-            ttl=asked.ttl_s,
-            message_type=asked.message_type,
+            group_id=message.group_id,
+            created_at=message.created_at,
+            ttl=message.ttl_s,
+            message_type=message.message_type,
         )
         return build_message(metadata, content=content)
 
 
-def make_undelivered_reply(asked: RoundMessage, reason: str) -> ClientAppReply:
-    """The answer to a message whose content did not get here."""
+def make_undelivered_reply(message: RoundMessage, reason: str) -> ClientAppReply:
+    """Return the error reply to a message whose content could not be fetched."""
     return _make_error_reply(
-        asked, MESSAGE_UNAVAILABLE, f"the message did not arrive: {reason}", time.monotonic()
+        message, MESSAGE_UNAVAILABLE, f"cannot fetch the message: {reason}", time.monotonic()
     )
 
 
-def _make_reply(asked: RoundMessage, reply: object, began: float) -> ClientAppReply:
+def _make_reply(message: RoundMessage, reply: object, start: float) -> ClientAppReply:
     if not isinstance(reply, Message):
-        raise TypeError(f"it returned {type(reply).__name__} where Flower wants a Message")
+        raise TypeError(f"it returned {type(reply).__name__} instead of a flwr.app.Message")
     if reply.has_error():
-        return _make_error_reply(asked, reply.error.code, reply.error.reason or "", began)
+        return _make_error_reply(message, reply.error.code, reply.error.reason or "", start)
     return ClientAppReply(
-        asked,
+        message,
         created_at=reply.metadata.created_at,
         ttl_s=reply.metadata.ttl,
-        train_s=time.monotonic() - began,
+        train_s=time.monotonic() - start,
         content=reply.content,
     )
 
 
 def _make_error_reply(
-    asked: RoundMessage, code: int, reason: str, began: float, kind: str = ""
+    message: RoundMessage, code: int, reason: str, start: float, kind: str = ""
 ) -> ClientAppReply:
     return ClientAppReply(
-        asked,
+        message,
         created_at=time.time(),
-        ttl_s=asked.ttl_s,
-        train_s=time.monotonic() - began,
+        ttl_s=message.ttl_s,
+        train_s=time.monotonic() - start,
         error_code=code,
         error_reason=" ".join(reason.split())[:MAX_REASON_CHARS],
         error_kind=kind or str(code),

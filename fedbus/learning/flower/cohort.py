@@ -1,6 +1,6 @@
-"""Between a strategy and its clients: who trains, what their updates weigh, and what they were worth.
+"""The cohort of a round, for any strategy: client selection, weights of updates, and contributions.
 
-All three by configuration and over any strategy; where nothing is configured, nothing is touched.
+Configuration enables each of them. Without configuration the strategy runs as it is.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,24 +29,25 @@ log = structlog.get_logger("fedbus.learning")
 
 @dataclass
 class CohortPolicy:
-    """For one run. *client_of*: the client that Flower knows as a node."""
+    """The cohort policy of one run. *client_of* maps Flower's node id to the client."""
 
     client_of: Callable[[int], str] = str
     selection: ClientSelection = field(default_factory=ClientSelection)
     contributions: ContributionEvaluator = field(
         default_factory=lambda: ContributionEvaluator(ContributionLimits())
     )
-    _members: list[str] = field(default_factory=list)
-    _start: ArrayRecord | None = None
+    _selected: list[str] = field(default_factory=list)
+    _initial_arrays: ArrayRecord | None = None
+    """The global model at the start of the round."""
 
     def chosen(self, messages: Iterable[Message], start: ArrayRecord) -> Iterable[Message]:
-        """Of the *messages* that the strategy would send to train *start*, those that are sent."""
+        """Filter the strategy's *messages*, which train the model *start*, to those of the selected clients."""
         if self.selection.most is None and self.selection.weights is None and not self.contributions.active:
             return messages
-        each = [(message, self.client_of(message.metadata.dst_node_id)) for message in messages]
-        chosen = self.selection.choose(client for _, client in each)
-        self._members, self._start = sorted(chosen), start
-        return [message for message, client in each if client in chosen]
+        addressed = [(message, self.client_of(message.metadata.dst_node_id)) for message in messages]
+        selected = self.selection.choose(client for _, client in addressed)
+        self._selected, self._initial_arrays = sorted(selected), start
+        return [message for message, client in addressed if client in selected]
 
     def aggregated(
         self,
@@ -55,34 +56,37 @@ class CohortPolicy:
         *,
         round_number: int,
         evaluate: Callable[..., Any] | None,
-        log: RoundLog,
+        round_log: RoundLog,
     ) -> T:
-        """What *aggregate* makes of the *replies*; what each was worth goes to the *log*."""
-        looks = evaluate is not None and self.contributions.looks_at(round_number)
-        if not isinstance(replies, Replies) or not (looks or self.selection.weights is not None):
+        """Return *aggregate* of the weighted *replies*, and write the contributions of the clients to *round_log*."""
+        measures = evaluate is not None and self.contributions.looks_at(round_number)
+        if not isinstance(replies, Replies) or not (measures or self.selection.weights is not None):
             return aggregate(replies)
         with ExitStack() as stack:
-            see: list[Callable[[Message], None]] = [self._weigh] if self.selection.weights is not None else []
+            observers: list[Callable[[Message], None]] = []
+            if self.selection.weights is not None:
+                observers.append(self._scale_sample_count)
             updates: RoundUpdates | None = None
-            if looks:
-                place = Path(stack.enter_context(make_update_directory()))
-                updates = RoundUpdates(place, self.contributions.players(self._members), start=self._start)
-                see.append(UpdateRecorder(updates, self.client_of, WEIGHTED_BY).see)
-            result = aggregate(_observe_replies(replies, see))
+            if measures:
+                directory = Path(stack.enter_context(make_update_directory()))
+                players = self.contributions.players(self._selected)
+                updates = RoundUpdates(directory, players, start=self._initial_arrays)
+                observers.append(UpdateRecorder(updates, self.client_of, WEIGHTED_BY).see)
+            result = aggregate(_observe_replies(replies, observers))
             if updates is not None and evaluate is not None:
-                self._value(updates, evaluate, round_number, log)
+                self._measure_contributions(updates, evaluate, round_number, round_log)
         return result
 
-    def _value(
-        self, updates: RoundUpdates, evaluate: Callable[..., Any], round_number: int, rounds: RoundLog
+    def _measure_contributions(
+        self, updates: RoundUpdates, evaluate: Callable[..., Any], round_number: int, round_log: RoundLog
     ) -> None:
         try:
-            rounds.set_contributions(self.contributions.worth(updates, evaluate, round_number))
-        except Exception as error:  # noqa: BLE001 - the app's evaluation is asked beside the run, and may not end it
-            log.warning("contributions were not found out", round=round_number, reason=str(error))
+            round_log.set_contributions(self.contributions.worth(updates, evaluate, round_number))
+        except Exception as error:  # noqa: BLE001 - a failed evaluation must not end the run
+            log.warning("Contribution measurement failed", round=round_number, reason=str(error))
 
-    def _weigh(self, reply: Message) -> None:
-        """Multiply the samples that the reply names, which is what strategies weigh it by."""
+    def _scale_sample_count(self, reply: Message) -> None:
+        """Multiply the sample count of *reply*, which is its weight in the strategy, by the client's factor."""
         if reply.has_error():
             return
         factor = self.selection.factor(self.client_of(reply.metadata.src_node_id))
@@ -93,17 +97,17 @@ class CohortPolicy:
 
 
 WEIGHTED_BY = "num-examples"
-"""Flower's own name for the samples of an update."""
+"""Flower's default `weighted_by_key`: the sample count of an update."""
 
 
-def _observe_replies(replies: Replies, see: list[Callable[[Message], None]]) -> Replies:
-    """The same replies, each shown to all of *see* before it is handed on."""
+def _observe_replies(replies: Replies, observers: list[Callable[[Message], None]]) -> Replies:
+    """Return the same replies; all *observers* get each reply before it is taken."""
     source = replies.drain()
 
     def take() -> Message:
         message = next(source)
-        for one in see:
-            one(message)
+        for observe in observers:
+            observe(message)
         return message
 
     return Replies(len(replies), take)

@@ -1,14 +1,14 @@
-"""Flower's Grid over the bus: what a ServerApp pushes and pulls, as events and blobs.
+"""Flower's `flwr.serverapp.Grid` over the bus: the ServerApp's messages and replies as events and blobs.
 
-Flower's Grid is synchronous and is called by the ServerApp's threads; the bus lives on an
-asyncio loop in another thread. So there are two sides, and each keeps to itself:
+Flower's Grid is synchronous, and the ServerApp's threads call it. The bus runs on an asyncio loop in another
+thread. So the Grid has two sides:
 
-- on the loop: `RoundBook` says who is there and who owes what; messages are published, replies
-  are handed in (`deliver`), blobs of replies are fetched, at most `FETCHES` ahead of the app;
-- in the app's threads: records are encoded, hashed and decoded, and every call waits (`Exchange`).
+- on the loop: `RoundTracker` tracks nodes and open messages; the Grid publishes messages, receives replies
+  (`deliver`), and fetches the blobs of replies, at most `MAX_PREFETCHED_REPLIES` ahead of the app;
+- in the app's threads: records are encoded, hashed and decoded, and each call blocks (`ReplyQueue`).
 
-Nobody waits for ever: a message has a deadline, a node that goes takes its debts with it, and
-`close` ends every call with GridClosed.
+Every wait is bounded: a message has a deadline, a node that leaves ends the waits for its replies, and `close`
+ends every call with GridClosed.
 """
 
 import asyncio
@@ -67,7 +67,7 @@ from fedbus.learning.round_tracker import (
 )
 
 MAX_CONCURRENT_PUBLISHES: Final = 64
-"""How many messages are on their way into the stream at a time."""
+"""The limit of concurrent publishes that wait for the acknowledgement of the stream."""
 
 log = structlog.get_logger("fedbus.learning")
 tracer = get_tracer("fedbus.learning")
@@ -76,22 +76,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RoundTally:
-    """Who took part in a round."""
+    """The participants of a round."""
 
     participants: dict[str, int] = field(default_factory=dict)
     """Samples by client."""
     failures: dict[str, str] = field(default_factory=dict)
     """Reasons by client."""
     train_s: dict[str, float] = field(default_factory=dict)
-    """How long the training took each client."""
+    """Training time in seconds, by client."""
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
-    """What each ClientApp said of itself, by client."""
+    """Metrics that each ClientApp reported, by client."""
     answers: list[Exchanged] = field(default_factory=list)
-    """When each client was asked and answered; not those that failed."""
+    """Times of each message and its reply, without those that failed."""
 
 
 class BusGrid(Grid):
-    """The Grid of one run. Made on the loop that the bus lives on."""
+    """The Grid of one run. Construct it on the event loop of the bus.
+
+    A client without contact for *lost_after_s* seconds counts as lost.
+    """
 
     def __init__(
         self, bus: BusProtocol, *, task: str, run: str, plan: RunPlan, lost_after_s: float = 10.0
@@ -115,34 +118,34 @@ class BusGrid(Grid):
         self._nodes: dict[int, str] = {}
         self._failed: dict[str, str] = {}
         self._calls_made = 0
-        """Whoever has sent or pulled something was not merely waiting for nodes."""
+        """Count of send and pull calls; a thread that made one since its last poll does not wait for nodes."""
         self._closed: GridClosed | None = None
         self._calls: set[Future[Any]] = set()
         self._pollers = threading.local()
         self._latest_round = 0
         self._event_span: SpanContext | None = None
-        """Of the event that is being handled."""
+        """The span in which the event that `deliver` handles was sent."""
         self._event_id = ""
-        """Its id."""
+        """The message id of that event."""
         self._tallies: dict[int, RoundTally] = defaultdict(RoundTally)
 
     # --- on the loop ------------------------------------------------------------------------
 
     def admit(self, clients: Iterable[str]) -> None:
-        """These have joined, as somebody else heard."""
+        """Add *clients* whose `ClientJoined` another agent received."""
         self._apply(self._tracker.admit(clients, self._now()))
 
-    def deliver(self, event: Event, *, came_from: SpanContext | None = None, said_in: str = "") -> None:
-        """An event from a client, the span it was sent in, and the message's id.
+    def deliver(self, event: Event, *, sender_span: SpanContext | None = None, message_id: str = "") -> None:
+        """Handle an event of a client, with the span in which it was sent and the id of its message.
 
-        Foreign runs, late and repeated answers are dropped.
+        Events of other runs, and late or repeated replies, have no effect.
         """
-        self._event_span, self._event_id = came_from, said_in
+        self._event_span, self._event_id = sender_span, message_id
         self._apply(self._tracker.handle(event, self._now()))
         self._event_span, self._event_id = None, ""
 
     def close(self, reason: str) -> None:
-        """End every call, now and later, with GridClosed."""
+        """End all current and later calls with GridClosed(*reason*)."""
         closed = GridClosed(reason)
         with self._changed:
             self._closed = self._closed or closed
@@ -182,7 +185,7 @@ class BusGrid(Grid):
             self._changed.notify_all()
 
     def _schedule_timer(self) -> None:
-        """Wake up when the book will have something to say; an alarm that is early enough stays."""
+        """Set the timer to the next wake time of the tracker, unless it is set to an earlier time."""
         wake = self._tracker.next_wake()
         if wake is None or self._closed or (self._timer and self._timer.when() <= wake):
             return
@@ -194,7 +197,7 @@ class BusGrid(Grid):
         self._timer = None
         self._apply(self._tracker.passed(self._now(), connected=self._bus.connected))
 
-    def _on_reply(self, sent: SentMessage, answer: RoundReply | Error) -> None:
+    def _on_reply(self, sent: SentMessage, reply: RoundReply | Error) -> None:
         pending = self._pending.pop(sent.message_id, None)
         if pending is None:
             return
@@ -203,22 +206,20 @@ class BusGrid(Grid):
             pending, came_from=self._event_span, said_in=self._event_id, answered_at=self._now()
         )
         if pending.exchange is None:
-            self._unclaimed[sent.message_id] = pending, answer
-        elif isinstance(answer, Error) or not has_blob(answer):
-            pending.exchange.put(make_fetched_reply(pending, answer))
+            self._unclaimed[sent.message_id] = pending, reply
+        elif isinstance(reply, Error) or not has_blob(reply):
+            pending.exchange.put(make_fetched_reply(pending, reply))
         else:
-            task = self._loop.create_task(self._fetch_into_queue(pending.exchange, pending, answer))
+            task = self._loop.create_task(self._fetch_into_queue(pending.exchange, pending, reply))
             self._fetching.add(task)
             task.add_done_callback(self._fetching.discard)
 
-    async def _fetch_into_queue(
-        self, exchange: ReplyQueue, pending: PendingMessage, reply: RoundReply
-    ) -> None:
+    async def _fetch_into_queue(self, queue: ReplyQueue, pending: PendingMessage, reply: RoundReply) -> None:
         try:
-            await exchange.slots.acquire()
-            exchange.put(await self._fetch_reply(pending, reply, holds_slot=True))
+            await queue.slots.acquire()
+            queue.put(await self._fetch_reply(pending, reply, holds_slot=True))
         except asyncio.CancelledError:
-            exchange.put(self._closed or GridClosed("the Grid was closed"))
+            queue.put(self._closed or GridClosed("the Grid was closed"))
             raise
 
     async def _fetch_reply(
@@ -227,17 +228,17 @@ class BusGrid(Grid):
         try:
             with _receive_span(pending, self._run_name):
                 data = await fetch_content(reply.content, self._bus.blobs, timeout_s=self._plan.round_s)
-        except Exception as error:  # noqa: BLE001 - whatever kept the blob away, it is this client's failure alone
-            log.warning("a reply could not be fetched", client=pending.sent.client, reason=str(error))
-            failure = Error(NO_REPLY, f"{pending.sent.client}: its reply could not be fetched: {error}")
+        except Exception as error:  # noqa: BLE001 - a failed fetch is the failure of this client only
+            log.warning("Reply download failed", client=pending.sent.client, reason=str(error))
+            failure = Error(NO_REPLY, f"{pending.sent.client}: download of the reply failed: {error}")
             return FetchedReply(pending, error=failure, holds_slot=holds_slot)
         return FetchedReply(pending, reply=reply, data=data, holds_slot=holds_slot)
 
     async def _send(self, batches: list[tuple[MessagePayload, list[PendingMessage]]]) -> None:
-        """Offer each parcel once, and publish its messages."""
+        """Offer each payload once, and publish its messages."""
         outgoing = []
-        for parcel, pendings in batches:
-            content, offer = await parcel.post(self._bus.blobs, receivers=len(pendings))
+        for payload, pendings in batches:
+            content, offer = await payload.post(self._bus.blobs, receivers=len(pendings))
             pendings[0].postage.offer = offer
             outgoing += [(pending, content) for pending in pendings]
         for pending, _ in outgoing:
@@ -265,22 +266,24 @@ class BusGrid(Grid):
             await self._bus.publish(message, id=pending.sent.message_id)
 
     async def _pull(self, message_ids: list[str]) -> list[FetchedReply]:
-        ready = [self._unclaimed.pop(one) for one in message_ids if one in self._unclaimed]
-        at_a_time = asyncio.Semaphore(MAX_PREFETCHED_REPLIES)
+        ready = [
+            self._unclaimed.pop(message_id) for message_id in message_ids if message_id in self._unclaimed
+        ]
+        fetch_slots = asyncio.Semaphore(MAX_PREFETCHED_REPLIES)
 
-        async def arrival(pending: PendingMessage, answer: RoundReply | Error) -> FetchedReply:
-            if isinstance(answer, Error) or not has_blob(answer):
-                return make_fetched_reply(pending, answer)
-            async with at_a_time:
-                return await self._fetch_reply(pending, answer, holds_slot=False)
+        async def fetch(pending: PendingMessage, reply: RoundReply | Error) -> FetchedReply:
+            if isinstance(reply, Error) or not has_blob(reply):
+                return make_fetched_reply(pending, reply)
+            async with fetch_slots:
+                return await self._fetch_reply(pending, reply, holds_slot=False)
 
-        return list(await asyncio.gather(*(arrival(pending, answer) for pending, answer in ready)))
+        return list(await asyncio.gather(*(fetch(pending, reply) for pending, reply in ready)))
 
     # --- in the app's threads: Flower's Grid -----------------------------------------------------
 
     @property
     def run_name(self) -> str:
-        """What the run is called on the bus."""
+        """The name of the run on the bus."""
         return self._run_name
 
     @property
@@ -288,7 +291,7 @@ class BusGrid(Grid):
         return self._run
 
     def set_run(self, run: Run) -> None:
-        """Part of Flower's interface; the run was given when the Grid was made."""
+        """Set the run. Flower's interface requires it; the constructor sets the run already."""
         self._run = run
 
     def create_message(
@@ -302,9 +305,14 @@ class BusGrid(Grid):
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> list[int]:
-        """Who is there. A caller that asks again and again, and sends nothing, is held until somebody comes.
+        """Return the ids of the present nodes.
 
-        Raises NotEnoughClients to one that has waited longer than the plan gives for recruiting.
+        A thread that only polls this method is blocked until a node joins, at most `MAX_BLOCK_S` at a time.
+
+        Raises:
+            NotEnoughClients: this thread has polled for longer than the plan's recruiting time.
+            GridClosed: the run has ended.
+
         """
         with self._changed:
             self._check_open()
@@ -313,106 +321,109 @@ class BusGrid(Grid):
             return list(self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        return self._push(list(messages), timeout=None, exchange=None)
+        return self._push(list(messages), timeout=None, queue=None)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The answers that are there by now, each once."""
-        return [self._take_reply(arrival) for arrival in self._call(self._pull(list(message_ids)))]
+        """Return the replies to *message_ids* that have arrived, each once."""
+        return [self._take_reply(fetched) for fetched in self._call(self._pull(list(message_ids)))]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Replies:
-        """The replies as they come, one for each message: those that fail to come are errors."""
-        exchange = ReplyQueue(self._loop)
-        ids = self._push(list(messages), timeout=timeout, exchange=exchange)
-        return Replies(len(ids), lambda: self._take_reply(exchange.take()))
+        """Send *messages* and return their replies in order of arrival. A lost reply is an error message."""
+        queue = ReplyQueue(self._loop)
+        ids = self._push(list(messages), timeout=timeout, queue=queue)
+        return Replies(len(ids), lambda: self._take_reply(queue.take()))
 
     def tally(self, round_number: int) -> RoundTally:
-        """Who took part in the round so far."""
+        """Return a copy of the participants of the round so far."""
         with self._changed:
             tally = self._tallies[round_number]
             return deepcopy(tally)
 
     def client_of(self, node: int) -> str:
-        """The client that Flower knows as *node*."""
+        """Return the client of Flower's node id *node*."""
         with self._changed:
             return self._nodes.get(node) or self._client_of_failed_node(node)
 
-    def _push(
-        self, messages: list[Message], *, timeout: float | None, exchange: ReplyQueue | None
-    ) -> list[str]:
+    def _push(self, messages: list[Message], *, timeout: float | None, queue: ReplyQueue | None) -> list[str]:
         self._check_open()
         by_content: dict[int, list[Message]] = {}
         for message in messages:
             by_content.setdefault(id(message.content), []).append(message)
-        batches = [self._encode_batch(same, timeout, exchange) for same in by_content.values()]
+        batches = [self._encode_batch(batch, timeout, queue) for batch in by_content.values()]
         if batches:
             self._call(self._send(batches))
         return [message.metadata.message_id for message in messages]
 
     def _encode_batch(
-        self, messages: list[Message], timeout: float | None, exchange: ReplyQueue | None
+        self, messages: list[Message], timeout: float | None, queue: ReplyQueue | None
     ) -> tuple[MessagePayload, list[PendingMessage]]:
-        """Messages of one and the same content: encoded and hashed once, here, not on the loop."""
-        parcel = MessagePayload.of(record_codec.encode(messages[0].content))
-        postage = OfferLease(len(messages))
-        return parcel, [self._make_pending(message, timeout, postage, exchange) for message in messages]
+        """Encode and hash the common content of *messages* once, in the app's thread."""
+        payload = MessagePayload.of(record_codec.encode(messages[0].content))
+        lease = OfferLease(len(messages))
+        return payload, [self._make_pending(message, timeout, lease, queue) for message in messages]
 
     def _make_pending(
-        self, message: Message, timeout: float | None, postage: OfferLease, exchange: ReplyQueue | None
+        self, message: Message, timeout: float | None, lease: OfferLease, queue: ReplyQueue | None
     ) -> PendingMessage:
         set_message_id(message, uuid7())
         limits = (timeout, self._plan.round_s, message.metadata.ttl)
         timeout_s = min(limit for limit in limits if limit is not None)
         with self._changed:
-            node = message.metadata.dst_node_id
-            client = self._nodes.get(node) or self._client_of_failed_node(node)
+            client = self.client_of(message.metadata.dst_node_id)
             round_number = round_number_of(message)
             self._latest_round = self._latest_round if round_number is None else round_number
             number = self._latest_round
         sent = SentMessage(message.metadata.message_id, client, timeout_s, self._loop.time() + timeout_s)
-        return PendingMessage(sent, message, number, postage, exchange)
+        return PendingMessage(sent, message, number, lease, queue)
 
     def _client_of_failed_node(self, node: int) -> str:
-        """The client of a node that has just left; whoever sends to it is told by an error reply."""
-        gone = {node_id(client): client for client in self._failed}
-        return gone.get(node, f"node {node}")
+        """Return the client of a node that has left; a message to it gets an error reply."""
+        failed_nodes = {node_id(client): client for client in self._failed}
+        return failed_nodes.get(node, f"node {node}")
 
-    def _take_reply(self, arrival: FetchedReply) -> Message:
-        message = decode_reply(arrival, self._run.run_id)
-        by_whom = trace.get_current_span()
-        if arrival.pending.came_from is not None and by_whom.is_recording():
-            by_whom.add_link(arrival.pending.came_from)
-        self._add_to_tally(arrival, message)
-        set_current_cause(arrival.pending.said_in or current_cause())
+    def _take_reply(self, fetched: FetchedReply) -> Message:
+        message = decode_reply(fetched, self._run.run_id)
+        span = trace.get_current_span()
+        if fetched.pending.came_from is not None and span.is_recording():
+            span.add_link(fetched.pending.came_from)
+        self._add_to_tally(fetched, message)
+        set_current_cause(fetched.pending.said_in or current_cause())
         return message
 
-    def _add_to_tally(self, arrival: FetchedReply, reply: Message) -> None:
-        pending, client = arrival.pending, arrival.pending.sent.client
+    def _add_to_tally(self, fetched: FetchedReply, reply: Message) -> None:
+        pending, client = fetched.pending, fetched.pending.sent.client
         with self._changed:
             tally = self._tallies[pending.round]
             if reply.has_error():
                 tally.failures[client] = str(reply.error.reason).removeprefix(f"{client}: ")
                 return
-            train_s = arrival.reply.train_s if arrival.reply else 0.0
+            train_s = fetched.reply.train_s if fetched.reply else 0.0
             tally.answers.append(Exchanged(client, pending.sent.at, pending.answered_at, train_s))
-            tally.figures.setdefault(client, {}).update(arrival.reply.figures if arrival.reply else {})
+            tally.figures.setdefault(client, {}).update(fetched.reply.figures if fetched.reply else {})
             if pending.message.metadata.message_type.partition(".")[0] == "train":
                 tally.participants[client] = sample_count(reply.content)
                 tally.train_s[client] = train_s
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run *coroutine* on the loop and wait for it, or for the end of the Grid."""
+        """Run *coroutine* on the loop and wait for its result.
+
+        Raises:
+            GridClosed: the Grid is closed, before or during the call.
+
+        """
         with self._changed:
             if self._closed or threading.get_ident() == self._loop_thread:
                 coroutine.close()
                 raise self._closed or RuntimeError(
-                    "the Grid was called on its own loop: it would wait for itself"
+                    "the Grid was called on its own event loop, where the call would never return. "
+                    "Call it in another thread"
                 )
             call = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
             self._calls.add(call)
         try:
             return call.result()
         except CancelledError:
-            raise self._closed or GridClosed("the loop of the Grid ended") from None
+            raise self._closed or GridClosed("the event loop of the Grid has ended") from None
         finally:
             with self._changed:
                 self._calls.discard(call)
@@ -423,25 +434,25 @@ class BusGrid(Grid):
             raise self._closed
 
     def _wait_for_nodes(self) -> None:
-        """Hold the calling thread if it is one that polls; under the condition."""
+        """Block the calling thread if it only polls for nodes. The caller holds the condition."""
         now = time.monotonic()
-        asker: NodePoller = self._pollers.__dict__.setdefault("state", NodePoller(now))
-        if asker.polls(now, self._calls_made) and not self._pending:
-            left = asker.since + self._plan.recruit_s - now
-            if left <= 0:
+        poller: NodePoller = self._pollers.__dict__.setdefault("state", NodePoller(now))
+        if poller.polls(now, self._calls_made) and not self._pending:
+            left_s = poller.since + self._plan.recruit_s - now
+            if left_s <= 0:
                 raise NotEnoughClients(self._nodes.values(), self._failed, self._plan.recruit_s)
-            before = set(self._nodes)
+            nodes_before = set(self._nodes)
             self._changed.wait_for(
-                lambda: self._closed is not None or set(self._nodes) != before, min(left, MAX_BLOCK_S)
+                lambda: self._closed is not None or set(self._nodes) != nodes_before, min(left_s, MAX_BLOCK_S)
             )
-        asker.answered(time.monotonic(), self._calls_made)
+        poller.answered(time.monotonic(), self._calls_made)
 
 
 def _receive_span(pending: PendingMessage, run: str) -> AbstractContextManager[trace.Span]:
-    """The span of fetching a reply, behind the one in which it was sent."""
-    sent_in = pending.came_from
+    """Start the span of a reply download, as a child of the span in which the reply was sent."""
+    sender_span = pending.came_from
     return tracer.start_as_current_span(
         "receive",
-        trace.set_span_in_context(NonRecordingSpan(sent_in)) if sent_in else None,
+        trace.set_span_in_context(NonRecordingSpan(sender_span)) if sender_span else None,
         attributes={"fedbus.run": run, "fedbus.client": pending.sent.client, "fedbus.round": pending.round},
     )

@@ -1,7 +1,7 @@
-"""Around the training of legacy apps (`server_fn`, workflows): what strategy_hook is for the newer ones.
+"""The counterpart of `strategy_hook` for legacy apps: `flwr.server` apps with a `server_fn` or a workflow.
 
-Legacy parameters are a list of arrays without names, so the stored model's order names them. Both
-ways into legacy training are wrapped: `Server.fit`, and `DefaultWorkflow` (secure aggregation).
+Legacy parameters are a list of arrays without names, so they get the names of the stored model in its order.
+The hook wraps both entries into legacy training: `Server.fit`, and `DefaultWorkflow` (secure aggregation).
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_differen
 
 
 class LegacyHook:
-    """For one call of the ServerApp. *used* says whether it trained in a legacy way."""
+    """The hook for one call of a ServerApp. `was_used` is True if the app trained through a legacy entry."""
 
     def __init__(
         self, model: Arrays, *, rounds: int, first_round: int, recruit_s: float, log: RoundLog
@@ -35,11 +35,12 @@ class LegacyHook:
 
     @contextmanager
     def install(self) -> Iterator[None]:
+        """Wrap `Server.fit` and `DefaultWorkflow` until the block ends."""
         with ExitStack() as undo:
-            for kind in loaded_subclasses(Server):
-                if "fit" in vars(kind):
-                    undo.callback(setattr, kind, "fit", kind.fit)
-                    kind.fit = self._wrap_fit(kind.fit)
+            for server_class in loaded_subclasses(Server):
+                if "fit" in vars(server_class):
+                    undo.callback(setattr, server_class, "fit", server_class.fit)
+                    server_class.fit = self._wrap_fit(server_class.fit)
             undo.callback(setattr, DefaultWorkflow, "__call__", DefaultWorkflow.__call__)
             DefaultWorkflow.__call__ = self._wrap_workflow(DefaultWorkflow.__call__)  # type: ignore[method-assign]
             yield
@@ -54,22 +55,22 @@ class LegacyHook:
 
         return hooked
 
-    def _wrap_workflow(self, work: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(work)
+    def _wrap_workflow(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(run)
         def hooked(workflow: DefaultWorkflow, grid: Any, context: Any) -> Any:
             if self.was_used:
-                return work(workflow, grid, context)
+                return run(workflow, grid, context)
             context.config.num_rounds = self._rounds
             with self._wrap_methods(context.strategy, context.client_manager):
-                return work(workflow, grid, context)
+                return run(workflow, grid, context)
 
         return hooked
 
     @contextmanager
-    def _wrap_methods(self, strategy: Any, clients: Any) -> Iterator[None]:
-        """Methods of the strategy's own, in front of those of its class, while the training runs."""
+    def _wrap_methods(self, strategy: Any, client_manager: Any) -> Iterator[None]:
+        """Wrap the methods of *strategy* and *client_manager* on the instances while the training runs."""
         self.was_used = True
-        watched = {
+        wrapped = {
             "initialize_parameters": self._wrap_initialize(strategy.initialize_parameters),
             "configure_fit": self._wrap_configure(strategy.configure_fit),
             "configure_evaluate": self._wrap_round_offset(strategy.configure_evaluate),
@@ -77,22 +78,22 @@ class LegacyHook:
             "aggregate_evaluate": self._wrap_aggregate_evaluate(strategy.aggregate_evaluate),
             "evaluate": self._wrap_evaluate(strategy.evaluate),
         }
-        vars(strategy).update(watched)
-        vars(clients)["wait_for"] = self._wrap_wait_for(clients)
+        vars(strategy).update(wrapped)
+        vars(client_manager)["wait_for"] = self._wrap_wait_for(client_manager)
         try:
             yield
         finally:
-            for name in watched:
+            for name in wrapped:
                 vars(strategy).pop(name)
-            vars(clients).pop("wait_for")
+            vars(client_manager).pop("wait_for")
             self._log.trace.ends()
         self._log.ended(self._round)
 
-    def _wrap_initialize(self, initialise: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_initialize(self, initialize: Callable[..., Any]) -> Callable[..., Any]:
         def initialize_parameters(client_manager: Any) -> Parameters:
-            own = initialise(client_manager=client_manager)
-            if own is not None and own.tensors:
-                self._check_architecture(self._name_arrays(own))
+            app_parameters = initialize(client_manager=client_manager)
+            if app_parameters is not None and app_parameters.tensors:
+                self._check_architecture(self._name_arrays(app_parameters))
             return ndarrays_to_parameters(list(self._model.values()))
 
         return initialize_parameters
@@ -127,14 +128,14 @@ class LegacyHook:
         return aggregate_evaluate
 
     def _wrap_evaluate(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
-        def evaluated(server_round: int, parameters: Parameters) -> Any:
-            found = evaluate(server_round + self._offset, parameters)
-            if found is not None:
-                loss, metrics = found
+        def evaluate_and_log(server_round: int, parameters: Parameters) -> Any:
+            result = evaluate(server_round + self._offset, parameters)
+            if result is not None:
+                loss, metrics = result
                 self._log.add_metrics({**(metrics or {}), "loss": loss})
-            return found
+            return result
 
-        return evaluated
+        return evaluate_and_log
 
     def _wrap_round_offset(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def shifted(server_round: int, **kwargs: Any) -> Any:
@@ -142,27 +143,27 @@ class LegacyHook:
 
         return shifted
 
-    def _wrap_wait_for(self, clients: Any) -> Callable[..., bool]:
-        """Flower's client manager waits a day for clients; the plan says how long it may be."""
-        wait_for: Callable[..., bool] = clients.wait_for
+    def _wrap_wait_for(self, client_manager: Any) -> Callable[..., bool]:
+        """Limit `ClientManager.wait_for` to the plan's recruiting time. Flower's default is a day."""
+        wait_for: Callable[..., bool] = client_manager.wait_for
 
-        def wait_as_planned(num_clients: int, timeout: float | None = None) -> bool:
+        def wait_with_limit(num_clients: int, timeout: float | None = None) -> bool:
             wait_s = min(self._recruit_s, self._recruit_s if timeout is None else timeout)
             if not wait_for(num_clients, wait_s):
-                present = [f"node {cid}" for cid in clients.all()]
+                present = [f"node {cid}" for cid in client_manager.all()]
                 raise NotEnoughClients(present, {}, wait_s)
             return True
 
-        return wait_as_planned
+        return wait_with_limit
 
     def _name_arrays(self, parameters: Parameters) -> Arrays:
         arrays = parameters_to_ndarrays(parameters)
         if len(arrays) != len(self._model):
             raise ArchitectureMismatch(
-                f"the app's parameters are {len(arrays)} arrays and the stored model has {len(self._model)}"
+                f"the app's parameters are {len(arrays)} arrays, but the stored model has {len(self._model)}"
             )
         return dict(zip(self._model, arrays, strict=True))
 
-    def _check_architecture(self, own: Arrays) -> None:
-        if difference := first_difference(own, self._model):
-            raise ArchitectureMismatch(f"the stored model is not of the app's architecture: {difference}")
+    def _check_architecture(self, app_arrays: Arrays) -> None:
+        if difference := first_difference(app_arrays, self._model):
+            raise ArchitectureMismatch(f"the stored model does not have the app's architecture: {difference}")

@@ -1,19 +1,19 @@
-"""Flower counts nodes and runs; fedbus names them. The number is made of the name, so it is the same everywhere."""
+"""Flower's numeric ids of nodes and runs, derived from fedbus names and so equal in every process."""
 
 import hashlib
 
 
 def node_id(client: str) -> int:
-    """The number by which Flower knows *client*: positive, and small enough for a signed 64-bit field."""
-    return _number("node", client)
+    """Return Flower's node id of *client*, an integer in 2…2⁶³-1."""
+    return _numeric_id("node", client)
 
 
 def run_number(run: str) -> int:
-    """The number by which Flower knows *run*."""
-    return _number("run", run)
+    """Return Flower's run id of *run*, an integer in 2…2⁶³-1."""
+    return _numeric_id("run", run)
 
 
-def _number(kind: str, name: str) -> int:
+def _numeric_id(kind: str, name: str) -> int:
     digest = hashlib.sha256(f"{kind}:{name}".encode()).digest()
     number = int.from_bytes(digest[:8], "big") & (2**63 - 1)
-    return max(number, 2)  # 1 is Flower's own number for its server, 0 for nobody
+    return max(number, 2)  # Flower reserves 1 for the server and 0 for no node

@@ -1,38 +1,44 @@
-"""How long a strategy may wait for more clients than there are: Flower waits by asking, once a second and for ever."""
+"""Detection of a strategy that waits for more clients than are present.
+
+Flower's strategies wait for clients by polling `Grid.get_node_ids` once a second, without a limit.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 POLL_INTERVAL_S: Final = (0.5, 3.0)
-"""Who asks for the nodes again after such a pause, and sends nothing in between, waits for more of them."""
+"""Minimum and maximum pause between two calls of a thread that polls for nodes, in seconds."""
 MAX_BLOCK_S: Final = 2.0
-"""How long such a caller is held at a time: it may have reasons of its own to look elsewhere."""
+"""The limit for which one call blocks a polling thread, which may wait for something else as well."""
 
 
 class NotEnoughClients(RuntimeError):
-    """The strategy waits for more clients than there are, and has waited long enough."""
+    """The strategy waits for more clients than are present, and the recruiting time is over."""
 
     def __init__(self, present: Iterable[str], failed: dict[str, str], waited_s: float) -> None:
-        there = ", ".join(sorted(present)) or "nobody"
-        gone = "".join(f"; {client} is out ({reason})" for client, reason in sorted(failed.items()))
+        present_text = ", ".join(sorted(present)) or "none"
+        failed_text = ", ".join(f"{client} ({reason})" for client, reason in sorted(failed.items())) or "none"
         super().__init__(
-            f"the strategy waited {waited_s:g} s for more clients: there: {there}{gone}. "
+            f"the strategy waited for more clients (limit {waited_s:g} s). "
+            f"Present: {present_text}. Failed: {failed_text}. "
             "Lower the strategy's min_available_nodes, or start more clients"
         )
 
 
 @dataclass
 class NodePoller:
-    """A thread that asks who is there. Flower waits for nodes by asking once a second, for ever."""
+    """The polling state of one thread that calls `Grid.get_node_ids`. Times are in seconds of one clock."""
 
     since: float
-    """When it began to wait."""
+    """Start of the wait."""
     last: float = float("-inf")
+    """End of the last poll."""
     calls_made: int = -1
+    """The Grid's count of other calls at the last poll."""
 
     def polls(self, now: float, calls_made: int) -> bool:
-        """Whether it has done nothing but wait since it last asked. If not, its patience starts anew."""
+        """Return whether this call only continues to poll. If it does not, restart the wait."""
         shortest, longest = POLL_INTERVAL_S
         idle = calls_made == self.calls_made and now - self.last <= longest
         if not idle:
@@ -40,4 +46,5 @@ class NodePoller:
         return idle and now - self.last >= shortest
 
     def answered(self, now: float, calls_made: int) -> None:
+        """Record the end of a poll."""
         self.last, self.calls_made = now, calls_made

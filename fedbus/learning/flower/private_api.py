@@ -1,15 +1,14 @@
-"""The private touches that flwr 1.41 leaves no way around; nothing else in fedbus reaches behind Flower's back.
+"""The private API of flwr 1.41 that fedbus needs. `streaming_aggregation` also uses `FedAvg._check_and_log_replies`.
 
-Each stands here with its reason. `tests/learning/flower/test_private_api.py` fails when Flower
-changes one of them: then this module changes, and nothing else.
+`tests/learning/flower/test_private_api.py` fails if Flower changes one of them; then these modules change.
 
-    identify_process     `Message(content, dst_node_id, message_type)` on the server side reads a process-wide identity
-    stamp                the metadata of a message that the Grid sends has no setter for its id
-    message_of           a message that came over a wire is made from metadata, which is not public
-    empty_run            legacy `server_fn` apps ask the Grid for a `Run`, which has no public constructor
-    LentArray            an `Array` insists on owning `bytes`; this one lends them from a buffer it does not own
-    RunNotRunningException  by it Flower's background threads know that a Grid is gone, and end
-    error codes, log, the default aggregation functions: public in name nowhere
+    set_process_identity    `Message(content, dst_node_id, message_type)` reads a process-wide identity on the server
+    set_message_id          the metadata of a message that the Grid sends has no setter for its id
+    build_message           a received message is built from its metadata, for which there is no public constructor
+    empty_run               legacy `server_fn` apps read a `Run` from the Grid, which has no public constructor
+    BorrowedArray           an `Array` copies its data to `bytes`; this one uses a buffer that it does not own
+    RunNotRunningException  ends Flower's background threads when a Grid is closed
+    error codes, aggregate_metricrecords: they have no public name
 """
 
 from typing import Any, Final, cast
@@ -18,7 +17,6 @@ import numpy as np
 from flwr.app import Array, Error, Message, Metadata, RecordDict
 from flwr.app.message.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
-from flwr.server.workflow.constant import MAIN_PARAMS_RECORD
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
@@ -28,7 +26,6 @@ from fedbus.learning import npy
 __all__ = [
     "CLIENT_APP_RAISED",
     "LOAD_CLIENT_APP_FAILED",
-    "MAIN_PARAMS_RECORD",
     "MESSAGE_UNAVAILABLE",
     "NODE_UNAVAILABLE",
     "NO_REPLY",
@@ -59,21 +56,21 @@ NO_REPLY: Final[int] = ErrorCode.REPLY_MESSAGE_UNAVAILABLE
 
 
 def set_process_identity(run_id: int) -> None:
-    """Say who this process is, as Flower's own launcher does: without it `Message(…)` raises on the server side."""
+    """Set the process identity, as Flower's launcher does. Without it, `Message(…)` raises on the server side."""
     TaskIdentity.task_id = 1
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SERVER_NODE_ID
 
 
 def set_message_id(message: Message, message_id: str) -> None:
-    """Give *message* its id: in Flower the SuperLink does, and `Metadata` has no setter for it."""
+    """Set the id of *message*. In Flower the SuperLink does this; `Metadata` has no setter."""
     message.metadata.__dict__["_message_id"] = message_id
 
 
 def build_message(
     metadata: Metadata, *, content: RecordDict | None = None, error: Error | None = None
 ) -> Message:
-    """The message with this metadata: the public constructor knows only new messages and replies to them."""
+    """Build a message from its metadata. The public constructor only makes new messages and replies."""
     return make_message(metadata=metadata, content=content, error=error)
 
 
@@ -82,13 +79,13 @@ def empty_run(run_id: int) -> Run:
 
 
 class BorrowedArray(Array):
-    """An `Array` whose bytes lie in a buffer that somebody else allocated, such as a blob as it came in.
+    """An `Array` with the bytes of a buffer that it does not own, such as a received blob.
 
-    `view` is the array itself, without a copy; `numpy` makes the one copy that Flower promises;
-    `data` becomes `bytes` when stock code asks for it.
+    `array_view` returns it without a copy; `numpy` makes the one copy that Flower guarantees; `data` converts
+    the buffer to `bytes` at the first access.
     """
 
-    __qualname__ = Array.__qualname__  # Flower writes it into what it serialises
+    __qualname__ = Array.__qualname__  # Flower writes the class name into serialised data
 
     def __init__(self, dtype: str, shape: tuple[int, ...], stype: str, buffer: memoryview) -> None:
         self.__dict__["_buffer"] = buffer
@@ -96,7 +93,7 @@ class BorrowedArray(Array):
 
     @property
     def buffer(self) -> memoryview:
-        """The serialised array, .npy header included."""
+        """The serialised array with its .npy header."""
         return cast("memoryview", self.__dict__["_buffer"])
 
     @property
@@ -117,8 +114,8 @@ class BorrowedArray(Array):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Array):
             return NotImplemented
-        mine = (self.dtype, self.shape, self.stype, self.buffer)
-        return mine == (other.dtype, other.shape, other.stype, serialized_buffer(other))
+        fields = (self.dtype, self.shape, self.stype, self.buffer)
+        return fields == (other.dtype, other.shape, other.stype, serialized_buffer(other))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -126,16 +123,21 @@ class BorrowedArray(Array):
         return Array, (self.dtype, self.shape, self.stype, self.data)
 
     def __repr__(self) -> str:
-        return f"LentArray(dtype={self.dtype!r}, shape={self.shape!r}, {len(self.buffer)} bytes)"
+        return f"BorrowedArray(dtype={self.dtype!r}, shape={self.shape!r}, {len(self.buffer)} bytes)"
 
 
 def array_view(array: Array) -> np.ndarray[Any, Any]:
-    """The numbers in *array* without a copy; raises npy.BadArray. Do not write into it."""
+    """Return *array* as a NumPy view without a copy. Do not write to it.
+
+    Raises:
+        BadArray: the serialization type is not "numpy.ndarray", or the bytes are invalid.
+
+    """
     if array.stype != NUMPY:
-        raise npy.BadArray(f"its serialization is {array.stype!r}, and only {NUMPY!r} is understood")
+        raise npy.BadArray(f"serialization type {array.stype!r} is not supported (supported: {NUMPY!r})")
     return npy.array_from_npy(serialized_buffer(array))
 
 
 def serialized_buffer(array: Array) -> memoryview:
-    """The bytes of *array* where they lie."""
+    """Return the serialised bytes of *array* without a copy."""
     return array.buffer if isinstance(array, BorrowedArray) else memoryview(array.data)

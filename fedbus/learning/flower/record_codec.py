@@ -1,14 +1,13 @@
-"""A Flower RecordDict on the wire: a small msgpack head, then the arrays' bytes as they are.
+"""Wire format of a Flower RecordDict: a msgpack header, then the bytes of the arrays.
 
-    magic, version, length of the head      12 bytes
-    head                                    names and kinds of the records, metrics, configs, and of each
-                                            array its dtype, shape, serialization and size
-    padding to 64 bytes, array, padding …   each array's own .npy bytes, so that its numbers are aligned
+    magic, version, header length           12 bytes, little-endian
+    header                                  names and kinds of the records, metrics, configs, and of each
+                                            array its dtype, shape, serialization type and size
+    padding to 64 bytes, array, padding …   the .npy bytes of each array, so that its elements are aligned
 
-Encoding copies no array: it gives back the list of buffers to send. Decoding copies none
-either: the arrays of the RecordDict lend their bytes from the buffer that came in, and copy
-once when stock Flower code asks for them. Nothing is ever unpickled, and whatever does not
-add up is refused as a whole.
+Encoding copies no array: the result is a list of buffers to send. Decoding copies none either: the arrays of
+the RecordDict are views of the received buffer, and make one copy when Flower's own code reads them. The
+decoder never unpickles, and rejects the whole content if any part is invalid.
 """
 
 import hashlib
@@ -26,7 +25,7 @@ from fedbus.learning.flower.private_api import NUMPY, BorrowedArray, serialized_
 MAGIC: Final = b"FBRD"
 VERSION: Final = 1
 ALIGNMENT: Final = 64
-MAX_HEAD_BYTES: Final = 256 * 1024**2
+MAX_HEADER_BYTES: Final = 256 * 1024**2
 MAX_RECORDS: Final = 10_000
 MAX_ARRAYS: Final = 1_000_000
 
@@ -36,12 +35,12 @@ _ARRAYS, _METRICS, _CONFIGS = "a", "m", "c"
 
 
 class RecordDecodeError(ValueError):
-    """What came in is not a RecordDict as this module writes it; the text says what is wrong."""
+    """The received bytes are not a valid RecordDict."""
 
 
 @dataclass(frozen=True)
 class EncodedRecords:
-    """A RecordDict ready to send: buffers that together are its bytes, the arrays' own among them."""
+    """An encoded RecordDict: consecutive buffers, with the bytes of the arrays as views."""
 
     buffers: list[memoryview]
     has_arrays: bool
@@ -51,7 +50,7 @@ class EncodedRecords:
         return sum(len(buffer) for buffer in self.buffers)
 
     def sha256(self) -> str:
-        """The digest over all buffers. It takes a while for large ones: not for the loop."""
+        """Return the SHA-256 digest over all buffers, in hex. This blocks: do not call it on the event loop."""
         digest = hashlib.sha256()
         for buffer in self.buffers:
             digest.update(buffer)
@@ -62,30 +61,40 @@ class EncodedRecords:
 
 
 def encode(records: RecordDict) -> EncodedRecords:
-    """*records* as buffers, without a copy of any array; raises ValueError for what msgpack cannot say."""
+    """Encode *records* without copying arrays.
+
+    Raises:
+        ValueError: msgpack cannot represent a value, such as an integer of more than 64 bits.
+
+    """
     arrays: list[memoryview] = []
     entries = [[name, *_encode_record(record, arrays)] for name, record in records.items()]
     try:
-        head = msgpack.packb(entries)
+        header = msgpack.packb(entries)
     except (OverflowError, ValueError, TypeError) as error:
-        raise ValueError(f"these records cannot be sent: {error}") from error
-    prefix = _PREFIX.pack(MAGIC, VERSION, len(head)) + head
+        raise ValueError(f"cannot encode the records: {error}") from error
+    prefix = _PREFIX.pack(MAGIC, VERSION, len(header)) + header
     buffers = list(_pad_buffers([memoryview(prefix), *arrays])) if arrays else [memoryview(prefix)]
     return EncodedRecords(buffers, has_arrays=bool(arrays))
 
 
 def decode(data: bytes | bytearray | memoryview) -> RecordDict:
-    """The RecordDict in *data*, whose arrays lend their bytes from it; raises UnreadableRecords."""
+    """Decode *data* to a RecordDict, whose arrays are views of *data*.
+
+    Raises:
+        RecordDecodeError: *data* is not what `encode` writes.
+
+    """
     view = memoryview(data).cast("B")
-    entries, end = _parse_head(view)
+    entries, end = _parse_header(view)
     reader = _ArrayReader(view, end)
     records = RecordDict()
     for entry in entries:
         name, kind, payload = _parse_entry(entry)
         if name in records:
-            raise RecordDecodeError(f"the record {name!r} is there twice")
+            raise RecordDecodeError(f"duplicate record {name!r}")
         records[name] = _decode_record(name, kind, payload, reader)
-    reader.must_be_at_the_end()
+    reader.check_at_end()
     return records
 
 
@@ -105,7 +114,7 @@ def _encode_record(record: ArrayRecord | MetricRecord | ConfigRecord, arrays: li
 
 
 def _pad_buffers(buffers: list[memoryview]) -> Iterator[memoryview]:
-    """*buffers*, each but the last followed by what brings the next to an aligned place."""
+    """Yield *buffers* with padding between them, so that each starts at a multiple of `ALIGNMENT`."""
     for buffer in buffers[:-1]:
         yield buffer
         if padding := -len(buffer) % ALIGNMENT:
@@ -116,23 +125,25 @@ def _pad_buffers(buffers: list[memoryview]) -> Iterator[memoryview]:
 # --- decoding ---------------------------------------------------------------------------
 
 
-def _parse_head(view: memoryview) -> tuple[list[Any], int]:
+def _parse_header(view: memoryview) -> tuple[list[Any], int]:
     if len(view) < _PREFIX.size:
-        raise RecordDecodeError(f"{len(view)} bytes are too few to be records")
+        raise RecordDecodeError(f"{len(view)} bytes are too short for a header")
     magic, version, length = _PREFIX.unpack_from(view)
     if magic != MAGIC:
-        raise RecordDecodeError(f"they begin with {magic!r} instead of {MAGIC!r}")
+        raise RecordDecodeError(f"magic is {magic!r} instead of {MAGIC!r}")
     if version != VERSION:
-        raise RecordDecodeError(f"they are of version {version}, and only {VERSION} is understood")
+        raise RecordDecodeError(f"format version {version} is not supported (supported: {VERSION})")
     end = _PREFIX.size + length
-    if end > len(view) or length > MAX_HEAD_BYTES:
-        raise RecordDecodeError(f"their head of {length} bytes goes beyond their end")
+    if end > len(view) or length > MAX_HEADER_BYTES:
+        raise RecordDecodeError(
+            f"header length {length} exceeds the data ({len(view)} bytes) or the limit ({MAX_HEADER_BYTES} bytes)"
+        )
     try:
         entries = msgpack.unpackb(view[_PREFIX.size : end], strict_map_key=True)
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
-        raise RecordDecodeError(f"their head is not msgpack: {error or type(error).__name__}") from None
+        raise RecordDecodeError(f"the header is not valid msgpack: {error or type(error).__name__}") from None
     if not isinstance(entries, list) or len(entries) > MAX_RECORDS:
-        raise RecordDecodeError("their head is not a list of records")
+        raise RecordDecodeError(f"the header is not a list of at most {MAX_RECORDS} records")
     return entries, end
 
 
@@ -140,7 +151,7 @@ def _parse_entry(entry: Any) -> tuple[str, str, Any]:
     match entry:
         case [str() as name, str() as kind, payload]:
             return name, kind, payload
-    raise RecordDecodeError("an entry of their head is not a name, a kind and what belongs to it")
+    raise RecordDecodeError("a header entry is not a name, a kind and a payload")
 
 
 def _decode_record(
@@ -155,16 +166,16 @@ def _decode_record(
             case "c", dict():
                 return ConfigRecord(payload)
     except (TypeError, ValueError) as error:
-        raise RecordDecodeError(f"the record {name!r} is wrong: {' '.join(str(error).split())}") from None
-    raise RecordDecodeError(f"the record {name!r} is of no kind that is known")
+        raise RecordDecodeError(f"invalid record {name!r}: {' '.join(str(error).split())}") from None
+    raise RecordDecodeError(f"record {name!r} has an unknown kind or payload")
 
 
 class _ArrayReader:
-    """Hands out the arrays that follow the head, in order, each where it lies."""
+    """Reads the arrays after the header in their order, as views."""
 
-    def __init__(self, view: memoryview, at: int) -> None:
+    def __init__(self, view: memoryview, offset: int) -> None:
         self._view = view
-        self._at = at
+        self._offset = offset
         self._count = 0
 
     def record(self, rows: list[Any]) -> ArrayRecord:
@@ -172,13 +183,13 @@ class _ArrayReader:
         for row in rows:
             key, array = self._array(row)
             if key in record:
-                raise RecordDecodeError(f"the array {key!r} is there twice")
+                raise RecordDecodeError(f"duplicate array {key!r}")
             record[key] = array
         return record
 
-    def must_be_at_the_end(self) -> None:
-        if self._at != len(self._view):
-            raise RecordDecodeError(f"{len(self._view) - self._at} bytes belong to nothing")
+    def check_at_end(self) -> None:
+        if self._offset != len(self._view):
+            raise RecordDecodeError(f"{len(self._view) - self._offset} bytes after the last array")
 
     def _array(self, row: Any) -> tuple[str, BorrowedArray]:
         match row:
@@ -186,28 +197,28 @@ class _ArrayReader:
                 shape = _parse_shape(sizes)
             case _:
                 raise RecordDecodeError(
-                    "an array's row is not its name, dtype, shape, serialization and size"
+                    "an array entry is not a name, dtype, shape, serialization type and size"
                 )
         self._count += 1
         if self._count > MAX_ARRAYS:
-            raise RecordDecodeError(f"there are more than {MAX_ARRAYS} arrays")
+            raise RecordDecodeError(f"too many arrays (limit {MAX_ARRAYS})")
         array = BorrowedArray(dtype, shape, stype, self._take(key, size))
-        if stype == NUMPY and dtype:  # Flower's legacy parameters leave dtype and shape out
+        if stype == NUMPY and dtype:  # Flower's legacy parameters have no dtype and shape
             try:
                 npy.check_array(array.buffer, dtype=dtype, shape=shape)
             except npy.BadArray as error:
-                raise RecordDecodeError(f"the array {key!r} is wrong: {error}") from None
+                raise RecordDecodeError(f"invalid array {key!r}: {error}") from None
         return key, array
 
     def _take(self, key: str, size: int) -> memoryview:
-        start = self._at + -self._at % ALIGNMENT
+        start = self._offset + -self._offset % ALIGNMENT
         if size < 0 or start + size > len(self._view):
-            raise RecordDecodeError(f"the array {key!r} goes beyond their end")
-        self._at = start + size
-        return self._view[start : self._at]
+            raise RecordDecodeError(f"array {key!r} exceeds the data")
+        self._offset = start + size
+        return self._view[start : self._offset]
 
 
 def _parse_shape(sizes: list[Any]) -> tuple[int, ...]:
     if len(sizes) > npy.MAX_DIMENSIONS or any(type(size) is not int or size < 0 for size in sizes):
-        raise RecordDecodeError("an array's shape is not a short list of sizes")
+        raise RecordDecodeError(f"an array shape is not a list of at most {npy.MAX_DIMENSIONS} sizes")
     return tuple(sizes)

@@ -1,8 +1,8 @@
-"""Messages that wait for their answers, and the answers on their way from the loop to the app's threads.
+"""Pending messages, and their replies on the way from the event loop to the app's threads.
 
-The replies to a `send_and_receive` are yielded as they come. Iterated plainly they are kept, as
-Flower's own list would be; `Replies.drain` hands each out once and forgets it, so that whoever
-adds them up holds a few at a time.
+The replies to a `send_and_receive` are yielded in order of arrival. Plain iteration keeps them, like the list
+that Flower returns. `Replies.drain` yields each once and releases it, so that an aggregation holds only a few
+in memory.
 """
 
 import asyncio
@@ -27,16 +27,19 @@ from fedbus.learning.flower.private_api import (
 from fedbus.learning.round_tracker import SentMessage
 
 MAX_PREFETCHED_REPLIES: Final = 3
-"""How many replies with arrays are fetched ahead of the app that takes them."""
+"""The limit of replies with arrays that are fetched before the app takes them."""
 
 
 class GridClosed(RuntimeError, RunNotRunningException):
-    """The run is over for this Grid; the text says why."""
+    """The run has ended for this Grid. The text is the reason.
+
+    Flower's background threads end on RunNotRunningException.
+    """
 
 
 @dataclass
 class OfferLease:
-    """What was paid for messages of one content: the offer ends with the last answer."""
+    """The reference count of the replies to one offered blob; the offer is released at zero."""
 
     owed: int
     offer: OfferProtocol | None = None
@@ -49,7 +52,7 @@ class OfferLease:
 
 @dataclass(frozen=True)
 class PendingMessage:
-    """A message that waits for its answer, as the Grid sees it."""
+    """A message that waits for its reply: the tracker's view, Flower's message, and its reply queue."""
 
     sent: SentMessage
     message: Message
@@ -57,47 +60,49 @@ class PendingMessage:
     postage: OfferLease
     exchange: "ReplyQueue | None"
     came_from: SpanContext | None = None
-    """Where its answer was sent, once it is here."""
+    """The span in which the reply was sent; None before it arrives."""
     answered_at: float = 0.0
-    """When that was, by the loop's clock."""
+    """The arrival of the reply, in seconds of the loop's clock."""
     said_in: str = ""
-    """The id of the message that it came in."""
+    """The id of the bus message with the reply."""
 
 
 @dataclass(frozen=True)
 class FetchedReply:
-    """An answer on its way to the app: bytes, or an error."""
+    """A reply with its encoded records in memory, or with an error."""
 
     pending: PendingMessage
     reply: RoundReply | None = None
     data: bytes | memoryview | None = None
     error: Error | None = None
     holds_slot: bool = False
+    """Whether it occupies one of the `ReplyQueue.slots` until the app takes it."""
 
 
 class ReplyQueue:
-    """The answers to the messages of one call, from the loop to the thread that waits for them."""
+    """A queue of the replies to one call, from the event loop to the thread that waits for them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._arrived: SimpleQueue[FetchedReply | GridClosed] = SimpleQueue()
+        self._queue: SimpleQueue[FetchedReply | GridClosed] = SimpleQueue()
         self.slots = asyncio.Semaphore(MAX_PREFETCHED_REPLIES)
 
-    def put(self, arrival: FetchedReply | GridClosed) -> None:
-        self._arrived.put(arrival)
+    def put(self, entry: FetchedReply | GridClosed) -> None:
+        self._queue.put(entry)
 
     def take(self) -> FetchedReply:
-        arrival = self._arrived.get()
-        if isinstance(arrival, GridClosed):
-            self._arrived.put(arrival)  # for whoever else waits here
-            raise arrival
-        if arrival.holds_slot:
+        """Wait for the next reply, in the app's thread. Raises GridClosed."""
+        entry = self._queue.get()
+        if isinstance(entry, GridClosed):
+            self._queue.put(entry)  # for other threads that wait
+            raise entry
+        if entry.holds_slot:
             self._loop.call_soon_threadsafe(self.slots.release)
-        return arrival
+        return entry
 
 
 class Replies(Sequence[Message]):
-    """The replies to one `send_and_receive`, as they come. To Flower it is the list that it expects."""
+    """The replies to one `send_and_receive`, in order of arrival, as the list that Flower expects."""
 
     def __init__(self, count: int, take: Callable[[], Message]) -> None:
         self._missing = count
@@ -114,23 +119,21 @@ class Replies(Sequence[Message]):
 
     def __iter__(self) -> Iterator[Message]:
         self._check_not_drained()
-        at = 0
-        while at < self._count:
-            self._cache_until(at + 1)
-            yield self._cached[at]
-            at += 1
+        for index in range(self._count):
+            self._cache_until(index + 1)
+            yield self._cached[index]
 
     @overload
-    def __getitem__(self, at: int) -> Message: ...
+    def __getitem__(self, index: int) -> Message: ...
     @overload
-    def __getitem__(self, at: slice) -> list[Message]: ...
-    def __getitem__(self, at: int | slice) -> Message | list[Message]:
+    def __getitem__(self, index: slice) -> list[Message]: ...
+    def __getitem__(self, index: int | slice) -> Message | list[Message]:
         self._check_not_drained()
         self._cache_until(self._count)
-        return self._cached[at]
+        return self._cached[index]
 
     def drain(self) -> Iterator[Message]:
-        """Each reply once; nothing of it stays here."""
+        """Yield each reply once, without keeping it. Raises RuntimeError on a second call."""
         self._check_not_drained()
         self._drained = True
         while self._cached:
@@ -147,13 +150,13 @@ class Replies(Sequence[Message]):
     def _check_not_drained(self) -> None:
         if self._drained:
             raise RuntimeError(
-                "the replies of this round were added up as they came and are gone: "
-                'set aggregation = "stock" in [tool.fedbus] for a strategy that reads them again'
+                "streaming aggregation has released the replies of this round. "
+                'Set aggregation = "stock" in [tool.fedbus] for a strategy that reads them again'
             )
 
 
 def round_number_of(message: Message) -> int | None:
-    """The round of *message*: Flower's group, where it is a number, else what strategies write into the config."""
+    """Return the round of *message*: Flower's group id if it is a number, else "server-round" of a ConfigRecord."""
     if message.metadata.group_id.isdecimal():
         return int(message.metadata.group_id)
     for record in message.content.values():
@@ -165,7 +168,7 @@ def round_number_of(message: Message) -> int | None:
 
 
 def sample_count(content: RecordDict) -> int:
-    """How many samples the client says it trained on; 0 where it does not say."""
+    """Return the sample count ("num-examples") that the client reports; 0 if it reports none."""
     for record in content.metric_records.values():
         for key in ("num-examples", "num_examples"):
             value = record.get(key)
@@ -174,43 +177,50 @@ def sample_count(content: RecordDict) -> int:
     return 0
 
 
+def update_weight(content: RecordDict, weighted_by: str) -> float | None:
+    """Return the metric *weighted_by* of the first MetricRecord; None if it is missing or not a number."""
+    metrics = next(iter(content.metric_records.values()), None)
+    weight = None if metrics is None else metrics.get(weighted_by)
+    return float(weight) if isinstance(weight, int | float) else None  # an int would wrap int8 arrays
+
+
 def has_blob(reply: RoundReply) -> bool:
     return reply.content is not None and reply.content.blob is not None
 
 
-def make_fetched_reply(pending: PendingMessage, answer: RoundReply | Error) -> FetchedReply:
-    """An answer that needs no fetching."""
-    if isinstance(answer, Error):
-        return FetchedReply(pending, error=answer)
-    if answer.error_code is not None:
-        return FetchedReply(pending, reply=answer, error=Error(answer.error_code, answer.error_reason))
-    inline = answer.content.inline if answer.content else None
-    return FetchedReply(pending, reply=answer, data=inline)
+def make_fetched_reply(pending: PendingMessage, reply: RoundReply | Error) -> FetchedReply:
+    """Return a reply that has no blob to download."""
+    if isinstance(reply, Error):
+        return FetchedReply(pending, error=reply)
+    if reply.error_code is not None:
+        return FetchedReply(pending, reply=reply, error=Error(reply.error_code, reply.error_reason))
+    inline = reply.content.inline if reply.content else None
+    return FetchedReply(pending, reply=reply, data=inline)
 
 
-def decode_reply(arrival: FetchedReply, run_id: int) -> Message:
-    """The Flower message of *arrival*; what cannot be read is an error of the client that sent it."""
-    metadata = _reply_metadata(arrival, run_id)
-    if arrival.error:
-        return build_message(metadata, error=arrival.error)
+def decode_reply(fetched: FetchedReply, run_id: int) -> Message:
+    """Decode *fetched* to a Flower message; an undecodable reply becomes an error message of its client."""
+    metadata = _reply_metadata(fetched, run_id)
+    if fetched.error:
+        return build_message(metadata, error=fetched.error)
     try:
-        content = record_codec.decode(arrival.data or b"")
+        content = record_codec.decode(fetched.data or b"")
     except record_codec.RecordDecodeError as error:
-        reason = f"{arrival.pending.sent.client}: its reply cannot be read: {error}"
+        reason = f"{fetched.pending.sent.client}: invalid reply: {error}"
         return build_message(metadata, error=Error(UNKNOWN_ERROR, reason))
     return build_message(metadata, content=content)
 
 
-def _reply_metadata(arrival: FetchedReply, run_id: int) -> Metadata:
-    asked, reply = arrival.pending.message.metadata, arrival.reply
+def _reply_metadata(fetched: FetchedReply, run_id: int) -> Metadata:
+    request, reply = fetched.pending.message.metadata, fetched.reply
     return Metadata(
         run_id=run_id,
         message_id=reply.message_id if reply else "",
-        src_node_id=asked.dst_node_id,
+        src_node_id=request.dst_node_id,
         dst_node_id=SERVER_NODE_ID,
-        reply_to_message_id=asked.message_id,
-        group_id=asked.group_id,
+        reply_to_message_id=request.message_id,
+        group_id=request.group_id,
         created_at=reply.created_at if reply else time.time(),
-        ttl=reply.ttl_s if reply else asked.ttl,
-        message_type=asked.message_type,
+        ttl=reply.ttl_s if reply else request.ttl,
+        message_type=request.message_type,
     )

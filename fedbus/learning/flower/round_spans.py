@@ -1,6 +1,7 @@
-"""A round as spans: what the ServerApp's thread does from the first message of a round to its last figure.
+"""The spans of a round in the ServerApp's thread, from its first message to its last metric.
 
-A span is sent when it ends, so nothing here lasts longer than a round: a run of hours shows as it goes.
+A span is exported when it ends. No span here is longer than a round, so that a long run is visible while it
+runs.
 """
 
 from collections.abc import Iterator
@@ -17,19 +18,20 @@ tracer = get_tracer("fedbus.learning")
 
 
 class RoundTrace:
-    """The span of the round that runs, in the thread that runs it. Whatever is sent meanwhile hangs on it."""
+    """The span of the current round, in the ServerApp's thread. It is the parent of all messages of the round."""
 
     def __init__(self, run: str) -> None:
         self._run = run
         self._open: tuple[Span, Token[Context]] | None = None
 
     def begins(self, number: int) -> None:
-        """The round before, if it is still open, ends."""
+        """Start the span of round *number*, and end the span of the previous round."""
         self.ends()
         span = tracer.start_span("round", attributes=self._attributes(number))
         self._open = span, context.attach(trace.set_span_in_context(span))
 
     def ends(self) -> None:
+        """End the open span, if there is one."""
         if self._open is not None:
             span, token = self._open
             self._open = None
@@ -38,7 +40,7 @@ class RoundTrace:
 
     @contextmanager
     def aggregate_span(self, number: int) -> Iterator[None]:
-        """Whoever takes a reply inside links it to where it came from: see `BusGrid`."""
+        """Open the span of an aggregation. `BusGrid` links it to the spans of the replies that it takes."""
         with tracer.start_as_current_span("aggregate", attributes=self._attributes(number)):
             yield
 

@@ -1,8 +1,8 @@
-"""Runs a task's ServerApp, unmodified, in this process, from the stored model to the next one.
+"""Runs a task's ServerApp unmodified in this process, from the stored model to the final model.
 
-An app with a Flower strategy needs nothing: the model goes in and comes out through hooks. An app
-with a loop of its own finds the model in ``context.state["fedbus.model"]`` and leaves the result in
-``context.state["fedbus.result"]``, both ArrayRecords.
+An app with a Flower strategy needs no change: hooks inject the model and take the result. An app with its own
+loop reads the model from ``context.state["fedbus.model"]`` and writes the result to
+``context.state["fedbus.result"]``, both as ArrayRecords.
 """
 
 from contextlib import ExitStack
@@ -35,22 +35,22 @@ ROUNDS_KEY: Final = "num-server-rounds"
 
 
 class ServerAppFailed(RuntimeError):
-    """The task's ServerApp raised; the text is one line that says what."""
+    """The task's ServerApp raised. The text is one line with the exception."""
 
 
 class NoModelResult(ServerAppFailed):
-    """The ServerApp ended, and its model is nowhere."""
+    """The ServerApp ended without a final model."""
 
     def __init__(self, reference: str) -> None:
         super().__init__(
-            f"the ServerApp {reference!r} ended without a model: train by a Flower strategy's start, "
-            f"or put the final ArrayRecord into context.state[{RESULT_KEY!r}]"
+            f"the ServerApp {reference!r} ended without a final model. Train with `start` of a Flower strategy, "
+            f"or assign the final ArrayRecord to context.state[{RESULT_KEY!r}]"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerJob:
-    """What is to be run."""
+    """The inputs of a ServerApp run."""
 
     path: Path
     """The task's directory."""
@@ -58,44 +58,52 @@ class ServerJob:
     plan: RunPlan
     model: Arrays
     run_config: dict[str, Scalar] = field(default_factory=dict)
-    """The app's own; the plan's config goes over it."""
+    """The app's own run config; the plan's config overrides it."""
     first_round: int = 1
-    """Beyond 1 where a lost server is taken up again: *model* is what the round before it came to."""
+    """Greater than 1 if a lost run resumes; then *model* is the checkpoint of the round before."""
     streaming: bool = True
     selection: ClientSelection = field(default_factory=ClientSelection)
     contribution: ContributionLimits = field(default_factory=ContributionLimits)
 
     @property
     def rounds(self) -> int:
-        """How many are left."""
+        """The number of rounds left."""
         return max(0, self.plan.rounds - self.first_round + 1)
 
 
 def run_server_app(grid: BusGrid, job: ServerJob, on_round: OnRound) -> Arrays:
-    """Run the ServerApp of *job* to its end, in this thread; the final model.
+    """Run the ServerApp of *job* to its end in this thread, and return the final model.
 
-    *on_round* is called here, after each round, with its result and the global model.
-    Raises BadTask, ArchitectureMismatch, NotEnoughClients, GridClosed, NoResult and ServerAppFailed.
+    *on_round* is called in this thread after each round, with its result and the global model.
+
+    Raises:
+        BadTask: the app cannot be loaded.
+        ArchitectureMismatch: the stored model does not have the app's architecture.
+        NotEnoughClients: the recruiting time ended before enough clients joined.
+        GridClosed: the Grid was closed during the run.
+        NoModelResult: the app ended without a final model.
+        ServerAppFailed: the app raised.
+
     """
     app = task_code.load_server_app(job.path, job.serverapp)
     log = RoundLog(
         job.model, run=grid.run_name, first_round=job.first_round, tally=grid.tally, on_round=on_round
     )
     record = to_record(job.model)
-    where = {"rounds": job.rounds, "first_round": job.first_round}
+    rounds = {"rounds": job.rounds, "first_round": job.first_round}
     cohort = CohortPolicy(grid.client_of, job.selection, ContributionEvaluator(job.contribution))
-    strategies = StrategyHook(job.model, record, log=log, cohort=cohort, **where)
-    legacy = LegacyHook(job.model, recruit_s=job.plan.recruit_s, log=log, **where)
+    strategy_hook = StrategyHook(job.model, record, log=log, cohort=cohort, **rounds)
+    legacy_hook = LegacyHook(job.model, recruit_s=job.plan.recruit_s, log=log, **rounds)
     context = _make_context(grid, job, record)
     with ExitStack() as hooks:
-        hooks.enter_context(strategies.install())
-        hooks.enter_context(legacy.install())
+        hooks.enter_context(strategy_hook.install())
+        hooks.enter_context(legacy_hook.install())
         if job.streaming:
             hooks.enter_context(streaming_aggregation())
         _run_app(app, grid, context)
     if isinstance(result := context.state.get(RESULT_KEY), ArrayRecord):
         return from_record(result)
-    if strategies.was_used or legacy.was_used:
+    if strategy_hook.was_used or legacy_hook.was_used:
         return log.latest
     raise NoModelResult(job.serverapp)
 

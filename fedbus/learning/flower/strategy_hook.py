@@ -1,12 +1,11 @@
-"""Around `Strategy.start`: the stored model goes in, rounds are told of as they end, the model comes out.
+"""A hook around `Strategy.start` that injects the stored model, reports each round, and takes the final model.
 
-`start` is the one public method through which every app with a Flower strategy trains, whatever
-the strategy. While the hook is installed, each `start` in the family of Strategy is wrapped; the
-strategy at hand gets wrapped methods of its own for the time of the call, and nothing stays
-behind. A round ends when the next is configured, or when `start` returns: so this also holds
-for strategies with a loop of their own.
+Every app with a Flower strategy trains through the public method `start`. While the hook is installed, `start`
+of `Strategy` and of each loaded subclass is wrapped. During the call, the strategy's methods are wrapped on the
+instance; afterwards everything is restored. A round ends when the next one is configured, or when `start`
+returns, so that the hook also works for a strategy with its own loop.
 
-docs/decisions/0004-hook-into-strategy-start.md says why.
+The decision is in docs/decisions/0004-hook-into-strategy-start.md.
 """
 
 import inspect
@@ -25,7 +24,11 @@ from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_differen
 
 
 class StrategyHook:
-    """For one call of the ServerApp. *used* says whether it went through `Strategy.start` at all."""
+    """The hook for one call of a ServerApp.
+
+    *model* and *record* are the stored model; *rounds* is the number of rounds left, the first of which is
+    *first_round*. `was_used` is True if the app called `Strategy.start`.
+    """
 
     def __init__(
         self,
@@ -47,22 +50,23 @@ class StrategyHook:
         self._round = self._offset
         self._is_running = False
         self._model_names: dict[str, str] = {}
-        """The stored model's names by the app's, where an app only numbers its arrays."""
+        """The stored tensor names by the app's, if the app only numbers its arrays."""
         self.was_used = False
 
     @contextmanager
     def install(self) -> Iterator[None]:
+        """Wrap `start` of all loaded strategies until the block ends."""
         with ExitStack() as undo:
-            for kind in loaded_subclasses(Strategy):
-                if "start" in vars(kind):
-                    undo.callback(setattr, kind, "start", kind.start)
-                    kind.start = self._wrap_start(kind.start)
+            for strategy_class in loaded_subclasses(Strategy):
+                if "start" in vars(strategy_class):
+                    undo.callback(setattr, strategy_class, "start", strategy_class.start)
+                    strategy_class.start = self._wrap_start(strategy_class.start)
             yield
 
     def _wrap_start(self, start: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(start)
         def hooked(strategy: Strategy, *args: Any, **kwargs: Any) -> Any:
-            if self._is_running:  # a strategy's own start that calls the one it inherits
+            if self._is_running:  # an overridden start that calls the inherited one
                 return start(strategy, *args, **kwargs)
             call = inspect.signature(start).bind(strategy, *args, **kwargs)
             call.apply_defaults()
@@ -81,53 +85,53 @@ class StrategyHook:
         return hooked
 
     def _inject_initial_model(self, arguments: dict[str, Any]) -> None:
-        """The stored model and the rounds asked for; a second `start` of one app goes on as the app says."""
+        """Set the stored model and the planned rounds. A second `start` of an app keeps the app's own arguments."""
         if not self.was_used:
-            own = self._model_as_named_by(arguments.get("initial_arrays"))
-            ours = {"initial_arrays": own, "num_rounds": self._rounds}
-            arguments.update({name: value for name, value in ours.items() if name in arguments})
+            initial = self._model_with_names_of(arguments.get("initial_arrays"))
+            injected = {"initial_arrays": initial, "num_rounds": self._rounds}
+            arguments.update({name: value for name, value in injected.items() if name in arguments})
         self.was_used = True
         evaluate = arguments.get("evaluate_fn")
         self._evaluate = evaluate
         if evaluate is not None:
             arguments["evaluate_fn"] = self._wrap_evaluate(evaluate)
 
-    def _model_as_named_by(self, own: ArrayRecord | None) -> ArrayRecord:
-        """The stored model by the names that the app itself uses; raises ArchitectureMismatch."""
-        if not own:
+    def _model_with_names_of(self, app_record: ArrayRecord | None) -> ArrayRecord:
+        """Return the stored model with the tensor names of *app_record*. Raises ArchitectureMismatch."""
+        if not app_record:
             return self._record
-        if list(own) == [str(number) for number in range(len(self._model))]:
-            self._model_names = dict(zip(own, self._model, strict=True))
-        if difference := first_difference(self._rename_arrays(own), self._model):
+        if list(app_record) == [str(number) for number in range(len(self._model))]:
+            self._model_names = dict(zip(app_record, self._model, strict=True))
+        if difference := first_difference(self._rename_arrays(app_record), self._model):
             raise ArchitectureMismatch(
-                f"the stored model is not of the app's architecture: {difference}. "
-                "Start a new lineage for the new architecture, or go back to the code that made the model"
+                f"the stored model does not have the app's architecture: {difference}. "
+                "Start a new lineage for the new architecture, or return to the code that built the model"
             )
         names = {model: app for app, model in self._model_names.items()}
         return ArrayRecord({names.get(name, name): array for name, array in self._record.items()})
 
     def _rename_arrays(self, record: ArrayRecord) -> Arrays:
-        """The arrays of *record* by the stored model's names."""
+        """Return the arrays of *record* by the tensor names of the stored model."""
         arrays = from_record(record)
         return {self._model_names.get(name, name): array for name, array in arrays.items()}
 
     @contextmanager
     def _wrap_methods(self, strategy: Strategy) -> Iterator[None]:
-        """Methods of the strategy's own, in front of those of its class, while `start` runs."""
-        watched = {
+        """Wrap the methods of *strategy* on the instance while `start` runs."""
+        wrapped = {
             "configure_train": self._wrap_configure(strategy.configure_train),
             "configure_evaluate": self._wrap_round_offset(strategy.configure_evaluate),
             "aggregate_train": self._wrap_aggregate(strategy.aggregate_train),
             "aggregate_evaluate": self._wrap_aggregate_evaluate(strategy.aggregate_evaluate),
         }
-        before = {name: vars(strategy)[name] for name in watched if name in vars(strategy)}
-        vars(strategy).update(watched)
+        overridden = {name: vars(strategy)[name] for name in wrapped if name in vars(strategy)}
+        vars(strategy).update(wrapped)
         try:
             yield
         finally:
-            for name in watched:
+            for name in wrapped:
                 vars(strategy).pop(name)
-            vars(strategy).update(before)
+            vars(strategy).update(overridden)
 
     def _wrap_configure(self, configure: Callable[..., Any]) -> Callable[..., Any]:
         def configure_train(server_round: int, arrays: ArrayRecord, *args: Any, **kwargs: Any) -> Any:
@@ -143,11 +147,11 @@ class StrategyHook:
         def aggregate_train(server_round: int, replies: Any) -> Any:
             with self._log.trace.aggregate_span(server_round + self._offset):
                 arrays, metrics = self._cohort.aggregated(
-                    lambda watched: aggregate(server_round + self._offset, watched),
+                    lambda observed: aggregate(server_round + self._offset, observed),
                     replies,
                     round_number=server_round + self._offset,
                     evaluate=self._evaluate,
-                    log=self._log,
+                    round_log=self._log,
                 )
             if arrays is not None:
                 self._log.set_model(self._rename_arrays(arrays))
@@ -179,7 +183,7 @@ class StrategyHook:
         return shifted
 
     def _renumber_rounds(self, result: Any) -> Any:
-        """What the app reads of the run counts rounds as the run does."""
+        """Renumber the app's metrics history to the rounds of the run."""
         first = self._round - self._rounds
         for name in ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp"):
             if first and isinstance(by_round := getattr(result, name, None), dict):
@@ -187,12 +191,12 @@ class StrategyHook:
         return result
 
 
-def loaded_subclasses(kind: type) -> list[Any]:
-    """*kind* and all that derives from it, as far as it is loaded."""
-    found: set[type] = {kind}
-    todo: list[type] = [kind]
-    while todo:
-        new: set[type] = set(todo.pop().__subclasses__()) - found
-        found |= new
-        todo += new
-    return sorted(found, key=lambda one: one.__qualname__)
+def loaded_subclasses(base: type) -> list[Any]:
+    """Return *base* and all its subclasses that are imported, sorted by name."""
+    classes: set[type] = {base}
+    unvisited: list[type] = [base]
+    while unvisited:
+        new: set[type] = set(unvisited.pop().__subclasses__()) - classes
+        classes |= new
+        unvisited += new
+    return sorted(classes, key=lambda cls: cls.__qualname__)

@@ -1,14 +1,15 @@
-"""Updates are added up as they arrive: the memory of a round does not grow with its cohort.
+"""Streaming aggregation: each update is added on arrival, so that memory does not grow with the cohort.
 
-Flower's FedAvg lists all replies and then averages them. `streaming_aggregation` replaces
-`FedAvg.aggregate_train`, in the ServerApp's own process, by one that adds each reply's arrays
-into one accumulator and lets go of them; metrics, checks and logs stay Flower's own code, run
-on what is left of the replies. Strategies that build on FedAvg's mean (FedProx, FedAdam,
-FedAvgM, the DP wrappers) are served by it; those that need all updates at once (Krum, FedMedian)
-never come here, and a strategy with its own metrics function or its own checks, which may look
-into the arrays, gets Flower's code with all replies.
+Flower's FedAvg collects all replies and then averages them. `streaming_aggregation` replaces
+`FedAvg.aggregate_train` in the ServerApp's process. The replacement adds the arrays of each reply to one
+accumulator and releases them. Flower's own code still computes metrics, checks and logs, from the replies
+without arrays.
 
-docs/decisions/0003-streaming-aggregation.md says why.
+It also serves the strategies that use FedAvg's mean (FedProx, FedAdam, FedAvgM, the DP wrappers). Strategies
+that need all updates at once (Krum, FedMedian) do not call it. A strategy with its own metrics function or its
+own checks, which may read the arrays, gets Flower's code with all replies.
+
+The decision is in docs/decisions/0003-streaming-aggregation.md.
 """
 
 import sys
@@ -21,6 +22,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from fedbus.learning import npy
+from fedbus.learning.flower.array_records import single_array_record
 from fedbus.learning.flower.private_api import (
     NUMPY,
     BorrowedArray,
@@ -28,19 +30,19 @@ from fedbus.learning.flower.private_api import (
     array_view,
     build_message,
 )
-from fedbus.learning.flower.replies import Replies
+from fedbus.learning.flower.replies import Replies, update_weight
 
 BLOCK_BYTES: Final = 512 * 1024
-"""How much is multiplied at a time: it should stay in the cache until it is added."""
+"""Size of a block that is multiplied and then added, small enough for the CPU cache."""
 
 _STOCK_AGGREGATE = FedAvg.aggregate_train
-_STOCK_CHECKS = FedAvg._check_and_log_replies  # noqa: SLF001 - an overridden one may look into the arrays
+_STOCK_CHECKS = FedAvg._check_and_log_replies  # noqa: SLF001 - an override may read the arrays
 _EMPTY_ARRAY = Array("", (), "", b"")
 
 
 @contextmanager
 def streaming_aggregation() -> Iterator[None]:
-    """Inside, FedAvg and what builds on it add updates as they arrive."""
+    """Replace `FedAvg.aggregate_train` until the block ends."""
     FedAvg.aggregate_train = aggregate_train  # type: ignore[method-assign]
     try:
         yield
@@ -51,10 +53,10 @@ def streaming_aggregation() -> Iterator[None]:
 def aggregate_train(
     self: FedAvg, server_round: int, replies: Iterable[Message]
 ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-    """Stands in for `FedAvg.aggregate_train`."""
+    """Replace `FedAvg.aggregate_train`."""
     if not can_stream(self):
-        stock: tuple[ArrayRecord | None, MetricRecord | None] = _STOCK_AGGREGATE(self, server_round, replies)
-        return stock
+        result: tuple[ArrayRecord | None, MetricRecord | None] = _STOCK_AGGREGATE(self, server_round, replies)
+        return result
     mean = WeightedMean(self.weighted_by_key)
     outlines = [mean.add(reply) for reply in _drain_once(replies)]
     valid, _ = self._check_and_log_replies(outlines, is_train=True)
@@ -65,7 +67,7 @@ def aggregate_train(
 
 
 def can_stream(strategy: FedAvg) -> bool:
-    """Whether nothing of the strategy's own looks into the replies."""
+    """Return whether the strategy has no code of its own that may read the arrays of replies."""
     return (
         strategy.train_metrics_aggr_fn is aggregate_metricrecords
         and type(strategy)._check_and_log_replies is _STOCK_CHECKS  # noqa: SLF001
@@ -73,7 +75,7 @@ def can_stream(strategy: FedAvg) -> bool:
 
 
 class WeightedMean:
-    """The mean of ArrayRecords, each weighted by a metric of its own reply."""
+    """The mean of ArrayRecords, each weighted by the metric *weighted_by* of its reply."""
 
     def __init__(self, weighted_by: str) -> None:
         self._weighted_by = weighted_by
@@ -83,29 +85,25 @@ class WeightedMean:
         self._outline = ArrayRecord()
 
     def add(self, reply: Message) -> Message:
-        """Add the arrays of *reply* in; what comes back is the reply without them.
+        """Add the arrays of *reply*, and return the reply with empty arrays.
 
-        A reply that cannot be averaged is not added: its outline makes Flower's checks say why.
+        A reply that cannot be averaged is not added; Flower's checks reject the returned reply.
         """
         if reply.has_error():
             return reply
-        weight, record = self._weight(reply.content), _single_array_record(reply.content)
+        weight = update_weight(reply.content, self._weighted_by)
+        record = single_array_record(reply.content)
         if weight is not None and record is not None and self._has_expected_keys(record):
             self._add(record, weight)
         return build_message(reply.metadata, content=self._outline_of(reply.content))
 
     def arrays(self) -> ArrayRecord:
-        """The mean, as a record of arrays that are not copied again."""
+        """Return the mean. The arrays of the record are not copied."""
         scale = 1.0 / self._total
         record = ArrayRecord()
-        for key, one in self._sums.items():
-            record[key] = one.scaled(scale)
+        for key, weighted_sum in self._sums.items():
+            record[key] = weighted_sum.scaled(scale)
         return record
-
-    def _weight(self, content: RecordDict) -> float | None:
-        metrics = next(iter(content.metric_records.values()), None)
-        weight = None if metrics is None else metrics.get(self._weighted_by)
-        return float(weight) if isinstance(weight, int | float) else None  # an int would wrap int8 arrays
 
     def _has_expected_keys(self, record: ArrayRecord) -> bool:
         self._keys = self._keys or tuple(record)
@@ -114,11 +112,11 @@ class WeightedMean:
     def _add(self, record: ArrayRecord, weight: float) -> None:
         self._total += weight
         for key, array in record.items():
-            numbers = array_view(array)
+            values = array_view(array)
             if key in self._sums:
-                self._sums[key].add(numbers, weight)
+                self._sums[key].add(values, weight)
             else:
-                self._sums[key] = _WeightedSum(numbers, weight)
+                self._sums[key] = _WeightedSum(values, weight)
 
     def _outline_of(self, content: RecordDict) -> RecordDict:
         return RecordDict(
@@ -129,62 +127,60 @@ class WeightedMean:
         )
 
     def _without_arrays(self, record: ArrayRecord) -> ArrayRecord:
-        """The keys of *record*; one object for all replies that have the same."""
+        """Return a record with the keys of *record* and empty arrays, the same object for equal keys."""
         if tuple(record) != tuple(self._outline):
             self._outline = ArrayRecord(dict.fromkeys(record, _EMPTY_ARRAY))
         return self._outline
 
 
 class _WeightedSum:
-    """A weighted sum, in the precision that Flower's own would have, laid out as the .npy blob it will be."""
+    """A weighted sum in the dtype of Flower's own aggregation, stored as the .npy bytes of the result.
+
+    float16 is summed in float32.
+    """
 
     def __init__(self, first: np.ndarray[Any, Any], weight: float) -> None:
         self._dtype = (np.empty(0, first.dtype) * 0.5).dtype  # Flower multiplies by a Python float
-        summed_in = np.dtype(np.float32) if self._dtype == np.float16 else self._dtype
-        header = npy.make_header(summed_in, first.shape)
-        self._blob = bytearray(len(header) + first.size * summed_in.itemsize)
+        sum_dtype = np.dtype(np.float32) if self._dtype == np.float16 else self._dtype
+        header = npy.make_header(sum_dtype, first.shape)
+        self._blob = bytearray(len(header) + first.size * sum_dtype.itemsize)
         self._blob[: len(header)] = header
-        self._sum = np.frombuffer(self._blob, summed_in, offset=len(header)).reshape(first.shape)
-        np.multiply(first, weight, out=self._sum, dtype=summed_in, casting="unsafe")
+        self._sum = np.frombuffer(self._blob, sum_dtype, offset=len(header)).reshape(first.shape)
+        np.multiply(first, weight, out=self._sum, dtype=sum_dtype, casting="unsafe")
 
-    def add(self, numbers: np.ndarray[Any, Any], weight: float) -> None:
-        ours = self._sum
-        if numbers.shape != ours.shape or numbers.dtype != ours.dtype or not numbers.flags.c_contiguous:
-            ours += np.multiply(numbers, weight, dtype=np.result_type(ours, numbers))
-        elif not _add_with_torch(ours, numbers, weight):
-            _add_in_blocks(ours.reshape(-1), numbers.reshape(-1), weight)
+    def add(self, values: np.ndarray[Any, Any], weight: float) -> None:
+        total = self._sum
+        if values.shape != total.shape or values.dtype != total.dtype or not values.flags.c_contiguous:
+            total += np.multiply(values, weight, dtype=np.result_type(total, values))
+        elif not _add_with_torch(total, values, weight):
+            _add_in_blocks(total.reshape(-1), values.reshape(-1), weight)
 
     def scaled(self, scale: float) -> Array:
+        """Multiply the sum by *scale* in place, and return it."""
         self._sum *= scale
         if self._sum.dtype != self._dtype:
             return Array(np.asarray(self._sum.astype(self._dtype)))
         return BorrowedArray(str(self._dtype), self._sum.shape, NUMPY, memoryview(self._blob))
 
 
-def _add_with_torch(ours: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any], weight: float) -> bool:
-    """`ours += weight * numbers` in one pass and on all cores, where torch is there and may write."""
+def _add_with_torch(total: np.ndarray[Any, Any], values: np.ndarray[Any, Any], weight: float) -> bool:
+    """Compute `total += weight * values` in one pass on all cores; False if torch is not loaded or cannot."""
     torch = sys.modules.get("torch")
-    if torch is None or not numbers.flags.writeable or ours.dtype not in (np.float32, np.float64):
-        return False
-    torch.from_numpy(ours).add_(torch.from_numpy(numbers), alpha=weight)
+    if torch is None or not values.flags.writeable or total.dtype not in (np.float32, np.float64):
+        return False  # torch.from_numpy warns about an array that is not writeable
+    torch.from_numpy(total).add_(torch.from_numpy(values), alpha=weight)
     return True
 
 
-def _add_in_blocks(ours: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any], weight: float) -> None:
-    step = max(1, BLOCK_BYTES // max(1, ours.itemsize))
-    scratch = np.empty(min(step, ours.size), ours.dtype)
-    for start in range(0, ours.size, step):
-        block = ours[start : start + step]
-        product = np.multiply(numbers[start : start + step], weight, out=scratch[: block.size])
+def _add_in_blocks(total: np.ndarray[Any, Any], values: np.ndarray[Any, Any], weight: float) -> None:
+    step = max(1, BLOCK_BYTES // max(1, total.itemsize))
+    scratch = np.empty(min(step, total.size), total.dtype)
+    for start in range(0, total.size, step):
+        block = total[start : start + step]
+        product = np.multiply(values[start : start + step], weight, out=scratch[: block.size])
         np.add(block, product, out=block)
 
 
-def _single_array_record(content: RecordDict) -> ArrayRecord | None:
-    """The ArrayRecord of *content*, if there is exactly one."""
-    found = list(content.array_records.values())
-    return found[0] if len(found) == 1 else None
-
-
 def _drain_once(replies: Iterable[Message]) -> Iterable[Message]:
-    """The replies, each to be seen once and then forgotten."""
+    """Return the replies for one iteration that does not keep them."""
     return replies.drain() if isinstance(replies, Replies) else replies

@@ -483,8 +483,8 @@ async def test_where_no_row_fits_training_has_no_captured_data(
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        ("too_few_labels", "as many labels as inputs"),
-        ("broken", "makes no training data: RuntimeError: no such column"),
+        ("too_few_labels", "Return one label for each input"),
+        ("broken", "did not return training data: RuntimeError: no such column"),
         ("missing", "has no 'missing'"),
     ],
 )

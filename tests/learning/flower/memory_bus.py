@@ -1,4 +1,4 @@
-"""An honest bus in memory: what it carries goes through bytes, and blobs are copied, as on the real one."""
+"""A bus in memory that serialises messages and copies blobs, like the real bus."""
 
 import asyncio
 import hashlib
@@ -40,33 +40,33 @@ class MemoryOffer:
         self.blobs.released += 1
         self.blobs.offers[self.ref.sha256] -= 1
         if not self.blobs.offers[self.ref.sha256]:
-            del self.blobs.held[self.ref.sha256]
+            del self.blobs.contents[self.ref.sha256]
 
 
 @dataclass
 class MemoryBlobs:
-    held: dict[str, bytes] = field(default_factory=dict)
+    contents: dict[str, bytes] = field(default_factory=dict)
     offers: Counter[str] = field(default_factory=Counter)
-    """How many offers there are of each: the same bytes may be offered twice."""
+    """Open offers by digest; the same bytes may be offered twice."""
     offered: int = 0
     released: int = 0
     fetching: int = 0
     max_concurrent_fetches: int = 0
     fetched: int = 0
     stall_after: int = 1_000_000
-    """Of the fetches after so many, nothing comes, for as long as it may take."""
+    """The number of fetches that succeed; all later ones block."""
 
     async def offer(
         self, data: list[memoryview], *, receivers: int = 1, sha256: str | None = None
     ) -> MemoryOffer:
-        whole = b"".join(data)
-        digest = hashlib.sha256(whole).hexdigest()
+        content = b"".join(data)
+        digest = hashlib.sha256(content).hexdigest()
         assert sha256 in {None, digest}
-        self.held[digest] = whole
+        self.contents[digest] = content
         self.offers[digest] += 1
         assert receivers > 0
         self.offered += 1
-        ref = BlobRef(sha256=digest, size_bytes=len(whole), chunk_bytes=1024**2, holder="memory")
+        ref = BlobRef(sha256=digest, size_bytes=len(content), chunk_bytes=1024**2, holder="memory")
         return MemoryOffer(ref, self)
 
     async def fetch(self, ref: BlobRef, *, timeout_s: float) -> memoryview:
@@ -75,9 +75,9 @@ class MemoryBlobs:
         self.max_concurrent_fetches = max(self.max_concurrent_fetches, self.fetching)
         try:
             await asyncio.sleep(3600 if self.fetched >= self.stall_after else 0)
-            if ref.sha256 not in self.held:
-                raise ConnectionError(f"nobody holds {ref.sha256[:8]}")
-            return memoryview(bytearray(self.held[ref.sha256]))
+            if ref.sha256 not in self.contents:
+                raise ConnectionError(f"no offer of {ref.sha256[:8]}")
+            return memoryview(bytearray(self.contents[ref.sha256]))
         finally:
             self.fetching -= 1
             self.fetched += 1
@@ -88,19 +88,19 @@ class MemoryBus:
     blobs: MemoryBlobs = field(default_factory=MemoryBlobs)
     connected: bool = True
     published: list[Message] = field(default_factory=list)
-    listeners: dict[str, Callable[[RoundMessage], None]] = field(default_factory=dict)
+    subscribers: dict[str, Callable[[RoundMessage], None]] = field(default_factory=dict)
 
     async def publish(self, message: Message, *, id: str | None = None) -> None:
         assert id
-        carried = type(message).model_validate(unpack(pack(message)))
-        self.published.append(carried)
-        if isinstance(carried, RoundMessage):
-            self.listeners[carried.client](carried)
+        received = type(message).model_validate(unpack(pack(message)))
+        self.published.append(received)
+        if isinstance(received, RoundMessage):
+            self.subscribers[received.client](received)
 
 
 @dataclass
 class MemoryDevice:
-    """A client: one worker thread with its ClientHost, and a `delay_s` that makes it slow."""
+    """A client: a ClientAppHost in a worker thread. A *silent* one receives messages and never replies."""
 
     host: ClientAppHost
     client: str
@@ -111,7 +111,7 @@ class MemoryDevice:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
-    def hear(self, message: RoundMessage) -> None:
+    def receive(self, message: RoundMessage) -> None:
         self.handled.append(message)
         if not self.silent:
             self.tasks.add(asyncio.get_running_loop().create_task(self.answer(message)))
@@ -120,12 +120,12 @@ class MemoryDevice:
         content = record_codec.decode(await fetch_content(message.content, self.bus.blobs, timeout_s=5))
         loop = asyncio.get_running_loop()
         answer = await loop.run_in_executor(self.thread, self.host.handle, message, content)
-        packed = None
+        encoded = None
         if answer.content is not None:
-            packed, _ = await MessagePayload.of(record_codec.encode(answer.content)).post(
+            encoded, _ = await MessagePayload.of(record_codec.encode(answer.content)).post(
                 self.bus.blobs, receivers=1
             )
-        reply = RoundReply.model_validate(unpack(pack(answer.event(packed))))
+        reply = RoundReply.model_validate(unpack(pack(answer.event(encoded))))
         self.deliver(reply)
 
     async def close(self) -> None:
@@ -139,7 +139,7 @@ class MemoryDevice:
 
 @dataclass
 class MemoryFederation:
-    """A Grid and its devices, and the task that they run."""
+    """A Grid, its devices, and the task that they run."""
 
     path: Path
     package: str
@@ -160,13 +160,13 @@ class MemoryFederation:
         )
         device = MemoryDevice(host, client, self.bus, self.grid.deliver)
         self.devices[client] = device
-        self.bus.listeners[client] = device.hear
+        self.bus.subscribers[client] = device.receive
         self.grid.deliver(ClientJoined(task=TASK, client=client, run=RUN))
         return device
 
     async def run(self, model: Arrays, **job: Any) -> Arrays:
-        """The final model; what was told of the rounds is in `rounds`."""
-        todo = ServerJob(
+        """Run the ServerApp and return the final model. The results of the rounds are in `rounds`."""
+        server_job = ServerJob(
             path=self.path,
             serverapp=f"{self.package}.server_app:app",
             plan=self.plan,
@@ -174,8 +174,8 @@ class MemoryFederation:
             run_config={"num-server-rounds": 1, **job.pop("run_config", {})},
             **job,
         )
-        note = lambda result, arrays: self.rounds.append((result, arrays))  # noqa: E731
-        return await asyncio.to_thread(run_server_app, self.grid, todo, note)
+        on_round = lambda result, arrays: self.rounds.append((result, arrays))  # noqa: E731
+        return await asyncio.to_thread(run_server_app, self.grid, server_job, on_round)
 
     @property
     def results(self) -> list[RoundResult]:
@@ -261,7 +261,7 @@ def render_server_app(strategy: str = "FedAvg()", evaluate_fn: str = "None") -> 
 async def open_memory_federation(
     path: Path, *, server: str = "", client: str = "", lost_after_s: float = 60.0, **plan: Any
 ) -> AsyncIterator[MemoryFederation]:
-    """A federation in memory; its task's package has a name of its own, since modules are process-wide."""
+    """Open a federation in memory. The task's package has a unique name, since modules are process-wide."""
     package = f"task_{uuid4().hex[:8]}"
     home = path / package
     home.mkdir()

@@ -1,4 +1,4 @@
-"""What an update was worth: laws of leaving one out and of Shapley values, on sums of real Flower records."""
+"""Contributions: laws of leave-one-out and of Shapley values, on sums of real Flower records."""
 
 import math
 from functools import partial
@@ -19,14 +19,14 @@ def update(value: float) -> dict[str, Any]:
 
 
 def score_nearness_to_one(_: int, arrays: ArrayRecord) -> MetricRecord:
-    """The best model has ones."""
+    """The loss is zero for a model of ones."""
     assert arrays["n"].numpy().dtype == np.int64
     return MetricRecord({"loss": float(np.abs(arrays["w"].numpy() - 1.0).sum())})
 
 
 @pytest.fixture
 def updates(tmp_path: Path) -> RoundUpdates:
-    """One client helps, one does nothing, one does harm; a fourth, which nobody looks at, helps a little."""
+    """Three players, which help, do nothing and do harm, and a fourth client that is not measured."""
     updates = RoundUpdates(tmp_path, ["good", "idle", "harmful"], start=START)
     for client, value, weight in (
         ("good", 1.0, 10),
@@ -39,54 +39,56 @@ def updates(tmp_path: Path) -> RoundUpdates:
 
 
 @pytest.mark.parametrize(
-    "bounds",
+    "limits",
     [ContributionLimits(every=1), ContributionLimits(every=1, permutations=20)],
-    ids=["left out", "shapley"],
+    ids=["leave-one-out", "shapley"],
 )
-def test_who_helps_is_worth_more_than_who_harms(updates: RoundUpdates, bounds: ContributionLimits) -> None:
-    worth = ContributionEvaluator(bounds).worth(updates, score_nearness_to_one, 1)
+def test_a_helpful_update_is_worth_more_than_a_harmful_one(
+    updates: RoundUpdates, limits: ContributionLimits
+) -> None:
+    worth = ContributionEvaluator(limits).worth(updates, score_nearness_to_one, 1)
     assert worth["good"] > worth["idle"] > worth["harmful"]
     assert worth["good"] > 0 > worth["harmful"]
-    assert worth.keys() == {"good", "idle", "harmful"}, "nobody else is looked at"
+    assert worth.keys() == {"good", "idle", "harmful"}, "only players are measured"
 
 
-def test_left_out_is_what_the_mean_without_it_would_have_come_to(updates: RoundUpdates) -> None:
+def test_leave_one_out_compares_with_the_mean_of_the_others(updates: RoundUpdates) -> None:
     worth = ContributionEvaluator(ContributionLimits(every=1)).worth(updates, score_nearness_to_one, 1)
-    everybody, without = (10 - 10 + 2.5) / 35, (-10 + 2.5) / 25
-    assert worth["good"] == pytest.approx(3 * ((1 - without) - (1 - everybody)), rel=1e-4)
+    mean_of_all, mean_without = (10 - 10 + 2.5) / 35, (-10 + 2.5) / 25
+    assert worth["good"] == pytest.approx(3 * ((1 - mean_without) - (1 - mean_of_all)), rel=1e-4)
 
 
-def test_shapley_values_share_out_what_all_have_come_to(updates: RoundUpdates) -> None:
-    """Efficiency: they add up to v(all) - v(those who are not looked at), in each order and so on average."""
+def test_shapley_values_are_efficient(updates: RoundUpdates) -> None:
+    """Efficiency: they add up to v(all) - v(clients that are not players), in each order and on average."""
     worth = ContributionEvaluator(ContributionLimits(every=1, permutations=30)).worth(
         updates, score_nearness_to_one, 1
     )
-    everybody, others = 2.5 / 35, 0.5
-    assert math.fsum(worth.values()) == pytest.approx(3 * (everybody - others), rel=1e-3, abs=3e-2)
+    mean_of_all, mean_of_others = 2.5 / 35, 0.5
+    assert math.fsum(worth.values()) == pytest.approx(3 * (mean_of_all - mean_of_others), rel=1e-3, abs=3e-2)
 
 
-def test_a_client_alone_is_measured_against_the_model_that_the_round_began_with(tmp_path: Path) -> None:
-    alone = RoundUpdates(tmp_path, ["c1"], start=START)
-    alone.add("c1", update(0.5), 7)
-    for bounds in (ContributionLimits(every=1), ContributionLimits(every=1, permutations=3)):
-        assert ContributionEvaluator(bounds).worth(alone, score_nearness_to_one, 1) == pytest.approx(
+def test_a_single_client_is_compared_with_the_start_model(tmp_path: Path) -> None:
+    updates = RoundUpdates(tmp_path, ["c1"], start=START)
+    updates.add("c1", update(0.5), 7)
+    for limits in (ContributionLimits(every=1), ContributionLimits(every=1, permutations=3)):
+        assert ContributionEvaluator(limits).worth(updates, score_nearness_to_one, 1) == pytest.approx(
             {"c1": 1.5}
         )
 
 
 def test_the_cost_is_bounded_by_clients_and_by_time(updates: RoundUpdates) -> None:
-    asked = []
+    evaluated_rounds = []
 
     def counting(number: int, arrays: ArrayRecord) -> MetricRecord:
-        asked.append(number)
+        evaluated_rounds.append(number)
         return score_nearness_to_one(number, arrays)
 
     ContributionEvaluator(ContributionLimits(every=1)).worth(updates, counting, 7)
-    assert asked == [7] * 4, "once for all, once for each that is looked at"
+    assert evaluated_rounds == [7] * 4, "once for all clients, once for each player"
     assert ContributionEvaluator(ContributionLimits(every=1, seconds=1e-9)).worth(updates, counting, 7) == {}
 
 
-def test_those_are_looked_at_first_that_were_not_for_longest(updates: RoundUpdates) -> None:
+def test_the_clients_not_measured_for_longest_are_players(updates: RoundUpdates) -> None:
     contributions = ContributionEvaluator(ContributionLimits(every=2, clients=2))
     assert [number for number in range(1, 7) if contributions.looks_at(number)] == [2, 4, 6]
     assert contributions.players(["c3", "c1", "c2"]) == ["c1", "c2"]
@@ -94,15 +96,15 @@ def test_those_are_looked_at_first_that_were_not_for_longest(updates: RoundUpdat
     assert contributions.players(["good", "idle", "new"]) == ["new", "good"]
 
 
-def test_an_app_that_measures_nothing_leaves_it_open(updates: RoundUpdates) -> None:
-    for nothing in (None, MetricRecord({"other": 1.0}), MetricRecord({"loss": math.nan})):
+def test_without_a_metric_there_are_no_contributions(updates: RoundUpdates) -> None:
+    for metrics in (None, MetricRecord({"other": 1.0}), MetricRecord({"loss": math.nan})):
         assert (
             ContributionEvaluator(ContributionLimits(every=1)).worth(
-                updates, partial(evaluate_nothing, nothing), 1
+                updates, partial(return_metrics, metrics), 1
             )
             == {}
         )
 
 
-def evaluate_nothing(metrics: MetricRecord | None, _number: int, _arrays: ArrayRecord) -> MetricRecord | None:
+def return_metrics(metrics: MetricRecord | None, _number: int, _arrays: ArrayRecord) -> MetricRecord | None:
     return metrics

@@ -1,4 +1,4 @@
-"""The hosts of ServerApps and ClientApps: what goes in, what comes out, and what goes wrong."""
+"""The hosts of ServerApps and ClientApps: input, output and errors."""
 
 from pathlib import Path
 from textwrap import dedent
@@ -27,7 +27,7 @@ from fedbus.learning.weights import ArchitectureMismatch, first_difference
 # --- ServerApps ---------------------------------------------------------------------------
 
 
-async def test_the_stored_model_goes_in_and_the_rounds_asked_for_are_run(tmp_path: Path) -> None:
+async def test_the_stored_model_trains_for_the_planned_rounds(tmp_path: Path) -> None:
     stored = {name: array + 50 for name, array in initial_model().items()}
     async with open_memory_federation(tmp_path, rounds=3) as fed:
         fed.add("c1", step=1, samples=1)
@@ -43,7 +43,7 @@ async def test_the_stored_model_goes_in_and_the_rounds_asked_for_are_run(tmp_pat
         np.testing.assert_allclose(arrays["w"], expected, err_msg=str(result.round))
 
 
-async def test_a_lost_server_is_taken_up_where_it_was(tmp_path: Path) -> None:
+async def test_a_lost_run_resumes_at_its_first_round(tmp_path: Path) -> None:
     async with open_memory_federation(
         tmp_path, rounds=5, server=render_server_app(evaluate_fn="centralized")
     ) as fed:
@@ -54,17 +54,17 @@ async def test_a_lost_server_is_taken_up_where_it_was(tmp_path: Path) -> None:
     assert [result.round for result in fed.results] == [4, 5]
     assert [result.loss for result in fed.results] == [96.0, 95.0]
     assert fed.results[0].participants == {"c1": 1, "c2": 1}
-    asked = [message.round for message in fed.bus.published if isinstance(message, RoundMessage)]
-    assert sorted(set(asked)) == [4, 5]  # type: ignore[type-var]
+    message_rounds = [message.round for message in fed.bus.published if isinstance(message, RoundMessage)]
+    assert sorted(set(message_rounds)) == [4, 5]  # type: ignore[type-var]
 
 
-async def test_a_model_of_another_architecture_is_refused_with_the_first_difference(tmp_path: Path) -> None:
+async def test_another_architecture_is_rejected_with_the_difference(tmp_path: Path) -> None:
     async with open_memory_federation(tmp_path) as fed:
         with pytest.raises(ArchitectureMismatch, match=r"'w' is float32\[5, 3\] instead of float32\[4, 3\]"):
             await fed.run(initial_model() | {"w": np.zeros((5, 3), np.float32)})
 
 
-async def test_an_app_that_only_numbers_its_arrays_gets_the_model_by_numbers(tmp_path: Path) -> None:
+async def test_an_app_with_numbered_arrays_gets_numbered_arrays(tmp_path: Path) -> None:
     server = render_server_app().replace('{"w": ', '{"0": ').replace('"b": ', '"1": ')
     client = """
         from flwr.app import Message, MetricRecord, RecordDict
@@ -89,7 +89,7 @@ async def test_an_app_that_only_numbers_its_arrays_gets_the_model_by_numbers(tmp
     np.testing.assert_allclose(final["w"], 3.0)
 
 
-async def test_counters_keep_their_dtype_although_a_mean_has_none(tmp_path: Path) -> None:
+async def test_integer_tensors_keep_their_dtype(tmp_path: Path) -> None:
     server = render_server_app().replace("np.zeros(2, np.float64)", "np.zeros((), np.int64)")
     async with open_memory_federation(tmp_path, server=server) as fed:
         fed.add("c1", step=1, samples=10)
@@ -100,7 +100,7 @@ async def test_counters_keep_their_dtype_although_a_mean_has_none(tmp_path: Path
     assert int(final["b"]) == 2
 
 
-async def test_with_stock_aggregation_the_outcome_is_the_same(tmp_path: Path) -> None:
+async def test_stock_aggregation_gives_the_same_result(tmp_path: Path) -> None:
     finals = []
     for streaming in (True, False):
         home = tmp_path / str(streaming)
@@ -112,7 +112,7 @@ async def test_with_stock_aggregation_the_outcome_is_the_same(tmp_path: Path) ->
     np.testing.assert_allclose(finals[0]["w"], finals[1]["w"], rtol=1e-6)
 
 
-async def test_a_strategy_with_a_start_of_its_own_is_hooked_too(tmp_path: Path) -> None:
+async def test_a_strategy_that_overrides_start_is_hooked(tmp_path: Path) -> None:
     server = render_server_app("Own()").replace(
         "rounds_seen = []",
         dedent("""
@@ -123,35 +123,35 @@ async def test_a_strategy_with_a_start_of_its_own_is_hooked_too(tmp_path: Path) 
         rounds_seen = []
         """),
     )
-    starts = {kind: vars(kind)["start"] for kind in loaded_subclasses(Strategy) if "start" in vars(kind)}
+    starts = {cls: vars(cls)["start"] for cls in loaded_subclasses(Strategy) if "start" in vars(cls)}
     async with open_memory_federation(tmp_path, server=server) as fed:
         fed.add("c1", step=1, samples=1)
         fed.add("c2", step=1, samples=1)
         await fed.run(initial_model())
 
     assert [result.round for result in fed.results] == [0, 1, 2]
-    assert all(vars(kind)["start"] is start for kind, start in starts.items())
+    assert all(vars(cls)["start"] is start for cls, start in starts.items())
 
 
 @pytest.mark.parametrize(
-    ("strategy", "error", "said"),
+    ("strategy", "error", "reason"),
     [
         ("1 / 0", ServerAppFailed, "the ServerApp raised ZeroDivisionError: division by zero"),
         ("exit(3)", ServerAppFailed, "the ServerApp raised SystemExit: 3"),
         ("FedAvg(weighted_by_key='age')", ServerAppFailed, "Missing required key `age`"),
     ],
 )
-async def test_an_app_that_fails_says_why(
-    tmp_path: Path, strategy: str, error: type[Exception], said: str
+async def test_a_server_app_that_raises_gives_the_reason(
+    tmp_path: Path, strategy: str, error: type[Exception], reason: str
 ) -> None:
     async with open_memory_federation(tmp_path, server=render_server_app(strategy)) as fed:
         fed.add("c1", step=1, samples=1)
         fed.add("c2", step=1, samples=1)
-        with pytest.raises(error, match=said):
+        with pytest.raises(error, match=reason):
             await fed.run(initial_model())
 
 
-async def test_a_task_without_its_app_is_told(tmp_path: Path) -> None:
+async def test_a_task_without_its_app_is_rejected(tmp_path: Path) -> None:
     async with open_memory_federation(tmp_path, server="apq = 5\n") as fed:
         with pytest.raises(BadTask, match="has no 'app'"):
             await fed.run(initial_model())
@@ -185,10 +185,10 @@ def content() -> RecordDict:
     return RecordDict({"config": ConfigRecord({"ask": "me"})})
 
 
-def test_a_message_in_a_reply_out(tmp_path: Path) -> None:
-    answer = make_host(tmp_path, QUERY_APP).handle(make_round_message(), content())
-    assert answer.content == content()
-    event = answer.event(MessageContent(inline=b"x"))
+def test_a_message_gets_a_reply(tmp_path: Path) -> None:
+    reply = make_host(tmp_path, QUERY_APP).handle(make_round_message(), content())
+    assert reply.content == content()
+    event = reply.event(MessageContent(inline=b"x"))
     assert (event.reply_to, event.client, event.run, event.round, event.error_code) == (
         "m1",
         "c1",
@@ -200,7 +200,7 @@ def test_a_message_in_a_reply_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "code", "said"),
+    ("text", "code", "reason"),
     [
         (
             QUERY_APP.replace("return ", "1 / 0 #"),
@@ -215,7 +215,7 @@ def test_a_message_in_a_reply_out(tmp_path: Path) -> None:
         (
             QUERY_APP.replace("return ", "return 5 #"),
             CLIENT_APP_RAISED,
-            "it returned int where Flower wants a Message",
+            "it returned int instead of a flwr.app.Message",
         ),
         (QUERY_APP.replace("@app.query()", ""), CLIENT_APP_RAISED, "No query function registered"),
         (
@@ -234,23 +234,21 @@ def test_a_message_in_a_reply_out(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_whatever_goes_wrong_is_an_error_reply_of_one_line(
-    tmp_path: Path, text: str, code: int, said: str
-) -> None:
-    answer = make_host(tmp_path, text).handle(make_round_message(), content())
-    assert answer.content is None
-    assert answer.error_code == code
-    assert said in answer.error_reason
-    assert "\n" not in answer.error_reason
+def test_a_failure_is_an_error_reply_of_one_line(tmp_path: Path, text: str, code: int, reason: str) -> None:
+    reply = make_host(tmp_path, text).handle(make_round_message(), content())
+    assert reply.content is None
+    assert reply.error_code == code
+    assert reason in reply.error_reason
+    assert "\n" not in reply.error_reason
 
 
-def test_what_is_on_the_device_may_change_from_message_to_message(tmp_path: Path) -> None:
+def test_the_node_config_may_change_between_messages(tmp_path: Path) -> None:
     app = QUERY_APP.replace(
         "return Message(message.content",
         'message.content["config"]["rows"] = context.node_config["rows"]; return Message(message.content',
     )
-    one = make_host(tmp_path, app)
+    host = make_host(tmp_path, app)
     for rows in (1, 2):
-        answer = one.handle(make_round_message(), content(), node_config={"rows": rows})
-        assert answer.content is not None
-        assert answer.content["config"]["rows"] == rows
+        reply = host.handle(make_round_message(), content(), node_config={"rows": rows})
+        assert reply.content is not None
+        assert reply.content["config"]["rows"] == rows

@@ -1,5 +1,5 @@
-"""Each private touch, used as fedbus uses it. A failure here means that Flower has changed:
-`fedbus/learning/flower/private_api.py` is what changes with it."""
+"""Each use of Flower's private API. A failure means that Flower has changed:
+adapt `fedbus/learning/flower/private_api.py`."""
 
 import inspect
 import threading
@@ -16,7 +16,6 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedbus.learning.flower.private_api import (
     CLIENT_APP_RAISED,
-    MAIN_PARAMS_RECORD,
     NODE_UNAVAILABLE,
     NUMPY,
     SERVER_NODE_ID,
@@ -30,10 +29,10 @@ from fedbus.learning.flower.private_api import (
 from fedbus.learning.flower.replies import GridClosed
 
 
-def test_a_message_of_the_server_takes_its_identity_from_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_message_takes_its_identity_from_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, None)
-    with pytest.raises(RuntimeError, match="TaskIdentity"):  # else the touch is no longer needed
+    with pytest.raises(RuntimeError, match="TaskIdentity"):  # else the workaround is no longer needed
         Message(RecordDict(), 5, "train")
 
     set_process_identity(77)
@@ -42,17 +41,17 @@ def test_a_message_of_the_server_takes_its_identity_from_the_process(monkeypatch
     assert (message.metadata.run_id, message.metadata.src_node_id) == (77, SERVER_NODE_ID)
 
 
-def test_a_messages_id_has_no_setter_but_can_be_stamped() -> None:
+def test_a_message_id_has_no_setter_but_can_be_set() -> None:
     set_process_identity(77)
     message = Message(RecordDict(), 5, "train")
-    with pytest.raises(AttributeError):  # else the touch is no longer needed
+    with pytest.raises(AttributeError):  # else the workaround is no longer needed
         message.metadata.message_id = "m1"  # type: ignore[misc]
     set_message_id(message, "m1")
     assert message.metadata.message_id == "m1"
     assert Message(RecordDict(), reply_to=message).metadata.reply_to_message_id == "m1"
 
 
-def test_a_message_off_the_wire_needs_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_received_message_needs_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, None)
     metadata = Metadata(1, "m1", 1, 5, "", "3", time.time(), 60.0, "train")
@@ -62,29 +61,28 @@ def test_a_message_off_the_wire_needs_no_identity(monkeypatch: pytest.MonkeyPatc
     assert reply.error.reason == "why"
 
 
-def test_the_run_that_legacy_apps_ask_for() -> None:
+def test_a_run_for_legacy_apps_has_its_id() -> None:
     assert empty_run(42).run_id == 42
 
 
-def test_the_numbers_and_names_that_flower_gives() -> None:
+def test_flowers_constants_have_the_expected_values() -> None:
     assert (SERVER_NODE_ID, CLIENT_APP_RAISED, NODE_UNAVAILABLE) == (1, 2, 5)
     assert Array(np.zeros(1)).stype == NUMPY
-    assert MAIN_PARAMS_RECORD == "parameters"
 
 
-def test_a_lent_array_is_what_array_would_be() -> None:
-    numbers = np.asfortranarray(np.arange(6.0).reshape(2, 3))
-    array = Array(numbers)
-    lent = BorrowedArray(array.dtype, array.shape, array.stype, memoryview(bytearray(array.data)))
-    assert lent.deflate() == array.deflate()
-    assert lent.object_id == array.object_id
-    assert [chunk for chunk, _ in lent.slice_array()] == [chunk for chunk, _ in array.slice_array()]
-    assert (lent.numpy() == numbers).all()
+def test_a_borrowed_array_behaves_like_an_array() -> None:
+    values = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    array = Array(values)
+    borrowed = BorrowedArray(array.dtype, array.shape, array.stype, memoryview(bytearray(array.data)))
+    assert borrowed.deflate() == array.deflate()
+    assert borrowed.object_id == array.object_id
+    assert [chunk for chunk, _ in borrowed.slice_array()] == [chunk for chunk, _ in array.slice_array()]
+    assert (borrowed.numpy() == values).all()
     assert set(inspect.signature(Array).parameters) >= {"dtype", "shape", "stype", "data"}
-    assert ArrayRecord({"w": lent})["w"] == array
+    assert ArrayRecord({"w": borrowed})["w"] == array
 
 
-def test_fedavg_still_has_the_parts_that_streaming_puts_together() -> None:
+def test_fedavg_has_the_parts_that_streaming_uses() -> None:
     assert FedAvg().train_metrics_aggr_fn is aggregate_metricrecords
     assert list(inspect.signature(FedAvg.aggregate_train).parameters) == ["self", "server_round", "replies"]
     assert list(inspect.signature(FedAvg._check_and_log_replies).parameters)[:3] == [
@@ -94,7 +92,7 @@ def test_fedavg_still_has_the_parts_that_streaming_puts_together() -> None:
     ]
 
 
-def test_start_still_has_the_parameters_that_the_hook_puts_in() -> None:
+def test_start_has_the_parameters_that_the_hook_sets() -> None:
     assert set(inspect.signature(Strategy.start).parameters) >= {
         "initial_arrays",
         "num_rounds",
@@ -102,7 +100,7 @@ def test_start_still_has_the_parameters_that_the_hook_puts_in() -> None:
     }
 
 
-def test_the_grid_has_no_method_that_fedbus_does_not_know() -> None:
+def test_the_grid_has_no_unknown_abstract_method() -> None:
     known = {
         "set_run",
         "run",

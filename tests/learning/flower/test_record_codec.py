@@ -1,4 +1,4 @@
-"""RecordDicts on the wire: what goes in comes out, nothing is copied, and what does not add up is refused."""
+"""The wire format of RecordDicts: round trip, no copies, and rejection of invalid data."""
 
 import contextlib
 import copy
@@ -72,14 +72,14 @@ def some_records() -> RecordDict:
 
 @given(records)
 @settings(max_examples=150, deadline=None)
-def test_what_goes_in_comes_out(before: RecordDict) -> None:
+def test_records_round_trip(before: RecordDict) -> None:
     after = decode(encode(before).joined())
     assert after == before
     assert [list(record) for record in after.values()] == [list(record) for record in before.values()]
     assert [type(record) for record in after.values()] == [type(record) for record in before.values()]
 
 
-def test_encoding_copies_no_array_and_decoding_lends_them() -> None:
+def test_encoding_and_decoding_copy_no_array() -> None:
     array = Array(np.zeros(1000))
     encoded = encode(RecordDict({"arrays": ArrayRecord({"w": array})}))
     assert any(buffer.obj is array.data for buffer in encoded.buffers)
@@ -92,7 +92,7 @@ def test_encoding_copies_no_array_and_decoding_lends_them() -> None:
     assert view.ctypes.data % ALIGNMENT == np.frombuffer(received, np.uint8).ctypes.data % ALIGNMENT
 
 
-def test_to_stock_code_a_lent_array_is_an_array() -> None:
+def test_flowers_code_can_use_a_borrowed_array() -> None:
     array: Any = decode(encode(some_records()).joined())["arrays"]["w"]
     original: Any = some_records()["arrays"]["w"]
 
@@ -100,8 +100,8 @@ def test_to_stock_code_a_lent_array_is_an_array() -> None:
     assert array.data == original.data
     assert array == original
     assert original == array
-    numbers = array.numpy()
-    numbers += 1  # its own copy, which may be written into
+    copied = array.numpy()
+    copied += 1  # a writeable copy
     assert (array.numpy() == original.numpy()).all()
     assert array.object_id == original.object_id
     assert copy.deepcopy(array) == array
@@ -117,7 +117,7 @@ def test_small_contents_without_arrays_are_one_buffer() -> None:
     assert len(encoded.buffers) == 1
 
 
-def test_legacy_parameters_without_dtype_and_shape_travel(tmp_path: object) -> None:
+def test_legacy_parameters_without_dtype_and_shape_round_trip(tmp_path: object) -> None:
     blob = Array(np.ones(3)).data
     legacy = ArrayRecord(
         {"0": Array(data=blob, dtype="", stype="numpy.ndarray", shape=()), "_empty": Array("", (), "", b"")}
@@ -126,15 +126,15 @@ def test_legacy_parameters_without_dtype_and_shape_travel(tmp_path: object) -> N
     assert after["parameters"]["0"].numpy().tolist() == [1, 1, 1]
 
 
-def test_an_integer_beyond_64_bits_cannot_be_sent_and_it_is_said() -> None:
-    with pytest.raises(ValueError, match="cannot be sent"):
+def test_an_integer_beyond_64_bits_is_rejected() -> None:
+    with pytest.raises(ValueError, match="cannot encode the records"):
         encode(RecordDict({"metrics": MetricRecord({"n": 2**70})}))
 
 
 def wire(entries: Any, tail: bytes = b"") -> bytes:
-    head: bytes = msgpack.packb(entries)
-    whole = _PREFIX.pack(MAGIC, VERSION, len(head)) + head
-    return whole + bytes(-len(whole) % ALIGNMENT) + tail if tail else whole
+    header: bytes = msgpack.packb(entries)
+    data = _PREFIX.pack(MAGIC, VERSION, len(header)) + header
+    return data + bytes(-len(data) % ALIGNMENT) + tail if tail else data
 
 
 def npy(array: Any, **options: Any) -> bytes:
@@ -145,10 +145,10 @@ def npy(array: Any, **options: Any) -> bytes:
 
 
 def with_shape(data: bytes, shape: str) -> bytes:
-    """*data* with another shape in its header, which stays as long as it was."""
+    """Return *data* with another shape in its header of the same length."""
     before, _, rest = data.partition(b"'shape': ")
-    text, _, numbers = rest.partition(b"\n")
-    return before + b"'shape': " + f"{shape}, }}".encode().ljust(len(text)) + b"\n" + numbers
+    text, _, elements = rest.partition(b"\n")
+    return before + b"'shape': " + f"{shape}, }}".encode().ljust(len(text)) + b"\n" + elements
 
 
 GOOD = npy(np.zeros(3, np.float32))
@@ -165,15 +165,15 @@ HOSTILE = {
     "nothing": b"",
     "another format": b"PK\x03\x04" + bytes(20),
     "another version": _PREFIX.pack(MAGIC, 9, 1) + b"\x90",
-    "a head beyond the end": _PREFIX.pack(MAGIC, VERSION, 2**32 - 1) + b"\x90",
-    "a head that is not msgpack": _PREFIX.pack(MAGIC, VERSION, 1) + b"\xc1",
-    "a head that never stops nesting": _PREFIX.pack(MAGIC, VERSION, 9000) + b"\x91" * 9000,
-    "a head of another kind": wire({"a": 1}),
-    "an entry of another kind": wire([1]),
+    "a header beyond the end": _PREFIX.pack(MAGIC, VERSION, 2**32 - 1) + b"\x90",
+    "a header that is not msgpack": _PREFIX.pack(MAGIC, VERSION, 1) + b"\xc1",
+    "a deeply nested header": _PREFIX.pack(MAGIC, VERSION, 9000) + b"\x91" * 9000,
+    "a header of another type": wire({"a": 1}),
+    "an entry of another type": wire([1]),
     "an unknown kind of record": wire([["x", "z", {}]]),
-    "a record that is there twice": wire([["x", "m", {}], ["x", "m", {}]]),
+    "a duplicate record": wire([["x", "m", {}], ["x", "m", {}]]),
     "a metric that is text": wire([["x", "m", {"loss": "low"}]]),
-    "a metric that is nothing": wire([["x", "m", {"loss": None}]]),
+    "a metric that is None": wire([["x", "m", {"loss": None}]]),
     "a config that is a map": wire([["x", "c", {"k": {"a": 1}}]]),
     "keys that are numbers": wire([["x", "m", {1: 1}]]),
     "a row without its size": wire([["x", "a", [["w", "float32", [3], "numpy.ndarray"]]]]),
@@ -184,32 +184,32 @@ HOSTILE = {
     "too many dimensions": wire([["x", "a", [row(GOOD, shape=[1] * 100)]]], GOOD),
     "a shape that is not the array's": wire([["x", "a", [row(GOOD, shape=[2**40, 2**40])]]], GOOD),
     "a dtype that is not the array's": wire([["x", "a", [row(GOOD, dtype="float64")]]], GOOD),
-    "an array that is there twice": wire(
+    "a duplicate array": wire(
         [["x", "a", [row(GOOD), row(GOOD)]]], GOOD + bytes(-len(GOOD) % ALIGNMENT) + GOOD
     ),
-    "bytes that belong to nothing": wire([], GOOD),
+    "bytes after the last array": wire([], GOOD),
     "an array of objects": wire([["x", "a", [row(OBJECTS, dtype="object", shape=[1])]]], OBJECTS),
     "an array without a header": wire([["x", "a", [row(b"1234")]]], b"1234"),
-    "a header of huge dimensions": wire([["x", "a", [row(HUGE, shape=[9999999999])]]], HUGE),
-    "a header of vast dimensions": wire(
+    "a .npy header of huge dimensions": wire([["x", "a", [row(HUGE, shape=[9999999999])]]], HUGE),
+    "a .npy header of vast dimensions": wire(
         [["x", "a", [row(VAST, shape=[0, 999999999999999999, 999999999999999999])]]], VAST
     ),
-    "a header of no dtype": wire([["x", "a", [row(GOOD)]]], GOOD.replace(b"<f4", b"<f3")),
-    "a header that is code": wire([["x", "a", [row(GOOD)]]], GOOD.replace(b"'<f4', ", b"exit(),")),
-    "a header that does not end": wire([["x", "a", [row(GOOD[:20])]]], GOOD[:20]),
+    "a .npy header with an invalid dtype": wire([["x", "a", [row(GOOD)]]], GOOD.replace(b"<f4", b"<f3")),
+    "a .npy header with code": wire([["x", "a", [row(GOOD)]]], GOOD.replace(b"'<f4', ", b"exit(),")),
+    "a truncated .npy header": wire([["x", "a", [row(GOOD[:20])]]], GOOD[:20]),
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE)
-def test_refused_as_a_whole(what: str) -> None:
+@pytest.mark.parametrize("case", HOSTILE)
+def test_invalid_data_is_rejected(case: str) -> None:
     with pytest.raises(RecordDecodeError):
-        decode(HOSTILE[what])
+        decode(HOSTILE[case])
 
 
 @given(st.binary(max_size=200), st.integers(0, 400))
 @settings(max_examples=300, deadline=None)
-def test_damage_is_refused_or_harmless(noise: bytes, at: int) -> None:
-    whole = bytearray(encode(some_records()).joined())
-    whole[at : at + len(noise)] = noise
+def test_corruption_is_rejected_or_harmless(noise: bytes, offset: int) -> None:
+    data = bytearray(encode(some_records()).joined())
+    data[offset : offset + len(noise)] = noise
     with contextlib.suppress(RecordDecodeError):
-        assert isinstance(decode(whole), RecordDict)
+        assert isinstance(decode(data), RecordDict)

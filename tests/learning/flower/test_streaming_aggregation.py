@@ -1,4 +1,4 @@
-"""Adding updates as they come gives what Flower's own aggregation gives, and holds a few at a time."""
+"""Streaming aggregation equals Flower's aggregation, and keeps few updates in memory."""
 
 import gc
 import time
@@ -56,7 +56,7 @@ def update(seed: int, weight: float, **options: Any) -> RecordDict:
 def aggregate_both_ways(
     make: Callable[[], FedAvg], replies: Callable[[], list[Message]], rounds: int = 1
 ) -> tuple[Any, Any]:
-    """What the strategy makes of the same replies without and with streaming."""
+    """Aggregate the same replies without and with streaming."""
 
     def run() -> Any:
         strategy, outcome = make(), None
@@ -80,16 +80,20 @@ def assert_same(stock: Any, streamed: Any) -> None:
     (stock_arrays, stock_metrics), (streamed_arrays, streamed_metrics) = stock, streamed
     assert list(stock_arrays) == list(streamed_arrays)
     for name, array in stock_arrays.items():
-        ours = streamed_arrays[name]
-        assert (ours.dtype, ours.shape, ours.stype) == (array.dtype, array.shape, array.stype), name
+        streamed_array = streamed_arrays[name]
+        assert (streamed_array.dtype, streamed_array.shape, streamed_array.stype) == (
+            array.dtype,
+            array.shape,
+            array.stype,
+        ), name
         tolerance = 2e-3 if "16" in array.dtype else 1e-5
-        np.testing.assert_allclose(ours.numpy(), array.numpy(), rtol=tolerance, err_msg=name)
+        np.testing.assert_allclose(streamed_array.numpy(), array.numpy(), rtol=tolerance, err_msg=name)
     assert stock_metrics == streamed_metrics
 
 
 @pytest.mark.parametrize("with_torch", [True, False], ids=["torch", "numpy alone"])
 @pytest.mark.parametrize("block_bytes", [64, 512 * 1024])
-def test_the_mean_is_flowers_for_every_dtype(
+def test_the_mean_equals_flowers_for_every_dtype(
     monkeypatch: pytest.MonkeyPatch, with_torch: bool, block_bytes: int
 ) -> None:
     pytest.importorskip("torch")
@@ -101,7 +105,7 @@ def test_the_mean_is_flowers_for_every_dtype(
 
 @given(st.lists(st.integers(1, 10_000) | st.floats(0.01, 100), min_size=1, max_size=5))
 @settings(max_examples=25, deadline=None)
-def test_the_mean_is_flowers_for_every_weight(weights: list[float]) -> None:
+def test_the_mean_equals_flowers_for_every_weight(weights: list[float]) -> None:
     kind = type(weights[0])
     assert_same(
         *aggregate_both_ways(
@@ -121,7 +125,7 @@ def test_the_mean_is_flowers_for_every_weight(weights: list[float]) -> None:
     ],
     ids=["FedProx", "FedAdam", "FedAvgM", "FedMedian", "own metrics"],
 )
-def test_strategies_built_on_it_are_what_they_were(make: Callable[[], FedAvg]) -> None:
+def test_strategies_based_on_fedavg_give_the_same_result(make: Callable[[], FedAvg]) -> None:
     assert_same(
         *aggregate_both_ways(
             make, lambda: [reply(update(n, 1 + n, dtypes=FLOATS)) for n in range(4)], rounds=2
@@ -129,12 +133,12 @@ def test_strategies_built_on_it_are_what_they_were(make: Callable[[], FedAvg]) -
     )
 
 
-def test_failures_among_the_replies_are_left_out() -> None:
+def test_error_replies_are_left_out() -> None:
     replies = lambda: [reply(Error(2, "oh")), reply(update(1, 3)), reply(Error(2, "oh"))]  # noqa: E731
     assert_same(*aggregate_both_ways(FedAvg, replies))
 
 
-def test_nothing_comes_of_nothing() -> None:
+def test_without_updates_there_is_no_result() -> None:
     assert aggregate_both_ways(FedAvg, list) == ((None, None), (None, None))
     assert aggregate_both_ways(FedAvg, lambda: [reply(Error(2, "oh"))]) == ((None, None), (None, None))
 
@@ -178,11 +182,11 @@ def make_broken_reply(name: str) -> list[Message]:
         "another shape",
     ],
 )
-def test_replies_that_do_not_belong_together_are_refused_as_flower_refuses_them(name: str) -> None:
-    refusals = (InconsistentMessageReplies, ZeroDivisionError, ValueError)
-    with pytest.raises(refusals) as stock:
+def test_inconsistent_replies_raise_the_same_error_as_flower(name: str) -> None:
+    errors = (InconsistentMessageReplies, ZeroDivisionError, ValueError)
+    with pytest.raises(errors) as stock:
         FedAvg().aggregate_train(1, make_broken_reply(name))
-    with streaming_aggregation(), pytest.raises(refusals) as streamed:
+    with streaming_aggregation(), pytest.raises(errors) as streamed:
         FedAvg().aggregate_train(1, make_broken_reply(name))
 
     assert streamed.type is stock.type
@@ -190,7 +194,7 @@ def test_replies_that_do_not_belong_together_are_refused_as_flower_refuses_them(
         assert str(streamed.value) == str(stock.value)
 
 
-def test_no_more_than_two_updates_are_alive_at_a_time() -> None:
+def test_at_most_two_updates_are_in_memory() -> None:
     alive: weakref.WeakSet[Message] = weakref.WeakSet()
     most = 0
 
@@ -199,7 +203,7 @@ def test_no_more_than_two_updates_are_alive_at_a_time() -> None:
         for seed in range(12):
             message = reply(update(seed, 1, dtypes=FLOATS), node=seed)
             alive.add(message)
-            most = max(most, sum(1 for one in alive if one.has_content()))
+            most = max(most, sum(1 for message in alive if message.has_content()))
             yield message
             del message
 
@@ -209,7 +213,7 @@ def test_no_more_than_two_updates_are_alive_at_a_time() -> None:
     assert most <= 2
 
 
-def test_flowers_own_aggregation_is_back_afterwards() -> None:
+def test_flowers_aggregation_is_restored_afterwards() -> None:
     stock = FedAvg.aggregate_train
     with streaming_aggregation():
         assert FedAvg.aggregate_train is not stock

@@ -1,4 +1,4 @@
-"""What a task's references lead to, and what its author is told where they lead nowhere."""
+"""References to a task's code, and the errors of invalid ones."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -19,20 +19,20 @@ Write = Callable[[str, str], Path]
 def write(tmp_path: Path) -> Iterator[Write]:
     modules, path = set(sys.modules), list(sys.path)
 
-    def written(name: str, text: str) -> Path:
+    def write_file(name: str, text: str) -> Path:
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         return tmp_path
 
-    yield written
+    yield write_file
     for name in set(sys.modules) - modules:
         if name.startswith("zoo"):
             del sys.modules[name]
     sys.path[:] = path
 
 
-def test_a_reference_leads_to_what_it_names(write: Write) -> None:
+def test_a_reference_resolves_to_the_named_object(write: Write) -> None:
     path = write(
         "zoo_a/server.py", "from flwr.serverapp import ServerApp\napp = ServerApp()\nclass Box: app = app\n"
     )
@@ -40,44 +40,44 @@ def test_a_reference_leads_to_what_it_names(write: Write) -> None:
     assert isinstance(task_code.load_server_app(path, "zoo_a.server:Box.app"), ServerApp)
 
 
-def test_a_missing_name_is_told_with_what_there_is(write: Write) -> None:
+def test_a_missing_name_is_reported_with_suggestions(write: Write) -> None:
     path = write("zoo_b.py", "import os\ndef build_model(): ...\ndef predict(): ...\n")
     with pytest.raises(BadTask) as error:
         task_code.load_function(path, "zoo_b:build_modle")
-    said = f"{path / 'zoo_b.py'} has no 'build_modle', which 'zoo_b:build_modle' names; it has build_model, predict"
-    assert str(error.value) == said
+    expected = f"{path / 'zoo_b.py'} has no 'build_modle', which 'zoo_b:build_modle' names; it has build_model, predict"
+    assert str(error.value) == expected
 
 
 @pytest.mark.parametrize(
-    ("reference", "text", "said"),
+    ("reference", "text", "reason"),
     [
-        ("zoo_c", "", "'zoo_c' is not a reference: write module:name"),
-        ("zoo_none:app", "", "has no module 'zoo_none': there is no zoo_none.py in it"),
-        ("zoo_c:app", "import no_such_library", "needs 'no_such_library', which is not installed"),
+        ("zoo_c", "", "'zoo_c' is not a valid reference. Write module:name"),
+        ("zoo_none:app", "", "has no module 'zoo_none': zoo_none.py does not exist"),
+        ("zoo_c:app", "import no_such_library", "imports 'no_such_library', which is not installed"),
         ("zoo_c:app", "def app(:", "cannot be imported: SyntaxError"),
         ("zoo_c:app", "1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
-        ("zoo_c:app", "app = 5", "'zoo_c:app' is of type int, and should be a ServerApp"),
+        ("zoo_c:app", "app = 5", "'zoo_c:app' is of type int, expected ServerApp"),
     ],
 )
-def test_each_mistake_is_one_line(write: Write, reference: str, text: str, said: str) -> None:
+def test_an_error_is_one_line(write: Write, reference: str, text: str, reason: str) -> None:
     path = write("zoo_c.py", text)
     with pytest.raises(BadTask) as error:
         task_code.load_server_app(path, reference)
-    assert said in str(error.value)
+    assert reason in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_task_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BadTask, match="there is no task at"):
+def test_a_missing_task_directory_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(BadTask, match="no task at"):
         task_code.load(tmp_path / "nowhere", "a:b")
 
 
-def test_what_is_not_a_function_is_no_function(write: Write) -> None:
-    with pytest.raises(BadTask, match="is int, and should be something to call"):
+def test_a_value_that_is_not_callable_is_rejected(write: Write) -> None:
+    with pytest.raises(BadTask, match="is of type int, which is not callable"):
         task_code.load_function(write("zoo_d.py", "model = 5"), "zoo_d:model")
 
 
-def test_the_same_module_of_another_version_is_the_other_one(write: Write, tmp_path: Path) -> None:
+def test_each_version_loads_its_own_modules(write: Write, tmp_path: Path) -> None:
     write("v1/zoo_e.py", "from zoo_f import n")
     write("v1/zoo_f.py", "n = 1")
     write("v2/zoo_e.py", "from zoo_f import n")
@@ -89,17 +89,17 @@ def test_several_threads_may_load_a_new_task_at_the_same_time(write: Write, tmp_
     for number in range(30):
         write(f"{number}/zoo_t/__init__.py", "")
         write(f"{number}/zoo_t/model.py", f"def build(): return {number}\n")
-        together = Barrier(4)
+        barrier = Barrier(4)
 
-        def build(number: int = number, together: Barrier = together) -> object:
-            together.wait()
+        def build(number: int = number, barrier: Barrier = barrier) -> object:
+            barrier.wait()
             return task_code.load_function(tmp_path / str(number), "zoo_t.model:build")()
 
         with ThreadPoolExecutor(4) as threads:
-            assert {one.result() for one in [threads.submit(build) for _ in range(4)]} == {number}
+            assert {future.result() for future in [threads.submit(build) for _ in range(4)]} == {number}
 
 
-def test_what_a_task_had_installed_is_its_own(write: Write, tmp_path: Path) -> None:
+def test_each_version_loads_its_own_libraries(write: Write, tmp_path: Path) -> None:
     for version in ("v1", "v2"):
         write(f"{version}/zoo_g.py", "from zoo_library import n")
         write(f"{version}.libs/zoo_library.py", f"n = {version!r}")
@@ -110,7 +110,7 @@ def test_what_a_task_had_installed_is_its_own(write: Write, tmp_path: Path) -> N
     ]
 
 
-def test_what_a_task_had_installed_stands_in_the_place_of_nothing(write: Write, tmp_path: Path) -> None:
+def test_a_library_of_the_machine_precedes_one_of_the_task(write: Write, tmp_path: Path) -> None:
     write("v1/zoo_h.py", "from this_machine import n")
     write("v1.libs/this_machine.py", "n = 'installed'")
     write("machine/this_machine.py", "n = 'here'")
