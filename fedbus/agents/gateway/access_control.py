@@ -55,8 +55,8 @@ class AccessControl:
         if (host := _host_name(request.host)) not in self._hosts:
             return _error_response(
                 421,
-                f"Host name {host[:100]!r} is not allowed. Add it with --allow-host, "
-                "or open the address that the dashboard printed at its start.",
+                f"host name {host[:100]!r} is not allowed. Add it with --allow-host, "
+                "or open the address that the dashboard printed at its start",
             )
         try:
             response = await handler(request)
@@ -72,16 +72,16 @@ class AccessControl:
         """Return the error response if *request* may not perform an action, otherwise None."""
         if not self._token:
             return _error_response(
-                403, "This dashboard is read-only. Set FEDBUS_GATEWAY_TOKEN to enable actions."
+                403, "this dashboard is read-only. Set FEDBUS_GATEWAY_TOKEN to enable actions"
             )
         if not self._same_origin(request):
-            return _error_response(403, "Cross-origin request denied.")
+            return _error_response(403, "cross-origin request denied")
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         is_valid = hmac.compare_digest(token.strip().encode(), self._token)
         if scheme.lower() != "bearer" or not is_valid:
             await asyncio.sleep(WRONG_TOKEN_DELAY_S)
             return _error_response(
-                401, "Invalid token. Use the value of FEDBUS_GATEWAY_TOKEN of this gateway."
+                401, "invalid token. Use the value of FEDBUS_GATEWAY_TOKEN of this gateway"
             )
         return None
 

@@ -92,8 +92,8 @@ class Gateway:
             await self._make_site(runner).start()
         except OSError as error:
             raise GatewayBindError(
-                f"Cannot serve the dashboard on {self._host}:{self._port}: {error.strerror}. "
-                "Choose another port, or 0 for any free port."
+                f"cannot serve the dashboard on {self._host}:{self._port}: {error.strerror}. "
+                "Choose another port, or 0 for any free port"
             ) from error
         port = runner.addresses[0][1]
         scheme = "https" if self._tls else "http"

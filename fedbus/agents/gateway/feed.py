@@ -81,7 +81,7 @@ class Cursor:
         if not (
             events[:1] == EVENTS and life[:1] == LIFECYCLE and _is_number(events[1:]) and _is_number(life[1:])
         ):
-            raise InvalidCursor(f"Invalid cursor {text[:40]!r}. Use the form e812-l344.")
+            raise InvalidCursor(f"invalid cursor {text[:40]!r}. Use the form e812-l344")
         return cls(int(events[1:]), int(life[1:]))
 
     def __str__(self) -> str:

@@ -58,7 +58,7 @@ MAX_DIGITS: Final = 15
 FIRST_YEAR: Final = 1970
 LAST_YEAR: Final = 9000
 """Range of years that a query for a time accepts."""
-MESSAGE_GONE: Final = "The stream no longer contains this message."
+MESSAGE_GONE: Final = "the stream no longer contains this message"
 MAX_BODY_BYTES: Final = 64 * 1024
 
 ACTIONS: Final[Mapping[str, type[Request]]] = {
@@ -129,7 +129,7 @@ class HttpApi:
     async def _file(self, request: web.Request) -> web.StreamResponse:
         file = self._files.get(request.match_info.get("name", "index.html"))
         if file is None:
-            raise web.HTTPNotFound(text="File not found.")
+            raise web.HTTPNotFound(text="file not found")
         content_type, body, tag = file
         headers = {"ETag": tag, "Cache-Control": "no-cache"}
         if request.headers.get("If-None-Match") == tag:
@@ -171,7 +171,7 @@ class HttpApi:
     async def _run(self, request: web.Request) -> web.Response:
         records = await self._history.of_run(request.match_info["run"])
         if records is None:
-            raise web.HTTPNotFound(text="Run not found in the lifecycle stream.")
+            raise web.HTTPNotFound(text="run not found in the lifecycle stream")
         return _records_response(records)
 
     async def _trace(self, request: web.Request) -> web.Response:
@@ -203,7 +203,7 @@ class HttpApi:
             await wait_within(READY_TIMEOUT_S, self._feed.ready.wait())
         except TimeoutError:
             raise web.HTTPServiceUnavailable(
-                text=f"Federation {self._bus.fed} has no streams. Start its server side with fedbus up."
+                text=f"federation {self._bus.fed} has no streams. Start its server side with fedbus up"
             ) from None
 
     # --- event feed -------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ class HttpApi:
         await self._ready()
         if self._browsers >= MAX_BROWSERS:
             raise web.HTTPServiceUnavailable(
-                text=f"Too many open dashboards (limit {MAX_BROWSERS}). Close one."
+                text=f"too many open dashboards (limit {MAX_BROWSERS}). Close one"
             )
         response = web.StreamResponse(headers={**SECURITY_HEADERS, "Content-Type": "text/event-stream"})
         await response.prepare(request)
@@ -263,7 +263,7 @@ class HttpApi:
             return refusal
         kind = ACTIONS.get(request.match_info["name"])
         if kind is None:
-            raise web.HTTPNotFound(text=f"Unknown action. Use one of: {', '.join(ACTIONS)}.")
+            raise web.HTTPNotFound(text=f"unknown action. Use one of: {', '.join(ACTIONS)}")
         action = await _parse_action(kind, request)
         log.info("Sending action", message=action.word, task=action.task, remote=request.remote)
         try:
@@ -277,7 +277,7 @@ class HttpApi:
 
 async def _parse_action(kind: type[Request], request: web.Request) -> Request:
     if request.content_type != "application/json":
-        raise web.HTTPUnsupportedMediaType(text="Unsupported media type. Send application/json.")
+        raise web.HTTPUnsupportedMediaType(text="unsupported media type. Send application/json")
     try:
         action = kind.model_validate_json(await request.read())
         pack(action)
@@ -336,8 +336,8 @@ def _parse_since(request: web.Request) -> datetime | None:
         at = None
     if at is None or at.tzinfo is None or not FIRST_YEAR <= at.year <= LAST_YEAR:
         raise web.HTTPBadRequest(
-            text=f"Invalid time {text[:40]!r} in around. Use the form 2026-03-14T12:00:00Z, "
-            f"with a year from {FIRST_YEAR} to {LAST_YEAR}."
+            text=f"invalid time {text[:40]!r} in around. Use the form 2026-03-14T12:00:00Z, "
+            f"with a year from {FIRST_YEAR} to {LAST_YEAR}"
         )
     return at - timedelta(minutes=10)
 
@@ -350,7 +350,7 @@ def _parse_position(request: web.Request) -> tuple[str, int]:
 def _parse_number(text: str, name: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS and int(text) > 0):
         raise web.HTTPBadRequest(
-            text=f"Invalid {name} {text[:40]!r}. Use a number from 1, with at most {MAX_DIGITS} digits."
+            text=f"invalid {name} {text[:40]!r}. Use a number from 1, with at most {MAX_DIGITS} digits"
         )
     return int(text)
 

@@ -1,11 +1,11 @@
-"""The inference agent: serves predictions always, and owns the inference lifecycle.
+"""The inference agent: serves predictions without interruption and owns the inference lifecycle.
 
     empty –infer_start→ serving –infer_update→ updating –model_loaded / load_refused→ serving –model_returned→ serving
 
-It answers before it has found the bus, with the model that it served last, and it goes on when the bus
-is away: by HTTP (`inference_server`), and on the bus as a micro service. How a new model takes
-the old one's place stands in `inference_phases`, how the device's data are looked at in `inference_watch`; here both
-meet the bus. Models are taken up one at a time; of those that come meanwhile only the newest waits.
+It serves over HTTP (`http_server`) and as a NATS micro service. After a restart it serves the previous
+model before it connects to the bus, and it continues to serve while it is disconnected. `model_swap` replaces
+models and `data_monitor` checks the captured data; this module connects both to the bus. The agent loads
+one model at a time; of the models requested meanwhile, it keeps only the newest.
 """
 
 import asyncio
@@ -56,28 +56,30 @@ from fedbus.contracts.telemetry import get_tracer, mark_failed
 from fedbus.learning.predictor import ModelRefused, Predictor
 
 SERVED_MODEL_FILE: Final = "serving.json"
-"""The model that was served last, so that a restarted device answers before it has found its server."""
+"""File with the request for the served model, from which a restarted device continues without the bus."""
 ROLLED_BACK_FILE: Final = "returned.json"
-"""The models that were returned from, each with its term: none is taken up again until it is named anew."""
+"""File with the models rolled back on this device, by digest, with their terms; each is refused until it is
+promoted again, in a new term."""
 MAX_ROLLED_BACK: Final = 50
 LEAVE_BUS_S: Final = 5.0
-"""When asked to stop: how long the bus may take, where it is away."""
+"""On stop, the time limit for leaving the bus."""
 SERVICE: Final = "fedbus-predict"
 _TERMS: Final = TypeAdapter(dict[str, int])
 
 log = structlog.get_logger("fedbus.inference")
 tracer = get_tracer("fedbus.inference")
 LoadPredictor = Callable[[InferStart], Predictor]
-"""Builds the model that is asked for; blocking. Raises ModelRefused with the reason."""
+"""Builds the predictor of the requested model. Blocks. Raises ModelRefused."""
 ConnectBus = Callable[[], AbstractAsyncContextManager[Bus]]
-"""The way to the bus; raises BusUnreachable."""
+"""Opens a connection to the bus. Raises BusUnreachable."""
 
 
 @log_method_calls
 class InferenceAgent:
-    """One client's predictions in one task. *load* makes a predictor of a file, *trials* try and judge it.
+    """The predictions of one client in one task.
 
-    What is to be told goes into *sayings*; *watch* looks at the data.
+    *load* builds the predictor of a model, *evaluation* evaluates it before it serves, *events* queues the
+    messages to publish, and *data_monitor* checks the captured data.
     """
 
     def __init__(
@@ -87,11 +89,11 @@ class InferenceAgent:
         server: InferenceServer,
         *,
         load: LoadPredictor,
-        trials: OfflineEvaluation,
+        evaluation: OfflineEvaluation,
         outbox: TransitionOutbox,
         directory: Path,
-        sayings: EventQueue,
-        watch: DataMonitor | None = None,
+        events: EventQueue,
+        data_monitor: DataMonitor | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -100,204 +102,218 @@ class InferenceAgent:
         self._server = server
         self._load = load
         self._outbox = outbox
-        self._sayings = sayings
-        self._watch = watch
-        self._kept = directory / SERVED_MODEL_FILE
-        self._returned = directory / ROLLED_BACK_FILE
+        self._events = events
+        self._data_monitor = data_monitor
+        self._served_model_file = directory / SERVED_MODEL_FILE
+        self._rolled_back_file = directory / ROLLED_BACK_FILE
         self._host = host
         self._port = port
-        self._phases = ModelSwap(
-            server.engine, trials, task.table.serving, sayings.say, task=task.id, client=client
+        self._swap = ModelSwap(
+            server.engine, evaluation, task.table.serving, events.say, task=task.id, client=client
         )
         self._served: InferStart | None = None
-        """What serves, as it was asked for."""
-        self._next: asyncio.Queue[tuple[InferStart, contextvars.Context]] = asyncio.Queue()
-        self._life: LifecycleHandle[InferenceState, InferenceEvent, InferenceData, InferenceChanges]
+        """The request for the served model."""
+        self._requested: asyncio.Queue[tuple[InferStart, contextvars.Context]] = asyncio.Queue()
+        self._lifecycle: LifecycleHandle[InferenceState, InferenceEvent, InferenceData, InferenceChanges]
         self.endpoint = ""
         self.ready = asyncio.Event()
 
-    async def run(self, stop: asyncio.Event, join: ConnectBus) -> None:
-        """Serve until *stop* is set; what was accepted by then is answered."""
+    async def run(self, stop: asyncio.Event, connect: ConnectBus) -> None:
+        """Serve until *stop* is set, then answer the accepted requests."""
         try:
             self.endpoint = await self._server.start(self._host, self._port)
-            await self._serve_the_last()
-            await wait_for_first(self._on_the_bus(stop, join), self._look_at_data())
+            await self._restore_served_model()
+            await wait_for_first(self._run_on_bus(stop, connect), self._monitor_data())
         finally:
             await self._server.stop()
 
-    async def _look_at_data(self) -> None:
-        if self._watch is not None:
-            await self._watch.run()
+    async def _monitor_data(self) -> None:
+        if self._data_monitor is not None:
+            await self._data_monitor.run()
         await asyncio.Event().wait()
 
-    async def _serve_the_last(self) -> None:
-        """Answer with what was served before the restart, until the client manager says better."""
-        if not await asyncio.to_thread(self._kept.exists):
+    async def _restore_served_model(self) -> None:
+        """Serve the model from before the restart until the client manager requests another."""
+        if not await asyncio.to_thread(self._served_model_file.exists):
             return
         try:
-            kept = InferStart.model_validate_json(await asyncio.to_thread(self._kept.read_text))
-            await self._phases.first(kept.model, lambda: self._load(kept))
+            text = await asyncio.to_thread(self._served_model_file.read_text)
+            request = InferStart.model_validate_json(text)
+            await self._swap.first(request.model, lambda: self._load(request))
         except (ValidationError, ModelRefused) as error:
-            log.warning("the model of before the restart is not served", reason=str(error))
+            log.warning("Cannot restore the model served before the restart", reason=str(error))
         else:
-            self._served = kept
+            self._served = request
 
     # --- on the bus ----------------------------------------------------------------------------------
 
-    async def _on_the_bus(self, stop: asyncio.Event, join: ConnectBus) -> None:
-        """Be there whenever the bus is; predictions go on without."""
+    async def _run_on_bus(self, stop: asyncio.Event, connect: ConnectBus) -> None:
+        """Connect to the bus and reconnect until *stop* is set; predictions continue meanwhile."""
         backoff = RetryBackoff()
         while not stop.is_set():
             try:
-                async with join() as bus:
+                async with connect() as bus:
                     backoff.reset()
-                    await wait_for_first(self._work(bus, stop), bus.lost(), _stop_within_limit(stop))
+                    await wait_for_first(self._run_connected(bus, stop), bus.lost(), _stop_within_limit(stop))
             except (BusUnreachable, BusClosed, PublishRefused) as error:
-                log.warning("predictions are served without the bus", reason=str(error))
+                log.warning("Bus unavailable; serving predictions without it", reason=str(error))
                 await backoff.pause(stop)
 
-    async def _work(self, bus: Bus, stop: asyncio.Event) -> None:
+    async def _run_connected(self, bus: Bus, stop: asyncio.Event) -> None:
         async with AsyncExitStack() as stack:
-            lives = await stack.enter_async_context(LifecycleStore.open(bus, self._outbox))
+            lifecycles = await stack.enter_async_context(LifecycleStore.open(bus, self._outbox))
             inbox = await stack.enter_async_context(bus.listen(AgentName.INFERENCE, task=self._task.id))
             await stack.enter_async_context(
                 bus.offer(SERVICE, self._endpoints(bus), task=self._task.id, version=__version__)
             )
-            await self._wake(lives)
+            await self._resume(lifecycles)
             self.ready.set()
-            await run_until(stop, self._be_there(bus, inbox))
+            await run_until(stop, self._process(bus, inbox))
 
-    async def _be_there(self, bus: Bus, inbox: AsyncIterator[Any]) -> None:
-        await wait_for_first(handle_each(inbox, self._hear), self._take_up(bus), self._sayings.tell(bus))
+    async def _process(self, bus: Bus, inbox: AsyncIterator[Any]) -> None:
+        await wait_for_first(
+            handle_each(inbox, self._on_message), self._swap_models(bus), self._events.tell(bus)
+        )
 
     def _endpoints(self, bus: Bus) -> Mapping[str, tuple[str, RawHandler]]:
-        async def predict(question: bytes) -> bytes:
+        async def predict(content: bytes) -> bytes:
             try:
-                return await self._server.service.predict(question)
-            except HttpError as refusal:
-                raise RequestRejected(refusal.status, refusal.reason, refusal.body) from refusal
+                return await self._server.service.predict(content)
+            except HttpError as error:
+                raise RequestRejected(error.status, error.reason, error.body) from error
 
         return {"predict": (subjects.predictions(bus.fed, self._client, self._task.id), predict)}
 
-    async def _wake(self, lives: LifecycleStore) -> None:
-        """Tell how it stands: what serves already goes on."""
-        self._life = await lives.of(INFERENCE, InferenceData(task=self._task.id, client=self._client))
-        if not self._life.born:
-            await self._life.create()
-        elif self._life.state is not InferenceState.EMPTY:
-            await self._life.transition(InferenceEvent.RESTARTED, {"model": None, "endpoint": ""})
+    async def _resume(self, lifecycles: LifecycleStore) -> None:
+        """Publish the current state: empty after a restart, then serving if a model is loaded."""
+        self._lifecycle = await lifecycles.of(
+            INFERENCE, InferenceData(task=self._task.id, client=self._client)
+        )
+        if not self._lifecycle.born:
+            await self._lifecycle.create()
+        elif self._lifecycle.state is not InferenceState.EMPTY:
+            await self._lifecycle.transition(InferenceEvent.RESTARTED, {"model": None, "endpoint": ""})
         if (model := self._server.current) is not None:
-            await self._life.transition(
+            await self._lifecycle.transition(
                 InferenceEvent.INFER_START, {"model": model, "endpoint": self.endpoint}
             )
 
-    async def _hear(self, message: Message) -> None:
-        """Remember the newest model that is to be served; it is taken up beside, in the trace of whoever asked."""
-        if isinstance(message, InferStart):  # InferUpdate is one too
-            while not self._next.empty():
-                self._next.get_nowait()  # an earlier request is superseded
-            self._next.put_nowait((message, contextvars.copy_context()))
+    async def _on_message(self, message: Message) -> None:
+        """Queue the newest requested model; `_swap_models` serves it in the trace of this request."""
+        if isinstance(message, InferStart):  # or InferUpdate, its subclass
+            while not self._requested.empty():
+                self._requested.get_nowait()  # superseded by the newer request
+            self._requested.put_nowait((message, contextvars.copy_context()))
         else:
-            log.debug("nothing to do", word=message.word)
+            log.debug("Ignoring message", message=message.word)
 
-    # --- taking up models, one at a time ------------------------------------------------------------
+    # --- swapping models, one at a time -------------------------------------------------------------
 
-    async def _take_up(self, bus: Bus) -> None:
-        watching: asyncio.Task[None] | None = None
+    async def _swap_models(self, bus: Bus) -> None:
+        watch_task: asyncio.Task[None] | None = None
         try:
             while True:
-                message, context = await self._next.get()
-                if self._is_news(message):
-                    await _wait_for_end(watching)
-                    watching = None
+                message, context = await self._requested.get()
+                if self._differs_from_served(message):
+                    await _cancel(watch_task)
+                    watch_task = None
                 pair = await asyncio.create_task(
                     self._serve(bus, message), name=f"serve v{message.model.version}", context=context
                 )
                 if pair is not None:
-                    before, self._served = self._served, message
-                    watching = asyncio.create_task(
-                        self._stand_behind(pair, message, before), name="watch the new model", context=context
+                    previous, self._served = self._served, message
+                    watch_task = asyncio.create_task(
+                        self._watch_and_roll_back(pair, message, previous),
+                        name="watch the new model",
+                        context=context,
                     )
         finally:
-            await _wait_for_end(watching)
+            await _cancel(watch_task)
 
-    def _is_news(self, message: InferStart) -> bool:
-        """Whether it is another model than serves now, or the same one by other code."""
+    def _differs_from_served(self, message: InferStart) -> bool:
+        """Whether *message* requests another model or another code version than the served one."""
         if self._server.current != message.model or self._served is None:
             return True
         return message.code_version not in ("", self._served.code_version)
 
     async def _serve(self, bus: Bus, message: InferStart) -> ModelPair | None:
-        """Have the model of *message* served, and say what came of it; the pair to watch, where there is one."""
-        if not self._is_news(message):
-            await self._say_ready(bus, message)
+        """Serve the model of *message* and publish the result; return the pair to watch, if there is one."""
+        if not self._differs_from_served(message):
+            await self._publish_ready(bus, message)
             return None
-        about: dict[str, str | int] = {
+        attributes: dict[str, str | int] = {
             "fedbus.client": self._client,
             "fedbus.model.version": message.model.version,
         }
         with tracer.start_as_current_span(
-            "swap model", attributes=about, links=tracing.links_to(message.published_in)
+            "swap model", attributes=attributes, links=tracing.links_to(message.published_in)
         ):
-            if self._life.state is InferenceState.EMPTY:
-                await self._begin(bus, message)
+            if self._lifecycle.state is InferenceState.EMPTY:
+                await self._start_serving(bus, message)
                 return None
             return await self._update(bus, message)
 
-    async def _begin(self, bus: Bus, message: InferStart) -> None:
+    async def _start_serving(self, bus: Bus, message: InferStart) -> None:
         try:
-            await self._check_not_returned(message)
-            await self._phases.first(message.model, lambda: self._load(message))
+            await self._check_not_rolled_back(message)
+            await self._swap.first(message.model, lambda: self._load(message))
         except ModelRefused as error:
-            await self._say_refused(bus, message, str(error))
+            await self._publish_refused(bus, message, str(error))
         else:
             self._served = message
-            await self._life.transition(
+            await self._lifecycle.transition(
                 InferenceEvent.INFER_START, {"model": message.model, "endpoint": self.endpoint}
             )
-            await self._keep(message)
-            await self._say_ready(bus, message)
+            await self._save_served_model(message)
+            await self._publish_ready(bus, message)
 
     async def _update(self, bus: Bus, message: InferStart) -> ModelPair | None:
-        await self._life.transition(InferenceEvent.INFER_UPDATE)
+        await self._lifecycle.transition(InferenceEvent.INFER_UPDATE)
         try:
-            await self._check_not_returned(message)
-            pair = await self._phases.update(message.model, lambda: self._load(message))
+            await self._check_not_rolled_back(message)
+            pair = await self._swap.update(message.model, lambda: self._load(message))
         except ModelRefused as error:
-            await self._life.transition(InferenceEvent.LOAD_REFUSED, reason=str(error))
-            await self._say_refused(bus, message, str(error))
+            await self._lifecycle.transition(InferenceEvent.LOAD_REFUSED, reason=str(error))
+            await self._publish_refused(bus, message, str(error))
             return None
-        await self._life.transition(InferenceEvent.MODEL_LOADED, {"model": message.model})
-        await self._keep(message)
-        await self._say_ready(bus, message)
+        await self._lifecycle.transition(InferenceEvent.MODEL_LOADED, {"model": message.model})
+        await self._save_served_model(message)
+        await self._publish_ready(bus, message)
         return pair
 
-    async def _stand_behind(self, pair: ModelPair, taken: InferStart, before: InferStart | None) -> None:
-        """Go back to the old model where the new one, which was *taken* up, does not do."""
-        if await self._phases.watched(pair) or before is None:
+    async def _watch_and_roll_back(
+        self, pair: ModelPair, current: InferStart, previous: InferStart | None
+    ) -> None:
+        """Watch the new model and roll back to the previous one if the new one fails the watch."""
+        if await self._swap.watched(pair) or previous is None:
             return
-        self._served = before
-        await asyncio.to_thread(_record_rollback, self._returned, taken)
-        await self._life.transition(
+        self._served = previous
+        await asyncio.to_thread(_record_rollback, self._rolled_back_file, current)
+        await self._lifecycle.transition(
             InferenceEvent.MODEL_RETURNED,
             {"model": pair.old.ref},
-            reason=f"returned from version {pair.new.ref.version}",
+            reason=f"rolled back from version {pair.new.ref.version}",
         )
-        await self._keep(before)
+        await self._save_served_model(previous)
 
-    async def _check_not_returned(self, message: InferStart) -> None:
-        """A person who promotes it once more, which is a new term, wants it to be tried again."""
-        returned = await asyncio.to_thread(_read_rollbacks, self._returned)
-        if message.term <= returned.get(message.model.sha256, -1):
+    async def _check_not_rolled_back(self, message: InferStart) -> None:
+        """Refuse a model that this device rolled back, unless a user promoted it again, which is a new term.
+
+        Raises:
+            ModelRefused: the device rolled the model back in this term or a later one.
+
+        """
+        rollbacks = await asyncio.to_thread(_read_rollbacks, self._rolled_back_file)
+        if message.term <= rollbacks.get(message.model.sha256, -1):
             raise ModelRefused(
-                "this model was returned from on this device: it erred, or drifted. "
-                f"To have it tried again: fedbus model promote {message.model.version}"
+                "this device rolled the model back because of errors or drift. "
+                f"To try it again, run: fedbus model promote {message.model.version}"
             )
 
-    async def _keep(self, message: InferStart) -> None:
-        await asyncio.to_thread(atomic_write, self._kept, message.model_dump_json())
+    async def _save_served_model(self, message: InferStart) -> None:
+        await asyncio.to_thread(atomic_write, self._served_model_file, message.model_dump_json())
 
-    async def _say_ready(self, bus: Bus, message: InferStart) -> None:
+    async def _publish_ready(self, bus: Bus, message: InferStart) -> None:
         await bus.publish(
             InferReady(
                 task=self._task.id,
@@ -308,7 +324,7 @@ class InferenceAgent:
             )
         )
 
-    async def _say_refused(self, bus: Bus, message: InferStart, reason: str) -> None:
+    async def _publish_refused(self, bus: Bus, message: InferStart, reason: str) -> None:
         mark_failed(trace.get_current_span(), ModelRefused.__name__, reason)
         serving = self._server.current
         await bus.publish(
@@ -325,13 +341,13 @@ class InferenceAgent:
 
 
 async def _stop_within_limit(stop: asyncio.Event) -> None:
-    """Asked to stop, one leaves the bus properly; unless it is away."""
+    """Return LEAVE_BUS_S after *stop* is set, so that a disconnected bus cannot delay the stop."""
     await stop.wait()
     await asyncio.sleep(LEAVE_BUS_S)
 
 
-async def _wait_for_end(task: asyncio.Task[None] | None) -> None:
-    """*task* is over, and whatever it broke of is raised here."""
+async def _cancel(task: asyncio.Task[None] | None) -> None:
+    """Cancel *task* and raise its exception, if it failed."""
     if task is None:
         return
     task.cancel()
@@ -340,15 +356,16 @@ async def _wait_for_end(task: asyncio.Task[None] | None) -> None:
         task.result()
 
 
-def _record_rollback(path: Path, left: InferStart) -> None:
-    """Note that the model of *left* was returned from, as the newest of those in *path*."""
-    known = [(sha256, term) for sha256, term in _read_rollbacks(path).items() if sha256 != left.model.sha256]
-    newest = [*known, (left.model.sha256, left.term)][-MAX_ROLLED_BACK:]
+def _record_rollback(path: Path, request: InferStart) -> None:
+    """Add the model of *request* to the rollbacks in *path*, as the newest one."""
+    sha256 = request.model.sha256
+    others = [(digest, term) for digest, term in _read_rollbacks(path).items() if digest != sha256]
+    newest = [*others, (sha256, request.term)][-MAX_ROLLED_BACK:]
     atomic_write(path, json.dumps(dict(newest)))
 
 
 def _read_rollbacks(path: Path) -> dict[str, int]:
-    """The digests in *path*, and the terms of their models; nothing where it cannot be read."""
+    """Return the digests in *path* with the terms of their models; empty if the file cannot be read."""
     try:
         return _TERMS.validate_json(path.read_bytes())
     except (OSError, ValidationError):

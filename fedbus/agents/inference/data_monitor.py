@@ -1,11 +1,11 @@
-"""The data of a device, looked at now and then: counted, checked, compared with what the model was trained on.
+"""The data monitor: counts the captured rows of a device, checks them, and compares them with the reference.
 
-    every few seconds, if there is something new    → data_counted
+    every COUNT_INTERVAL_S, if the counts changed   → data_counted
     every `checks.every-s`, if there are new rows   → data_checked
-    when inputs or predictions begin to drift       → drift_detected, once until they are well again
+    when inputs or predictions start to drift       → drift_detected, once until the drift ends
 
-All of it is done in a thread, on the newest rows, of which there are at most `checks.max-rows`. What is said is
-counts: no value of a sample, and no label but a class, leaves the device.
+The checks run in a thread, on the newest rows, at most `checks.max-rows`. The published messages contain counts and
+statistics only: no value of a sample and no label except a class leaves the device.
 """
 
 import asyncio
@@ -57,44 +57,44 @@ from fedbus.stores.captured.store import CapturedData
 from fedbus.stores.errors import StoreError
 
 COUNT_INTERVAL_S: Final = 5.0
-SCIPY_MISSING: Final = "SciPy is not installed on the device: pip install 'fedbus[drift]'"
-NO_REFERENCE: Final = (
-    "there is nothing to compare with: name `samples`, or `reference` in [tool.fedbus.checks]"
-)
-REFERENCE_UNREADABLE: Final = "the task's reference cannot be had: the device's log says why"
+SCIPY_MISSING: Final = "SciPy is not installed on the device. Run pip install 'fedbus[drift]'"
+NO_REFERENCE: Final = "the task has no reference data. Set `samples`, or `reference` in [tool.fedbus.checks]"
+REFERENCE_UNREADABLE: Final = "cannot load the reference data of the task. See the log of the device"
 MAX_REFERENCE_ROWS: Final = 1000
-"""Samples of the reference that the model answers, to see what its answers are to be compared with."""
+"""Number of reference samples that the model predicts, for the reference distribution of its predictions."""
 _BATCH_ROWS: Final = 128
 
-log = structlog.get_logger("fedbus.inference_watch")
+log = structlog.get_logger("fedbus.inference")
 Array: TypeAlias = np.ndarray[Any, Any]
 Labelled: TypeAlias = tuple[Array, Array]
 
 
 @dataclass(frozen=True)
 class _DataCounts:
-    """What there is, and what has ever come: a full store has others without having more."""
+    """The stored rows, and the total ever captured; in a full store only the total changes."""
 
-    there: RowCounts
-    ever: TotalCounts
+    stored: RowCounts
+    total: TotalCounts
 
 
 @dataclass
 class _Reference:
-    """What the rows are compared with."""
+    """The reference that captured rows are compared with."""
 
-    expected: DataExpectation
+    expectation: DataExpectation
     inputs: drift.ReferenceDistribution | None = None
     samples: Array | None = None
-    answers: drift.NumericReference | drift.CategoricalReference | None = None
-    answers_of: LoadedModel | None = None
-    """The model that gave them."""
+    predictions: drift.NumericReference | drift.CategoricalReference | None = None
+    predicted_by: LoadedModel | None = None
     drift_unknown: str = ""
-    """Why nothing is compared, where nothing is."""
+    """Why drift cannot be measured; empty if it can."""
 
 
 class DataMonitor:
-    """One client's data in one task. *reference* gives what the model was trained on; it blocks."""
+    """The monitor of one client's captured data in one task.
+
+    *reference* loads samples and labels of the training data; it blocks.
+    """
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class DataMonitor:
         engine: InferenceEngine,
         checks: ChecksTable,
         capture: CaptureTable,
-        say: Callable[[Message], None],
+        publish: Callable[[Message], None],
         *,
         task: str,
         client: ClientId,
@@ -112,160 +112,165 @@ class DataMonitor:
         self._captured = captured
         self._engine = engine
         self._table = checks
-        self._share = capture.holdout_share
-        self._say = say
+        self._holdout_share = capture.holdout_share
+        self._publish = publish
         self._task = task
         self._client = client
         self._reference = reference
         self._count_s = count_s
-        self._about = {TASK: task, CLIENT: client}
-        self._counted: _DataCounts | None = None
-        self._checked: _DataCounts | None = None
+        self._attributes = {TASK: task, CLIENT: client}
+        self._published_counts: _DataCounts | None = None
+        self._checked_counts: _DataCounts | None = None
         self._drifting: set[str] = set()
         self._limits = drift.DriftLimits(checks.max_psi, checks.max_p)
 
     async def run(self) -> None:
-        """Look, for ever."""
-        known = await asyncio.to_thread(self._learn)
+        """Count and check the data, forever."""
+        reference = await asyncio.to_thread(self._load_reference)
         async with asyncio.TaskGroup() as group:
             group.create_task(repeat_every(self._count_s, self.count), name="count data")
-            group.create_task(repeat_every(self._table.every_s, lambda: self.check(known)), name="check data")
+            group.create_task(
+                repeat_every(self._table.every_s, lambda: self.check(reference)), name="check data"
+            )
 
     async def count(self) -> None:
-        """Say how many rows there are and have come, if that has changed."""
-        counted = await self._count()
-        if counted is None or counted == self._counted:
+        """Publish the counts of rows if they changed."""
+        counts = await self._read_counts()
+        if counts is None or counts == self._published_counts:
             return
-        self._counted = counted
-        for use, number in vars(counted.there).items():
-            set_gauge(DATA_ROWS, number, self._about | {"fedbus.use": use})
-        self._say(
+        self._published_counts = counts
+        for use, number in vars(counts.stored).items():
+            set_gauge(DATA_ROWS, number, self._attributes | {"fedbus.use": use})
+        self._publish(
             DataCounted(
                 task=self._task,
                 client=self._client,
-                **vars(counted.there),
-                labelled_ever=counted.ever.labelled,
-                unlabelled_ever=counted.ever.unlabelled,
-                database=counted.ever.database,
+                **vars(counts.stored),
+                labelled_ever=counts.total.labelled,
+                unlabelled_ever=counts.total.unlabelled,
+                database=counts.total.database,
             )
         )
 
-    async def check(self, known: _Reference) -> None:
+    async def check(self, reference: _Reference) -> None:
         """Check the newest rows, if there are new ones."""
-        counted = await self._count()
-        if counted is None or counted == self._checked or not any(vars(counted.there).values()):
+        counts = await self._read_counts()
+        if counts is None or counts == self._checked_counts or not any(vars(counts.stored).values()):
             return
-        self._checked = counted
+        self._checked_counts = counts
         try:
-            await asyncio.to_thread(self._look, known)
-        except (StoreError, ValueError) as error:  # whatever the data are, predictions go on
-            log.warning("captured data are not checked", reason=to_one_line(error))
+            await asyncio.to_thread(self._check_rows, reference)
+        except (StoreError, ValueError) as error:  # invalid data must not stop the predictions
+            log.warning("Check of captured data failed", reason=to_one_line(error))
 
-    async def _count(self) -> _DataCounts | None:
-        """What there is now, with all that was added before; None where the store cannot say."""
+    async def _read_counts(self) -> _DataCounts | None:
+        """Read the counts after all pending writes; None if the store is unavailable."""
         try:
             await self._captured.written()
             path = self._captured.path
-            there = await asyncio.to_thread(read_row_counts, path, self._share)
-            return _DataCounts(there, await asyncio.to_thread(read_total_counts, path))
+            stored = await asyncio.to_thread(read_row_counts, path, self._holdout_share)
+            return _DataCounts(stored, await asyncio.to_thread(read_total_counts, path))
         except StoreError as error:
-            log.warning("captured data are not counted", reason=str(error))
+            log.warning("Count of captured data failed", reason=str(error))
             return None
 
     # --- in a thread ------------------------------------------------------------------------------
 
-    def _learn(self) -> _Reference:
-        """What the model was trained on, as far as the task says."""
+    def _load_reference(self) -> _Reference:
+        """Load the reference data of the task and compute their distributions."""
         try:
-            reference = self._reference()
+            data = self._reference()
         except BadTask as error:
-            log.warning("data are checked without a reference", reason=str(error))
+            log.warning("Cannot load the reference data; checking without them", reason=str(error))
             return _Reference(derive_expectation(self._table), drift_unknown=REFERENCE_UNREADABLE)
-        if reference is None:
+        if data is None:
             return _Reference(derive_expectation(self._table), drift_unknown=NO_REFERENCE)
-        inputs, labels = reference
-        known = _Reference(derive_expectation(self._table, inputs, labels))
+        inputs, labels = data
+        reference = _Reference(derive_expectation(self._table, inputs, labels))
         if not drift.is_scipy_available():
-            log.warning("drift is not looked for", reason=SCIPY_MISSING)
-            known.drift_unknown = SCIPY_MISSING
-            return known
-        known.inputs = drift.build_reference(inputs)
-        known.samples = inputs[:: max(1, len(inputs) // MAX_REFERENCE_ROWS)]
-        return known
+            log.warning("Drift detection disabled", reason=SCIPY_MISSING)
+            reference.drift_unknown = SCIPY_MISSING
+            return reference
+        reference.inputs = drift.build_reference(inputs)
+        reference.samples = inputs[:: max(1, len(inputs) // MAX_REFERENCE_ROWS)]
+        return reference
 
-    def _look(self, known: _Reference) -> None:
-        began = time.monotonic()
+    def _check_rows(self, reference: _Reference) -> None:
+        start = time.monotonic()
         rows = read_newest_rows(self._captured.path, self._table.max_rows)
-        shifts = self._shifts_of_inputs(rows, known)
-        answers = self._shift_of_answers(rows, known)
+        input_shifts = self._input_shifts(rows, reference)
+        prediction_shift = self._prediction_shift(rows, reference)
+        prediction_shifts = [prediction_shift] if prediction_shift else []
         drifted = {
-            of: found
-            for of, found in (
-                ("inputs", drift.most_drifted(shifts, self._limits)),
-                ("predictions", drift.most_drifted([answers], self._limits) if answers else None),
+            of: result
+            for of, result in (
+                ("inputs", drift.most_drifted(input_shifts, self._limits)),
+                ("predictions", drift.most_drifted(prediction_shifts, self._limits)),
             )
-            if found is not None
+            if result is not None
         }
-        wanted = restrict_classes(known.expected, rows.outputs, self._table)
-        seconds = time.monotonic() - began
+        expectation = restrict_classes(reference.expectation, rows.outputs, self._table)
+        seconds = time.monotonic() - start
         checked = DataChecked(
             task=self._task,
             client=self._client,
             rows=len(rows),
-            findings=check_data(rows.inputs, rows.labels, wanted, self._table),
-            classes=count_classes(rows.labels, wanted.classes),
-            inputs=tuple(map(_to_distribution, shifts)),
-            predictions=_to_distribution(answers) if answers else None,
+            findings=check_data(rows.inputs, rows.labels, expectation, self._table),
+            classes=count_classes(rows.labels, expectation.classes),
+            inputs=tuple(map(_to_distribution, input_shifts)),
+            predictions=_to_distribution(prediction_shift) if prediction_shift else None,
             drifting=bool(drifted),
-            drift_unknown=known.drift_unknown,
+            drift_unknown=reference.drift_unknown,
             serving=self._engine.current.version if self._engine.current else None,
-            live=measure_live_accuracy(rows.outputs, rows.labels, rows.versions, wanted.classes),
+            live=measure_live_accuracy(rows.outputs, rows.labels, rows.versions, expectation.classes),
             seconds=seconds,
         )
-        self._measure(checked)
-        self._say(checked)
+        self._record_metrics(checked)
+        self._publish(checked)
         for of, (worst, features) in drifted.items():
             if of not in self._drifting:
-                self._say(self._drift(of, worst, features, len(rows)))
+                self._publish(self._drift_detected(of, worst, features, len(rows)))
         self._drifting = set(drifted)
 
-    def _shifts_of_inputs(self, rows: CapturedRows, known: _Reference) -> list[drift.FeatureShift]:
-        if known.inputs is None or len(rows) < self._table.min_rows:
+    def _input_shifts(self, rows: CapturedRows, reference: _Reference) -> list[drift.FeatureShift]:
+        if reference.inputs is None or len(rows) < self._table.min_rows:
             return []
-        if known.samples is not None and rows.inputs.shape[1:] != known.samples.shape[1:]:
-            return []  # against the schema, and told as such
-        return known.inputs.shifts(rows.inputs)
+        if reference.samples is not None and rows.inputs.shape[1:] != reference.samples.shape[1:]:
+            return []  # a finding of the schema check
+        return reference.inputs.shifts(rows.inputs)
 
-    def _shift_of_answers(self, rows: CapturedRows, known: _Reference) -> drift.FeatureShift | None:
-        """The answers of the model that serves, against its own answers to the reference."""
-        served = self._engine.serving
-        if served is None or known.samples is None:
+    def _prediction_shift(self, rows: CapturedRows, reference: _Reference) -> drift.FeatureShift | None:
+        """Compare the captured predictions of the served model with its predictions on the reference."""
+        model = self._engine.serving
+        if model is None or reference.samples is None:
             return None
-        own = rows.outputs[rows.versions == served.ref.version]
-        if len(own) < self._table.min_rows:
+        outputs = rows.outputs[rows.versions == model.ref.version]
+        if len(outputs) < self._table.min_rows:
             return None
-        answers = self._answers_of(served, known, known.samples)
-        return answers.shift(np.asarray(to_scalars(own))) if answers is not None else None
+        predictions = self._predict_reference(model, reference, reference.samples)
+        return predictions.shift(np.asarray(to_scalars(outputs))) if predictions is not None else None
 
-    def _answers_of(
-        self, served: LoadedModel, known: _Reference, samples: Array
+    def _predict_reference(
+        self, model: LoadedModel, reference: _Reference, samples: Array
     ) -> drift.NumericReference | drift.CategoricalReference | None:
-        """Ask the model about the reference, once, between the requests that it answers; None where it fails."""
-        if known.answers_of is served:
-            return known.answers
+        """Predict the reference once for each model, in the model thread; None if the model fails."""
+        if reference.predicted_by is model:
+            return reference.predictions
         try:
-            answers = [
-                self._engine.in_turn(lambda some=some: served.predictor.predict(some))  # type: ignore[misc]
-                for some in np.array_split(samples, max(1, len(samples) // _BATCH_ROWS))
+            outputs = [
+                self._engine.in_turn(lambda batch=batch: model.predictor.predict(batch))  # type: ignore[misc]
+                for batch in np.array_split(samples, max(1, len(samples) // _BATCH_ROWS))
             ]
-        except Exception as error:  # noqa: BLE001 - the task's own code; and on leaving, no more thread
-            log.warning("the model does not answer the reference", reason=to_one_line(error))
+        except Exception as error:  # noqa: BLE001 - code of the task, or the thread has stopped
+            log.warning("Prediction of the reference data failed", reason=to_one_line(error))
             return None
-        known.answers = drift.build_prediction_reference(np.asarray(to_scalars(np.concatenate(answers))))
-        known.answers_of = served
-        return known.answers
+        reference.predictions = drift.build_prediction_reference(
+            np.asarray(to_scalars(np.concatenate(outputs)))
+        )
+        reference.predicted_by = model
+        return reference.predictions
 
-    def _drift(self, of: str, worst: drift.FeatureShift, features: int, rows: int) -> DriftDetected:
+    def _drift_detected(self, of: str, worst: drift.FeatureShift, features: int, rows: int) -> DriftDetected:
         return DriftDetected(
             task=self._task,
             client=self._client,
@@ -278,13 +283,14 @@ class DataMonitor:
             rows=rows,
         )
 
-    def _measure(self, checked: DataChecked) -> None:
-        record(DATA_CHECK_DURATION, checked.seconds, self._about)
+    def _record_metrics(self, checked: DataChecked) -> None:
+        record(DATA_CHECK_DURATION, checked.seconds, self._attributes)
         for finding in checked.findings:
-            set_gauge(DATA_CHECK, finding.value, self._about | {"fedbus.check": finding.check})
-        for sketch in (*checked.inputs, *filter(None, [checked.predictions])):
-            if sketch.psi is not None:
-                set_gauge(DATA_PSI, sketch.psi, self._about | {"fedbus.feature": sketch.feature})
+            set_gauge(DATA_CHECK, finding.value, self._attributes | {"fedbus.check": finding.check})
+        for distribution in (*checked.inputs, *filter(None, [checked.predictions])):
+            if distribution.psi is not None:
+                attributes = self._attributes | {"fedbus.feature": distribution.feature}
+                set_gauge(DATA_PSI, distribution.psi, attributes)
 
 
 def _to_distribution(shift: drift.FeatureShift) -> FeatureDistribution:

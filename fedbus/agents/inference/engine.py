@@ -1,19 +1,19 @@
-"""The models of one task at work: a bounded queue, one thread, and models that change places.
+"""The inference engine of one task: a bounded request queue, one model thread, and dynamic batching.
 
-    ask → queue → one thread: as many as wait and fit into the time of a batch, at once → answer
+    ask → queue → model thread: all queued requests of one model and shape that fit into a batch → prediction
 
-Nobody waits for company, and batches grow only as long as one takes less
-than *batch_s*. A request stays with the model it came in under. The queue is bounded: who finds it full is
-told when to come again, before anybody's memory is.
+A batch never waits for more requests, and the batch size grows only while a batch takes less than *batch_s*. A
+request is answered by the model that was selected when the request arrived. When the queue is full, the engine
+rejects the request with a Retry-After time.
 
-Beside the model that serves there may be a second one, and then they are a `Pair`:
+While a new model is compared with the current one, both are a `ModelPair`:
 
-    shadow   the old one answers; what it answered, the new one answers too, for the figures alone
-    canary   the new one answers a share of the requests
-    watch    the new one answers all, for a while after it took the old one's place
+    shadow   the old model answers; the new model predicts the same samples, for the comparison only
+    canary   the new model answers a share of the requests
+    watch    the new model answers all requests; the old one stays loaded as fallback
 
-Whatever the new one of a pair fails is answered by the old one: nobody is told that it failed. What
-the figures mean is not decided here, see `fedbus.domain.serving_gates`.
+If the new model of a pair fails on a request, the old one answers it, so users see no error. The engine only
+collects the figures of the comparison; `fedbus.domain.serving_gates` decides on them.
 """
 
 import asyncio
@@ -33,6 +33,7 @@ import structlog
 
 from fedbus.agents.inference.plain_json import (
     INTERNAL_ERROR,
+    NO_MODEL,
     SERVICE_UNAVAILABLE,
     TOO_MANY_REQUESTS,
     HttpError,
@@ -44,38 +45,38 @@ from fedbus.domain.prediction_comparison import count_disagreements, to_scalars
 from fedbus.learning.predictor import ModelRefused, Predictor
 
 MAX_QUEUED: Final = 256
-"""Requests that may wait for the model."""
+"""Maximum number of queued requests."""
 MAX_BATCH: Final = 1024
-"""Samples that go through the model at once, however fast it is."""
+"""Maximum number of samples in a batch."""
 MAX_BATCH_S: Final = 0.05
-"""How long a batch may keep the model busy."""
+"""Target duration of a batch."""
 INITIAL_BATCH: Final = 32
-"""Samples in a batch while the pace of the model is not known."""
+"""Maximum number of samples in the first batch of a model."""
 MAX_RECENT_OUTPUTS: Final = 1000
-"""Of each model, to see how its answers are distributed."""
+"""Predictions kept of each model, for the comparison of distributions."""
 MAX_RECENT_TIMES: Final = 500
-_PACE_WEIGHT: Final = 0.2
-"""The weight of the newest batch in the pace of a model."""
+_NEWEST_BATCH_WEIGHT: Final = 0.2
+"""Weight of the newest batch in the moving average of the time for a sample."""
 
-log = structlog.get_logger("fedbus.inference_engine")
+log = structlog.get_logger("fedbus.inference")
 Array: TypeAlias = np.ndarray[Any, Any]
 MakePredictor: TypeAlias = Callable[[], Predictor]
 
 
 @dataclass(eq=False)
 class LoadedModel:
-    """One model that can answer, and what is known of its work."""
+    """A loaded model with its statistics."""
 
     ref: ModelRef
     predictor: Predictor
     sample_s: float = 0.0
-    """What one sample takes, lately; 0 before the first."""
+    """Moving average of the seconds for one sample; 0 before the first batch."""
     room: int = INITIAL_BATCH
-    """How many samples make a batch that ends in time, as far as was seen."""
+    """Maximum number of samples in the next batch."""
     waiting: int = 0
-    """Requests that came in under it and are not answered yet."""
+    """Number of requests that this model has accepted and not answered yet."""
     gives: Array | None = None
-    """One answer, to show its type and shape."""
+    """One prediction (1, …), for the dtype and shape of the output."""
     answers: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RECENT_OUTPUTS))
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -83,9 +84,10 @@ class LoadedModel:
         self.idle.set()
 
     def took(self, seconds: float, count: int, batch_s: float) -> None:
-        """A batch of *count* samples took so long: the next may be larger, or must be smaller."""
-        pace = seconds / count
-        self.sample_s = pace if not self.sample_s else self.sample_s + _PACE_WEIGHT * (pace - self.sample_s)
+        """Record the duration of a batch of *count* samples, and adapt the size of the next batch to *batch_s*."""
+        sample_s = seconds / count
+        weight = _NEWEST_BATCH_WEIGHT if self.sample_s else 1.0
+        self.sample_s += weight * (sample_s - self.sample_s)
         if seconds > batch_s:
             self.room = max(1, int(count * batch_s / seconds))
         elif seconds < batch_s / 2 and 2 * count >= self.room:
@@ -93,7 +95,7 @@ class LoadedModel:
 
 
 class ComparisonRole(StrEnum):
-    """How the second model of a pair takes part."""
+    """The role of the new model in a pair."""
 
     SHADOW = "shadow"
     CANARY = "canary"
@@ -102,25 +104,25 @@ class ComparisonRole(StrEnum):
 
 @dataclass(eq=False)
 class ModelPair:
-    """Two models on the same requests, and how they compare so far."""
+    """Two models on the same requests, and the figures of their comparison."""
 
     old: LoadedModel
     new: LoadedModel
     role: ComparisonRole
     share: float = 0.0
-    """Of the requests, what a canary answers."""
+    """Share of the requests that a canary answers, 0 to 1."""
     samples: int = 0
     errors: int = 0
     reason: str = ""
-    """Why the new one could not answer, the last time."""
+    """The last error of the new model."""
     both: int = 0
-    """Samples that both have answered."""
+    """Number of samples that both models have predicted."""
     differing: int = 0
     old_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RECENT_TIMES))
     new_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RECENT_TIMES))
     began: float = field(default_factory=time.monotonic)
     moved: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set whenever there is something new to judge."""
+    """Set after each change of the figures."""
     busy: bool = False
     due: float = 0.0
 
@@ -129,7 +131,7 @@ class ModelPair:
         return time.monotonic() - self.began
 
     def takes_this(self) -> bool:
-        """Whether the next request is one for the canary: exactly its share, and no dice."""
+        """Decide whether the canary answers the next request; deterministic, so that it gets exactly its share."""
         self.due += self.share
         if self.due < 1:
             return False
@@ -137,7 +139,7 @@ class ModelPair:
         return True
 
     def figures(self) -> ModelComparison:
-        """How they compare, but for the distribution of their answers, which takes longer to say."""
+        """Return the figures without the PSI of the predictions, which takes longer to compute."""
         return ModelComparison(
             samples=self.samples,
             errors=self.errors,
@@ -149,7 +151,7 @@ class ModelPair:
 
 @dataclass(frozen=True)
 class Prediction:
-    """An answer, and whose it is."""
+    """The outputs of a model (n, …), and the model that computed them."""
 
     outputs: Array
     ref: ModelRef
@@ -157,20 +159,20 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _PendingRequest:
-    """What one request asks, of the model it came in under."""
+    """A queued request, with the model that was selected for it."""
 
     inputs: Array
-    served: LoadedModel
-    answer: "asyncio.Future[Prediction]" = field(default_factory=asyncio.Future)
+    model: LoadedModel
+    prediction: "asyncio.Future[Prediction]" = field(default_factory=asyncio.Future)
 
     @property
-    def kind(self) -> tuple[int, tuple[int, ...]]:
-        """Questions of one kind can go through the model together."""
-        return id(self.served), self.inputs.shape[1:]
+    def batch_key(self) -> tuple[int, tuple[int, ...]]:
+        """The batching key: requests with the same model and sample shape can share a batch."""
+        return id(self.model), self.inputs.shape[1:]
 
 
 class InferenceEngine:
-    """Answers, with whichever model serves."""
+    """The request queue and the model thread of one task."""
 
     def __init__(self, *, max_queued: int = MAX_QUEUED, batch_s: float = MAX_BATCH_S) -> None:
         self._max_queued = max_queued
@@ -178,21 +180,21 @@ class InferenceEngine:
         self._serving: LoadedModel | None = None
         self._pair: ModelPair | None = None
         self._queue: deque[_PendingRequest] = deque()
-        self._answering: asyncio.Task[None] | None = None
-        self._shadowing: set[asyncio.Task[None]] = set()
+        self._batch_task: asyncio.Task[None] | None = None
+        self._shadow_tasks: set[asyncio.Task[None]] = set()
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="predict")
-        self._beside_thread = ThreadPoolExecutor(1, thread_name_prefix="load model")
+        self._load_thread = ThreadPoolExecutor(1, thread_name_prefix="load model")
 
-    # --- which model answers -----------------------------------------------------------------
+    # --- selection of the model --------------------------------------------------------------
 
     @property
     def serving(self) -> LoadedModel | None:
-        """The model that answers now."""
+        """The served model."""
         return self._serving
 
     @property
     def current(self) -> ModelRef | None:
-        """Its version."""
+        """The reference of the served model."""
         return self._serving.ref if self._serving else None
 
     @property
@@ -204,37 +206,40 @@ class InferenceEngine:
         return len(self._queue)
 
     def chosen(self) -> LoadedModel:
-        """Who answers the request that has just come. Raises Refusal where there is no model yet."""
+        """Select the model for the next request.
+
+        Raises:
+            HttpError: 503, no model is loaded.
+
+        """
         pair = self._pair
         if pair is not None and pair.role is ComparisonRole.CANARY and pair.takes_this():
             return pair.new
         if self._serving is None:
-            raise HttpError(
-                SERVICE_UNAVAILABLE, "there is no model yet: ask again when /ready says so", retry_after_s=1
-            )
+            raise HttpError(SERVICE_UNAVAILABLE, NO_MODEL, retry_after_s=1)
         return self._serving
 
     async def made(self, ref: ModelRef, make: MakePredictor, probe: Array | None = None) -> LoadedModel:
-        """A model, made and tried beside the one that serves. Raises ModelRefused."""
-        served: LoadedModel = await self.run_in_load_thread(lambda: _load_and_probe(ref, make, probe))
-        return served
+        """Load and probe a model while the current one serves. Raises ModelRefused."""
+        model: LoadedModel = await self.run_in_load_thread(lambda: _load_and_probe(ref, make, probe))
+        return model
 
     async def run_in_load_thread(self, work: Callable[[], Any]) -> Any:
-        """Do *work*, which blocks, in the thread where models are loaded and tried."""
-        return await asyncio.get_running_loop().run_in_executor(self._beside_thread, work)
+        """Run the blocking *work* in the thread that loads and evaluates models."""
+        return await asyncio.get_running_loop().run_in_executor(self._load_thread, work)
 
     def in_turn(self, work: Callable[[], Array]) -> Array:
-        """Do *work* where models answer, between two batches. Blocks: not for the loop."""
+        """Run *work* in the model thread, between two batches. Blocks; not for the event loop."""
         return self._model_thread.submit(work).result()
 
-    def serve(self, served: LoadedModel) -> None:
-        """From the next request on *served* answers; a pair there was is over."""
-        self._serving = served
+    def serve(self, model: LoadedModel) -> None:
+        """Serve *model* from the next request on, and end the current pair."""
+        self._serving = model
         self._pair = None
 
     def compare(self, new: LoadedModel, role: ComparisonRole, *, share: float = 0.0) -> ModelPair:
-        """Begin a pair: *new* beside the model that serves; for a watch, they change places."""
-        assert self._serving is not None, "there is nothing to compare it with"
+        """Start to compare *new* with the served model; for a watch, *new* becomes the served model."""
+        assert self._serving is not None, "a comparison needs a served model"
         pair = ModelPair(self._serving, new, role, share)
         if role is not ComparisonRole.SHADOW:
             new.answers.clear()
@@ -244,248 +249,262 @@ class InferenceEngine:
         return pair
 
     def part(self, pair: ModelPair) -> None:
-        """The pair is over; whoever serves goes on alone."""
+        """End the comparison of *pair*; the served model stays the same."""
         if self._pair is pair:
             self._pair = None
 
     def take_back(self, pair: ModelPair) -> None:
-        """The old model of *pair* serves again."""
+        """Serve the old model of *pair* again."""
         if self._pair is pair:
             self.serve(pair.old)
 
     async def stop(self) -> None:
-        """Answer what was accepted."""
-        if self._answering is not None:
-            await self._answering
-        if self._shadowing:
-            await asyncio.wait(self._shadowing)
+        """Answer the accepted requests, then stop the threads."""
+        if self._batch_task is not None:
+            await self._batch_task
+        if self._shadow_tasks:
+            await asyncio.wait(self._shadow_tasks)
         await asyncio.to_thread(self._model_thread.shutdown)
-        await asyncio.to_thread(self._beside_thread.shutdown)
+        await asyncio.to_thread(self._load_thread.shutdown)
 
-    # --- the queue, and the one thread behind it ------------------------------------------------
+    # --- queue and model thread -----------------------------------------------------------------
 
-    async def ask(self, inputs: Array, served: LoadedModel) -> Prediction:
-        """The answers to *inputs* (n, …), by *served* or who stands in for it. Raises Refusal."""
+    async def ask(self, inputs: Array, model: LoadedModel) -> Prediction:
+        """Predict *inputs* (n, …) with *model*, or with the fallback if it fails.
+
+        Raises:
+            HttpError: 429, the queue is full; 500, the model fails.
+
+        """
         if len(self._queue) >= self._max_queued:
-            raise HttpError(TOO_MANY_REQUESTS, "too many requests wait already", retry_after_s=self._wait_s())
-        question = _PendingRequest(inputs, served)
-        self._queue.append(question)
-        served.waiting += 1
-        served.idle.clear()
-        if self._answering is None or self._answering.done():
-            self._answering = asyncio.create_task(self._answer_all(), name="predictions")
+            raise HttpError(
+                TOO_MANY_REQUESTS,
+                f"too many queued requests (limit {self._max_queued})",
+                retry_after_s=self._estimate_wait_s(),
+            )
+        request = _PendingRequest(inputs, model)
+        self._queue.append(request)
+        model.waiting += 1
+        model.idle.clear()
+        if self._batch_task is None or self._batch_task.done():
+            self._batch_task = asyncio.create_task(self._process_queue(), name="predictions")
         try:
-            return await question.answer
+            return await request.prediction
         except _PredictionFailed as error:
             raise HttpError(INTERNAL_ERROR, str(error)) from error
         finally:
-            served.waiting -= 1
-            if not served.waiting:
-                served.idle.set()
+            model.waiting -= 1
+            if not model.waiting:
+                model.idle.set()
 
-    def _wait_s(self) -> int:
-        """About how long it takes until the queue is empty, in whole seconds."""
-        return max(1, math.ceil(sum(len(one.inputs) * one.served.sample_s for one in self._queue)))
+    def _estimate_wait_s(self) -> int:
+        """Estimate the time to process the queue, in whole seconds."""
+        return max(1, math.ceil(sum(len(request.inputs) * request.model.sample_s for request in self._queue)))
 
-    async def _answer_all(self) -> None:
-        """Whatever waits goes through the model together; nobody waits for company."""
+    async def _process_queue(self) -> None:
+        """Process the queue in batches until it is empty."""
         loop = asyncio.get_running_loop()
         while self._queue:
             batch = list(self._next_batch())
             if not batch:
                 continue
-            served = batch[0].served
+            model = batch[0].model
             pair = self._pair
-            stand_in = pair.old if pair is not None and served is pair.new else None
-            done = await loop.run_in_executor(self._model_thread, _run_batch, batch, served, stand_in)
-            for question, answer in zip(batch, done.answers, strict=True):
-                _set_result(question.answer, answer)
-            served.took(done.seconds, done.samples, self._batch_s)
-            served.answers.extend(done.own)
+            fallback = pair.old if pair is not None and model is pair.new else None
+            result = await loop.run_in_executor(self._model_thread, _run_batch, batch, model, fallback)
+            for request, prediction in zip(batch, result.predictions, strict=True):
+                _set_result(request.prediction, prediction)
+            model.took(result.seconds, result.samples, self._batch_s)
+            model.answers.extend(result.scalars)
             if pair is not None:
-                self._compare(pair, served, done)
+                self._update_pair(pair, model, result)
 
     def _next_batch(self) -> Iterator[_PendingRequest]:
-        """The first in the queue and those behind it that are of its kind, as far as they fit."""
+        """Take the first request and those directly behind it with the same batching key, up to the batch size."""
         first = self._queue[0]
-        kind, room = first.kind, max(first.served.room, len(first.inputs))
-        while self._queue and self._queue[0].kind == kind and len(self._queue[0].inputs) <= room:
-            question = self._queue.popleft()
-            room -= len(question.inputs)
-            if not question.answer.done():  # else who asked has gone
-                yield question
+        key, room = first.batch_key, max(first.model.room, len(first.inputs))
+        while self._queue and self._queue[0].batch_key == key and len(self._queue[0].inputs) <= room:
+            request = self._queue.popleft()
+            room -= len(request.inputs)
+            if not request.prediction.done():  # done: the client has disconnected
+                yield request
 
-    # --- two models beside each other ----------------------------------------------------------
+    # --- comparison of two models --------------------------------------------------------------
 
-    def _compare(self, pair: ModelPair, served: LoadedModel, done: "_BatchResult") -> None:
-        """Note in *pair* what the batch has shown."""
-        if served is pair.new:
-            pair.samples += done.samples
-            pair.errors += done.errors
-            pair.reason = done.reason or pair.reason
-            pair.new_s.append(done.seconds)
+    def _update_pair(self, pair: ModelPair, model: LoadedModel, result: "_BatchResult") -> None:
+        """Add the result of a batch of *model* to the figures of *pair*."""
+        if model is pair.new:
+            pair.samples += result.samples
+            pair.errors += result.errors
+            pair.reason = result.reason or pair.reason
+            pair.new_s.append(result.seconds)
         else:
-            pair.old_s.append(done.seconds)
-            if pair.role is ComparisonRole.SHADOW and not pair.busy and done.whole is not None:
-                self._shadow(pair, done.inputs, done.whole)
+            pair.old_s.append(result.seconds)
+            if pair.role is ComparisonRole.SHADOW and not pair.busy and result.outputs is not None:
+                self._start_shadow(pair, result.inputs, result.outputs)
         pair.moved.set()
 
-    def _shadow(self, pair: ModelPair, inputs: Array, outputs: Array) -> None:
-        """Let the new model answer what the old one has answered; while it is at it, batches pass it by."""
+    def _start_shadow(self, pair: ModelPair, inputs: Array, outputs: Array) -> None:
+        """Predict a batch of the old model with the new one; batches that arrive meanwhile are skipped."""
         pair.busy = True
-        task = asyncio.create_task(self._shadowed(pair, inputs, outputs), name="shadow")
-        self._shadowing.add(task)
-        task.add_done_callback(self._shadowing.discard)
+        task = asyncio.create_task(self._run_shadow(pair, inputs, outputs), name="shadow")
+        self._shadow_tasks.add(task)
+        task.add_done_callback(self._shadow_tasks.discard)
 
-    async def _shadowed(self, pair: ModelPair, inputs: Array, outputs: Array) -> None:
-        began = time.monotonic()
+    async def _run_shadow(self, pair: ModelPair, inputs: Array, outputs: Array) -> None:
+        start = time.monotonic()
         try:
-            theirs = await self.run_in_load_thread(
+            new_outputs = await self.run_in_load_thread(
                 lambda: check_outputs(pair.new.predictor.predict(inputs), len(inputs))
             )
-        except Exception as error:  # noqa: BLE001 - the task's own code: whatever it raises is a figure
+        except Exception as error:  # noqa: BLE001 - code of the task: any exception counts as an error
             pair.errors += 1
             pair.reason = to_one_line(error)
         else:
-            pair.new_s.append(time.monotonic() - began)
+            pair.new_s.append(time.monotonic() - start)
             pair.both += len(inputs)
-            pair.differing += count_disagreements(outputs, theirs)
-            pair.new.answers.extend(to_scalars(theirs))
+            pair.differing += count_disagreements(outputs, new_outputs)
+            pair.new.answers.extend(to_scalars(new_outputs))
         pair.samples += len(inputs)
         pair.busy = False
         pair.moved.set()
 
 
 class _PredictionFailed(Exception):
-    """The model could not answer; the text says why."""
+    """The model failed on a request; the text is the reason."""
 
 
 @dataclass
 class _BatchResult:
-    """What became of a batch."""
+    """The result of a batch."""
 
     inputs: Array
     samples: int
-    answers: list[Prediction | _PredictionFailed] = field(default_factory=list)
-    whole: Array | None = None
-    """All the answers in one, where the batch went through as it was."""
-    own: list[float] = field(default_factory=list)
-    """The model's own answers, each as one number."""
+    predictions: list[Prediction | _PredictionFailed] = field(default_factory=list)
+    outputs: Array | None = None
+    """The outputs of the whole batch; None if the batch failed."""
+    scalars: list[float] = field(default_factory=list)
+    """The model's own outputs, each as one number; without those of the fallback."""
     seconds: float = 0.0
     errors: int = 0
-    """Requests that it failed and whoever stood in answered."""
+    """Number of requests that the model failed and the fallback answered."""
     reason: str = ""
 
 
 def check_outputs(outputs: Array, expected: int) -> Array:
-    """*outputs*, if they are as many numbers as they should be."""
+    """Return *outputs* if there are *expected* finite ones.
+
+    Raises:
+        ValueError: there are more or fewer, or one has NaN or infinity.
+
+    """
     if len(outputs) != expected:
-        raise ValueError(f"it gave {len(outputs)} answers to {expected} samples")
+        raise ValueError(f"the model returned {len(outputs)} outputs for {expected} samples")
     if outputs.dtype.kind == "f" and not np.isfinite(outputs).all():
-        raise ValueError("its answer holds NaN or infinity")
+        raise ValueError("the output of the model has NaN or infinity")
     return outputs
 
 
 def _load_and_probe(ref: ModelRef, make: MakePredictor, probe: Array | None) -> LoadedModel:
-    """The model that *make* makes, if it answers *probe*; runs in a thread."""
+    """Load the model with *make* and warm it up, on *probe* if given; runs in the load thread."""
     try:
         predictor = make()
-        served = LoadedModel(ref, predictor)
+        model = LoadedModel(ref, predictor)
         if probe is not None:
-            _warm_up_on(served, probe)
+            _warm_up_on(model, probe)
         elif predictor.input_shape is not None:
-            _warm_up_on_zeros(served, predictor.input_shape)
+            _warm_up_on_zeros(model, predictor.input_shape)
     except ModelRefused:
         raise
-    except Exception as error:  # the task's own code: whatever it raises, the old model stays
-        raise ModelRefused(f"the model cannot be loaded: {to_one_line(error)}") from error
-    return served
+    except Exception as error:  # code of the task: any exception rejects the model
+        raise ModelRefused(f"cannot load the model: {to_one_line(error)}") from error
+    return model
 
 
-def _warm_up_on(served: LoadedModel, samples: Array) -> None:
-    """Let the model answer *samples* twice: the first time it may still have things to set up."""
-    if probe := getattr(served.predictor, "probe", None):
+def _warm_up_on(model: LoadedModel, samples: Array) -> None:
+    """Predict *samples* twice, because the first prediction can include lazy initialization."""
+    if probe := getattr(model.predictor, "probe", None):
         probe(samples)
-    served.predictor.predict(samples)
-    served.gives = check_outputs(served.predictor.predict(samples), len(samples))[:1]
+    model.predictor.predict(samples)
+    model.gives = check_outputs(model.predictor.predict(samples), len(samples))[:1]
 
 
-def _warm_up_on_zeros(served: LoadedModel, shape: tuple[int, ...]) -> None:
-    """Let a model that has no samples to be tried on answer nought, so that no request waits for what it sets up.
+def _warm_up_on_zeros(model: LoadedModel, shape: tuple[int, ...]) -> None:
+    """Predict a sample of zeros, so that the first request does not wait for lazy initialization.
 
-    It is refused for nothing: to some models nought is no sample.
+    An error does not reject the model, because zeros are not a valid sample for all models.
     """
-    nought = np.zeros((1, *(1 if one == -1 else one for one in shape)), served.predictor.input_dtype)
+    zeros = np.zeros((1, *(1 if size == -1 else size for size in shape)), model.predictor.input_dtype)
     try:
-        served.predictor.predict(nought)
-        served.gives = check_outputs(served.predictor.predict(nought), 1)
-    except Exception as error:  # noqa: BLE001 - the task's own code
-        log.info("the model is not warm", version=served.ref.version, reason=to_one_line(error))
+        model.predictor.predict(zeros)
+        model.gives = check_outputs(model.predictor.predict(zeros), 1)
+    except Exception as error:  # noqa: BLE001 - code of the task
+        log.info("Model warm-up failed", version=model.ref.version, reason=to_one_line(error))
 
 
 def _run_batch(
-    batch: list[_PendingRequest], served: LoadedModel, stand_in: LoadedModel | None
+    batch: list[_PendingRequest], model: LoadedModel, fallback: LoadedModel | None
 ) -> _BatchResult:
-    """What becomes of *batch*, all of one kind; runs in the model's thread."""
-    sizes = [len(question.inputs) for question in batch]
-    together = np.concatenate([one.inputs for one in batch]) if len(batch) > 1 else batch[0].inputs
-    done = _BatchResult(together, sum(sizes))
-    began = time.monotonic()
+    """Predict *batch*, whose requests have one batching key; runs in the model thread."""
+    sizes = [len(request.inputs) for request in batch]
+    inputs = np.concatenate([request.inputs for request in batch]) if len(batch) > 1 else batch[0].inputs
+    result = _BatchResult(inputs, sum(sizes))
+    start = time.monotonic()
     try:
-        outputs = check_outputs(served.predictor.predict(together), done.samples)
-    except Exception as error:  # noqa: BLE001 - the task's own code: whatever it raises, others go on
+        outputs = check_outputs(model.predictor.predict(inputs), result.samples)
+    except Exception as error:  # noqa: BLE001 - code of the task: other requests must not fail with it
         if len(batch) > 1:
-            return _run_one_by_one(batch, served, stand_in, done)
-        done.reason = to_one_line(error)
-        done.answers = [_predict_with_fallback(batch[0], stand_in, done)]
+            return _run_one_by_one(batch, model, fallback, result)
+        result.reason = to_one_line(error)
+        result.predictions = [_predict_with_fallback(batch[0], fallback, result)]
     else:
-        done.whole = outputs
-        done.own = to_scalars(outputs)
+        result.outputs = outputs
+        result.scalars = to_scalars(outputs)
         ends = list(itertools.accumulate(sizes))
-        done.answers = [Prediction(part, served.ref) for part in np.split(outputs, ends[:-1])]
-        if served.gives is None:
-            served.gives = outputs[:1]
-    done.seconds = time.monotonic() - began
-    return done
+        result.predictions = [Prediction(part, model.ref) for part in np.split(outputs, ends[:-1])]
+        if model.gives is None:
+            model.gives = outputs[:1]
+    result.seconds = time.monotonic() - start
+    return result
 
 
 def _run_one_by_one(
-    batch: list[_PendingRequest], served: LoadedModel, stand_in: LoadedModel | None, done: _BatchResult
+    batch: list[_PendingRequest], model: LoadedModel, fallback: LoadedModel | None, result: _BatchResult
 ) -> _BatchResult:
-    """Find out whose question it was that failed all."""
-    for one in (_run_batch([question], served, stand_in) for question in batch):
-        done.answers += one.answers
-        done.own += one.own
-        done.errors += one.errors
-        done.seconds += one.seconds
-        done.reason = one.reason or done.reason
-    return done
+    """Predict each request of a failed batch separately, so that only the invalid ones fail."""
+    for single in (_run_batch([request], model, fallback) for request in batch):
+        result.predictions += single.predictions
+        result.scalars += single.scalars
+        result.errors += single.errors
+        result.seconds += single.seconds
+        result.reason = single.reason or result.reason
+    return result
 
 
 def _predict_with_fallback(
-    question: _PendingRequest, stand_in: LoadedModel | None, done: _BatchResult
+    request: _PendingRequest, fallback: LoadedModel | None, result: _BatchResult
 ) -> Prediction | _PredictionFailed:
-    """The old model's answer, where there is one: then it was not the question's fault."""
-    no = _PredictionFailed(f"the model could not answer: {done.reason}")
-    if stand_in is not None:
+    """Predict with the fallback; only if it succeeds, count an error of the new model."""
+    failure = _PredictionFailed(f"prediction failed: {result.reason}")
+    if fallback is not None:
         try:
-            outputs = check_outputs(stand_in.predictor.predict(question.inputs), len(question.inputs))
-        except Exception as error:  # noqa: BLE001 - it is the task's own code, too
-            log.warning("a prediction failed", reason=to_one_line(error))
-            return no
-        done.errors += 1
-        return Prediction(outputs, stand_in.ref)
-    log.warning("a prediction failed", reason=done.reason)
-    return no
+            outputs = check_outputs(fallback.predictor.predict(request.inputs), len(request.inputs))
+        except Exception as error:  # noqa: BLE001 - code of the task
+            log.warning("Prediction failed", reason=to_one_line(error))
+            return failure
+        result.errors += 1
+        return Prediction(outputs, fallback.ref)
+    log.warning("Prediction failed", reason=result.reason)
+    return failure
 
 
-def _set_result(future: "asyncio.Future[Prediction]", answer: Prediction | _PredictionFailed) -> None:
+def _set_result(future: "asyncio.Future[Prediction]", result: Prediction | _PredictionFailed) -> None:
     if future.done():
         return
-    if isinstance(answer, _PredictionFailed):
-        future.set_exception(answer)
+    if isinstance(result, _PredictionFailed):
+        future.set_exception(result)
     else:
-        future.set_result(answer)
+        future.set_result(result)
 
 
 def _median_ms(seconds: deque[float]) -> float | None:

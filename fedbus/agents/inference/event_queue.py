@@ -1,7 +1,7 @@
-"""What the inference agent has to tell, in order, until the bus takes it: neither predictions nor swaps wait for that.
+"""The event queue of the inference agent: messages to publish, so that predictions and swaps never wait for the bus.
 
-A bounded queue: where the bus is away for very long the oldest figures are let go, and so is what the bus will not
-have: no figure is worth a prediction. Each message goes out in the trace in which it was said.
+The queue is bounded. When it is full, the oldest message is dropped; a message that the bus rejects is dropped
+too. Each message is published in the trace in which it was queued.
 """
 
 import asyncio
@@ -17,37 +17,37 @@ from fedbus.contracts.message import Message
 
 MAX_QUEUED_EVENTS: Final = 1000
 
-log = structlog.get_logger("fedbus.inference_sayings")
+log = structlog.get_logger("fedbus.inference")
 
 
 class EventQueue:
-    """What is said, until it is heard."""
+    """A bounded queue of messages to publish."""
 
-    def __init__(self, *, max_waiting: int = MAX_QUEUED_EVENTS) -> None:
-        self._waiting: deque[tuple[Message, contextvars.Context]] = deque(maxlen=max_waiting)
-        self._more = asyncio.Event()
+    def __init__(self, *, max_queued: int = MAX_QUEUED_EVENTS) -> None:
+        self._messages: deque[tuple[Message, contextvars.Context]] = deque(maxlen=max_queued)
+        self._added = asyncio.Event()
 
     def say(self, message: Message) -> None:
-        """Say it as soon as there is a bus. Never waits."""
-        if len(self._waiting) == self._waiting.maxlen:
-            log.warning("the oldest of what waits for the bus is let go", word=self._waiting[0][0].word)
-        self._waiting.append((message, contextvars.copy_context()))
-        self._more.set()
+        """Queue *message* for publishing. Does not block."""
+        if len(self._messages) == self._messages.maxlen:
+            log.warning("Event queue full; dropping the oldest event", message=self._messages[0][0].word)
+        self._messages.append((message, contextvars.copy_context()))
+        self._added.set()
 
     async def tell(self, bus: Bus) -> None:
-        """Hand what was said to *bus*, for ever. What it has not taken when this is cancelled stays."""
+        """Publish the queued messages to *bus*, forever. On cancellation, unpublished messages stay in the queue."""
         while True:
-            while self._waiting:
-                message, context = self._waiting[0]
+            while self._messages:
+                message, context = self._messages[0]
                 try:
                     await asyncio.create_task(
-                        bus.publish(message), name=f"say {message.word}", context=context
+                        bus.publish(message), name=f"publish {message.word}", context=context
                     )
                 except (PublishRefused, ValueError) as error:
                     log.warning(
-                        "the bus does not take what was to be said", word=message.word, reason=str(error)
+                        "NATS rejected the event; dropping it", message=message.word, reason=str(error)
                     )
-                if self._waiting and self._waiting[0][0] is message:
-                    self._waiting.popleft()
-            self._more.clear()
-            await self._more.wait()
+                if self._messages and self._messages[0][0] is message:
+                    self._messages.popleft()
+            self._added.clear()
+            await self._added.wait()

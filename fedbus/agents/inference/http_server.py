@@ -1,25 +1,26 @@
-"""Predictions over HTTP, without a gap while models change.
+"""The HTTP server of the inference agent; it serves without interruption while models are swapped.
 
     POST /predict         {"inputs": [[…], …], "labels": [… or null, …]?}
                           → {"ids": [… or null], "outputs": […], "model_version": 3}
-    POST /feedback/{id}   {"label": …} → 204; unknown: 404; another answer than before: 409
-    DELETE /feedback/{id} → 204: what was said is forgotten, and may be said otherwise; unknown: 404
-    GET  /live            200 as long as the process answers
+    POST /feedback/{id}   {"label": …} → 204; unknown id: 404; the id has another label: 409
+    DELETE /feedback/{id} → 204: the label is removed, and another can be sent; unknown id: 404
+    GET  /live            200 while the process runs
     GET  /ready           200, or 503 with Retry-After before the first model
     GET  /model           {"model": {"version": 3, "sha256": …} or null}
 
-And the Open Inference Protocol, version 2, with JSON and binary tensors (see `inference_protocol`):
+The Open Inference Protocol, version 2, with JSON and binary tensors (see `open_inference_protocol`):
 
     GET  /v2, /v2/health/live, /v2/health/ready
     GET  /v2/models/{model}[/versions/{v}], …/ready
     POST /v2/models/{model}[/versions/{v}]/infer
 
-Whatever is wrong with a request is said in one line: ``{"error": …}``. Where too many wait, or too much is in hand,
-429 with Retry-After; where there is no model yet, 503 with Retry-After.
+Each error is one line of JSON, ``{"error": …}``. The status is 429 with Retry-After if the queue or the memory for
+requests is full, and 503 with Retry-After before the first model.
 
-``ids`` are for feedback; null where a prediction was not captured. Only requests that no page in
-somebody's browser can send are taken (``application/json``, or the header of the binary extension; ``infer`` also takes
-JSON that is not said to be any, from who is no browser): what is predicted here becomes training data.
+``ids`` are for feedback; an id is null if the prediction was not captured. Predicted samples become training data,
+so the server rejects requests that a web page could send from a browser: a request needs the content type
+``application/json`` or the header of the binary extension. ``infer`` also accepts JSON without a content type, if no
+header shows that it comes from a browser.
 """
 
 import asyncio
@@ -51,9 +52,9 @@ from fedbus.stores.captured.store import CapturedData
 STOP_S: Final = 5.0
 TRACE_INTERVAL_S: Final = 1.0
 MAX_CONCURRENT_BODIES: Final = 8
-"""How many bodies of the greatest size may be read and taken apart at the same time; smaller ones count as such."""
+"""Request bodies of the maximum size for which there is memory at the same time."""
 READ_TIMEOUT_S: Final = 30.0
-"""How long a body may take to come: meanwhile its room is nobody else's."""
+"""Time limit for reading a body; its memory is reserved meanwhile."""
 MAX_ID_DIGITS: Final = 16
 _JSON: Final = "application/json"
 _BYTES: Final = "application/octet-stream"
@@ -65,11 +66,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class InferenceBindError(Exception):
-    """The port is taken, or the address is not this machine's."""
+    """The server cannot bind its address: the port is in use, or the address is not a local one."""
 
 
 class InferenceServer:
-    """Answers for one task, whose model is called *name*. What it was asked goes into *capture*, if there is one."""
+    """The server of one task, whose model has the name *name*; it adds all predictions to *capture*, if given."""
 
     def __init__(
         self,
@@ -89,17 +90,22 @@ class InferenceServer:
         )
         self.memory_limit = RequestMemoryLimit(MAX_CONCURRENT_BODIES * max_body_bytes)
         self._max_body_bytes = max_body_bytes
-        self._about = {TASK: name, CLIENT: client}
+        self._attributes = {TASK: name, CLIENT: client}
         self._next_trace_at = 0.0
         self._runner: web.AppRunner | None = None
 
     @property
     def current(self) -> ModelRef | None:
-        """The version that answers now."""
+        """The reference of the served model."""
         return self.engine.current
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
-        """Begin to listen, on a free port where *port* is 0; the URL. Raises CannotListen."""
+        """Listen on *port*, or on any free port if it is 0, and return the URL.
+
+        Raises:
+            InferenceBindError: the address cannot be bound.
+
+        """
         self._runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=STOP_S)
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
@@ -108,21 +114,26 @@ class InferenceServer:
         except OSError as error:
             await self._runner.cleanup()
             raise InferenceBindError(
-                f"cannot serve predictions on {host}:{port}: {error.strerror}; choose another port, or 0 for any"
+                f"cannot serve predictions on {host}:{port}: {error.strerror}. "
+                "Choose another port, or 0 for any free port"
             ) from error
-        actual = self._runner.addresses[0][1]
-        return f"http://{f'[{host}]' if ':' in host else host}:{actual}"
+        actual_port = self._runner.addresses[0][1]
+        return f"http://{f'[{host}]' if ':' in host else host}:{actual_port}"
 
     async def stop(self) -> None:
-        """Answer what was accepted, then listen no more."""
+        """Stop listening, and answer the accepted requests."""
         if self._runner is not None:
             await self._runner.cleanup()
         await self.engine.stop()
 
     async def load(self, ref: ModelRef, make: MakePredictor, probe: Array | None = None) -> None:
-        """Make and try a model beside the one that serves, then let it serve instead.
+        """Load and probe a model while the current one serves, then serve it.
 
-        *make* is called in a thread. Raises ModelRefused, and the old model stays.
+        *make* runs in a thread.
+
+        Raises:
+            ModelRefused: the model cannot be loaded; the current model continues to serve.
+
         """
         self.engine.serve(await self.engine.made(ref, make, probe))
 
@@ -154,42 +165,42 @@ class InferenceServer:
         return application
 
     def _measure_duration(self, handler: Handler) -> Handler:
-        """*handler*, with the time it takes from request to answer measured."""
+        """Wrap *handler* to record the duration of each request."""
 
         async def timed(request: web.Request) -> web.StreamResponse:
-            began = time.perf_counter()
+            start = time.perf_counter()
             with self._sample_span():
                 response = await _json_errors(request, handler)
-                about = self._about | {"http.response.status_code": str(response.status)}
-                record(PREDICTION_DURATION, time.perf_counter() - began, about)
+                attributes = self._attributes | {"http.response.status_code": str(response.status)}
+                record(PREDICTION_DURATION, time.perf_counter() - start, attributes)
             return response
 
         return timed
 
     def _limit_memory(self, handler: Handler) -> Handler:
-        """*handler*, where there is room for the body."""
+        """Wrap *handler* to reserve memory for the body."""
 
         async def bounded(request: web.Request) -> web.StreamResponse:
-            with self.memory_limit.room_for(self._size_of(request)):
+            with self.memory_limit.room_for(self._max_size_of(request)):
                 return await handler(request)
 
         return bounded
 
-    def _size_of(self, request: web.Request) -> int:
-        """What the body may come to: it is not read yet, and what is compressed or comes in chunks does not say."""
-        said = None if "Content-Encoding" in request.headers else request.content_length
-        return self._max_body_bytes if said is None else min(said, self._max_body_bytes)
+    def _max_size_of(self, request: web.Request) -> int:
+        """Return an upper bound of the body size; a compressed or chunked body counts as the maximum."""
+        length = None if "Content-Encoding" in request.headers else request.content_length
+        return self._max_body_bytes if length is None else min(length, self._max_body_bytes)
 
     def _sample_span(self) -> AbstractContextManager[object]:
-        """One prediction in EXAMPLE_S is a span, so that a figure has an example to show; the others cost nothing."""
+        """Start a span at most every TRACE_INTERVAL_S, so that metrics have exemplars at low cost."""
         now = time.monotonic()
         if now < self._next_trace_at:
             return nullcontext()
         self._next_trace_at = now + TRACE_INTERVAL_S
-        about: dict[str, str | int] = dict(self._about)
+        attributes: dict[str, str | int] = dict(self._attributes)
         if self.current is not None:
-            about["fedbus.model.version"] = self.current.version
-        return tracer.start_as_current_span("predict", Context(), SpanKind.SERVER, about)
+            attributes["fedbus.model.version"] = self.current.version
+        return tracer.start_as_current_span("predict", Context(), SpanKind.SERVER, attributes)
 
     async def _live(self, _: web.Request) -> web.Response:
         return _json_response({"live": True})
@@ -201,8 +212,8 @@ class InferenceServer:
         return _json_response(self.service.model())
 
     async def _predict(self, request: web.Request) -> web.Response:
-        answer = await self.service.predict(await _read_json_body(request))
-        return web.Response(body=answer, content_type=_JSON)
+        body = await self.service.predict(await _read_json_body(request))
+        return web.Response(body=body, content_type=_JSON)
 
     async def _feedback(self, request: web.Request) -> web.Response:
         row = _parse_row(request)
@@ -225,29 +236,29 @@ class InferenceServer:
     async def _infer(self, request: web.Request) -> web.Response:
         json_bytes = _parse_json_length(request)
         if json_bytes is None:
-            _check_json(request, unnamed=True)
+            _check_json(request, optional=True)
         content = await _read_body(request)
         if json_bytes is not None and json_bytes > len(content):
-            raise bad_request(f"{HEADER_LENGTH} is {json_bytes}, and {len(content)} bytes came")
-        answer = await self.service.infer(content, json_bytes, *_parse_model_path(request))
-        if answer.json_bytes is None:
-            return web.Response(body=answer.content, content_type=_JSON)
-        headers = {HEADER_LENGTH: str(answer.json_bytes)}
-        return web.Response(body=answer.content, content_type=_BYTES, headers=headers)
+            raise bad_request(f"{HEADER_LENGTH} is {json_bytes}, but the body has {len(content)} bytes")
+        response = await self.service.infer(content, json_bytes, *_parse_model_path(request))
+        if response.json_bytes is None:
+            return web.Response(body=response.content, content_type=_JSON)
+        headers = {HEADER_LENGTH: str(response.json_bytes)}
+        return web.Response(body=response.content, content_type=_BYTES, headers=headers)
 
 
 @web.middleware
 async def _json_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every refusal, ours or the web framework's, as ``{"error": …}``."""
+    """Convert each error, including those of aiohttp, to ``{"error": …}``."""
     try:
         return await handler(request)
-    except HttpError as refusal:
-        headers = {} if refusal.retry_after_s is None else {"Retry-After": str(refusal.retry_after_s)}
-        return web.Response(body=refusal.body, status=refusal.status, headers=headers, content_type=_JSON)
+    except HttpError as error:
+        headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+        return web.Response(body=error.body, status=error.status, headers=headers, content_type=_JSON)
     except web.HTTPException as error:
-        said = f"{error.reason}: {error.text}" if error.status == 413 else error.reason
+        reason = f"{error.reason}: {error.text}" if error.status == 413 else error.reason
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        return web.json_response({"error": said}, status=error.status, headers=headers)
+        return web.json_response({"error": reason}, status=error.status, headers=headers)
 
 
 def _json_response(body: dict[str, Any]) -> web.Response:
@@ -259,16 +270,18 @@ async def _read_json_body(request: web.Request) -> bytes:
     return await _read_body(request)
 
 
-def _check_json(request: web.Request, *, unnamed: bool = False) -> None:
-    """Whether the body is said to be JSON; where it may be *unnamed*, nothing need be said of it.
+def _check_json(request: web.Request, *, optional: bool = False) -> None:
+    """Raise HttpError unless the content type is JSON; if *optional*, it can be missing.
 
-    Triton's own client says nothing where all tensors are JSON. A page in a browser can send such a request too, but
-    not without its browser saying where it comes from.
+    Triton's client sends no content type if all tensors are JSON. A page in a browser can send such a request
+    too, but its browser adds one of _BROWSER_HEADERS.
     """
-    if unnamed and not any(name in request.headers for name in _BROWSER_HEADERS):
+    if optional and not any(name in request.headers for name in _BROWSER_HEADERS):
         return
     if request.content_type != _JSON:
-        raise HttpError(UNSUPPORTED_MEDIA_TYPE, "send JSON, with Content-Type: application/json")
+        raise HttpError(
+            UNSUPPORTED_MEDIA_TYPE, "unsupported media type. Send JSON, with Content-Type: application/json"
+        )
 
 
 async def _read_body(request: web.Request) -> bytes:
@@ -276,43 +289,45 @@ async def _read_body(request: web.Request) -> bytes:
         async with asyncio.timeout(READ_TIMEOUT_S):
             return await request.read()
     except TimeoutError:
-        raise HttpError(REQUEST_TIMEOUT, f"the body did not come within {READ_TIMEOUT_S:g} s") from None
+        raise HttpError(
+            REQUEST_TIMEOUT, f"timeout while reading the body (limit {READ_TIMEOUT_S:g} s)"
+        ) from None
 
 
 def _parse_json_length(request: web.Request) -> int | None:
-    """How many bytes of the body are JSON, where the rest is tensors; None where all of it is."""
-    given = request.headers.get(HEADER_LENGTH)
-    if given is None:
+    """Return the length of the JSON part of a binary request, or None if the request is only JSON."""
+    value = request.headers.get(HEADER_LENGTH)
+    if value is None:
         return None
-    if not given.isascii() or not given.isdigit() or len(given) > 9:
-        raise bad_request(f"{HEADER_LENGTH} must be how many bytes of the body are JSON, and not {given!r}")
-    return int(given)
+    if not value.isascii() or not value.isdigit() or len(value) > 9:
+        raise bad_request(f"{HEADER_LENGTH} must be the number of JSON bytes in the body, not {value!r}")
+    return int(value)
 
 
 def _parse_row(request: web.Request) -> int:
-    """The prediction that feedback is about."""
-    given = request.match_info["id"]
-    if not (given.isascii() and given.isdigit() and len(given) <= MAX_ID_DIGITS):
+    """Return the prediction id in the path."""
+    value = request.match_info["id"]
+    if not (value.isascii() and value.isdigit() and len(value) <= MAX_ID_DIGITS):
         raise HttpError(
             NOT_FOUND,
-            f"{given[:40]!r} is no id of a prediction: give one of the `ids` that came with the answer",
+            f"{value[:40]!r} is not a prediction id. Use one of the `ids` in the response to the prediction",
         )
-    return int(given)
+    return int(value)
 
 
 def _parse_model_path(request: web.Request) -> tuple[str, str | None]:
-    """The model in the path, and its version where one is named."""
+    """Return the model in the path, and the version if the path has one."""
     version = request.match_info.get("version")
     if version is not None and not version.isdigit():
-        raise HttpError(NOT_FOUND, f"{version!r} is no version: versions are numbers")
+        raise HttpError(NOT_FOUND, f"invalid version {version!r}. Versions are numbers")
     return request.match_info["model"], version
 
 
 async def _run_uncancelled(work: Coroutine[Any, Any, None]) -> None:
-    """Do *work* whole, also when cancelled meanwhile: asyncio loses a socket that it was about to listen on."""
-    doing = asyncio.ensure_future(work)
+    """Complete *work* even if cancelled: a cancelled start would leak the listening socket in asyncio."""
+    task = asyncio.ensure_future(work)
     try:
-        await asyncio.shield(doing)
+        await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([doing])
+        await asyncio.wait([task])
         raise

@@ -1,13 +1,13 @@
-"""How a new model comes to serve: prepared, shadowed, canaried, committed, watched; and back, where it must be.
+"""The swap of the served model in phases: prepare, shadow, canary, commit, watch; and the roll-back.
 
-    prepare   load it, try it, judge it on the device's own labelled samples
-    shadow    both answer, the old one's answers are given          (where the task asks for it)
-    canary    the new one answers a share of the requests           (where the task asks for it)
-    commit    they change places; the old one answers what came in under it
-    watch     for a while the old one stands behind the new one
+    prepare   load the new model, probe it, and compare scores on the labelled samples of the device
+    shadow    both models answer each request; users get the answers of the current one     (optional)
+    canary    the new model answers a share of the requests                                 (optional)
+    commit    the new model answers all new requests; the old one finishes those it accepted
+    watch     for `watch-s` the old model stays loaded as fallback
 
-At every step the old model serves, and a refusal leaves everything as it was. Every step is told with its
-figures; what they mean is decided in `fedbus.domain.serving_gates`.
+The current model serves in each phase, and a rejected new model changes nothing. Each phase publishes an event
+with its comparison of the models; `fedbus.domain.serving_gates` decides on it.
 """
 
 import asyncio
@@ -42,198 +42,205 @@ from fedbus.domain.serving_gates import GateVerdict, judge_canary, judge_shadow,
 from fedbus.learning.predictor import ModelRefused
 
 JUDGE_INTERVAL_S: Final = 0.05
-"""Figures are not looked at more often than this."""
+"""Minimum pause between two judgements of a comparison."""
 
 Judge: TypeAlias = Callable[[ModelComparison, float, ServingTable], GateVerdict | None]
 
 
 @dataclass(frozen=True)
 class ComparisonOutcome:
-    """What a pair of models came to."""
+    """The verdict on a pair of models, and the comparison that it is based on."""
 
     verdict: GateVerdict
     beside: ModelComparison
 
 
 class ModelSwap:
-    """One client's way of taking up models in one task, as its *table* wants it."""
+    """The model swaps of one client in one task, with the phases that *table* configures."""
 
     def __init__(
         self,
         engine: InferenceEngine,
-        trials: OfflineEvaluation,
+        evaluation: OfflineEvaluation,
         table: ServingTable,
-        say: Callable[[Message], None],
+        publish: Callable[[Message], None],
         *,
         task: str,
         client: ClientId,
     ) -> None:
         self._engine = engine
-        self._trials = trials
+        self._evaluation = evaluation
         self._table = table
-        self._say = say
+        self._publish = publish
         self._task = task
         self._client = client
 
     async def first(self, ref: ModelRef, make: MakePredictor) -> None:
-        """Serve a model where nothing serves yet. Raises ModelRefused."""
-        self._engine.serve(await self._prepared(ref, make))
-        self._say(ModelCommitted(task=self._task, client=self._client, model=ref))
+        """Serve the first model. Raises ModelRefused."""
+        self._engine.serve(await self._prepare(ref, make))
+        self._publish(ModelCommitted(task=self._task, client=self._client, model=ref))
 
     async def update(self, ref: ModelRef, make: MakePredictor) -> ModelPair:
-        """Let a model take the place of the one that serves, which stands behind it. Raises ModelRefused."""
-        served = await self._prepared(ref, make)
+        """Replace the served model and return the pair to watch. Raises ModelRefused."""
+        model = await self._prepare(ref, make)
         if self._table.shadow_samples:
-            await self._shadowed(served)
+            await self._run_shadow(model)
         if self._table.canary_share:
-            await self._canaried(served)
-        return await self._committed(served)
+            await self._run_canary(model)
+        return await self._commit(model)
 
     async def watched(self, pair: ModelPair) -> bool:
-        """Whether the new model of *pair* may stay, once that is known; else the old one serves again."""
+        """Watch the new model of *pair* and return True if it passes; otherwise roll back to the old one."""
         try:
-            judged = await self._judged(pair, judge_watch, self._table.watch_s)
+            outcome = await self._judge(pair, judge_watch, self._table.watch_s)
         finally:
             self._engine.part(pair)
-        if judged.verdict.passed:
+        if outcome.verdict.passed:
             return True
         self._engine.serve(pair.old)
-        self._say(
+        self._publish(
             ModelRolledBack(
                 task=self._task,
                 client=self._client,
                 model=pair.old.ref,
                 returned_from=pair.new.ref,
-                reason=_append_cause(judged.verdict.reason, pair),
-                beside=judged.beside,
+                reason=_append_cause(outcome.verdict.reason, pair),
+                beside=outcome.beside,
             )
         )
         return False
 
     # --- prepare -----------------------------------------------------------------------------
 
-    async def _prepared(self, ref: ModelRef, make: MakePredictor) -> LoadedModel:
-        began, old = time.monotonic(), self._engine.serving
+    async def _prepare(self, ref: ModelRef, make: MakePredictor) -> LoadedModel:
+        start, old = time.monotonic(), self._engine.serving
         try:
-            served = await self._engine.made(ref, make, self._trials.probe)
-            load_s = time.monotonic() - began
-            trial: EvaluationResult = await self._engine.run_in_load_thread(
-                lambda: self._trials.of(served, old, self._engine.in_turn)
+            model = await self._engine.made(ref, make, self._evaluation.probe)
+            load_s = time.monotonic() - start
+            result: EvaluationResult = await self._engine.run_in_load_thread(
+                lambda: self._evaluation.of(model, old, self._engine.in_turn)
             )
         except ModelRefused as error:
-            self._turn_down(ref, "load", str(error))
+            self._publish_rejected(ref, "load", str(error))
             raise
-        if not trial.verdict.passed:
-            self._turn_down(ref, "holdout", trial.verdict.reason, trial=trial)
-            raise ModelRefused(trial.verdict.reason)
-        self._say(
+        if not result.verdict.passed:
+            self._publish_rejected(ref, "holdout", result.verdict.reason, result=result)
+            raise ModelRefused(result.verdict.reason)
+        self._publish(
             ModelPrepared(
                 task=self._task,
                 client=self._client,
                 model=ref,
                 serving=old.ref.version if old else None,
                 load_s=load_s,
-                probed=trial.probed,
-                replayed=trial.replayed,
-                holdout=trial.holdout,
-                old_score=trial.old_score,
-                new_score=trial.new_score,
+                probed=result.probed,
+                replayed=result.replayed,
+                holdout=result.holdout,
+                old_score=result.old_score,
+                new_score=result.new_score,
             )
         )
-        return served
+        return model
 
-    # --- beside the old one --------------------------------------------------------------------
+    # --- shadow and canary ---------------------------------------------------------------------
 
-    async def _shadowed(self, served: LoadedModel) -> None:
-        pair = self._engine.compare(served, ComparisonRole.SHADOW)
-        judged = await self._passed(pair, "shadow", judge_shadow, self._table.shadow_s)
-        self._say(
+    async def _run_shadow(self, model: LoadedModel) -> None:
+        pair = self._engine.compare(model, ComparisonRole.SHADOW)
+        outcome = await self._require_pass(pair, "shadow", judge_shadow, self._table.shadow_s)
+        self._publish(
             ModelShadowed(
                 task=self._task,
                 client=self._client,
-                model=served.ref,
+                model=model.ref,
                 serving=pair.old.ref.version,
-                beside=judged.beside,
+                beside=outcome.beside,
                 seconds=pair.seconds,
             )
         )
 
-    async def _canaried(self, served: LoadedModel) -> None:
+    async def _run_canary(self, model: LoadedModel) -> None:
         share = self._table.canary_share
-        pair = self._engine.compare(served, ComparisonRole.CANARY, share=share)
-        judged = await self._passed(pair, "canary", judge_canary, self._table.canary_s)
-        self._say(
+        pair = self._engine.compare(model, ComparisonRole.CANARY, share=share)
+        outcome = await self._require_pass(pair, "canary", judge_canary, self._table.canary_s)
+        self._publish(
             ModelCanaried(
                 task=self._task,
                 client=self._client,
-                model=served.ref,
+                model=model.ref,
                 serving=pair.old.ref.version,
                 share=share,
-                beside=judged.beside,
+                beside=outcome.beside,
                 seconds=pair.seconds,
             )
         )
 
-    async def _passed(self, pair: ModelPair, step: str, judge: Judge, longest_s: float) -> ComparisonOutcome:
-        """What *pair* came to, where the new one may go on. Raises ModelRefused."""
+    async def _require_pass(
+        self, pair: ModelPair, step: str, judge: Judge, timeout_s: float
+    ) -> ComparisonOutcome:
+        """Return the outcome of *pair* if the new model passes.
+
+        Raises:
+            ModelRefused: it does not pass.
+
+        """
         try:
-            judged = await self._judged(pair, judge, longest_s)
+            outcome = await self._judge(pair, judge, timeout_s)
         finally:
             self._engine.part(pair)
-        if not judged.verdict.passed:
-            reason = _append_cause(judged.verdict.reason, pair)
-            self._turn_down(pair.new.ref, step, reason, beside=judged.beside)
+        if not outcome.verdict.passed:
+            reason = _append_cause(outcome.verdict.reason, pair)
+            self._publish_rejected(pair.new.ref, step, reason, beside=outcome.beside)
             raise ModelRefused(reason)
-        return judged
+        return outcome
 
-    async def _judged(self, pair: ModelPair, judge: Judge, longest_s: float) -> ComparisonOutcome:
-        """Look whenever there is something new, until there is a verdict: when time is up there is one."""
+    async def _judge(self, pair: ModelPair, judge: Judge, timeout_s: float) -> ComparisonOutcome:
+        """Judge *pair* after each change until there is a verdict; *judge* decides at the latest at *timeout_s*."""
         while True:
             pair.moved.clear()
-            beside = pair.figures()
+            comparison = pair.figures()
             if self._table.max_answer_psi is not None:
-                beside = await self._with_answers(pair)
-            verdict = judge(beside, pair.seconds, self._table)
+                comparison = await self._compare_with_psi(pair)
+            verdict = judge(comparison, pair.seconds, self._table)
             if verdict is not None:
-                return ComparisonOutcome(verdict, await self._with_answers(pair))
-            await _wait_for_change(pair, longest_s - pair.seconds)
+                return ComparisonOutcome(verdict, await self._compare_with_psi(pair))
+            await _wait_for_change(pair, timeout_s - pair.seconds)
 
-    async def _with_answers(self, pair: ModelPair) -> ModelComparison:
-        """The figures, with how far the answers are distributed otherwise."""
+    async def _compare_with_psi(self, pair: ModelPair) -> ModelComparison:
+        """Return the comparison with the PSI between the predictions of both models."""
         old, new = list(pair.old.answers), list(pair.new.answers)
         psi = await asyncio.to_thread(prediction_psi, old, new, at_least=self._table.min_answers)
         return pair.figures().model_copy(update={"answer_psi": psi})
 
     # --- commit ----------------------------------------------------------------------------------
 
-    async def _committed(self, served: LoadedModel) -> ModelPair:
-        pair = self._engine.compare(served, ComparisonRole.WATCH)
-        old, began = pair.old, time.monotonic()
-        left = old.waiting
+    async def _commit(self, model: LoadedModel) -> ModelPair:
+        pair = self._engine.compare(model, ComparisonRole.WATCH)
+        old, start = pair.old, time.monotonic()
+        pending = old.waiting
         await old.idle.wait()
-        self._say(
+        self._publish(
             ModelCommitted(
                 task=self._task,
                 client=self._client,
-                model=served.ref,
+                model=model.ref,
                 replaced=old.ref.version,
-                drained=left,
-                drain_s=time.monotonic() - began,
+                drained=pending,
+                drain_s=time.monotonic() - start,
             )
         )
         return pair
 
-    def _turn_down(
+    def _publish_rejected(
         self,
         ref: ModelRef,
         step: str,
         reason: str,
         *,
-        trial: EvaluationResult | None = None,
+        result: EvaluationResult | None = None,
         beside: ModelComparison | None = None,
     ) -> None:
         serving = self._engine.current
-        self._say(
+        self._publish(
             ModelRejected(
                 task=self._task,
                 client=self._client,
@@ -241,15 +248,15 @@ class ModelSwap:
                 serving=serving.version if serving else None,
                 step=step,
                 reason=reason[:500],
-                old_score=trial.old_score if trial else None,
-                new_score=trial.new_score if trial else None,
+                old_score=result.old_score if result else None,
+                new_score=result.new_score if result else None,
                 beside=beside,
             )
         )
 
 
 async def _wait_for_change(pair: ModelPair, within_s: float) -> None:
-    """Wait until there is something new to judge, or the time is up."""
+    """Wait until *pair* changes, at most *within_s*."""
     try:
         async with asyncio.timeout(max(0.0, within_s)):
             await pair.moved.wait()
@@ -259,4 +266,4 @@ async def _wait_for_change(pair: ModelPair, within_s: float) -> None:
 
 
 def _append_cause(reason: str, pair: ModelPair) -> str:
-    return f"{reason}; the last time: {pair.reason}" if pair.errors and pair.reason else reason
+    return f"{reason}; last error: {pair.reason}" if pair.errors and pair.reason else reason

@@ -1,9 +1,9 @@
-"""The first phase of a new model: loaded, tried and judged beside the old one, which goes on answering.
+"""The offline evaluation of a new model, before it answers requests; the current model serves meanwhile.
 
-    load → answers the task's probe → answers the last captured inputs → is no worse on the labelled holdout
+    load → predict the task's probe → predict the last captured inputs → compare scores on the labelled holdout
 
-Everything here blocks and runs in a thread of its own. The holdout is what the task names for it and what
-the device has captured, knows the truth of, and keeps out of training.
+All functions here block and run in a separate thread. The holdout consists of the samples that the task declares,
+and of the labelled captured rows of the device that are excluded from training.
 """
 
 import time
@@ -25,22 +25,22 @@ from fedbus.stores.captured.reader import read_holdout_rows, read_newest_rows
 from fedbus.stores.errors import StoreError
 
 REPLAY_ROWS: Final = 64
-"""The last captured inputs that a new model must answer."""
+"""Number of captured inputs, the newest ones, that a new model must predict."""
 MAX_HOLDOUT_ROWS: Final = 1000
-"""Labelled rows that it is judged by, at most."""
+"""Maximum number of labelled rows for the comparison of scores."""
 _BATCH_ROWS: Final = 256
 
-log = structlog.get_logger("fedbus.inference_trial")
+log = structlog.get_logger("fedbus.inference")
 Array: TypeAlias = np.ndarray[Any, Any]
 Score: TypeAlias = Callable[[Array, Array], float]
 Predict: TypeAlias = Callable[[Array], Array]
 RunInModelThread: TypeAlias = Callable[[Callable[[], Array]], Array]
-"""Does something where a model answers, in its turn."""
+"""Runs a function in the model thread, between two batches."""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """How the new model did."""
+    """The result of the offline evaluation of a new model."""
 
     probed: int = 0
     replayed: int = 0
@@ -52,7 +52,7 @@ class EvaluationResult:
 
 
 class OfflineEvaluation:
-    """What this device tries its models on: *probe*, the rows captured in *database*, the task's *holdout*."""
+    """The samples of a device for evaluation: *probe*, the rows captured in *database*, and *holdout* of the task."""
 
     def __init__(
         self,
@@ -72,28 +72,36 @@ class OfflineEvaluation:
         self._score = score
 
     def of(self, new: LoadedModel, old: LoadedModel | None, in_turn: RunInModelThread) -> EvaluationResult:
-        """Try *new*, and judge it beside *old* where there is one. Raises ModelRefused where it does not answer.
+        """Evaluate *new*, and compare its score with that of *old*, if there is one.
 
-        *old* is asked *in_turn*, between the batches that it answers.
+        *in_turn* runs the predictions of *old* in the model thread, between two batches.
+
+        Raises:
+            ModelRefused: *new* fails to predict.
+
         """
-        began = time.monotonic()
+        start = time.monotonic()
         replayed = self._replay(new.predictor)
         probed = 0 if self.probe is None else len(self.probe)
-        inputs, labels = self._labelled(new.predictor)
+        inputs, labels = self._load_holdout(new.predictor)
         if old is None or len(labels) < self._serving.min_holdout:
-            return EvaluationResult(probed, replayed, seconds=time.monotonic() - began)
+            return EvaluationResult(probed, replayed, seconds=time.monotonic() - start)
         try:
-            before = self._scored(lambda some: in_turn(lambda: old.predictor.predict(some)), inputs, labels)
-            now = self._scored(new.predictor.predict, inputs, labels)
+            old_score = self._compute_score(
+                lambda batch: in_turn(lambda: old.predictor.predict(batch)), inputs, labels
+            )
+            new_score = self._compute_score(new.predictor.predict, inputs, labels)
         except Exception as error:  # the task's own code
-            raise ModelRefused(f"the models cannot be compared: {to_one_line(error)}") from error
-        verdict = judge_holdout(before, now, len(labels), self._serving)
-        return EvaluationResult(probed, replayed, len(labels), before, now, verdict, time.monotonic() - began)
+            raise ModelRefused(f"cannot compare the models on the holdout: {to_one_line(error)}") from error
+        verdict = judge_holdout(old_score, new_score, len(labels), self._serving)
+        return EvaluationResult(
+            probed, replayed, len(labels), old_score, new_score, verdict, time.monotonic() - start
+        )
 
     def _replay(self, predictor: Predictor) -> int:
-        """Let it answer what was asked last; how many that were."""
+        """Predict the last captured inputs and return their number."""
         inputs = _select_same_shape(
-            self._captured(lambda at: read_newest_rows(at, REPLAY_ROWS).inputs), predictor
+            self._read_captured(lambda path: read_newest_rows(path, REPLAY_ROWS).inputs), predictor
         )
         if not len(inputs):
             return 0
@@ -101,44 +109,47 @@ class OfflineEvaluation:
             check_outputs(predictor.predict(inputs), len(inputs))
         except Exception as error:  # the task's own code
             raise ModelRefused(
-                f"the model does not answer the last {len(inputs)} captured inputs: {to_one_line(error)}"
+                f"the model fails on the last {len(inputs)} captured inputs: {to_one_line(error)}"
             ) from error
         return len(inputs)
 
-    def _labelled(self, predictor: Predictor) -> tuple[Array, Array]:
-        """The device's own samples whose truth is known, and that no training gets."""
-        named = self._holdout if self._holdout is not None else (np.empty(0), np.empty(0))
-        rows = self._captured(lambda at: read_holdout_rows(at, self._share, MAX_HOLDOUT_ROWS))
+    def _load_holdout(self, predictor: Predictor) -> tuple[Array, Array]:
+        """Return the labelled samples that are excluded from training: captured rows, then those of the task."""
+        task_inputs, task_labels = self._holdout if self._holdout is not None else (np.empty(0), np.empty(0))
+        rows = self._read_captured(lambda path: read_holdout_rows(path, self._share, MAX_HOLDOUT_ROWS))
         if not len(rows):
-            return named[0][:MAX_HOLDOUT_ROWS], named[1][:MAX_HOLDOUT_ROWS]
+            return task_inputs[:MAX_HOLDOUT_ROWS], task_labels[:MAX_HOLDOUT_ROWS]
         inputs, labels = _select_same_shape(rows.inputs, predictor), np.asarray(rows.labels)
-        if not len(named[0]):
+        if not len(task_inputs):
             return inputs, labels[: len(inputs)]
-        if inputs.shape[1:] != named[0].shape[1:] or labels.shape[1:] != named[1].shape[1:]:
-            return named[0][:MAX_HOLDOUT_ROWS], named[1][:MAX_HOLDOUT_ROWS]
-        both = np.concatenate([inputs, named[0]]), np.concatenate([labels, named[1]])
-        return both[0][:MAX_HOLDOUT_ROWS], both[1][:MAX_HOLDOUT_ROWS]
+        if inputs.shape[1:] != task_inputs.shape[1:] or labels.shape[1:] != task_labels.shape[1:]:
+            return task_inputs[:MAX_HOLDOUT_ROWS], task_labels[:MAX_HOLDOUT_ROWS]
+        inputs, labels = np.concatenate([inputs, task_inputs]), np.concatenate([labels, task_labels])
+        return inputs[:MAX_HOLDOUT_ROWS], labels[:MAX_HOLDOUT_ROWS]
 
-    def _scored(self, predict: Predict, inputs: Array, labels: Array) -> float:
-        parts = [
-            check_outputs(predict(some), len(some))
-            for some in np.array_split(inputs, max(1, len(inputs) // _BATCH_ROWS))
+    def _compute_score(self, predict: Predict, inputs: Array, labels: Array) -> float:
+        outputs = [
+            check_outputs(predict(batch), len(batch))
+            for batch in np.array_split(inputs, max(1, len(inputs) // _BATCH_ROWS))
         ]
-        return float(self._score(np.concatenate(parts), labels))
+        return float(self._score(np.concatenate(outputs), labels))
 
-    def _captured(self, read: Callable[[Path], Any]) -> Any:
-        """What *read* finds among the captured rows; nothing where they cannot be read."""
+    def _read_captured(self, read: Callable[[Path], Any]) -> Any:
+        """Return the captured rows that *read* selects, or an empty array if they cannot be read."""
         if self._database is None or not self._database.exists():
             return np.empty(0)
         try:
             return read(self._database)
         except StoreError as error:
-            log.warning("a model is tried without captured data", reason=str(error))
+            log.warning("Captured data unavailable; evaluating the model without it", reason=str(error))
             return np.empty(0)
 
 
 def _select_same_shape(inputs: Array, predictor: Predictor) -> Array:
-    """*inputs*, where the model takes such; else none: an older model may have taken others."""
+    """Return *inputs* if their shape and dtype are those of the model, otherwise none.
+
+    Inputs captured for an older model can differ.
+    """
     shape = predictor.input_shape
-    fits = shape is None or is_shape_allowed(inputs.shape[1:], shape)
-    return inputs if fits and inputs.dtype == predictor.input_dtype else inputs[:0]
+    is_same_shape = shape is None or is_shape_allowed(inputs.shape[1:], shape)
+    return inputs if is_same_shape and inputs.dtype == predictor.input_dtype else inputs[:0]

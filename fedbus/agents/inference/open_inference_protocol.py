@@ -1,14 +1,16 @@
-"""The Open Inference Protocol, version 2, as bytes: what Triton, KServe and their clients speak over HTTP.
+"""The Open Inference Protocol, version 2, as Triton, KServe and their clients use it over HTTP.
 
     {"id": "7", "inputs": [{"name": "input", "shape": [2, 784], "datatype": "FP32", "data": […]}]}
     → {"model_name": "mnist", "model_version": "3", "id": "7",
        "outputs": [{"name": "output", "shape": [2], "datatype": "INT64", "data": [7, 2]},
                    {"name": "prediction_id", "shape": [2], "datatype": "INT64", "data": [41, 42]}]}
 
-A task's model takes one tensor and gives one; ``prediction_id`` is what feedback is given to (-1
-where a prediction was not captured). With the binary tensor extension the JSON comes first, as long as
-``Inference-Header-Content-Length`` says, and the numbers after it, little-endian, in the order of the
-tensors. No I/O here, and no model.
+The model of a task has one input tensor and one output tensor. ``prediction_id`` is the id for feedback, or -1 if
+the prediction was not captured. With the binary tensor extension, the body starts with JSON of
+``Inference-Header-Content-Length`` bytes; the tensor data follow, little-endian, in the order of the tensors.
+This module converts bytes only: it does no I/O and calls no model.
+
+Source: https://github.com/kserve/open-inference-protocol and Triton's binary tensor data extension.
 """
 
 import json
@@ -57,181 +59,192 @@ _NAMES: Final = {np.dtype(dtype): name for name, dtype in DATATYPES.items()}
 
 @dataclass(frozen=True)
 class InferenceRequest:
-    """What is asked: *inputs* (n, …), and how the answer is wanted."""
+    """A parsed request: *inputs* (n, …), and the requested outputs."""
 
     inputs: Array
     id: str | None
-    wanted: tuple[str, ...]
-    """The outputs that are wanted, in their order."""
-    binary: frozenset[str]
-    """Those that are wanted as bytes."""
+    output_names: tuple[str, ...]
+    """The requested outputs, in the requested order."""
+    binary_outputs: frozenset[str]
+    """The requested outputs in binary form."""
 
 
 @dataclass(frozen=True)
 class InferenceResponse:
-    """The bytes of a response; *json_bytes* of them are JSON, where the rest is not."""
+    """The body of a response; the first *json_bytes* are JSON (None: all)."""
 
     content: bytes
     json_bytes: int | None
 
 
-def parse_request(content: bytes, json_bytes: int | None, takes: ModelInput) -> InferenceRequest:
-    """The request in *content*, of which the first *json_bytes* are JSON (None: all). Raises Refusal."""
+def parse_request(content: bytes, json_bytes: int | None, model_input: ModelInput) -> InferenceRequest:
+    """Parse a request; the first *json_bytes* of *content* are JSON (None: all).
+
+    Raises:
+        HttpError: the request is invalid.
+
+    """
     body = parse_json_object(content if json_bytes is None else content[:json_bytes])
-    given = body.get("inputs")
-    if not isinstance(given, list) or len(given) != 1 or not isinstance(given[0], dict):
-        raise bad_request(f'the model takes one tensor: {{"inputs": [{{"name": "{INPUT}", "shape": …, …}}]}}')
-    rest = b"" if json_bytes is None else content[json_bytes:]
-    inputs = _parse_tensor(given[0], rest, takes)
+    tensors = body.get("inputs")
+    if not isinstance(tensors, list) or len(tensors) != 1 or not isinstance(tensors[0], dict):
+        raise bad_request(
+            f'inputs must be a list with one tensor: {{"inputs": [{{"name": "{INPUT}", "shape": …, …}}]}}'
+        )
+    binary_data = b"" if json_bytes is None else content[json_bytes:]
+    inputs = _parse_tensor(tensors[0], binary_data, model_input)
     check_finite(inputs)
-    identity = body.get("id")
-    if identity is not None and not isinstance(identity, str):
+    request_id = body.get("id")
+    if request_id is not None and not isinstance(request_id, str):
         raise bad_request("id must be a string")
-    wanted, binary = _parse_outputs(body)
-    return InferenceRequest(inputs, identity, wanted, binary)
+    output_names, binary_outputs = _parse_outputs(body)
+    return InferenceRequest(inputs, request_id, output_names, binary_outputs)
 
 
 def build_response(
-    asked: InferenceRequest, outputs: Array, ids: list[int | None], *, model: str, version: int
+    request: InferenceRequest, outputs: Array, ids: list[int | None], *, model: str, version: int
 ) -> InferenceResponse:
-    """The response to *asked*: *outputs* (n, …) and the *ids* under which they were captured."""
+    """Build the response to *request* from *outputs* (n, …) and the prediction *ids*."""
     tensors = {
         OUTPUT: outputs,
-        PREDICTION_ID: np.asarray([NOT_CAPTURED if one is None else one for one in ids], np.int64),
+        PREDICTION_ID: np.asarray([NOT_CAPTURED if row is None else row for row in ids], np.int64),
     }
     body: dict[str, Any] = {"model_name": model, "model_version": str(version)}
-    if asked.id is not None:
-        body["id"] = asked.id
+    if request.id is not None:
+        body["id"] = request.id
     body["outputs"] = [
-        _describe_tensor(name, tensors[name], binary=name in asked.binary) for name in asked.wanted
+        _describe_tensor(name, tensors[name], binary=name in request.binary_outputs)
+        for name in request.output_names
     ]
     header = json.dumps(body).encode()
-    if not asked.binary:
+    if not request.binary_outputs:
         return InferenceResponse(header, None)
-    blobs = [_to_little_endian(tensors[name]).tobytes() for name in asked.wanted if name in asked.binary]
-    return InferenceResponse(b"".join([header, *blobs]), len(header))
+    binary_data = [
+        _to_little_endian(tensors[name]).tobytes()
+        for name in request.output_names
+        if name in request.binary_outputs
+    ]
+    return InferenceResponse(b"".join([header, *binary_data]), len(header))
 
 
 def build_metadata(
-    model: str, version: int, takes: ModelInput, platform: str, gives: Array | None
+    model: str, version: int, model_input: ModelInput, platform: str, output: Array | None
 ) -> dict[str, Any]:
-    """What a client may want to know of the model before it asks; *gives* is one of its answers."""
-    shape = [-1, *(takes.shape if takes.shape is not None else (-1,))]
-    output = {"datatype": "FP32", "shape": [-1]}  # what most give, where this one has not answered yet
-    if gives is not None:
-        output = {"datatype": _datatype_of(gives), "shape": [-1, *gives.shape[1:]]}
+    """Build the model metadata; *output* is one prediction of the model, for its datatype and shape."""
+    shape = [-1, *(model_input.shape if model_input.shape is not None else (-1,))]
+    output_metadata = {"datatype": "FP32", "shape": [-1]}  # the common case, until there is a prediction
+    if output is not None:
+        output_metadata = {"datatype": _datatype_of(output), "shape": [-1, *output.shape[1:]]}
     return {
         "name": model,
         "versions": [str(version)],
         "platform": platform,
-        "inputs": [{"name": INPUT, "datatype": datatype_name(takes.dtype), "shape": shape}],
-        "outputs": [{"name": OUTPUT, **output}, {"name": PREDICTION_ID, "datatype": "INT64", "shape": [-1]}],
+        "inputs": [{"name": INPUT, "datatype": datatype_name(model_input.dtype), "shape": shape}],
+        "outputs": [
+            {"name": OUTPUT, **output_metadata},
+            {"name": PREDICTION_ID, "datatype": "INT64", "shape": [-1]},
+        ],
     }
 
 
 def datatype_name(dtype: "np.dtype[Any]") -> str:
-    """The protocol's name of *dtype*: ``FP32``."""
+    """Return the name of *dtype* in the protocol, for example ``FP32``."""
     return _NAMES[np.dtype(dtype)]
 
 
-# --- reading --------------------------------------------------------------------------------
+# --- parsing --------------------------------------------------------------------------------
 
 
-def _parse_tensor(given: dict[str, Any], rest: bytes, takes: ModelInput) -> Array:
-    shape = _parse_shape(given.get("shape"))
-    check_count(shape[0], takes)
-    check_shape(shape[1:], takes)
-    wanted = datatype_name(takes.dtype)
-    if given.get("datatype") != wanted:
-        raise bad_request(f"the model takes {wanted}, and not {given.get('datatype')!r}")
-    size = _parse_parameters(given).get("binary_data_size")
+def _parse_tensor(tensor: dict[str, Any], binary_data: bytes, model_input: ModelInput) -> Array:
+    shape = _parse_shape(tensor.get("shape"))
+    check_count(shape[0], model_input)
+    check_shape(shape[1:], model_input)
+    datatype = datatype_name(model_input.dtype)
+    if tensor.get("datatype") != datatype:
+        raise bad_request(f"the datatype must be {datatype}, not {tensor.get('datatype')!r}")
+    size = _parse_parameters(tensor).get("binary_data_size")
     if size is None:
-        if rest:
-            raise bad_request("there are bytes after the JSON, and no tensor has a binary_data_size")
-        return _tensor_from_json(given.get("data"), shape, takes)
-    return _tensor_from_bytes(size, rest, shape, takes)
+        if binary_data:
+            raise bad_request("the body has binary data, but no tensor has a binary_data_size")
+        return _tensor_from_json(tensor.get("data"), shape, model_input)
+    return _tensor_from_bytes(size, binary_data, shape, model_input)
 
 
-def _parse_shape(given: Any) -> Shape:
-    whole = isinstance(given, list) and all(type(one) is int and 0 < one < 2**31 for one in given)
-    if not whole or not given:
-        raise bad_request(
-            "shape must be a list of whole numbers above 0, of which the first is how many samples there are"
-        )
-    return tuple(given)
+def _parse_shape(shape: Any) -> Shape:
+    is_valid = isinstance(shape, list) and all(type(size) is int and 0 < size < 2**31 for size in shape)
+    if not is_valid or not shape:
+        raise bad_request("shape must be a list of integers above 0; the first is the number of samples")
+    return tuple(shape)
 
 
-def _tensor_from_json(data: Any, shape: Shape, takes: ModelInput) -> Array:
+def _tensor_from_json(data: Any, shape: Shape, model_input: ModelInput) -> Array:
     if not isinstance(data, list):
         raise bad_request("data must be a list of numbers")
-    inputs = parse_numbers(data, takes.dtype)
+    inputs = parse_numbers(data, model_input.dtype)
     if inputs.size != math.prod(shape):
         raise bad_request(
-            f"data has {inputs.size} numbers, and the shape {list(shape)} asks for {math.prod(shape)}"
+            f"data has {inputs.size} numbers, but the shape {list(shape)} needs {math.prod(shape)}"
         )
     return inputs.reshape(shape)
 
 
-def _tensor_from_bytes(size: Any, rest: bytes, shape: Shape, takes: ModelInput) -> Array:
-    needed = math.prod(shape) * takes.dtype.itemsize
-    if type(size) is not int or size != len(rest) or size != needed:
+def _tensor_from_bytes(size: Any, binary_data: bytes, shape: Shape, model_input: ModelInput) -> Array:
+    needed = math.prod(shape) * model_input.dtype.itemsize
+    if type(size) is not int or size != len(binary_data) or size != needed:
         raise bad_request(
-            f"the shape {list(shape)} of {datatype_name(takes.dtype)} takes {needed} bytes: "
-            f"binary_data_size is {size!r}, and {len(rest)} bytes came"
+            f"the shape {list(shape)} of {datatype_name(model_input.dtype)} needs {needed} bytes, "
+            f"but binary_data_size is {size!r} and the body has {len(binary_data)} bytes of binary data"
         )
-    little = takes.dtype.newbyteorder("<")
-    array: Array = np.frombuffer(rest, little).reshape(shape).astype(takes.dtype, copy=True)
-    return array
+    little_endian = model_input.dtype.newbyteorder("<")
+    tensor: Array = np.frombuffer(binary_data, little_endian).reshape(shape)
+    return tensor.astype(model_input.dtype, copy=True)
 
 
 def _parse_outputs(body: dict[str, Any]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Which outputs, and which of them as bytes; all as JSON where nothing is said."""
-    everything_binary = _parse_parameters(body).get("binary_data_output") is True
-    asked = body.get("outputs")
-    if asked is None:
-        both = (OUTPUT, PREDICTION_ID)
-        return both, frozenset(both if everything_binary else ())
-    named = dict(_iter_outputs(asked, binary=everything_binary))
-    return tuple(named), frozenset(name for name, binary in named.items() if binary)
+    """Return the requested outputs and those of them in binary form; by default all outputs, as JSON."""
+    binary_by_default = _parse_parameters(body).get("binary_data_output") is True
+    outputs = body.get("outputs")
+    if outputs is None:
+        names = (OUTPUT, PREDICTION_ID)
+        return names, frozenset(names if binary_by_default else ())
+    requested = dict(_iter_outputs(outputs, binary_by_default=binary_by_default))
+    return tuple(requested), frozenset(name for name, is_binary in requested.items() if is_binary)
 
 
-def _iter_outputs(asked: Any, *, binary: bool) -> Iterator[tuple[str, bool]]:
-    if not isinstance(asked, list) or not asked:
-        raise bad_request("outputs must be a list of the outputs that are wanted")
-    for one in asked:
-        name = one.get("name") if isinstance(one, dict) else None
+def _iter_outputs(outputs: Any, *, binary_by_default: bool) -> Iterator[tuple[str, bool]]:
+    if not isinstance(outputs, list) or not outputs:
+        raise bad_request("outputs must be a list of the requested outputs")
+    for output in outputs:
+        name = output.get("name") if isinstance(output, dict) else None
         if name not in (OUTPUT, PREDICTION_ID):
-            raise bad_request(
-                f"there is no output {name!r}: the model gives {OUTPUT!r} and {PREDICTION_ID!r}"
-            )
-        yield name, _parse_parameters(one).get("binary_data", binary) is True
+            raise bad_request(f"unknown output {name!r}. The outputs are {OUTPUT!r} and {PREDICTION_ID!r}")
+        yield name, _parse_parameters(output).get("binary_data", binary_by_default) is True
 
 
-def _parse_parameters(given: dict[str, Any]) -> dict[str, Any]:
-    parameters = given.get("parameters", {})
+def _parse_parameters(body: dict[str, Any]) -> dict[str, Any]:
+    parameters = body.get("parameters", {})
     if not isinstance(parameters, dict):
         raise bad_request("parameters must be an object")
     return parameters
 
 
-# --- answering ------------------------------------------------------------------------------
+# --- responses ------------------------------------------------------------------------------
 
 
 def _describe_tensor(name: str, tensor: Array, *, binary: bool) -> dict[str, Any]:
-    described: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "name": name,
         "shape": list(tensor.shape),
         "datatype": _datatype_of(tensor),
     }
     if binary:
-        return {**described, "parameters": {"binary_data_size": tensor.nbytes}}
-    return {**described, "data": tensor.ravel().tolist()}
+        return {**metadata, "parameters": {"binary_data_size": tensor.nbytes}}
+    return {**metadata, "data": tensor.ravel().tolist()}
 
 
 def _datatype_of(tensor: Array) -> str:
     name = _NAMES.get(tensor.dtype.newbyteorder("="))
     if name is None:
-        raise HttpError(500, f"the model answers with {tensor.dtype}, which the protocol has no name for")
+        raise HttpError(500, f"the protocol has no datatype for the model's output type {tensor.dtype}")
     return name
 
 

@@ -1,10 +1,10 @@
-"""What somebody who wants a prediction may say in plain JSON, and what is said where it makes no sense.
+"""Parsing and validation of prediction requests in plain JSON.
 
-    {"inputs": [[…], …], "labels": [… or null, …]?}   → samples as the model takes them, and what is true of them
-    {"label": …}                                      → what was true, later
+    {"inputs": [[…], …], "labels": [… or null, …]?}   → samples in the dtype and shape of the model, with labels
+    {"label": …}                                      → the label of an earlier prediction
 
-Nothing here knows how a request came: by HTTP and by NATS it is the same bytes, and a `Refusal` is
-an HTTP status wherever it goes.
+The module is independent of the transport: requests over HTTP and NATS are the same bytes, and an `HttpError`
+has an HTTP status on both.
 """
 
 import json
@@ -19,7 +19,7 @@ from fedbus.domain.row_validation import is_class_label, is_shape_allowed
 from fedbus.stores.captured.reader import Label
 
 MAX_EXACT_INTEGER: Final = 2**53
-"""Beyond it not every whole number is its own float."""
+"""Largest integer up to which a float64 represents each integer exactly."""
 BAD_REQUEST: Final = 400
 NOT_FOUND: Final = 404
 REQUEST_TIMEOUT: Final = 408
@@ -29,13 +29,14 @@ UNSUPPORTED_MEDIA_TYPE: Final = 415
 TOO_MANY_REQUESTS: Final = 429
 INTERNAL_ERROR: Final = 500
 SERVICE_UNAVAILABLE: Final = 503
+NO_MODEL: Final = "no model is loaded yet. Retry when /ready answers with 200"
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Shape: TypeAlias = tuple[int, ...]
 
 
 class HttpError(Exception):
-    """A request that is not answered: an HTTP status, one line that says why, and when to come again, if at all."""
+    """An error response: an HTTP status, the reason in one line, and the Retry-After time, if any."""
 
     def __init__(self, status: int, reason: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(reason)
@@ -50,7 +51,7 @@ class HttpError(Exception):
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What the model takes: *shape* of one sample (-1: any length; None: anything), and how many at once."""
+    """The input of a model: *shape* of one sample (-1: any length; None: any shape), and the batch limit *most*."""
 
     dtype: "np.dtype[Any]"
     shape: Shape | None
@@ -59,33 +60,43 @@ class ModelInput:
 
 @dataclass(frozen=True)
 class PredictionSamples:
-    """What is to be predicted, and what is known to be true of it."""
+    """Samples to predict, with their labels where known."""
 
     inputs: Array
     labels: list[Label | None]
 
 
-def parse_samples(content: bytes, takes: ModelInput) -> PredictionSamples:
-    """The samples in a plain request. Raises Refusal."""
+def parse_samples(content: bytes, model_input: ModelInput) -> PredictionSamples:
+    """Parse the samples in a request.
+
+    Raises:
+        HttpError: the request is invalid.
+
+    """
     body = parse_json_object(content)
     rows = body.get("inputs")
     if not isinstance(rows, list) or not rows:
-        raise bad_request('give at least one sample: {"inputs": [[…], …]}')
-    check_count(len(rows), takes)
-    inputs = parse_numbers(rows, takes.dtype)
-    check_shape(inputs.shape[1:], takes)
+        raise bad_request('inputs must be a list with at least one sample: {"inputs": [[…], …]}')
+    check_count(len(rows), model_input)
+    inputs = parse_numbers(rows, model_input.dtype)
+    check_shape(inputs.shape[1:], model_input)
     return PredictionSamples(inputs, _parse_labels(body, len(inputs)))
 
 
 def parse_label(content: bytes) -> Label:
-    """The label in a piece of feedback. Raises Refusal."""
+    """Parse the label in a feedback request.
+
+    Raises:
+        HttpError: the request is invalid.
+
+    """
     body = parse_json_object(content)
     if "label" not in body:
-        raise bad_request('say what is true: {"label": …}')
+        raise bad_request('the label is missing. Send {"label": …}')
     return _parse_label_value(body["label"])
 
 
-# --- what both this and the Open Inference Protocol check ---------------------------------------
+# --- shared with the Open Inference Protocol ---------------------------------------------------
 
 
 def bad_request(reason: str) -> HttpError:
@@ -93,104 +104,114 @@ def bad_request(reason: str) -> HttpError:
 
 
 def parse_json_object(content: bytes) -> dict[str, Any]:
-    """The body, which must be a JSON object."""
+    """Parse *content*, which must be a JSON object.
+
+    Raises:
+        HttpError: it is not.
+
+    """
     try:
         body = json.loads(content, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
-        raise bad_request(f"the body is not JSON: {to_one_line(error)}") from error
+        raise bad_request(f"the body is not valid JSON: {to_one_line(error)}") from error
     if not isinstance(body, dict):
         raise bad_request("the body must be a JSON object")
     return body
 
 
-def check_count(count: int, takes: ModelInput) -> None:
-    if count > takes.most:
-        raise HttpError(CONTENT_TOO_LARGE, f"{count} samples are too many: send at most {takes.most} at once")
+def check_count(count: int, model_input: ModelInput) -> None:
+    if count > model_input.most:
+        raise HttpError(CONTENT_TOO_LARGE, f"too many samples: {count} (limit {model_input.most})")
 
 
-def check_shape(shape: Shape, takes: ModelInput) -> None:
-    """Whether one sample is shaped as the model takes it."""
-    if takes.shape is not None and not is_shape_allowed(shape, takes.shape):
-        raise bad_request(f"a sample must have the shape {list(takes.shape)}, and not {list(shape)}")
+def check_shape(shape: Shape, model_input: ModelInput) -> None:
+    """Raise HttpError unless the model accepts samples of *shape*."""
+    if model_input.shape is not None and not is_shape_allowed(shape, model_input.shape):
+        raise bad_request(f"a sample must have the shape {list(model_input.shape)}, not {list(shape)}")
 
 
 def check_labels(labels: Iterable[Label | None], classes: int | None) -> None:
-    """Whether each is one of so many *classes*, where it is known how many there are.
+    """Raise HttpError unless each label is one of the *classes*; None skips the check.
 
-    One that is not would fail every training that gets it.
+    An invalid label would fail all training on the row.
     """
     if classes is None:
         return
     for label in labels:
         if label is not None and not is_class_label(label, classes):
             raise bad_request(
-                f"a label must be a class of the model, a whole number from 0 to {classes - 1}, "
-                f"and not {to_one_line(label)[:40]}"
+                f"a label must be a class of the model, an integer from 0 to {classes - 1}, "
+                f"not {to_one_line(label)[:40]}"
             )
 
 
 def parse_numbers(rows: list[Any], dtype: "np.dtype[Any]") -> Array:
-    """JSON numbers as an array of *dtype*: none of them may change by that."""
+    """Convert JSON numbers to an array of *dtype*.
+
+    Raises:
+        HttpError: a value is not a number, or *dtype* cannot represent it.
+
+    """
     try:
-        given = np.asarray(rows)
+        array = np.asarray(rows)
     except (ValueError, OverflowError) as error:
-        raise bad_request("inputs must be numbers, and all samples of one shape") from error
-    return _as_booleans(given) if dtype.kind == "b" else _as_numbers(given, dtype)
+        raise bad_request("inputs must be numbers, and all samples must have the same shape") from error
+    return _as_booleans(array) if dtype.kind == "b" else _as_numbers(array, dtype)
 
 
 def check_finite(inputs: Array) -> None:
     if inputs.dtype.kind == "f" and not np.isfinite(inputs).all():
-        raise bad_request(f"inputs must be finite numbers that fit into {inputs.dtype.itemsize * 8} bits")
+        raise bad_request(f"inputs must be finite numbers in the range of {inputs.dtype}")
 
 
-def to_one_line(said: object) -> str:
-    return " ".join(str(said).split())[:300] or type(said).__name__
+def to_one_line(value: object) -> str:
+    return " ".join(str(value).split())[:300] or type(value).__name__
 
 
-def _as_booleans(given: Array) -> Array:
-    if given.dtype.kind != "b":
-        raise bad_request("inputs must be true or false: that is what the model takes")
-    return given
+def _as_booleans(array: Array) -> Array:
+    if array.dtype.kind != "b":
+        raise bad_request("inputs must be true or false: the model has boolean inputs")
+    return array
 
 
-def _as_numbers(given: Array, dtype: "np.dtype[Any]") -> Array:
-    if given.dtype.kind not in "iuf":
-        raise bad_request(f"inputs must be numbers, and {_describe_content(given)}")
+def _as_numbers(array: Array, dtype: "np.dtype[Any]") -> Array:
+    if array.dtype.kind not in "iuf":
+        raise bad_request(f"inputs must be numbers, {_describe_invalid(array)}")
     if dtype.kind in "iu":
-        return _as_whole_numbers(given, dtype)
+        return _as_integers(array, dtype)
     with np.errstate(over="ignore"):
-        inputs: Array = given.astype(dtype)
+        inputs: Array = array.astype(dtype)
     check_finite(inputs)
     return inputs
 
 
-def _describe_content(given: Array) -> str:
-    """What is there where numbers should be."""
-    match given.dtype.kind:
+def _describe_invalid(array: Array) -> str:
+    """Describe why the values of *array* are not accepted as numbers."""
+    match array.dtype.kind:
         case "b":
             return "not true or false"
         case "U":
             return "not text"
-        case _ if all(isinstance(one, int | float) for one in given.flat):
-            return "numbers that fit into 64 bits"
+        case _ if all(isinstance(one, int | float) for one in array.flat):
+            return "each in the range of 64 bits"
         case _:
-            return "neither null nor objects"
+            return "not null or objects"
 
 
-def _as_whole_numbers(given: Array, dtype: "np.dtype[Any]") -> Array:
-    if given.dtype.kind == "f":
-        raise bad_request(f"inputs must be whole numbers: the model takes {dtype}")
+def _as_integers(array: Array, dtype: "np.dtype[Any]") -> Array:
+    if array.dtype.kind == "f":
+        raise bad_request(f"inputs must be integers: the model has inputs of type {dtype}")
     bounds = np.iinfo(dtype)
-    if given.size and (int(given.min()) < bounds.min or int(given.max()) > bounds.max):
+    if array.size and (int(array.min()) < bounds.min or int(array.max()) > bounds.max):
         raise bad_request(
-            f"inputs must be whole numbers from {bounds.min} to {bounds.max}: the model takes {dtype}"
+            f"inputs must be integers from {bounds.min} to {bounds.max}: the model has inputs of type {dtype}"
         )
-    inputs: Array = given.astype(dtype)
+    inputs: Array = array.astype(dtype)
     return inputs
 
 
 def _reject_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _parse_labels(body: dict[str, Any], count: int) -> list[Label | None]:
@@ -199,19 +220,19 @@ def _parse_labels(body: dict[str, Any], count: int) -> list[Label | None]:
         return [None] * count
     if not isinstance(labels, list) or len(labels) != count:
         raise bad_request(
-            f"labels must be a list with one for each of the {count} samples, or null where unknown"
+            f"labels must be a list of {count}, one for each sample, with null for an unknown label"
         )
     return [None if label is None else _parse_label_value(label) for label in labels]
 
 
 def _parse_label_value(value: Any) -> Label:
-    """A number, or a list of numbers."""
+    """Parse a label: a number, or a list of numbers."""
     if isinstance(value, list) and value and all(map(_is_number, value)):
         return [float(one) for one in value]
     if _is_number(value):
         number: int | float = value
         return number
-    raise bad_request("a label must be a finite number, or a list of them")
+    raise bad_request("a label must be a finite number, or a list of finite numbers")
 
 
 def _is_number(value: Any) -> bool:

@@ -1,7 +1,7 @@
-"""How many bytes of requests are in hand at once: being read, taken apart, or waiting with what came of them.
+"""A limit on the bytes of all request bodies that are read, parsed or queued at the same time.
 
-The queue of the model bounds how many requests wait, but what a body is taken apart into is several times its
-size, and that happens before the queue. So room is taken before the body is read, and given back with the answer.
+The queue of the engine bounds the number of requests, but parsing needs several times the size of a body and
+happens before the queue. Therefore memory is reserved before a body is read, and released with the response.
 """
 
 from collections.abc import Iterator
@@ -11,23 +11,30 @@ from fedbus.agents.inference.plain_json import TOO_MANY_REQUESTS, HttpError
 
 
 class RequestMemoryLimit:
-    """Room for bodies of *most_bytes* in all."""
+    """A limit of *limit_bytes* for all request bodies together."""
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
-        self._bytes = 0
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._reserved_bytes = 0
 
     @property
     def bytes(self) -> int:
-        return self._bytes
+        return self._reserved_bytes
 
     @contextmanager
     def room_for(self, size_bytes: int) -> Iterator[None]:
-        """Room for a body, as long as the block runs. Raises Refusal where there is none just now."""
-        if self._bytes + size_bytes > self._most_bytes:
-            raise HttpError(TOO_MANY_REQUESTS, "too many large requests are in hand already", retry_after_s=1)
-        self._bytes += size_bytes
+        """Reserve *size_bytes* while the block runs.
+
+        Raises:
+            HttpError: 429, the limit is reached.
+
+        """
+        if self._reserved_bytes + size_bytes > self._limit_bytes:
+            raise HttpError(
+                TOO_MANY_REQUESTS, "too many large requests at the same time. Retry later", retry_after_s=1
+            )
+        self._reserved_bytes += size_bytes
         try:
             yield
         finally:
-            self._bytes -= size_bytes
+            self._reserved_bytes -= size_bytes

@@ -249,7 +249,7 @@ async def flower_client(device: ClientConfig, stop: asyncio.Event) -> None:
             bus,
             device.site.task,
             device.client,
-            order=device.trainer_order,
+            build_config=device.trainer_order,
             outbox=device.outbox(AgentName.FLOWER_CLIENT),
             logs=device.site.logs / device.client,
         )
@@ -268,7 +268,7 @@ async def inference(device: ClientConfig, stop: asyncio.Event) -> None:
             device.client,
             server,
             load=_model_loader(device, asyncio.get_running_loop()),
-            trials=OfflineEvaluation(
+            evaluation=OfflineEvaluation(
                 task.table.serving,
                 task.table.capture,
                 database=captured.path if captured else None,
@@ -278,8 +278,8 @@ async def inference(device: ClientConfig, stop: asyncio.Event) -> None:
             ),
             outbox=device.outbox(AgentName.INFERENCE),
             directory=device.directory,
-            sayings=sayings,
-            watch=_data_monitor(device, captured, server, sayings, given),
+            events=sayings,
+            data_monitor=_data_monitor(device, captured, server, sayings, given),
             host=device.host,
             port=device.port,
         )

@@ -1,4 +1,4 @@
-"""The inference agent, heard from outside: models by the bus, predictions by HTTP."""
+"""The inference agent as its clients see it: models over the bus, predictions over HTTP and NATS."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ PROBE = np.ones((2, 3), np.float32)
 
 
 class WeightedSumPredictor:
-    """Answers with the sum of a sample, times its weight: a model that needs no torch. A weight above 99 is lame."""
+    """A model without torch: predicts the sum of a sample times its weight. With a weight above 99 it fails on 13."""
 
     input_shape = None
     input_dtype = np.dtype(np.float32)
@@ -70,23 +70,23 @@ class WeightedSumPredictor:
     def __init__(self, start: InferStart) -> None:
         arrays = weights.load(Path(start.path))
         if set(arrays) != {"w"}:
-            raise ModelRefused(f"the weights are not those of Sums: {sorted(arrays)}")
+            raise ModelRefused(f"unexpected tensors: {sorted(arrays)}")
         self._weight = arrays["w"]
 
     def predict(self, inputs: Array) -> Array:
         if self._weight[0] > 99 and (inputs == 13).any():
-            raise RuntimeError("it stumbles over a 13")
-        answers: Array = inputs.sum(axis=1) * self._weight
-        return answers
+            raise RuntimeError("failed on 13")
+        outputs: Array = inputs.sum(axis=1) * self._weight
+        return outputs
 
 
 def make_agent(
-    device: ClientConfig, *, port: int = 0, looks_for: list[str] | None = None, **serving: Any
+    device: ClientConfig, *, port: int = 0, nats_urls: list[str] | None = None, **serving: Any
 ) -> Any:
-    """An agent of *device*, in a task that wants its models served so; it *looks for* the bus at the last of these."""
+    """Make an inference agent of *device* with the *serving* table; it connects to the last of *nats_urls*."""
 
     async def run(stop: asyncio.Event) -> None:
-        urls, task, sayings = looks_for or [device.site.nats_url], device.site.task, EventQueue()
+        urls, task, events = nats_urls or [device.site.nats_url], device.site.task, EventQueue()
         table = task.table.model_copy(update={"serving": ServingTable.model_validate(serving)})
         task = task.model_copy(update={"table": table})
         captured = CapturedData(device.captured())
@@ -95,10 +95,10 @@ def make_agent(
             device.client,
             InferenceServer(captured, name=task.id),
             load=WeightedSumPredictor,
-            trials=OfflineEvaluation(table.serving, table.capture, database=captured.path, probe=PROBE),
+            evaluation=OfflineEvaluation(table.serving, table.capture, database=captured.path, probe=PROBE),
             outbox=device.outbox("inference"),
             directory=device.directory,
-            sayings=sayings,
+            events=events,
             port=port,
         )
         try:
@@ -112,13 +112,13 @@ def make_agent(
 
 
 @pytest.fixture
-async def enrolled(fed: FederationHarness) -> None:
+async def consumers(fed: FederationHarness) -> None:
     for agent in CLIENT_CONSUMERS:
         await fed.bus.create_client_consumer(agent, task=TASK, client=NAME)
 
 
 @pytest.fixture
-async def inference(fed: FederationHarness, enrolled: None) -> AsyncIterator[RunningAgent]:
+async def inference(fed: FederationHarness, consumers: None) -> AsyncIterator[RunningAgent]:
     """An inference agent without a model."""
     async with fed.run_agent(make_agent(fed.client_config(NAME))) as agent:
         await fed.wait_for_state("inference", "empty")
@@ -127,10 +127,10 @@ async def inference(fed: FederationHarness, enrolled: None) -> AsyncIterator[Run
 
 @pytest.fixture
 async def serving(fed: FederationHarness, inference: RunningAgent) -> RunningAgent:
-    """One that serves version 1, whose weight is 1."""
+    """An inference agent that serves version 1, whose weight is 1."""
     await send_model(fed, InferStart, model_file(fed, 1))
     await fed.wait_for_message(InferReady)
-    await fed.wait_for_event("inference", "infer_start")  # events and transitions come by two roads
+    await fed.wait_for_event("inference", "infer_start")  # transitions come from another stream
     return inference
 
 
@@ -141,30 +141,30 @@ def model_file(fed: FederationHarness, version: int, **arrays: Array) -> tuple[M
 
 
 async def send_model(
-    fed: FederationHarness, word: type[InferStart], model: tuple[ModelRef, Path], *, term: int = 0
+    fed: FederationHarness, kind: type[InferStart], model: tuple[ModelRef, Path], *, term: int = 0
 ) -> None:
-    said = word(task=TASK, client=NAME, model=model[0], path=str(model[1]), term=term)
-    await fed.publish(said, sender="client-manager")
+    request = kind(task=TASK, client=NAME, model=model[0], path=str(model[1]), term=term)
+    await fed.publish(request, sender="client-manager")
 
 
 def inference_endpoint(fed: FederationHarness) -> str:
-    facts = fed.last_transition("inference").facts
-    assert isinstance(facts, InferenceData)
-    return facts.endpoint
+    data = fed.last_transition("inference").facts
+    assert isinstance(data, InferenceData)
+    return data.endpoint
 
 
 async def predict(url: str, *inputs: float, **more: Any) -> tuple[float, int]:
-    """What comes of *inputs*, else of 1 + 2 + 3, and by which version."""
+    """Predict *inputs*, by default (1, 2, 3); return the output and the model version."""
     async with (
         aiohttp.ClientSession() as session,
         session.post(f"{url}/predict", json={"inputs": [inputs or (1, 2, 3)], **more}) as response,
     ):
         assert response.status == 200, await response.text()
-        answer = await response.json()
-        return answer["outputs"][0], answer["model_version"]
+        body = await response.json()
+        return body["outputs"][0], body["model_version"]
 
 
-async def test_the_first_model_is_served_where_the_agent_says(
+async def test_the_first_model_is_served_at_the_published_endpoint(
     fed: FederationHarness, serving: RunningAgent
 ) -> None:
     ready = fed.messages_of(InferReady)[0]
@@ -173,9 +173,7 @@ async def test_the_first_model_is_served_where_the_agent_says(
     assert fed.events_of("inference") == ["started", "infer_start"]
 
 
-async def test_a_newer_model_takes_the_place_of_the_old(
-    fed: FederationHarness, serving: RunningAgent
-) -> None:
+async def test_a_newer_model_replaces_the_current_one(fed: FederationHarness, serving: RunningAgent) -> None:
     await send_model(fed, InferUpdate, model_file(fed, 2))
     assert (await fed.wait_for_message(InferReady, times=2)).model.version == 2
     assert await predict(inference_endpoint(fed)) == (12.0, 2)
@@ -186,12 +184,12 @@ async def test_a_newer_model_takes_the_place_of_the_old(
     ("arrays", "reason"),
     [
         ({"w": np.array([np.nan], np.float32)}, "NaN"),
-        ({"v": np.array([1], np.float32)}, r"the weights are not those of Sums: \['v'\]"),
+        ({"v": np.array([1], np.float32)}, r"unexpected tensors: \['v'\]"),
         ({"w": np.array([1, 2, 3, 4], np.float32)}, "could not be broadcast"),
     ],
-    ids=["not a number", "another architecture", "no answer to the probe"],
+    ids=["NaN weight", "other architecture", "failed probe"],
 )
-async def test_a_bad_model_is_refused_and_the_old_one_goes_on(
+async def test_a_bad_model_is_refused_and_the_current_one_stays(
     fed: FederationHarness, serving: RunningAgent, arrays: dict[str, Array], reason: str
 ) -> None:
     bad = model_file(fed, 2, **arrays)
@@ -206,7 +204,7 @@ async def test_a_bad_model_is_refused_and_the_old_one_goes_on(
     assert await predict(inference_endpoint(fed)) == (18.0, 3)
 
 
-async def test_where_nothing_serves_a_bad_model_is_refused_and_a_good_one_begins(
+async def test_a_bad_first_model_is_refused_and_a_good_one_is_served(
     fed: FederationHarness, inference: RunningAgent
 ) -> None:
     await send_model(fed, InferStart, model_file(fed, 1, w=np.array([np.inf], np.float32)))
@@ -217,7 +215,7 @@ async def test_where_nothing_serves_a_bad_model_is_refused_and_a_good_one_begins
     assert await predict(inference_endpoint(fed)) == (12.0, 2)
 
 
-async def test_a_model_that_is_served_already_is_ready_at_once(
+async def test_a_request_for_the_served_model_is_ready_at_once(
     fed: FederationHarness, serving: RunningAgent
 ) -> None:
     await send_model(fed, InferStart, model_file(fed, 1))
@@ -225,44 +223,40 @@ async def test_a_model_that_is_served_already_is_ready_at_once(
     assert fed.events_of("inference") == ["started", "infer_start"]
 
 
-async def test_a_file_that_is_gone_is_a_refusal(fed: FederationHarness, serving: RunningAgent) -> None:
+async def test_a_model_with_a_missing_file_is_refused(fed: FederationHarness, serving: RunningAgent) -> None:
     model, path = model_file(fed, 2)
     path.unlink()
     await send_model(fed, InferUpdate, (model, path))
     assert "there are no weights at" in (await fed.wait_for_message(InferRefused)).reason
 
 
-async def test_predictions_do_not_stop_for_a_model_that_changes(
-    fed: FederationHarness, serving: RunningAgent
-) -> None:
-    url, versions, done = inference_endpoint(fed), list[int](), asyncio.Event()
+async def test_predictions_continue_during_model_swaps(fed: FederationHarness, serving: RunningAgent) -> None:
+    url, versions, stop = inference_endpoint(fed), list[int](), asyncio.Event()
 
-    async def users() -> None:
-        while not done.is_set():
+    async def predict_until_stopped() -> None:
+        while not stop.is_set():
             output, version = await predict(url)
             assert output == 6.0 * version
             versions.append(version)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(3):
-            group.create_task(users())
+            group.create_task(predict_until_stopped())
         for version in range(2, 12):
             await send_model(fed, InferUpdate, model_file(fed, version))
             await fed.wait_for_message(InferReady, times=version)
         await eventually(lambda: bool(versions) and versions[-1] == 11)
-        done.set()
+        stop.set()
     assert len(set(versions)) > 2
 
 
 # --- restarts ---------------------------------------------------------------------------------------------
 
 
-async def test_restarted_it_serves_what_it_served_before_it_is_told_anything(
-    fed: FederationHarness, serving: RunningAgent
-) -> None:
+async def test_a_restarted_agent_serves_its_last_model(fed: FederationHarness, serving: RunningAgent) -> None:
     await send_model(fed, InferUpdate, model_file(fed, 2))
     await fed.wait_for_message(InferReady, times=2)
-    await fed.wait_for_event("inference", "model_loaded")  # events and transitions come by two roads
+    await fed.wait_for_event("inference", "model_loaded")  # transitions come from another stream
     before = len(fed.transitions_of("inference"))
     await serving.restart()
     await fed.wait_for_event("inference", "infer_start", times=2)
@@ -271,7 +265,7 @@ async def test_restarted_it_serves_what_it_served_before_it_is_told_anything(
     assert len(fed.messages_of(InferReady)) == 2
 
 
-async def test_restarted_without_its_file_it_waits_to_be_told(
+async def test_a_restarted_agent_without_its_file_waits_for_a_model(
     fed: FederationHarness, serving: RunningAgent
 ) -> None:
     await serving.kill()
@@ -283,36 +277,36 @@ async def test_restarted_without_its_file_it_waits_to_be_told(
     assert await predict(inference_endpoint(fed)) == (12.0, 2)
 
 
-async def test_a_note_of_the_last_model_that_cannot_be_read_is_let_go(
+async def test_a_corrupt_file_of_the_served_model_is_ignored(
     fed: FederationHarness, serving: RunningAgent
 ) -> None:
     await serving.kill()
     (fed.client_config(NAME).directory / "serving.json").write_text(
         '{"task": "tin'
-    )  # the power went while it was written
+    )  # a power failure during the write
     serving.start()
     await fed.wait_for_event("inference", "restarted")
     await send_model(fed, InferStart, model_file(fed, 2))
     await fed.wait_for_message(InferReady, times=2)
 
 
-async def test_killed_while_it_changes_models_it_begins_again(fed: FederationHarness, enrolled: None) -> None:
+async def test_an_agent_killed_during_a_swap_restarts_empty(fed: FederationHarness, consumers: None) -> None:
     device = fed.client_config(NAME)
     bus = await fed.connect_as("inference", NAME)
-    async with LifecycleStore.open(bus, device.outbox("inference")) as lives:
-        life = await lives.of(INFERENCE, InferenceData(task=TASK, client=NAME))
-        await life.create()
-        await life.transition(InferenceEvent.INFER_START)
-        await life.transition(InferenceEvent.INFER_UPDATE)
+    async with LifecycleStore.open(bus, device.outbox("inference")) as lifecycles:
+        lifecycle = await lifecycles.of(INFERENCE, InferenceData(task=TASK, client=NAME))
+        await lifecycle.create()
+        await lifecycle.transition(InferenceEvent.INFER_START)
+        await lifecycle.transition(InferenceEvent.INFER_UPDATE)
     async with fed.run_agent(make_agent(device)):
         assert (await fed.wait_for_event("inference", "restarted")).source == "updating"
         await send_model(fed, InferStart, model_file(fed, 2))
         await fed.wait_for_message(InferReady)
 
 
-async def test_a_port_that_is_taken_is_one_clear_line(fed: FederationHarness, serving: RunningAgent) -> None:
+async def test_a_port_in_use_is_reported(fed: FederationHarness, serving: RunningAgent) -> None:
     port = int(inference_endpoint(fed).rpartition(":")[2])
-    with pytest.raises(InferenceBindError, match="choose another port"):
+    with pytest.raises(InferenceBindError, match="Choose another port"):
         await make_agent(fed.client_config("c2"), port=port)(asyncio.Event())
 
 
@@ -322,12 +316,12 @@ async def test_a_port_that_is_taken_is_one_clear_line(fed: FederationHarness, se
 UNREACHABLE_URL = "nats://127.0.0.1:1"
 
 
-async def test_it_serves_before_the_bus_is_there_and_joins_when_it_comes(
+async def test_an_agent_serves_before_it_connects_to_the_bus(
     fed: FederationHarness, serving: RunningAgent
 ) -> None:
     await serving.stop()
     before, port, urls = len(fed.transitions_of("inference")), unused_port(), [UNREACHABLE_URL]
-    async with fed.run_agent(make_agent(fed.client_config(NAME), port=port, looks_for=urls)):
+    async with fed.run_agent(make_agent(fed.client_config(NAME), port=port, nats_urls=urls)):
         url = f"http://127.0.0.1:{port}"
         await eventually(lambda: responds(url))
         assert await predict(url) == (6.0, 1)
@@ -339,9 +333,9 @@ async def test_it_serves_before_the_bus_is_there_and_joins_when_it_comes(
         assert await predict(url) == (12.0, 2)
 
 
-async def test_a_new_device_waits_for_the_bus_and_says_that_it_has_no_model(fed: FederationHarness) -> None:
+async def test_a_new_device_without_the_bus_is_not_ready(fed: FederationHarness) -> None:
     port = unused_port()
-    async with fed.run_agent(make_agent(fed.client_config(NAME), port=port, looks_for=[UNREACHABLE_URL])):
+    async with fed.run_agent(make_agent(fed.client_config(NAME), port=port, nats_urls=[UNREACHABLE_URL])):
         url = f"http://127.0.0.1:{port}"
         await eventually(lambda: responds(url, "/live"))
         async with aiohttp.ClientSession() as session, session.get(f"{url}/ready") as response:
@@ -357,25 +351,23 @@ async def responds(url: str, path: str = "/ready") -> bool:
 
 
 def unused_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
         return port
 
 
-# --- asked over the bus -----------------------------------------------------------------------------------
+# --- requests over NATS -----------------------------------------------------------------------------------
 
 
-async def test_predictions_can_be_asked_for_over_the_bus(
-    fed: FederationHarness, serving: RunningAgent
-) -> None:
-    """As `nats req fedbus.test.local.c1.tiny.predict '{"inputs": [[1, 2, 3]]}'` does, with no envelope."""
-    answer = json.loads((await request_raw(fed, b'{"inputs": [[1, 2, 3]]}')).data)
-    assert (answer["outputs"], answer["model_version"]) == ([6.0], 1)
-    assert isinstance(answer["ids"][0], int)
+async def test_predictions_can_be_requested_over_nats(fed: FederationHarness, serving: RunningAgent) -> None:
+    """Without an envelope, as `nats req fedbus.test.local.c1.tiny.predict '{"inputs": [[1, 2, 3]]}'` does."""
+    body = json.loads((await request_raw(fed, b'{"inputs": [[1, 2, 3]]}')).data)
+    assert (body["outputs"], body["model_version"]) == ([6.0], 1)
+    assert isinstance(body["ids"][0], int)
 
 
-async def test_a_question_over_the_bus_that_makes_no_sense_is_refused_with_the_reason(
+async def test_an_invalid_request_over_nats_is_answered_with_its_error(
     fed: FederationHarness, serving: RunningAgent
 ) -> None:
     reply = await request_raw(fed, b'{"inputs": []}')
@@ -385,11 +377,13 @@ async def test_a_question_over_the_bus_that_makes_no_sense_is_refused_with_the_r
     assert json.loads(reply.data)["error"] == reply.headers["Nats-Service-Error"]
 
 
-async def test_nats_micro_shows_who_answers(fed: FederationHarness, serving: RunningAgent) -> None:
+async def test_the_prediction_service_is_listed_by_nats_micro(
+    fed: FederationHarness, serving: RunningAgent
+) -> None:
     async with plain_nats(fed) as client:
         info = json.loads((await client.request("$SRV.INFO.fedbus-predict", b"", timeout=5)).data)
     assert info["metadata"] == {"task": TASK, "federation": "test", "owner": NAME}
-    assert [one["subject"] for one in info["endpoints"]] == ["fedbus.test.local.c1.tiny.predict"]
+    assert [endpoint["subject"] for endpoint in info["endpoints"]] == ["fedbus.test.local.c1.tiny.predict"]
 
 
 @asynccontextmanager
@@ -406,55 +400,57 @@ async def request_raw(fed: FederationHarness, content: bytes) -> Msg:
         return await client.request("fedbus.test.local.c1.tiny.predict", content, timeout=5)
 
 
-# --- in two phases ------------------------------------------------------------------------------------------
+# --- phases of a swap ---------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def serve_with(fed: FederationHarness, **table: Any) -> AsyncIterator[str]:
-    """One that serves version 1 and takes up models so; where it is asked."""
+    """Run an inference agent with version 1 and the serving *table*; yield its URL."""
     async with fed.run_agent(make_agent(fed.client_config(NAME), **table)):
         await send_model(fed, InferStart, model_file(fed, 1))
-        yield (await fed.wait_for_message(InferReady)).endpoint  # its transition comes by another road
+        yield (await fed.wait_for_message(InferReady)).endpoint  # its transition comes from another stream
 
 
 @asynccontextmanager
 async def send_predictions(url: str, *inputs: float) -> AsyncIterator[list[tuple[float, int]]]:
-    """Somebody who asks and asks; what came of it."""
-    given, over = list[tuple[float, int]](), asyncio.Event()
+    """Send predictions continuously; yield the list of outputs and versions."""
+    predictions, stop = list[tuple[float, int]](), asyncio.Event()
 
-    async def ask() -> None:
-        while not over.is_set():
-            given.append(await predict(url, *inputs))
+    async def predict_until_stopped() -> None:
+        while not stop.is_set():
+            predictions.append(await predict(url, *inputs))
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(ask())
+        group.create_task(predict_until_stopped())
         try:
-            yield given
+            yield predictions
         finally:
-            over.set()
+            stop.set()
 
 
-async def test_what_the_bus_will_not_have_is_let_go_and_the_rest_is_told(fed: FederationHarness) -> None:
-    """A body that is too large for any stream, and one that the stream refuses: neither ends who says it."""
-    sayings, stream = EventQueue(), events_stream(fed.config.federation)
-    speaker = await fed.connect_as("inference", NAME)
+async def test_an_event_that_nats_rejects_is_dropped(fed: FederationHarness) -> None:
+    """One body is too large for all streams, the other for this stream; neither stops the queue."""
+    events, stream = EventQueue(), events_stream(fed.config.federation)
+    publisher = await fed.connect_as("inference", NAME)
     for reason in ("x" * (MAX_EVENT_BYTES + 1), "y" * 2000):
-        sayings.say(CapturePaused(task=TASK, client=NAME, reason=reason))
-    sayings.say(CaptureResumed(task=TASK, client=NAME))
+        events.say(CapturePaused(task=TASK, client=NAME, reason=reason))
+    events.say(CaptureResumed(task=TASK, client=NAME))
     client = await nats_connect(fed.config.nats_url)
     try:
         config = (await client.jetstream().stream_info(stream)).config
         await client.jetstream().update_stream(replace(config, max_msg_size=1500))
     finally:
         await client.close()
-    telling = asyncio.create_task(sayings.tell(speaker))
+    publishing = asyncio.create_task(events.tell(publisher))
     await fed.wait_for_message(CaptureResumed)
-    assert not telling.done()
+    assert not publishing.done()
     assert not fed.messages_of(CapturePaused)
-    telling.cancel()
+    publishing.cancel()
 
 
-async def test_each_step_is_told_with_its_figures(fed: FederationHarness, serving: RunningAgent) -> None:
+async def test_each_phase_of_a_swap_publishes_its_figures(
+    fed: FederationHarness, serving: RunningAgent
+) -> None:
     url = fed.messages_of(InferReady)[0].endpoint
     for _ in range(3):
         await predict(url)
@@ -466,29 +462,25 @@ async def test_each_step_is_told_with_its_figures(fed: FederationHarness, servin
     assert (committed.model.version, committed.replaced) == (2, 1)
 
 
-async def test_a_model_that_does_not_answer_the_last_captured_inputs_is_refused(
+async def test_a_model_that_fails_on_captured_inputs_is_refused(
     fed: FederationHarness, serving: RunningAgent
 ) -> None:
     await predict(fed.messages_of(InferReady)[0].endpoint, 13, 0, 0)
     await eventually(lambda: count_rows(fed.client_config(NAME).captured()) == 1)
     await send_model(fed, InferUpdate, model_file(fed, 2, w=np.array([100], np.float32)))
-    assert (
-        "last 1 captured inputs: it stumbles over a 13" in (await fed.wait_for_message(InferRefused)).reason
-    )
+    assert "last 1 captured inputs: failed on 13" in (await fed.wait_for_message(InferRefused)).reason
     assert (await fed.wait_for_message(ModelRejected)).step == "load"
 
 
-async def test_a_model_that_is_worse_on_the_devices_own_labels_is_refused(
-    fed: FederationHarness, enrolled: None
-) -> None:
+async def test_a_model_with_a_lower_holdout_score_is_refused(fed: FederationHarness, consumers: None) -> None:
     async with serve_with(fed, **{"min-holdout": 10}) as url:
         for n in range(100):
-            await predict(url, n, 0, 0, labels=[n])  # version 1 is right
+            await predict(url, n, 0, 0, labels=[n])  # version 1 predicts these labels
         await eventually(lambda: count_rows(fed.client_config(NAME).captured()) == 100)
         await send_model(fed, InferUpdate, model_file(fed, 2))
         assert "labelled samples of this device" in (await fed.wait_for_message(InferRefused)).reason
-        down = await fed.wait_for_message(ModelRejected)
-        assert (down.step, down.old_score, down.serving) == ("holdout", 1.0, 1)
+        rejected = await fed.wait_for_message(ModelRejected)
+        assert (rejected.step, rejected.old_score, rejected.serving) == ("holdout", 1.0, 1)
         assert await predict(url) == (6.0, 1)
         await send_model(fed, InferUpdate, model_file(fed, 3, w=np.array([1], np.float32)))
         prepared = await fed.wait_for_message(ModelPrepared, times=2)
@@ -496,90 +488,88 @@ async def test_a_model_that_is_worse_on_the_devices_own_labels_is_refused(
         assert prepared.holdout >= 10
 
 
-async def test_in_the_shadow_both_answer_and_the_old_ones_answers_are_given(
-    fed: FederationHarness, enrolled: None
+async def test_in_shadow_users_get_the_answers_of_the_current_model(
+    fed: FederationHarness, consumers: None
 ) -> None:
-    async with serve_with(fed, **{"shadow-samples": 20}) as url, send_predictions(url) as given:
+    async with serve_with(fed, **{"shadow-samples": 20}) as url, send_predictions(url) as predictions:
         await send_model(fed, InferUpdate, model_file(fed, 2))
         shadowed = await fed.wait_for_message(ModelShadowed)
         assert shadowed.beside.samples >= 20
-        assert shadowed.beside.disagreement == 1.0  # twice as much is another answer
+        assert shadowed.beside.disagreement == 1.0  # all outputs differ: they are twice as large
         assert shadowed.beside.old_ms is not None
         assert shadowed.beside.new_ms is not None
         await fed.wait_for_message(ModelCommitted, times=2)
-        assert set(given) <= {(6.0, 1), (12.0, 2)}
-        assert given.count((6.0, 1)) >= 20
+        assert set(predictions) <= {(6.0, 1), (12.0, 2)}
+        assert predictions.count((6.0, 1)) >= 20
 
 
-async def test_a_model_that_disagrees_in_the_shadow_is_refused_and_nobody_has_seen_its_answers(
-    fed: FederationHarness, enrolled: None
-) -> None:
+async def test_a_shadow_model_that_disagrees_is_refused(fed: FederationHarness, consumers: None) -> None:
     table = {"shadow-samples": 10, "max-disagreement": 0.5}
-    async with serve_with(fed, **table) as url, send_predictions(url) as given:
+    async with serve_with(fed, **table) as url, send_predictions(url) as predictions:
         await send_model(fed, InferUpdate, model_file(fed, 2))
         assert (
             "predictions differ from the current model" in (await fed.wait_for_message(InferRefused)).reason
         )
-        down = await fed.wait_for_message(ModelRejected)
-        assert down.step == "shadow"
-        assert down.beside is not None
-        assert down.beside.disagreement == 1.0
-        assert set(given) == {(6.0, 1)}
+        rejected = await fed.wait_for_message(ModelRejected)
+        assert rejected.step == "shadow"
+        assert rejected.beside is not None
+        assert rejected.beside.disagreement == 1.0
+        assert set(predictions) == {(6.0, 1)}
 
 
-async def test_a_canary_answers_its_share(fed: FederationHarness, enrolled: None) -> None:
+async def test_a_canary_answers_its_share_of_the_requests(fed: FederationHarness, consumers: None) -> None:
     table = {"canary-share": 0.25, "canary-samples": 10}
-    async with serve_with(fed, **table) as url, send_predictions(url) as given:
+    async with serve_with(fed, **table) as url, send_predictions(url) as predictions:
         await send_model(fed, InferUpdate, model_file(fed, 2))
         canaried = await fed.wait_for_message(ModelCanaried)
         await fed.wait_for_message(ModelCommitted, times=2)
-        first = given.index((12.0, 2))
-        during = given[first : first + 37]
+        first = predictions.index((12.0, 2))
+        during = predictions[first : first + 37]
         assert during.count((12.0, 2)) == 10
         assert (canaried.share, canaried.beside.errors) == (0.25, 0)
 
 
-async def test_what_a_canary_fails_the_old_model_answers_and_the_canary_is_refused(
-    fed: FederationHarness, enrolled: None
+async def test_a_canary_that_fails_is_refused_and_users_see_no_error(
+    fed: FederationHarness, consumers: None
 ) -> None:
-    lame = {"w": np.array([100], np.float32)}
+    faulty = {"w": np.array([100], np.float32)}
     table = {"canary-share": 0.5, "canary-samples": 1000}
     async with serve_with(fed, **table) as url:
-        await send_model(fed, InferUpdate, model_file(fed, 2, **lame))
-        await fed.wait_for_message(ModelPrepared, times=2)  # what it was tried on held no 13
-        async with send_predictions(url, 13, 0, 0) as given:
-            assert "stumbles over a 13" in (await fed.wait_for_message(InferRefused)).reason
-        down = await fed.wait_for_message(ModelRejected)
-        assert down.step == "canary"
-        assert down.beside is not None
-        assert down.beside.errors >= 3
-    assert set(given) == {(13.0, 1)}
+        await send_model(fed, InferUpdate, model_file(fed, 2, **faulty))
+        await fed.wait_for_message(ModelPrepared, times=2)  # the probe and the captured inputs have no 13
+        async with send_predictions(url, 13, 0, 0) as predictions:
+            assert "failed on 13" in (await fed.wait_for_message(InferRefused)).reason
+        rejected = await fed.wait_for_message(ModelRejected)
+        assert rejected.step == "canary"
+        assert rejected.beside is not None
+        assert rejected.beside.errors >= 3
+    assert set(predictions) == {(13.0, 1)}
 
 
-async def test_the_old_model_is_back_when_the_new_one_errs_and_nobody_was_told_no(
-    fed: FederationHarness, enrolled: None
+async def test_a_new_model_with_errors_is_rolled_back_in_the_watch(
+    fed: FederationHarness, consumers: None
 ) -> None:
     async with serve_with(fed) as url:
         await send_model(fed, InferUpdate, model_file(fed, 2, w=np.array([100], np.float32)))
         await fed.wait_for_message(InferReady, times=2)
         assert await predict(url) == (600.0, 2)
-        async with send_predictions(url, 13, 0, 0) as given:
-            returned = await fed.wait_for_message(ModelRolledBack)
-            assert (returned.model.version, returned.returned_from.version) == (1, 2)
-            assert returned.beside.errors >= 3
-            assert "stumbles over a 13" in returned.reason
+        async with send_predictions(url, 13, 0, 0) as predictions:
+            rolled_back = await fed.wait_for_message(ModelRolledBack)
+            assert (rolled_back.model.version, rolled_back.returned_from.version) == (1, 2)
+            assert rolled_back.beside.errors >= 3
+            assert "failed on 13" in rolled_back.reason
             await fed.wait_for_event("inference", "model_returned")
-        assert set(given) == {(13.0, 1)}
+        assert set(predictions) == {(13.0, 1)}
         assert await predict(url) == (6.0, 1)
         await send_model(fed, InferUpdate, model_file(fed, 2, w=np.array([100], np.float32)))
-        assert "returned from on this device" in (await fed.wait_for_message(InferRefused)).reason
+        assert "this device rolled the model back" in (await fed.wait_for_message(InferRefused)).reason
         await send_model(fed, InferUpdate, model_file(fed, 3))
         await fed.wait_for_message(InferReady, times=3)
         assert await predict(url) == (18.0, 3)
 
 
-async def test_a_model_that_was_returned_from_is_tried_again_when_it_was_named_anew(
-    fed: FederationHarness, enrolled: None
+async def test_a_rolled_back_model_is_tried_again_after_promotion(
+    fed: FederationHarness, consumers: None
 ) -> None:
     async with serve_with(fed) as url:
         model = model_file(fed, 2, w=np.array([100], np.float32))
@@ -589,14 +579,16 @@ async def test_a_model_that_was_returned_from_is_tried_again_when_it_was_named_a
             await fed.wait_for_message(ModelRolledBack)
             await fed.wait_for_event("inference", "model_returned")
         await send_model(fed, InferUpdate, model, term=7)
-        assert "tried again: fedbus model promote 2" in (await fed.wait_for_message(InferRefused)).reason
+        assert (
+            "try it again, run: fedbus model promote 2" in (await fed.wait_for_message(InferRefused)).reason
+        )
         await send_model(fed, InferUpdate, model, term=8)
-        tried = (await fed.wait_for_message(InferRefused, times=2)).reason
-        assert tried.endswith("captured inputs: it stumbles over a 13")
+        reason = (await fed.wait_for_message(InferRefused, times=2)).reason
+        assert reason.endswith("captured inputs: failed on 13")
 
 
-async def test_the_old_model_is_back_when_the_new_ones_answers_drift(
-    fed: FederationHarness, enrolled: None
+async def test_a_new_model_with_prediction_drift_is_rolled_back(
+    fed: FederationHarness, consumers: None
 ) -> None:
     async with serve_with(fed, **{"max-answer-psi": 0.5, "min-answers": 20}) as url:
         for n in range(40):
@@ -605,27 +597,27 @@ async def test_the_old_model_is_back_when_the_new_ones_answers_drift(
         await fed.wait_for_message(InferReady, times=2)
         for n in range(40):
             await predict(url, n % 4, 0, 0)
-        returned = await fed.wait_for_message(ModelRolledBack)
-        assert "answers have drifted" in returned.reason
-        assert returned.beside.answer_psi is not None
-        assert returned.beside.answer_psi > 0.5
+        rolled_back = await fed.wait_for_message(ModelRolledBack)
+        assert "distribution of predictions differs" in rolled_back.reason
+        assert rolled_back.beside.answer_psi is not None
+        assert rolled_back.beside.answer_psi > 0.5
         await fed.wait_for_event("inference", "model_returned")
 
 
-async def test_of_models_that_come_too_fast_the_newest_is_taken_up(
-    fed: FederationHarness, enrolled: None
+async def test_of_models_requested_during_a_swap_the_newest_is_served(
+    fed: FederationHarness, consumers: None
 ) -> None:
     async with serve_with(fed, **{"shadow-samples": 1, "shadow-s": 60.0}) as url:
         await send_model(fed, InferUpdate, model_file(fed, 2))
-        await fed.wait_for_state("inference", "updating")  # until a prediction ends the shadow
+        await fed.wait_for_state("inference", "updating")  # until the first prediction ends the shadow phase
         for version in (3, 4, 5):
             await send_model(fed, InferUpdate, model_file(fed, version))
         await eventually(lambda: has_consumed_all(fed))
         await eventually(lambda: is_serving(url, 5))
         await fed.wait_until(
             lambda: fed.messages_of(ModelCommitted)[-1].model.version == 5
-        )  # told after it answers
-    assert [one.model.version for one in fed.messages_of(ModelCommitted)] == [1, 2, 5]
+        )  # published after it serves
+    assert [committed.model.version for committed in fed.messages_of(ModelCommitted)] == [1, 2, 5]
 
 
 async def has_consumed_all(fed: FederationHarness) -> bool:

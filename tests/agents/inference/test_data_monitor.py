@@ -1,4 +1,4 @@
-"""What a device does with its data: looked at on the device, told as counts, and never told itself."""
+"""The data monitor: it checks captured data on the device and publishes only counts and statistics."""
 
 import asyncio
 import sqlite3
@@ -49,7 +49,7 @@ Array = np.ndarray[Any, Any]
 
 
 class SignPredictor:
-    """Says whether a sample's sum is above nought."""
+    """Predicts whether the sum of a sample is above zero."""
 
     input_shape = (3,)
     input_dtype = np.dtype(np.float32)
@@ -64,10 +64,10 @@ def samples(count: int, *, around: float = 0.0, seed: int = 0) -> Array:
 
 
 class RecordedMessages(list[Message]):
-    """What was said, by kind."""
+    """The published messages."""
 
     def of(self, kind: type[Any]) -> list[Any]:
-        return [one for one in self if isinstance(one, kind)]
+        return [message for message in self if isinstance(message, kind)]
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ async def engine() -> AsyncIterator[InferenceEngine]:
 
 
 def make_monitor(
-    captured: CapturedData, engine: InferenceEngine, told: RecordedMessages, **more: Any
+    captured: CapturedData, engine: InferenceEngine, published: RecordedMessages, **more: Any
 ) -> DataMonitor:
     reference = samples(1000, seed=1)
     return DataMonitor(
@@ -94,7 +94,7 @@ def make_monitor(
         engine,
         more.pop("checks", CHECKS),
         CAPTURE,
-        told.append,
+        published.append,
         task=TASK,
         client=C1,
         reference=lambda: (reference, SignPredictor().predict(reference)),
@@ -107,16 +107,18 @@ def capture(captured: CapturedData, inputs: Array, *, labelled: bool = False) ->
         assert captured.add(sample, answer, int(answer) if labelled else None, model_version=1)
 
 
-async def run_check(watch: DataMonitor) -> None:
-    await watch.check(await asyncio.to_thread(watch._learn))
+async def run_check(monitor: DataMonitor) -> None:
+    await monitor.check(await asyncio.to_thread(monitor._load_reference))
 
 
-async def test_data_like_the_reference_are_well(captured: CapturedData, engine: InferenceEngine) -> None:
-    told = RecordedMessages()
+async def test_data_like_the_reference_pass_all_checks(
+    captured: CapturedData, engine: InferenceEngine
+) -> None:
+    published = RecordedMessages()
     capture(captured, samples(300, seed=2), labelled=True)
-    await run_check(make_monitor(captured, engine, told))
-    (checked,) = told.of(DataChecked)
-    assert not told.of(DriftDetected)
+    await run_check(make_monitor(captured, engine, published))
+    (checked,) = published.of(DataChecked)
+    assert not published.of(DriftDetected)
     assert not checked.drifting
     assert checked.rows == 300
     assert {one.check: one.ok for one in checked.findings if one.check != "range"} == {
@@ -131,102 +133,94 @@ async def test_data_like_the_reference_are_well(captured: CapturedData, engine: 
     assert checked.live == (LiveAccuracy(version=1, labelled=300, right=300),)
 
 
-async def test_inputs_and_predictions_that_drift_are_told_once_until_they_are_well_again(
-    captured: CapturedData, engine: InferenceEngine
-) -> None:
-    told, table = RecordedMessages(), ChecksTable.model_validate({"min-rows": 100, "max-rows": 200})
-    looks = make_monitor(captured, engine, told, checks=table)
-    known = await asyncio.to_thread(looks._learn)
+async def test_drift_is_published_once_until_it_ends(captured: CapturedData, engine: InferenceEngine) -> None:
+    published, table = RecordedMessages(), ChecksTable.model_validate({"min-rows": 100, "max-rows": 200})
+    monitor = make_monitor(captured, engine, published, checks=table)
+    reference = await asyncio.to_thread(monitor._load_reference)
     capture(captured, samples(200, around=3.0))
-    await looks.check(known)
-    await looks.check(known)  # nothing new: nothing is looked at
-    assert len(told.of(DataChecked)) == 1
+    await monitor.check(reference)
+    await monitor.check(reference)  # no new rows: no check
+    assert len(published.of(DataChecked)) == 1
     capture(captured, samples(50, around=3.0, seed=5))
-    await looks.check(known)
-    assert len(told.of(DataChecked)) == 2
-    drifts = told.of(DriftDetected)
+    await monitor.check(reference)
+    assert len(published.of(DataChecked)) == 2
+    drifts = published.of(DriftDetected)
     assert sorted(one.of for one in drifts) == ["inputs", "predictions"]
     of_inputs = next(one for one in drifts if one.of == "inputs")
     assert of_inputs.score > 0.25
     assert of_inputs.p < 0.01
     assert of_inputs.features == 3
     capture(captured, samples(200, seed=3))
-    await looks.check(known)
-    assert not told.of(DataChecked)[-1].drifting
+    await monitor.check(reference)
+    assert not published.of(DataChecked)[-1].drifting
     capture(captured, samples(200, around=3.0, seed=4))
-    await looks.check(known)
-    assert len(told.of(DriftDetected)) == 4
+    await monitor.check(reference)
+    assert len(published.of(DriftDetected)) == 4
 
 
-async def test_a_full_store_is_counted_checked_and_found_to_drift(
-    tmp_path: Path, engine: InferenceEngine
-) -> None:
+async def test_drift_is_detected_in_a_full_store(tmp_path: Path, engine: InferenceEngine) -> None:
     captured = CapturedData(tmp_path / "captured.db", max_rows=300)
-    told, table = RecordedMessages(), ChecksTable.model_validate({"min-rows": 100, "max-rows": 200})
-    looks = make_monitor(captured, engine, told, checks=table)
-    known = await asyncio.to_thread(looks._learn)
+    published, table = RecordedMessages(), ChecksTable.model_validate({"min-rows": 100, "max-rows": 200})
+    monitor = make_monitor(captured, engine, published, checks=table)
+    reference = await asyncio.to_thread(monitor._load_reference)
     for seed, around in ((2, 0.0), (3, 3.0)):
         capture(captured, samples(600, around=around, seed=seed), labelled=True)
-        await looks.count()
-        await looks.check(known)
-    first, second = told.of(DataCounted)
+        await monitor.count()
+        await monitor.check(reference)
+    first, second = published.of(DataCounted)
     assert first.labelled + first.holdout == second.labelled + second.holdout == 300
     assert (first.labelled_ever, second.labelled_ever) == (600, 1200)
     assert first.database == second.database
-    assert [one.drifting for one in told.of(DataChecked)] == [False, True]
+    assert [one.drifting for one in published.of(DataChecked)] == [False, True]
     await captured.close()
 
 
-async def test_few_rows_are_checked_and_nothing_is_said_of_drift(
-    captured: CapturedData, engine: InferenceEngine
-) -> None:
-    told = RecordedMessages()
+async def test_few_rows_are_checked_without_drift(captured: CapturedData, engine: InferenceEngine) -> None:
+    published = RecordedMessages()
     capture(captured, samples(20, around=9.0))
-    await run_check(make_monitor(captured, engine, told))
-    (checked,) = told.of(DataChecked)
+    await run_check(make_monitor(captured, engine, published))
+    (checked,) = published.of(DataChecked)
     assert (checked.inputs, checked.predictions, checked.drifting) == ((), None, False)
     assert not next(one for one in checked.findings if one.check == "range").ok
 
 
-async def test_rows_are_counted_when_there_are_others(
-    captured: CapturedData, engine: InferenceEngine
-) -> None:
-    told = RecordedMessages()
-    looks = make_monitor(captured, engine, told)
+async def test_counts_are_published_when_they_change(captured: CapturedData, engine: InferenceEngine) -> None:
+    published = RecordedMessages()
+    monitor = make_monitor(captured, engine, published)
     capture(captured, samples(10), labelled=True)
-    await looks.count()
-    await looks.count()
+    await monitor.count()
+    await monitor.count()
     capture(captured, samples(5))
-    await looks.count()
-    first, second = told.of(DataCounted)
+    await monitor.count()
+    first, second = published.of(DataCounted)
     assert (first.labelled + first.holdout, first.unlabelled) == (10, 0)
     assert (second.labelled, second.holdout) == (first.labelled, first.holdout)
     assert 0 < second.unlabelled <= 5
     assert (second.labelled_ever, second.unlabelled_ever) == (10, 5)
 
 
-async def test_a_device_without_scipy_says_that_it_does_not_look_for_drift(
+async def test_a_device_without_scipy_reports_that_drift_is_unknown(
     captured: CapturedData, engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drift, "is_scipy_available", lambda: False)
-    told = RecordedMessages()
+    published = RecordedMessages()
     capture(captured, samples(200, around=9.0))
-    await run_check(make_monitor(captured, engine, told))
-    (checked,) = told.of(DataChecked)
+    await run_check(make_monitor(captured, engine, published))
+    (checked,) = published.of(DataChecked)
     assert checked.drift_unknown == SCIPY_MISSING
     assert not checked.drifting
 
 
-async def test_a_device_without_a_reference_checks_what_the_table_says(
+async def test_a_device_without_a_reference_checks_the_table(
     captured: CapturedData, engine: InferenceEngine
 ) -> None:
-    told = RecordedMessages()
+    published = RecordedMessages()
     capture(captured, samples(150))
     table = ChecksTable.model_validate({"maximum": 0.5, "max-unlabelled-share": 0.5})
     await run_check(
-        DataMonitor(captured, engine, table, CAPTURE, told.append, task=TASK, client=C1)  # no reference
+        DataMonitor(captured, engine, table, CAPTURE, published.append, task=TASK, client=C1)  # no reference
     )
-    (checked,) = told.of(DataChecked)
+    (checked,) = published.of(DataChecked)
     assert {one.check: one.ok for one in checked.findings} == {
         "schema": True,
         "range": False,
@@ -244,19 +238,19 @@ def with_tables(task: Task, **tables: dict[str, Any]) -> Task:
 
 
 async def test_no_sample_leaves_the_device(nats: NatsServer, fed: FederationHarness) -> None:
-    """All that goes over the bus is looked through for what was predicted, in every way to write it."""
+    """No message on the bus contains a value of a sample, in any encoding."""
     fed.config = replace(
         fed.config, task=with_tables(fed.config.task, checks={"every-s": 0.2, "min-rows": 20, "classes": 4})
     )
     for agent in CLIENT_CONSUMERS:
         await fed.bus.create_client_consumer(agent, task=TASK, client="c1")
-    heard: list[bytes] = []
+    traffic: list[bytes] = []
 
-    async def hear(message: Any) -> None:
-        heard.append(message.data + repr(message.headers).encode())
+    async def record(message: Any) -> None:
+        traffic.append(message.data + repr(message.headers).encode())
 
-    listener = await nats_connect(nats.url)
-    await listener.subscribe(">", cb=hear)
+    observer = await nats_connect(nats.url)
+    await observer.subscribe(">", cb=record)
     secret = [0.123456789, 0.98765432, 0.55554444]
     device = fed.client_config("c1")
     async with fed.run_agent(lambda stop: inference(device, stop)), aiohttp.ClientSession() as session:
@@ -267,7 +261,7 @@ async def test_no_sample_leaves_the_device(nats: NatsServer, fed: FederationHarn
         start = InferStart(task=TASK, client="c1", model=model, path=str(path))
         await fed.publish(start, sender="client-manager")
         ready = await fed.wait_for_message(InferReady)
-        heard.clear()  # until now it was the test that spoke
+        traffic.clear()  # the messages of the test itself
         for n in range(60):
             body = {"inputs": [secret], "labels": [n % 4]}
             async with session.post(f"{ready.endpoint}/predict", json=body) as response:
@@ -275,20 +269,21 @@ async def test_no_sample_leaves_the_device(nats: NatsServer, fed: FederationHarn
         await fed.wait_for_message(DataCounted)
         checked = await fed.wait_for_message(DataChecked)
         await fed.wait_until(
-            lambda: any(one.inputs and one.rows == 60 for one in fed.messages_of(DataChecked)), "a sketch"
+            lambda: any(one.inputs and one.rows == 60 for one in fed.messages_of(DataChecked)),
+            "a distribution",
         )
-    await listener.close()
+    await observer.close()
     assert checked.rows
-    said = b"".join(heard)
-    assert b"data_checked" in said
+    content = b"".join(traffic)
+    assert b"data_checked" in content
     assert fed.messages_of(DataChecked)[-1].classes == {"0": 15, "1": 15, "2": 15, "3": 15}
     for value in secret:
-        for written in encodings_of(value):
-            assert written not in said
+        for encoded in encodings_of(value):
+            assert encoded not in content
 
 
 class PricePredictor:
-    """Says what a sample is worth: a regression."""
+    """Predicts a price: a regression."""
 
     input_shape = (3,)
     input_dtype = np.dtype(np.float32)
@@ -302,33 +297,33 @@ class PricePredictor:
 async def test_no_label_of_a_regression_leaves_the_device(
     captured: CapturedData, engine: InferenceEngine, prices: list[float]
 ) -> None:
-    told = RecordedMessages()
+    published = RecordedMessages()
     engine.serve(await engine.made(REF.model_copy(update={"version": 2}), PricePredictor))
-    given = samples(300)
-    for n, (sample, answer) in enumerate(zip(given, PricePredictor().predict(given), strict=True)):
+    inputs = samples(300)
+    for n, (sample, answer) in enumerate(zip(inputs, PricePredictor().predict(inputs), strict=True)):
         captured.add(sample, answer, prices[n % 3], model_version=2)
-    reference = given, np.array([int(price) for price in prices] * 100)
+    reference = inputs, np.array([int(price) for price in prices] * 100)
     table = ChecksTable.model_validate({"min-class-share": 0.9})
-    looks = DataMonitor(
+    monitor = DataMonitor(
         captured,
         engine,
         table,
         CAPTURE,
-        told.append,
+        published.append,
         task=TASK,
         client=C1,
         reference=lambda: reference,
     )
-    await looks.count()
-    await run_check(looks)
-    (checked,) = told.of(DataChecked)
+    await monitor.count()
+    await run_check(monitor)
+    (checked,) = published.of(DataChecked)
     assert (checked.classes, checked.live) == ({}, ())
     assert checked.predictions is not None
-    words = [one.what for one in checked.findings] + [sketch.feature for sketch in checked.inputs]
-    assert not any(str(int(price)) in one for one in words for price in prices)
-    if min(prices) > 1000:  # whatever is no count
-        said = b"".join(map(pack, told))
-        assert not any(written in said for price in prices for written in encodings_of(price))
+    texts = [finding.what for finding in checked.findings] + [shift.feature for shift in checked.inputs]
+    assert not any(str(int(price)) in text for text in texts for price in prices)
+    if min(prices) > 1000:  # small prices could be equal to a count
+        content = b"".join(map(pack, published))
+        assert not any(encoded in content for price in prices for encoded in encodings_of(price))
 
 
 def encodings_of(value: float) -> list[bytes]:
@@ -341,10 +336,10 @@ def encodings_of(value: float) -> list[bytes]:
     ]
 
 
-async def test_a_device_that_cannot_capture_says_so_predicts_on_and_captures_again(
+async def test_capture_pauses_and_resumes_while_predictions_continue(
     fed: FederationHarness,
 ) -> None:
-    """What the store does when the disk itself is full is tried where the store is; here its table is away."""
+    """The table is renamed for a while; the tests of the store cover a full disk."""
     fed.config = replace(fed.config, task=with_tables(fed.config.task, capture={"retry-s": 0.05}))
     for agent in CLIENT_CONSUMERS:
         await fed.bus.create_client_consumer(agent, task=TASK, client="c1")
@@ -359,22 +354,22 @@ async def test_a_device_that_cannot_capture_says_so_predicts_on_and_captures_aga
         )
         url = (await fed.wait_for_message(InferReady)).endpoint
 
-        async def ask() -> int | None:
+        async def predict() -> int | None:
             async with session.post(f"{url}/predict", json={"inputs": [[1, 2, 3]]}) as response:
                 assert response.status == 200
-                found: int | None = (await response.json())["ids"][0]
-                return found
+                row: int | None = (await response.json())["ids"][0]
+                return row
 
-        assert await ask() is not None
+        assert await predict() is not None
         execute_sql(device.captured(), "ALTER TABLE captured RENAME TO elsewhere")
         while not fed.messages_of(CapturePaused):
-            await ask()
-        while await ask() is not None:  # a row that is dropped has no id
+            await predict()
+        while await predict() is not None:  # a dropped row has no id
             pass
         execute_sql(device.captured(), "ALTER TABLE elsewhere RENAME TO captured")
         while not fed.messages_of(CaptureResumed):
-            await ask()
-        assert await ask() is not None
+            await predict()
+        assert await predict() is not None
         assert fed.messages_of(CaptureResumed)[0].dropped > 0
         assert "predictions go on" in fed.messages_of(CapturePaused)[0].reason
 
@@ -385,12 +380,12 @@ def execute_sql(database: Path, statement: str) -> None:
     connection.close()
 
 
-# --- as training data ---------------------------------------------------------------------------------------
+# --- training data ------------------------------------------------------------------------------------------
 
 CODE = """
 import numpy as np
 
-def all_of_it(inputs, outputs, labels):
+def all_rows(inputs, outputs, labels):
     return inputs, np.array([output if label is None else label for output, label in zip(outputs, labels)])
 
 def too_few_labels(inputs, outputs, labels):
@@ -403,7 +398,7 @@ def broken(inputs, outputs, labels):
 
 @pytest.fixture
 async def database(captured: CapturedData, tmp_path: Path) -> Path:
-    """Sixty rows, half of them with a label."""
+    """Sixty captured rows, half of them labelled."""
     capture(captured, samples(30))
     capture(captured, samples(30, seed=1), labelled=True)
     await captured.written()
@@ -428,55 +423,55 @@ def module_of(request: pytest.FixtureRequest) -> str:
     return "code_" + "".join(c if c.isalnum() else "_" for c in request.node.name)
 
 
-async def test_training_gets_the_labelled_rows_that_are_not_held_out(
+async def test_training_uses_the_labelled_rows_outside_the_holdout(
     database: Path, task: Task, tmp_path: Path
 ) -> None:
-    kept = [row for row in range(31, 61) if not is_held_out(row, CAPTURE.holdout_share)]
-    assert write_training_rows(task, database, tmp_path / "d.npz") == WrittenRows(len(kept))
+    rows = [row for row in range(31, 61) if not is_held_out(row, CAPTURE.holdout_share)]
+    assert write_training_rows(task, database, tmp_path / "d.npz") == WrittenRows(len(rows))
     with np.load(tmp_path / "d.npz") as data:
-        assert data["inputs"].tolist() == [samples(30, seed=1)[row - 31].tolist() for row in kept]
+        assert data["inputs"].tolist() == [samples(30, seed=1)[row - 31].tolist() for row in rows]
 
 
-async def test_a_task_says_what_becomes_of_its_captured_rows(
+async def test_a_task_can_convert_captured_rows_to_training_data(
     database: Path, task: Task, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    wanted = task_with(task, "all_of_it", module_of(request))
-    kept = [row for row in range(1, 61) if not is_held_out(row, CAPTURE.holdout_share)]
-    assert write_training_rows(wanted, database, tmp_path / "d.npz") == WrittenRows(len(kept))
+    configured = task_with(task, "all_rows", module_of(request))
+    rows = [row for row in range(1, 61) if not is_held_out(row, CAPTURE.holdout_share)]
+    assert write_training_rows(configured, database, tmp_path / "d.npz") == WrittenRows(len(rows))
 
 
-@pytest.mark.parametrize("function", [None, "all_of_it"])
-async def test_rows_that_are_not_as_the_task_wants_them_are_left_out_of_training_and_counted(
+@pytest.mark.parametrize("function", [None, "all_rows"])
+async def test_invalid_rows_are_left_out_of_training_and_counted(
     captured: CapturedData,
     task: Task,
     tmp_path: Path,
     request: pytest.FixtureRequest,
     function: str | None,
 ) -> None:
-    good, wild = np.zeros(3, np.float32), np.full(3, 7, np.float32)
-    for sample, label in ((good, 0), (good, 99), (wild, 1), (good, 1), (good, 0.5)):
+    valid, out_of_range = np.zeros(3, np.float32), np.full(3, 7, np.float32)
+    for sample, label in ((valid, 0), (valid, 99), (out_of_range, 1), (valid, 1), (valid, 0.5)):
         assert captured.add(sample, np.int64(0), label, model_version=1)
     await captured.written()
-    wanted = with_tables(
+    configured = with_tables(
         task,
         capture={"holdout-share": 0.0}
         | ({"training-data": f"{module_of(request)}:{function}"} if function else {}),
         checks={"classes": 2, "maximum": 5.0},
     )
-    assert write_training_rows(wanted, captured.path, tmp_path / "d.npz") == WrittenRows(2, left_out=3)
+    assert write_training_rows(configured, captured.path, tmp_path / "d.npz") == WrittenRows(2, left_out=3)
     with np.load(tmp_path / "d.npz") as data:
         assert data["inputs"].tolist() == [[0, 0, 0]] * 2
         assert data["labels"].tolist() == [0, 1]
 
 
-async def test_where_no_row_fits_training_has_no_captured_data(
+async def test_without_valid_rows_training_has_no_captured_data(
     captured: CapturedData, task: Task, tmp_path: Path
 ) -> None:
     captured.add(np.zeros(3, np.float32), np.int64(0), 99, model_version=1)
     await captured.written()
-    (tmp_path / "d.npz").write_bytes(b"of a round before")
-    wanted = with_tables(task, capture={"holdout-share": 0.0}, serving={"input-shape": [2]})
-    assert write_training_rows(wanted, captured.path, tmp_path / "d.npz") == WrittenRows(0, left_out=1)
+    (tmp_path / "d.npz").write_bytes(b"from an earlier round")
+    configured = with_tables(task, capture={"holdout-share": 0.0}, serving={"input-shape": [2]})
+    assert write_training_rows(configured, captured.path, tmp_path / "d.npz") == WrittenRows(0, left_out=1)
     assert not (tmp_path / "d.npz").exists()
 
 
@@ -488,7 +483,7 @@ async def test_where_no_row_fits_training_has_no_captured_data(
         ("missing", "has no 'missing'"),
     ],
 )
-async def test_a_task_whose_function_does_not_do_is_told_so(
+async def test_an_invalid_training_data_function_is_reported(
     database: Path, task: Task, tmp_path: Path, request: pytest.FixtureRequest, function: str, reason: str
 ) -> None:
     with pytest.raises(BadTask, match=reason):

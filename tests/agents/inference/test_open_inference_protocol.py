@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, version 2, as its clients speak it: over HTTP, with JSON and with binary tensors."""
+"""The Open Inference Protocol, version 2, over HTTP, with JSON and binary tensors."""
 
 import asyncio
 import io
@@ -30,7 +30,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class SumPredictor:
-    """Answers with the sum of a sample, in the type that it takes."""
+    """Predicts the sum of a sample, in the dtype of the input."""
 
     input_dtype: np.dtype[Any]
     input_shape: tuple[int, ...] | None = (3,)
@@ -45,7 +45,7 @@ class SumPredictor:
 
 @dataclass
 class HttpResponse:
-    """What came back."""
+    """A response, read completely."""
 
     status: int
     headers: dict[str, str]
@@ -65,7 +65,7 @@ TENSOR = {"name": "input", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3
 
 @dataclass
 class OpenInferenceClient:
-    """Somebody who asks."""
+    """A client of the Open Inference Protocol."""
 
     session: aiohttp.ClientSession
     url: str
@@ -75,9 +75,9 @@ class OpenInferenceClient:
             return HttpResponse(response.status, dict(response.headers), await response.read())
 
     async def post(self, path: str, content: bytes, **headers: str) -> HttpResponse:
-        own = ("Content-Type",)  # aiohttp would name one
+        defaults = ("Content-Type",)  # aiohttp adds one otherwise
         async with self.session.post(
-            self.url + path, data=io.BytesIO(content), headers=headers, skip_auto_headers=own
+            self.url + path, data=io.BytesIO(content), headers=headers, skip_auto_headers=defaults
         ) as response:
             return HttpResponse(response.status, dict(response.headers), await response.read())
 
@@ -135,17 +135,17 @@ async def client(server: InferenceServer) -> AsyncIterator[OpenInferenceClient]:
         yield OpenInferenceClient(session, url)
 
 
-# --- what there is to know -------------------------------------------------------------------
+# --- health and metadata ---------------------------------------------------------------------
 
 
-async def test_health_is_told(client: OpenInferenceClient) -> None:
+async def test_a_server_with_a_model_is_live_and_ready(client: OpenInferenceClient) -> None:
     for path in ("live", "ready"):
         assert (await client.get(f"/v2/health/{path}")).status == 200
     assert (await client.get("/v2/models/sum/ready")).status == 200
     assert (await client.get("/v2/models/sum/versions/3/ready")).status == 200
 
 
-async def test_without_a_model_one_is_alive_and_not_ready() -> None:
+async def test_a_server_without_a_model_is_live_and_not_ready() -> None:
     server = InferenceServer(name="sum")
     url = await server.start()
     async with aiohttp.ClientSession() as session:
@@ -157,7 +157,7 @@ async def test_without_a_model_one_is_alive_and_not_ready() -> None:
     await server.stop()
 
 
-async def test_metadata_say_what_the_model_takes_and_gives(client: OpenInferenceClient) -> None:
+async def test_the_metadata_have_the_datatypes_and_shapes(client: OpenInferenceClient) -> None:
     assert (await client.get("/v2")).body["extensions"] == ["binary_tensor_data"]
     assert (await client.get("/v2/models/sum")).body == {
         "name": "sum",
@@ -175,7 +175,7 @@ async def test_metadata_say_what_the_model_takes_and_gives(client: OpenInference
     "path",
     ["/v2/models/other", "/v2/models/sum/versions/2", "/v2/models/sum/versions/x", "/v2/models/other/ready"],
 )
-async def test_another_model_or_version_is_not_here(client: OpenInferenceClient, path: str) -> None:
+async def test_an_unknown_model_or_version_is_not_found(client: OpenInferenceClient, path: str) -> None:
     answer = await client.get(path)
     assert (answer.status, list(answer.body)) == (404, ["error"])
 
@@ -183,7 +183,7 @@ async def test_another_model_or_version_is_not_here(client: OpenInferenceClient,
 # --- inference ----------------------------------------------------------------------------------
 
 
-async def test_json_tensors_are_answered(client: OpenInferenceClient, captured: CapturedData) -> None:
+async def test_a_json_request_is_answered(client: OpenInferenceClient, captured: CapturedData) -> None:
     answer = (await client.infer([1, 2, 3], [4, 5, 6], shape=[2, 3], id="7")).body
     ids = answer["outputs"][1].pop("data")
     assert answer == {
@@ -202,11 +202,11 @@ async def test_json_tensors_are_answered(client: OpenInferenceClient, captured: 
     assert await captured.counts() == CaptureStats(rows=2, labelled=1, dropped=0)
 
 
-async def test_data_may_be_flat_as_the_protocol_has_it(client: OpenInferenceClient) -> None:
+async def test_the_data_of_a_tensor_can_be_flat(client: OpenInferenceClient) -> None:
     assert (await client.infer(1, 2, 3, 4, 5, 6, shape=[2, 3])).output == [6.0, 15.0]
 
 
-async def test_binary_tensors_are_answered_in_binary_where_that_is_asked_for(
+async def test_a_binary_response_is_sent_on_request(
     client: OpenInferenceClient,
 ) -> None:
     array = np.array([[1, 2, 3], [4, 5, 6]], "<f4")
@@ -214,7 +214,7 @@ async def test_binary_tensors_are_answered_in_binary_where_that_is_asked_for(
     assert answer.headers["Content-Type"] == "application/octet-stream"
     length = int(answer.headers[LENGTH])
     header = json.loads(answer.content[:length])
-    sizes = [one["parameters"]["binary_data_size"] for one in header["outputs"]]
+    sizes = [output["parameters"]["binary_data_size"] for output in header["outputs"]]
     assert sizes == [8, 16]
     rest = answer.content[length:]
     assert np.frombuffer(rest[:8], "<f4").tolist() == [6.0, 15.0]
@@ -226,9 +226,9 @@ async def test_binary_tensors_are_answered_in_binary_where_that_is_asked_for(
 
 
 @pytest.mark.parametrize("dtype", sorted(set(DATATYPES.values()) - {"bool"}))
-async def test_every_type_of_number_goes_in_and_comes_out(client: OpenInferenceClient, dtype: str) -> None:
-    """Token ids as whole numbers, pixels as floats: what the model takes is what it is given."""
-    name = next(name for name, known in DATATYPES.items() if known == dtype)
+async def test_each_numeric_datatype_is_supported(client: OpenInferenceClient, dtype: str) -> None:
+    """For example token ids as integers and pixels as floats."""
+    name = next(name for name, numpy_name in DATATYPES.items() if numpy_name == dtype)
     assert (await client.infer(1, 2, 3, datatype=name)).output == [6]
     array = np.array([[1, 2, 3]], np.dtype(dtype).newbyteorder("<"))
     assert (await client.infer_binary(array, name)).output == [6]
@@ -237,49 +237,52 @@ async def test_every_type_of_number_goes_in_and_comes_out(client: OpenInferenceC
 
 
 @pytest.mark.parametrize("dtype", ["int64"])
-async def test_what_is_no_whole_number_is_no_token(client: OpenInferenceClient, dtype: str) -> None:
+async def test_a_fraction_is_rejected_by_an_integer_model(client: OpenInferenceClient, dtype: str) -> None:
     plain = {"Content-Type": "application/json"}
     answer = await client.post("/predict", b'{"inputs": [[1, 2, 1.5]]}', **plain)
-    assert (answer.status, "whole numbers: the model takes int64" in answer.body["error"]) == (400, True)
+    assert (answer.status, "integers: the model has inputs of type int64" in answer.body["error"]) == (
+        400,
+        True,
+    )
 
 
 @pytest.mark.parametrize("dtype", ["uint8"])
-async def test_a_number_that_does_not_fit_is_refused(client: OpenInferenceClient, dtype: str) -> None:
+async def test_a_number_out_of_range_is_rejected(client: OpenInferenceClient, dtype: str) -> None:
     for value in (-1, 256):
         answer = await client.infer(1, 2, value, datatype="UINT8")
         assert (answer.status, "from 0 to 255" in answer.body["error"]) == (400, True)
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- invalid requests -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"shape": [1, 4]}, "a sample must have the shape [3], and not [4]"),
-        ({"shape": [2, 3]}, "data has 3 numbers, and the shape [2, 3] asks for 6"),
-        ({"shape": [0, 3]}, "whole numbers above 0"),
-        ({"shape": [-1, 3]}, "whole numbers above 0"),
-        ({"shape": [1.0, 3]}, "whole numbers above 0"),
-        ({"shape": []}, "whole numbers above 0"),
-        ({"shape": None}, "whole numbers above 0"),
-        ({"shape": [2**40, 3]}, "whole numbers above 0"),
-        ({"datatype": "FP64"}, "the model takes FP32, and not 'FP64'"),
-        ({"datatype": "BYTES"}, "the model takes FP32, and not 'BYTES'"),
-        ({"datatype": None}, "the model takes FP32, and not None"),
+        ({"shape": [1, 4]}, "a sample must have the shape [3], not [4]"),
+        ({"shape": [2, 3]}, "data has 3 numbers, but the shape [2, 3] needs 6"),
+        ({"shape": [0, 3]}, "integers above 0"),
+        ({"shape": [-1, 3]}, "integers above 0"),
+        ({"shape": [1.0, 3]}, "integers above 0"),
+        ({"shape": []}, "integers above 0"),
+        ({"shape": None}, "integers above 0"),
+        ({"shape": [2**40, 3]}, "integers above 0"),
+        ({"datatype": "FP64"}, "the datatype must be FP32, not 'FP64'"),
+        ({"datatype": "BYTES"}, "the datatype must be FP32, not 'BYTES'"),
+        ({"datatype": None}, "the datatype must be FP32, not None"),
         ({"data": ["a", 2, 3]}, "inputs must be numbers"),
-        ({"data": [1, 2, 1e39]}, "finite numbers that fit into 32 bits"),
+        ({"data": [1, 2, 1e39]}, "finite numbers in the range of float32"),
         ({"data": "123"}, "data must be a list"),
-        ({"data": [1, [2, 3]]}, "inputs must be numbers, and all samples of one shape"),
+        ({"data": [1, [2, 3]]}, "inputs must be numbers, and all samples must have the same shape"),
         ({"parameters": 7}, "parameters must be an object"),
         (
             {"parameters": {"binary_data_size": 12}},
-            "takes 12 bytes: binary_data_size is 12, and 0 bytes came",
+            "needs 12 bytes, but binary_data_size is 12 and the body has 0 bytes of binary data",
         ),
     ],
     ids=lambda value: str(value)[:40],
 )
-async def test_a_tensor_that_makes_no_sense_is_refused_with_the_reason(
+async def test_an_invalid_tensor_is_answered_with_its_error(
     client: OpenInferenceClient, captured: CapturedData, change: dict[str, Any], reason: str
 ) -> None:
     tensor = {"name": "input", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3], **change}
@@ -292,14 +295,14 @@ async def test_a_tensor_that_makes_no_sense_is_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ({}, "the model takes one tensor"),
-        ({"inputs": []}, "the model takes one tensor"),
-        ({"inputs": [1]}, "the model takes one tensor"),
+        ({}, "inputs must be a list with one tensor"),
+        ({"inputs": []}, "inputs must be a list with one tensor"),
+        ({"inputs": [1]}, "inputs must be a list with one tensor"),
         ([], "the body must be a JSON object"),
     ],
     ids=str,
 )
-async def test_a_request_without_its_tensor_is_refused(
+async def test_a_request_without_a_tensor_is_rejected(
     client: OpenInferenceClient, body: Any, reason: str
 ) -> None:
     answer = await client.infer_raw(body)
@@ -311,12 +314,12 @@ async def test_a_request_without_its_tensor_is_refused(
     [
         ({"id": 7}, "id must be a string"),
         ({"outputs": []}, "outputs must be a list"),
-        ({"outputs": [{"name": "logits"}]}, "there is no output 'logits'"),
-        ({"outputs": [7]}, "there is no output None"),
+        ({"outputs": [{"name": "logits"}]}, "unknown output 'logits'"),
+        ({"outputs": [7]}, "unknown output None"),
     ],
     ids=str,
 )
-async def test_a_wish_that_cannot_be_met_is_refused(
+async def test_invalid_requested_outputs_are_rejected(
     client: OpenInferenceClient, more: Any, reason: str
 ) -> None:
     answer = await client.infer(1, 2, 3, **more)
@@ -324,7 +327,9 @@ async def test_a_wish_that_cannot_be_met_is_refused(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-async def test_bytes_that_are_no_number_are_refused(client: OpenInferenceClient, value: float) -> None:
+async def test_binary_data_with_nan_or_infinity_are_rejected(
+    client: OpenInferenceClient, value: float
+) -> None:
     answer = await client.infer_binary(np.array([[1, 2, value]], "<f4"))
     assert (answer.status, "finite numbers" in answer.body["error"]) == (400, True)
 
@@ -332,13 +337,13 @@ async def test_bytes_that_are_no_number_are_refused(client: OpenInferenceClient,
 @pytest.mark.parametrize(
     ("length", "reason"),
     [
-        ("x", "must be how many bytes"),
-        ("-1", "must be how many bytes"),
-        ("99999", "bytes came"),
-        ("5", "not JSON"),
+        ("x", "must be the number of JSON bytes"),
+        ("-1", "must be the number of JSON bytes"),
+        ("99999", "but the body has"),
+        ("5", "not valid JSON"),
     ],
 )
-async def test_a_header_length_that_is_wrong_is_refused(
+async def test_an_invalid_header_length_is_rejected(
     client: OpenInferenceClient, length: str, reason: str
 ) -> None:
     content, _ = binary(np.ones((1, 3), "<f4"), "FP32")
@@ -346,24 +351,24 @@ async def test_a_header_length_that_is_wrong_is_refused(
     assert (answer.status, reason in answer.body["error"]) == (400, True)
 
 
-async def test_bytes_too_few_or_too_many_are_refused(client: OpenInferenceClient) -> None:
+async def test_binary_data_of_the_wrong_size_are_rejected(client: OpenInferenceClient) -> None:
     content, length = binary(np.ones((1, 3), "<f4"), "FP32")
     for changed in (content[:-1], content + b"\0"):
         answer = await client.post("/v2/models/sum/infer", changed, **{LENGTH: str(length)})
-        assert (answer.status, "takes 12 bytes" in answer.body["error"]) == (400, True)
+        assert (answer.status, "needs 12 bytes" in answer.body["error"]) == (400, True)
 
 
-async def test_a_huge_body_is_refused(client: OpenInferenceClient) -> None:
+async def test_a_body_over_the_limit_is_rejected(client: OpenInferenceClient) -> None:
     answer = await client.infer_binary(np.zeros((1, 2_000_000), "<f4"))
     assert (answer.status, list(answer.body)) == (413, ["error"])
     assert (await client.infer(1, 2, 3)).output == [6.0]
 
 
-async def test_too_many_samples_are_refused(client: OpenInferenceClient) -> None:
+async def test_too_many_samples_are_rejected(client: OpenInferenceClient) -> None:
     answer = await client.infer_binary(np.zeros((1025, 3), "<f4"))
     assert (answer.status, answer.body["error"]) == (
         413,
-        "1025 samples are too many: send at most 1024 at once",
+        "too many samples: 1025 (limit 1024)",
     )
 
 
@@ -378,22 +383,22 @@ async def test_too_many_samples_are_refused(client: OpenInferenceClient) -> None
     ],
     ids=str,
 )
-async def test_what_a_page_in_a_browser_could_send_is_refused(
+async def test_a_request_that_a_web_page_could_send_is_rejected(
     client: OpenInferenceClient, headers: dict[str, str]
 ) -> None:
     content = json.dumps({"inputs": [TENSOR]}).encode()
     assert (await client.post("/v2/models/sum/infer", content, **headers)).status == 415
 
 
-async def test_json_that_is_not_said_to_be_any_is_taken_as_tritons_own_client_sends_it(
+async def test_a_request_of_tritons_client_without_content_type_works(
     client: OpenInferenceClient,
 ) -> None:
-    """What tritonclient 2.73 sends for one JSON input and no named output: no Content-Type, an answer in bytes."""
+    """As tritonclient 2.73 sends one JSON input without requested outputs: no Content-Type, binary output."""
     content = json.dumps({"inputs": [TENSOR], "parameters": {"binary_data_output": True}}).encode()
     answer = await client.post("/v2/models/sum/infer", content)
     assert answer.status == 200
-    said = json.loads(answer.content[: int(answer.headers[LENGTH])])
-    assert [one["name"] for one in said["outputs"]] == ["output", "prediction_id"]
+    header = json.loads(answer.content[: int(answer.headers[LENGTH])])
+    assert [output["name"] for output in header["outputs"]] == ["output", "prediction_id"]
     assert np.frombuffer(answer.content[int(answer.headers[LENGTH]) :][:4], "<f4").tolist() == [6.0]
 
 
@@ -423,45 +428,45 @@ takes = st.builds(
 )
 
 
-def result_or_refusal(ask: Callable[[], Any]) -> Any:
-    """What *ask* makes of it, or the refusal."""
+def result_or_error(parse: Callable[[], Any]) -> Any:
+    """Return the result of *parse*, or its HttpError."""
     try:
-        return ask()
-    except HttpError as refusal:
-        return refusal
+        return parse()
+    except HttpError as error:
+        return error
 
 
 @given(requests, takes, st.binary(max_size=64), st.booleans())
-def test_whatever_is_said_is_understood_or_refused(
-    body: Any, takes: ModelInput, rest: bytes, with_bytes: bool
+def test_any_binary_request_is_parsed_or_rejected(
+    body: Any, takes: ModelInput, binary_data: bytes, with_binary: bool
 ) -> None:
     header = json.dumps(body).encode()
-    content, length = (header + rest, len(header)) if with_bytes else (header, None)
-    asked = result_or_refusal(lambda: parse_request(content, length, takes))
-    if isinstance(asked, HttpError):
-        assert asked.status in (400, 413)
-        assert "\n" not in asked.reason
+    content, length = (header + binary_data, len(header)) if with_binary else (header, None)
+    result = result_or_error(lambda: parse_request(content, length, takes))
+    if isinstance(result, HttpError):
+        assert result.status in (400, 413)
+        assert "\n" not in result.reason
     else:
-        assert asked.inputs.dtype == takes.dtype
-        assert 1 <= len(asked.inputs) <= takes.most
+        assert result.inputs.dtype == takes.dtype
+        assert 1 <= len(result.inputs) <= takes.most
 
 
 @given(requests | json_values, takes)
-def test_whatever_is_said_plainly_is_understood_or_refused(body: Any, takes: ModelInput) -> None:
-    asked = result_or_refusal(lambda: parse_samples(json.dumps(body).encode(), takes))
-    if isinstance(asked, HttpError):
-        assert asked.status in (400, 413)
+def test_any_plain_request_is_parsed_or_rejected(body: Any, takes: ModelInput) -> None:
+    result = result_or_error(lambda: parse_samples(json.dumps(body).encode(), takes))
+    if isinstance(result, HttpError):
+        assert result.status in (400, 413)
     else:
-        assert asked.inputs.dtype == takes.dtype
-        assert len(asked.labels) == len(asked.inputs)
+        assert result.inputs.dtype == takes.dtype
+        assert len(result.labels) == len(result.inputs)
 
 
-# --- batches end in time --------------------------------------------------------------------------------
+# --- batch size -----------------------------------------------------------------------------------------
 
 
 @dataclass
 class SlowSum(SumPredictor):
-    """Takes its time: until it is told to go on."""
+    """Blocks until `go_on` is set."""
 
     go_on: threading.Event = field(default_factory=threading.Event)
     busy: threading.Event = field(default_factory=threading.Event)
@@ -482,10 +487,10 @@ async def test_a_slow_model_gets_smaller_batches() -> None:
     async with aiohttp.ClientSession() as session:
         client = OpenInferenceClient(session, url)
         first = asyncio.create_task(client.infer(1, 2, 3))
-        await eventually(model.busy.is_set)  # and so its only batch so far takes much longer than it may
+        await eventually(model.busy.is_set)  # its first batch takes longer than batch_s
         others = [asyncio.create_task(client.infer(n, 0, 0)) for n in range(10)]
         await eventually(lambda: server.engine.queued == 10)
-        await asyncio.sleep(0.05)  # what the first batch takes at least
+        await asyncio.sleep(0.05)  # the minimum duration of the first batch
         model.go_on.set()
         await asyncio.gather(first, *others)
     assert model.batches[:2] == [1, 1]
