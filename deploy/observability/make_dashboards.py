@@ -83,14 +83,14 @@ def label_list(*attributes: str) -> str:
 def current_value(metric: Metric, *attributes: str, how: str = "avg") -> dict[str, Any]:
     """The current value of a gauge."""
     (name,) = series_names(metric)
-    legend = " ".join(f"{{{{{label_name(one)}}}}}" for one in attributes) or metric.says
+    legend = " ".join(f"{{{{{label_name(one)}}}}}" for one in attributes) or metric.description
     grouping = f" by ({label_list(*attributes)})" if attributes else ""
     return query(f"{how}{grouping} ({name}{variable_filter(metric)})", legend)
 
 
 def per_second(metric: Metric, *attributes: str) -> dict[str, Any]:
     (name,) = series_names(metric)
-    legend = " ".join(f"{{{{{label_name(one)}}}}}" for one in attributes) or metric.says
+    legend = " ".join(f"{{{{{label_name(one)}}}}}" for one in attributes) or metric.description
     grouping = f" by ({label_list(*attributes)})" if attributes else ""
     return query(f"sum{grouping} (rate({name}{variable_filter(metric)}[$__rate_interval]))", legend)
 
@@ -98,7 +98,7 @@ def per_second(metric: Metric, *attributes: str) -> dict[str, Any]:
 def increase_in_range(metric: Metric, *attributes: str) -> dict[str, Any]:
     """The increase in the displayed time range."""
     (name,) = series_names(metric)
-    legend = " ".join(f"{{{{{label_name(one)}}}}}" for one in attributes) or metric.says
+    legend = " ".join(f"{{{{{label_name(one)}}}}}" for one in attributes) or metric.description
     grouping = f" by ({label_list(*attributes)})" if attributes else ""
     return query(f"sum{grouping} (increase({name}{variable_filter(metric)}[$__range]))", legend)
 
@@ -125,12 +125,12 @@ def gauge_panel(title: str, metric: Metric, *attributes: str, how: str = "avg", 
         if metric.unit == "1" and metric.name.endswith("utilization")
         else GRAFANA_UNITS.get(metric.unit, "short")
     )
-    return Panel(title, metric.says, [current_value(metric, *attributes, how=how)], unit=unit, **more)
+    return Panel(title, metric.description, [current_value(metric, *attributes, how=how)], unit=unit, **more)
 
 
 def rate_panel(title: str, metric: Metric, *attributes: str, **more: Any) -> Panel:
     unit = "Bps" if metric.unit == "By" else "cps"
-    return Panel(title, metric.says, [per_second(metric, *attributes)], unit=unit, **more)
+    return Panel(title, metric.description, [per_second(metric, *attributes)], unit=unit, **more)
 
 
 def quantile_panel(
@@ -138,7 +138,7 @@ def quantile_panel(
 ) -> Panel:
     assert metric.kind is MetricKind.HISTOGRAM
     targets = [quantile(metric, share, *attributes) for share in shares]
-    return Panel(title, metric.says, targets, unit=GRAFANA_UNITS[metric.unit], **more)
+    return Panel(title, metric.description, targets, unit=GRAFANA_UNITS[metric.unit], **more)
 
 
 # --- the dashboards ---------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ FLEET: Final = [
     rate_panel("Warnings and errors", telemetry.LOG_LINES, "fedbus.level"),
     Panel(
         "State transitions of devices",
-        telemetry.TRANSITIONS.says,
+        telemetry.TRANSITIONS.description,
         [
             query(
                 f"sum by ({label_list('fedbus.kind', 'fedbus.to')}) (increase({TRANSITION_SERIES}[$__rate_interval]))",
@@ -199,13 +199,15 @@ FLEET: Final = [
 ]
 
 RUN: Final = [
-    Panel("Runs", telemetry.RUNS.says, [increase_in_range(telemetry.RUNS, "fedbus.outcome")], kind="stat"),
-    Panel("Rounds", telemetry.ROUNDS.says, [increase_in_range(telemetry.ROUNDS, TASK)], kind="stat"),
+    Panel(
+        "Runs", telemetry.RUNS.description, [increase_in_range(telemetry.RUNS, "fedbus.outcome")], kind="stat"
+    ),
+    Panel("Rounds", telemetry.ROUNDS.description, [increase_in_range(telemetry.ROUNDS, TASK)], kind="stat"),
     gauge_panel("Clients in the last round", telemetry.ROUND_PARTICIPANTS, TASK, how="max", kind="stat"),
     quantile_panel("Round duration", telemetry.ROUND_DURATION, TASK, width=12),
     Panel(
         "Failed updates",
-        telemetry.ROUND_FAILURES.says,
+        telemetry.ROUND_FAILURES.description,
         [per_second(telemetry.ROUND_FAILURES, TASK)],
         width=12,
         unit="cps",
@@ -259,7 +261,7 @@ RUN: Final = [
 TRAINING: Final = [
     Panel(
         "Metrics of a round",
-        telemetry.ROUND_METRIC.says,
+        telemetry.ROUND_METRIC.description,
         [current_value(telemetry.ROUND_METRIC, TASK, "fedbus.metric", how="max")],
         width=12,
         height=10,
@@ -310,7 +312,7 @@ BUS: Final = [
     gauge_panel("nats-server: memory", telemetry.NATS_MEMORY, how="sum"),
     Panel(
         "Disconnected slow consumers",
-        telemetry.NATS_SLOW_CONSUMERS.says,
+        telemetry.NATS_SLOW_CONSUMERS.description,
         [per_second(telemetry.NATS_SLOW_CONSUMERS)],
         unit="cps",
     ),

@@ -35,7 +35,7 @@ def _validate_rule(text: str) -> str:
 
 
 def _validate_clock_rule(text: str) -> str:
-    parse_rule(text, words=CLOCK_VARIABLES)
+    parse_rule(text, variables=CLOCK_VARIABLES)
     return text
 
 

@@ -89,13 +89,13 @@ class TriggerInputs:
     """The clients that drift now, and since when."""
     drifted_before: Collection[str] = ()
     """The clients that drifted at *since*."""
-    judged: Mapping[str, ClientAccuracy] = field(default_factory=dict)
+    accuracy: Mapping[str, ClientAccuracy] = field(default_factory=dict)
     """The live accuracy of the model that each client serves now, if enough labels are known."""
     accuracy_before: Mapping[str, float] = field(default_factory=dict)
     """The live accuracy of the model that each client served at *since*."""
     again: timedelta = timedelta(days=1)
     """Drift or low accuracy that a run did not improve starts another run only after this time."""
-    figures: Mapping[str, RunMetric] = field(default_factory=dict)
+    metrics: Mapping[str, RunMetric] = field(default_factory=dict)
     new_code_at: datetime | None = None
     finished: Mapping[str, datetime] = field(default_factory=dict)
     """When the last run of each other task finished, by task."""
@@ -144,13 +144,13 @@ def unmet_conditions(trigger: Trigger, inputs: TriggerInputs) -> tuple[str, ...]
     )
 
 
-def ready_at(schedule: ScheduleTable, *, due_since: datetime, last_news: datetime | None) -> datetime | None:
+def ready_at(schedule: ScheduleTable, *, due_since: datetime, last_input: datetime | None) -> datetime | None:
     """Return when a run that is due since *due_since* may start; None if the quiet hours never end.
 
-    *last_news* is when a device last sent a message that triggers read.
+    *last_input* is when a device last sent a message that triggers read.
     """
     debounce = timedelta(seconds=schedule.debounce_s)
-    quiet_since = max(due_since, last_news or due_since)
+    quiet_since = max(due_since, last_input or due_since)
     start = min(quiet_since + debounce, due_since + MAX_DEBOUNCE_FACTOR * debounce)
     return quiet_hours_end(schedule, start)
 
@@ -159,7 +159,7 @@ def quiet_hours_end(schedule: ScheduleTable, at: datetime) -> datetime | None:
     """Return *at*, or the end of the quiet hours if *at* is in them; None if they never end."""
     if schedule.quiet is None:
         return at
-    quiet, zone = parse_rule(schedule.quiet, words=CLOCK_VARIABLES), ZoneInfo(schedule.timezone)
+    quiet, zone = parse_rule(schedule.quiet, variables=CLOCK_VARIABLES), ZoneInfo(schedule.timezone)
     return next(
         (
             one
@@ -245,7 +245,7 @@ def _nth(moments: list[datetime], count: int) -> datetime | None:
 
 
 def _inaccurate_clients(below: float, inputs: TriggerInputs) -> dict[str, datetime]:
-    return {client: one.at for client, one in inputs.judged.items() if one.accuracy < below}
+    return {client: one.at for client, one in inputs.accuracy.items() if one.accuracy < below}
 
 
 def _enough_drifted(
@@ -263,7 +263,7 @@ def _enough_drifted(
 
 
 def _metric_change_time(condition: MetricChangeCondition, inputs: TriggerInputs) -> datetime | None:
-    metric = inputs.figures.get(condition.metric)
+    metric = inputs.metrics.get(condition.metric)
     if metric is None or metric.at <= inputs.since:
         return None
     change = (metric.latest - metric.before) * (1 if condition.rises else -1)
@@ -288,12 +288,12 @@ def _describe_fired(condition: TriggerCondition, inputs: TriggerInputs) -> str:
             return f"{condition} ({_format_names(sorted(inputs.drifted))})"
         case LiveAccuracyCondition(below=below):
             inaccurate = [
-                f"{client}: {inputs.judged[client].accuracy:.3g}"
+                f"{client}: {inputs.accuracy[client].accuracy:.3g}"
                 for client in sorted(_inaccurate_clients(below, inputs))
             ]
             return f"{condition} ({_format_names(inaccurate)})"
         case MetricChangeCondition(metric=metric):
-            values = inputs.figures[metric]
+            values = inputs.metrics[metric]
             return f"{condition} ({values.before:.4g} → {values.latest:.4g})"
         case _:
             return str(condition)

@@ -66,6 +66,6 @@ def test_classes_are_scored_by_accuracy_and_numbers_by_r_squared() -> None:
 
 
 def test_what_a_model_is_tried_for_ends_before_the_client_manager_gives_up() -> None:
-    with pytest.raises(ValueError, match="may come to 90 s"):
+    with pytest.raises(ValueError, match=r"\(limit 90 s\)"):
         table(shadow_samples=1, shadow_s=60, canary_share=0.1, canary_s=60)
     assert table(shadow_s=60, canary_s=60)  # neither is asked for

@@ -1,10 +1,10 @@
-"""The language of a task's eligibility rule: which devices take part, and when.
+"""The language of eligibility rules, which define the devices that take part in a run.
 
     labelled >= 64 and (battery > 30 or charging) and hour in 22..6 and model_age > 1h
 
-`WORDS` is all that a rule can speak of, with the unit of each and what it counts as on a device
-that has no such thing: so every rule has an answer on every device. A rule is read here, once,
-with every name, unit and type checked; `fedbus.domain.eligibility` says whether it holds.
+`RULE_VARIABLES` lists the variables of a rule. Each has a value for devices without such a sensor or part, so
+that every rule can be evaluated on every device. Parsing checks all names, units and types;
+`fedbus.domain.eligibility` evaluates rules.
 """
 
 import difflib
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class VariableKind(StrEnum):
-    """What sort of thing a word is, and so what it can be compared with."""
+    """The kind of a variable, which defines its units and comparisons."""
 
     COUNT = "count"
     PERCENT = "percent"
@@ -43,32 +43,32 @@ class VariableKind(StrEnum):
 
 @dataclass(frozen=True)
 class RuleVariable:
-    """Something that a rule may speak of."""
+    """A variable of rules."""
 
     kind: VariableKind
-    says: str
+    description: str
     absent: float
-    """What it counts as where the device has no such thing; of a flag 1 is yes."""
+    """The value on a device that cannot measure it. For a flag, 1 is true."""
 
 
 INFINITY: Final = float("inf")
 RULE_VARIABLES: Final[dict[str, RuleVariable]] = {
-    "labelled": RuleVariable(VariableKind.COUNT, "captured rows with a label that training may use", 0),
+    "labelled": RuleVariable(VariableKind.COUNT, "captured rows with a label that training can use", 0),
     "unlabelled": RuleVariable(VariableKind.COUNT, "captured rows without a label", 0),
-    "cpu": RuleVariable(VariableKind.PERCENT, "how busy all cores together are", 0),
-    "memory": RuleVariable(VariableKind.PERCENT, "how much of the memory is in use", 0),
-    "disk": RuleVariable(VariableKind.PERCENT, "how full the disk is that fedbus writes to", 0),
-    "battery": RuleVariable(VariableKind.PERCENT, "its charge; without a battery it counts as full", 100),
-    "charging": RuleVariable(VariableKind.FLAG, "on mains; without a battery it counts as charging", 1),
-    "idle": RuleVariable(VariableKind.FLAG, "the cores are less than 20 % busy", 1),
-    "gpu": RuleVariable(VariableKind.FLAG, "there is a GPU", 0),
+    "cpu": RuleVariable(VariableKind.PERCENT, "CPU utilization over all cores", 0),
+    "memory": RuleVariable(VariableKind.PERCENT, "memory utilization", 0),
+    "disk": RuleVariable(VariableKind.PERCENT, "utilization of the disk that fedbus writes to", 0),
+    "battery": RuleVariable(VariableKind.PERCENT, "charge of the battery; 100 without a battery", 100),
+    "charging": RuleVariable(VariableKind.FLAG, "on external power; true without a battery", 1),
+    "idle": RuleVariable(VariableKind.FLAG, "the CPU utilization is below 20 %", 1),
+    "gpu": RuleVariable(VariableKind.FLAG, "the device has a GPU", 0),
     "temperature": RuleVariable(
-        VariableKind.CELSIUS, "the hottest sensor; without a sensor it counts as 0", 0
+        VariableKind.CELSIUS, "temperature of the hottest sensor; 0 without a sensor", 0
     ),
-    "hour": RuleVariable(VariableKind.HOUR, "the local time of day, 0 to 24; half past six is 6.5", 0),
-    "weekday": RuleVariable(VariableKind.WEEKDAY, "the local day: mon, tue, wed, thu, fri, sat, sun", 0),
+    "hour": RuleVariable(VariableKind.HOUR, "local time of day, 0 to 24; half past six is 6.5", 0),
+    "weekday": RuleVariable(VariableKind.WEEKDAY, "local weekday: mon, tue, wed, thu, fri, sat, sun", 0),
     "model_age": RuleVariable(
-        VariableKind.LENGTH, "since the served model came; before there is one, for ever", INFINITY
+        VariableKind.LENGTH, "time since the served model arrived; infinite without a model", INFINITY
     ),
 }
 
@@ -83,7 +83,7 @@ UNITS: Final[dict[VariableKind, dict[str, float]]] = {
 }
 MAX_VALUES: Final = {VariableKind.PERCENT: 100.0, VariableKind.HOUR: 24.0}
 CYCLIC_KINDS: Final = {VariableKind.HOUR, VariableKind.WEEKDAY}
-"""After the last comes the first: only these may be in a range that ends before it begins."""
+"""The kinds that wrap around. Only their ranges may have an end below the start."""
 COMPARISONS: Final = ("<=", ">=", "==", "!=", "<", ">")
 
 
@@ -98,7 +98,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class InRange:
-    """``hour in 22..6``: from *low* on and, of hours, before *high*; of anything else *high* is still within."""
+    """``hour in 22..6``: from *low* to *high*. *high* is included, except for hours."""
 
     name: str
     low: float
@@ -116,17 +116,17 @@ Predicate: TypeAlias = Comparison | InRange | FlagCheck
 Rule: TypeAlias = Expression[Predicate]
 
 
-def parse_rule(text: str, *, words: dict[str, RuleVariable] = RULE_VARIABLES) -> Rule:
-    """The rule in *text*; raises BadRule. *words*: all that it may speak of."""
-    return parse_expression(text, lambda tokens: _parse_predicate(tokens, words))
+def parse_rule(text: str, *, variables: dict[str, RuleVariable] = RULE_VARIABLES) -> Rule:
+    """Parse the rule in *text*, which may use only *variables*; raises BadRule."""
+    return parse_expression(text, lambda tokens: _parse_predicate(tokens, variables))
 
 
-def _parse_predicate(tokens: Tokens, words: dict[str, RuleVariable]) -> Predicate:
-    word = _parse_variable(tokens, words)
-    name, kind = word.text, words[word.text].kind
+def _parse_predicate(tokens: Tokens, variables: dict[str, RuleVariable]) -> Predicate:
+    variable = _parse_variable(tokens, variables)
+    name, kind = variable.text, variables[variable.text].kind
     if kind is VariableKind.FLAG:
         if tokens.current.text in (*COMPARISONS, "in"):
-            tokens.fail(f"{name} is yes or no and is compared with nothing: write `{name}` or `not {name}`")
+            tokens.fail(f"{name} is a flag and needs no comparison: write `{name}` or `not {name}`")
         return FlagCheck(name)
     if tokens.accept("in"):
         return _parse_range(tokens, name, kind)
@@ -136,14 +136,14 @@ def _parse_predicate(tokens: Tokens, words: dict[str, RuleVariable]) -> Predicat
     return Comparison(name, op.text, _parse_value(tokens, name, kind))
 
 
-def _parse_variable(tokens: Tokens, words: dict[str, RuleVariable]) -> Token:
+def _parse_variable(tokens: Tokens, variables: dict[str, RuleVariable]) -> Token:
     here = tokens.current
     if here.kind != "name" or here.text in ("and", "or", "in"):
-        tokens.fail(f"expected one of {', '.join(words)}" + (f", not {here.text!r}" if here.text else ""))
-    if here.text not in words:
-        near = difflib.get_close_matches(here.text, words, n=1)
-        known = f"did you mean {near[0]}?" if near else f"a rule can speak of {', '.join(words)}"
-        tokens.fail(f"nothing is called {here.text!r}: {known}")
+        tokens.fail(f"expected one of {', '.join(variables)}" + (f", not {here.text!r}" if here.text else ""))
+    if here.text not in variables:
+        near = difflib.get_close_matches(here.text, variables, n=1)
+        known = f"did you mean {near[0]}?" if near else f"use one of {', '.join(variables)}"
+        tokens.fail(f"unknown variable {here.text!r}: {known}")
     return tokens.take()
 
 
@@ -151,12 +151,12 @@ def _parse_range(tokens: Tokens, name: str, kind: VariableKind) -> InRange:
     start = tokens.current.at
     low = _parse_value(tokens, name, kind)
     if not tokens.accept(".."):
-        tokens.fail("a range is written from..to, as in `hour in 22..6`")
+        tokens.fail("write a range as from..to, as in `hour in 22..6`")
     high = _parse_value(tokens, name, kind)
     if low > high and kind not in CYCLIC_KINDS:
-        tokens.fail("this range ends before it begins", start)
+        tokens.fail("the end of this range is below its start", start)
     if low == high and kind is VariableKind.HOUR:
-        tokens.fail("this range is empty: the hour it ends with is not in it", start)
+        tokens.fail("this range is empty: the hour at its end is not included", start)
     return InRange(name, low, high)
 
 
@@ -164,25 +164,27 @@ def _parse_value(tokens: Tokens, name: str, kind: VariableKind) -> float:
     here = tokens.current
     if kind is VariableKind.WEEKDAY:
         if here.text.lower() not in DAYS:
-            tokens.fail(f"{name} is one of {', '.join(DAYS)}")
+            tokens.fail(f"{name} must be one of {', '.join(DAYS)}")
         return float(DAYS.index(tokens.take().text.lower()))
     if here.kind != "number":
-        tokens.fail(f"{name} is compared with a number" + (f", not with {here.text!r}" if here.text else ""))
+        tokens.fail(f"{name} needs a number" + (f", not {here.text!r}" if here.text else ""))
     value = parse_quantity(tokens, UNITS[kind], name)
     if value > MAX_VALUES.get(kind, INFINITY):
-        tokens.fail(f"{name} is at most {MAX_VALUES[kind]:g}", here.at)
+        tokens.fail(f"{name} cannot be {value:g} (limit {MAX_VALUES[kind]:g})", here.at)
     return value
 
 
 def parse_quantity(tokens: Tokens, units: dict[str, float], name: str) -> float:
-    """A number with one of these *units*, in the smallest of them."""
+    """Parse a number with one of *units*; return it in the smallest of them."""
     token = tokens.take()
     digits = token.text.rstrip("%abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
     unit = token.text[len(digits) :]
     if unit not in units:
         known = " or ".join(f"{digits}{one}" for one in units if one != "min")
         tokens.fail(
-            f"{name} has no unit {unit!r}: write {known}" if unit else f"{name} needs a unit: {known}",
+            f"{name} cannot have the unit {unit!r}: write {known}"
+            if unit
+            else f"{name} needs a unit: {known}",
             token.at,
         )
     if (value := float(digits) * units[unit]) == INFINITY:

@@ -1,11 +1,10 @@
-"""Expressions with ``and``, ``or``, ``not`` and brackets, over leaves that each language spells itself.
+"""Parser of expressions with ``and``, ``or``, ``not`` and parentheses. Each language parses its own leaves.
 
-    labelled >= 64 and (battery > 30 or charging)          a device's rule, see `rules`
-    cron '0 3 * * *' or (labelled >= 64 on 3 clients)      a schedule's trigger, see `triggers`
+    labelled >= 64 and (battery > 30 or charging)          a rule, see `eligibility_rule`
+    cron '0 3 * * *' or (labelled >= 64 on 3 clients)      a trigger, see `trigger`
 
-Both are read by the parser here and never by Python's: nothing in them is ever executed. An
-expression is bounded in length and depth, and whatever is wrong with it is one `BadExpression`
-that points at the place.
+Python never evaluates an expression. Its length and depth are limited, and every error is a `BadExpression`
+that points at the position.
 """
 
 import re
@@ -15,7 +14,7 @@ from typing import Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 MAX_CHARS: Final = 1000
 MAX_DEPTH: Final = 20
-"""Brackets and nots inside each other."""
+"""The limit for nested parentheses and nots."""
 
 Leaf = TypeVar("Leaf")
 
@@ -39,7 +38,7 @@ Expression: TypeAlias = And[Leaf] | Or[Leaf] | Not[Leaf] | Leaf
 
 
 class BadExpression(ValueError):
-    """An expression that cannot be read: what is wrong, the expression, and a caret under the place."""
+    """An expression is invalid. The text has the problem, the expression, and a caret below the position."""
 
     def __init__(self, what: str, text: str, at: int) -> None:
         before = " ".join(text[:at].splitlines())
@@ -68,13 +67,15 @@ _TOKEN = re.compile(
 
 
 class Tokens:
-    """What is left of an expression, word by word."""
+    """The tokens of an expression that are not parsed yet."""
 
-    def __init__(self, text: str, without_not: str = "") -> None:
+    def __init__(self, text: str, no_not_reason: str = "") -> None:
         self.text = text
-        self.no_not_reason = without_not
+        self.no_not_reason = no_not_reason
         if len(text) > MAX_CHARS:
-            raise BadExpression(f"it has more than {MAX_CHARS} characters", text[:60], 0)
+            raise BadExpression(
+                f"the expression has {len(text)} characters (limit {MAX_CHARS})", text[:60], 0
+            )
         self._tokens = self._tokenize()
         self._next = 0
 
@@ -89,14 +90,14 @@ class Tokens:
         return token
 
     def accept(self, *texts: str) -> bool:
-        """Whether the next word is one of these; then it is taken."""
+        """Take the next token if it is one of *texts*; return whether it was."""
         if self.current.kind != "text" and self.current.text in texts:
             self.take()
             return True
         return False
 
     def fail(self, what: str, at: int | None = None) -> NoReturn:
-        """Raise BadExpression, with the caret under the next word or under *at*."""
+        """Raise BadExpression, with the caret below the next token or below *at*."""
         raise BadExpression(what, self.text, self.current.at if at is None else at)
 
     def _tokenize(self) -> list[Token]:
@@ -105,21 +106,27 @@ class Tokens:
             match = _TOKEN.match(self.text, at)
             if match is None:
                 at += len(self.text[at:]) - len(self.text[at:].lstrip())
-                raise BadExpression(f"{self.text[at]!r} has no meaning here", self.text, at)
+                raise BadExpression(f"unexpected character {self.text[at]!r}", self.text, at)
             assert match.lastgroup is not None
             found.append(Token(match.lastgroup, match[match.lastgroup], match.start(match.lastgroup)))
             at = match.end()
         return [*found, Token("end", "", end)]
 
 
-def parse_expression(text: str, leaf: Callable[[Tokens], Leaf], *, without_not: str = "") -> Expression[Leaf]:
-    """The expression in *text*, whose leaves *leaf* reads; raises BadExpression.
+def parse_expression(
+    text: str, leaf: Callable[[Tokens], Leaf], *, no_not_reason: str = ""
+) -> Expression[Leaf]:
+    """Parse the expression in *text*; raises BadExpression.
 
-    *without_not*: why the language has no ``not``, where it has none.
+    Args:
+        text: The expression.
+        leaf: Parses one leaf.
+        no_not_reason: The error text for ``not``, if the language has no ``not``.
+
     """
-    tokens = Tokens(text, without_not)
+    tokens = Tokens(text, no_not_reason)
     if tokens.current.kind == "end":
-        tokens.fail("it is empty")
+        tokens.fail("the expression is empty")
     found = _parse_or(tokens, leaf, 0)
     if tokens.current.kind != "end":
         tokens.fail(f"expected `and`, `or` or the end, not {tokens.current.text!r}")
@@ -127,7 +134,7 @@ def parse_expression(text: str, leaf: Callable[[Tokens], Leaf], *, without_not: 
 
 
 def leaves(expression: Expression[Leaf]) -> list[Leaf]:
-    """All leaves, from left to right."""
+    """Return all leaves, from left to right."""
     match expression:
         case And(parts=parts) | Or(parts=parts):
             return [leaf for part in parts for leaf in leaves(part)]
@@ -153,7 +160,7 @@ def _parse_and(tokens: Tokens, leaf: Callable[[Tokens], Leaf], depth: int) -> Ex
 
 def _parse_not(tokens: Tokens, leaf: Callable[[Tokens], Leaf], depth: int) -> Expression[Leaf]:
     if depth > MAX_DEPTH:
-        tokens.fail(f"it is nested more than {MAX_DEPTH} deep")
+        tokens.fail(f"the expression is nested too deeply (limit {MAX_DEPTH})")
     if tokens.current.text == "not" and tokens.no_not_reason:
         tokens.fail(tokens.no_not_reason)
     if tokens.accept("not"):
@@ -162,6 +169,6 @@ def _parse_not(tokens: Tokens, leaf: Callable[[Tokens], Leaf], depth: int) -> Ex
     if tokens.accept("("):
         inside = _parse_or(tokens, leaf, depth + 1)
         if not tokens.accept(")"):
-            tokens.fail("this bracket is never closed", opened)
+            tokens.fail("this parenthesis is not closed", opened)
         return inside
     return leaf(tokens)

@@ -1,12 +1,11 @@
-"""The language of a schedule: when runs start by themselves.
+"""The language of triggers, which define when runs start automatically.
 
     cron '0 3 * * *' or (labelled >= 64 on 3 clients and every 6h) or drift on 2 clients
 
-Each part is either a moment that comes (`cron`, `every`, `new_code`, `after`, …) or something
-that has gathered since the last run (`labelled`), or how devices are (`drift`,
-`live_accuracy`). A moment that has come is remembered
-until a run has started: so ``A and B`` is "both, since the last run, in whichever order", and
-``A or B`` is "the first of them". `fedbus.domain.triggers` decides by it.
+A condition is an event (`cron`, `every`, `new_code`, `after`, …), a count since the last run (`labelled`), or
+the current state of devices (`drift`, `live_accuracy`). An event stays true until the next run starts:
+``A and B`` means that both have occurred since the last run, in any order, and ``A or B`` that one has.
+`fedbus.domain.triggers` evaluates triggers.
 """
 
 from dataclasses import dataclass
@@ -54,7 +53,7 @@ class CronCondition:
 
 @dataclass(frozen=True)
 class IntervalCondition:
-    """``every 6h``: so long after the last run ended, whoever started that; the first at once."""
+    """``every 6h``: this time after the end of the last run, whatever started it. The first run starts at once."""
 
     seconds: float
 
@@ -64,7 +63,7 @@ class IntervalCondition:
 
 @dataclass(frozen=True)
 class RowCountCondition:
-    """``labelled >= 64 on 3 clients``: that many new rows since the last scheduled run, on each of so many."""
+    """``labelled >= 64 on 3 clients``: at least 64 new rows since the last scheduled run, on each of 3 clients."""
 
     word: str
     least: int
@@ -76,7 +75,7 @@ class RowCountCondition:
 
 @dataclass(frozen=True)
 class DriftCondition:
-    """``drift on 2 clients``: so many are drifted now, and not only those of the last scheduled run."""
+    """``drift on 2 clients``: 2 clients have drift now, and not all of them had it at the last scheduled run."""
 
     clients: int
 
@@ -86,7 +85,7 @@ class DriftCondition:
 
 @dataclass(frozen=True)
 class LiveAccuracyCondition:
-    """``live_accuracy < 0.8 on 2 clients``: what their models answer to users is right so seldom now."""
+    """``live_accuracy < 0.8 on 2 clients``: the live accuracy of the model on 2 clients is below 0.8 now."""
 
     below: float
     clients: int
@@ -97,7 +96,7 @@ class LiveAccuracyCondition:
 
 @dataclass(frozen=True)
 class MetricChangeCondition:
-    """``accuracy drops 0.05``, ``loss rises 10%``: from what one run ended with to what the next one did."""
+    """``accuracy drops 0.05``, ``loss rises 10%``: the change of the final metric from one run to the next."""
 
     metric: str
     rises: bool
@@ -111,7 +110,7 @@ class MetricChangeCondition:
 
 @dataclass(frozen=True)
 class NewCodeCondition:
-    """``new_code``: everybody has other code than the last run had."""
+    """``new_code``: the deployed code version differs from that of the last run."""
 
     def __str__(self) -> str:
         return "new_code"
@@ -141,9 +140,9 @@ Trigger: TypeAlias = Expression[TriggerCondition]
 
 
 def parse_trigger(text: str) -> Trigger:
-    """The trigger in *text*; raises BadTrigger."""
+    """Parse the trigger in *text*; raises BadTrigger."""
     return parse_expression(
-        text, _parse_condition, without_not="a trigger is something that happens: there is no `not`"
+        text, _parse_condition, no_not_reason="a trigger cannot contain `not`: its conditions are events"
     )
 
 
@@ -185,7 +184,7 @@ def _parse_live_accuracy(tokens: Tokens) -> LiveAccuracyCondition:
 def _parse_metric_change(tokens: Tokens, metric: Token) -> MetricChangeCondition:
     rises = tokens.current.text == "rises"
     if not tokens.accept("drops", "rises"):
-        tokens.fail(f"{metric.text!r} starts no run: {SYNTAX_HELP}", metric.at)
+        tokens.fail(f"unknown condition {metric.text!r}: {SYNTAX_HELP}", metric.at)
     relative = tokens.current.text.endswith("%")
     return MetricChangeCondition(
         metric.text, rises, _parse_amount(tokens, metric.text, {"": 1.0, "%": 1.0}), relative
@@ -195,23 +194,25 @@ def _parse_metric_change(tokens: Tokens, metric: Token) -> MetricChangeCondition
 def _parse_cron(tokens: Tokens) -> CronCondition:
     here = tokens.current
     if here.kind != "text":
-        tokens.fail("cron is followed by five fields in quotes, as in cron '0 3 * * *'")
+        tokens.fail("cron needs five fields in quotes, as in cron '0 3 * * *'")
     text = " ".join(tokens.take().text[1:-1].split())
     if (what := cron_error(text)) is not None:
-        tokens.fail(f"{text!r} is no cron expression ({what}): minute hour day month weekday", here.at)
+        tokens.fail(
+            f"{text!r} is not a valid cron expression ({what}): write minute hour day month weekday", here.at
+        )
     return CronCondition(text)
 
 
 def cron_error(text: str) -> str | None:
-    """What is wrong with a cron expression of five fields, or None."""
+    """Describe the problem of a cron expression; None if it is valid."""
     if len(text.split()) != 5:
-        return "it has five fields"
+        return "it needs five fields"
     try:
         next(CronSim(text, datetime.now(UTC)))
     except CronSimError as error:
         return str(error).lower()
     except StopIteration:
-        return "it never comes"
+        return "no date matches it"
     return None
 
 
@@ -220,7 +221,7 @@ def _parse_task_finished(tokens: Tokens) -> TaskFinishedCondition:
     try:
         return TaskFinishedCondition(task_id(tokens.take().text.strip("'\"")))
     except BadId:
-        tokens.fail("after is followed by the id of a task", here.at)
+        tokens.fail("after needs the id of a task", here.at)
 
 
 def _parse_client_count(tokens: Tokens) -> int:
@@ -228,24 +229,24 @@ def _parse_client_count(tokens: Tokens) -> int:
         return 1
     count = _parse_count(tokens, "on")
     if not tokens.accept("client", "clients"):
-        tokens.fail("write `clients` after their number, as in on 3 clients")
+        tokens.fail("write `clients` after the number, as in on 3 clients")
     return count
 
 
 def _parse_count(tokens: Tokens, name: str) -> int:
     at, value = tokens.current.at, _parse_amount(tokens, name, {"": 1.0})
     if value != int(value):
-        tokens.fail("a whole number is meant", at)
+        tokens.fail("this must be a whole number", at)
     return int(value)
 
 
 def _parse_amount(tokens: Tokens, name: str, units: dict[str, float]) -> float:
     at = tokens.current.at
     if tokens.current.kind != "number":
-        tokens.fail(f"{name} is followed by a number")
+        tokens.fail(f"{name} needs a number")
     value = parse_quantity(tokens, units, name)
     if value <= 0:
-        tokens.fail("it must be more than 0", at)
+        tokens.fail("this must be greater than 0", at)
     return value
 
 

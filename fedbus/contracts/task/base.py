@@ -1,4 +1,4 @@
-"""What every part of a task's ``[tool.fedbus]`` table has in common."""
+"""The base class of a task's ``[tool.fedbus]`` tables."""
 
 from typing import Annotated, TypeAlias
 
@@ -11,11 +11,11 @@ ObjectReference: TypeAlias = Annotated[
 
 
 class ConfigSection(BaseModel):
-    """Part of the table: a name it does not know is a mistake, and said to be one."""
+    """A table of the task. Unknown keys are errors."""
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         alias_generator=lambda name: name.replace("_", "-"),
-        serialize_by_alias=True,  # a table that is handed to a process is read there as it was here
+        serialize_by_alias=True,  # a child process parses the table that its parent has serialised
     )

@@ -1,8 +1,8 @@
-"""How a task wants its models served, its captured data kept, and both looked at: three parts of ``[tool.fedbus]``.
+"""Serving, captured data and data checks: three tables of ``[tool.fedbus]``.
 
-[tool.fedbus.serving]   what a request may be, and what a new model must show before it serves
-[tool.fedbus.capture]   what a device keeps of its predictions, and what training gets of it
-[tool.fedbus.checks]    what is checked of the data on a device, and from when on it has drifted
+[tool.fedbus.serving]   the limits of requests, and the steps of a model replacement
+[tool.fedbus.capture]   the captured data that a device keeps, and what training uses of them
+[tool.fedbus.checks]    the data checks on a device, and the limits for drift
 """
 
 from typing import Final, Literal, Self
@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from fedbus.contracts.task.base import ConfigSection, ObjectReference
 
 MAX_TRIAL_S: Final = 90.0
-"""The client manager waits two minutes for a new model: what it is tried for stays well below."""
+"""The limit for shadow and canary together. It is below the two minutes that the client manager waits for a model."""
 
 Dtype = Literal[
     "bool",
@@ -31,105 +31,108 @@ Dtype = Literal[
 
 
 class ServingTable(ConfigSection):
-    """What a request may be, how requests go through the model, and how a new model takes the old one's place."""
+    """The limits of requests, the batching of requests, and the steps of a model replacement."""
 
     input_dtype: Dtype | None = None
-    """What the model takes; left out: as the task's samples are, else float32."""
+    """The dtype of the model's inputs. Default: the dtype of `samples`, else float32."""
     input_shape: tuple[int, ...] | None = None
-    """The shape of one sample, -1 where any length will do; left out: as the task's samples are, else anything."""
+    """The shape of one sample, with -1 for any length. Default: the shape of `samples`, else any shape."""
     max_inputs: int = Field(default=1024, ge=1)
-    """Samples in one request."""
+    """The maximum number of samples in a request."""
     max_body_bytes: int = Field(default=4 * 1024**2, ge=1024)
-    """Of one request."""
+    """The maximum size of a request."""
     max_queued: int = Field(default=256, ge=1)
-    """Requests that may wait for the model."""
+    """The maximum number of requests in the queue of the model."""
     batch_ms: float = Field(default=50.0, gt=0)
-    """How long one batch may keep the model busy: so long waits, at most, who comes just after it began."""
+    """The target duration of one batch, which limits the wait of the next request."""
 
     holdout: ObjectReference | None = None
-    """``(partition_id, num_partitions) -> (inputs, labels)``: labelled samples of the device, never trained on."""
+    """``(partition_id, num_partitions) -> (inputs, labels)``: labelled samples of the device, never used for
+    training."""
     score: ObjectReference | None = None
-    """``(outputs, labels) -> float``, more is better; left out: accuracy, or R² where labels are no classes."""
+    """``(outputs, labels) -> float``, higher is better. Default: accuracy, or R² if labels are not classes."""
     tolerance: float = Field(default=0.05, ge=0)
-    """By how much a new model's score on the holdout may be below the old one's."""
+    """How much the score of a new model on the holdout may be below that of the current model."""
     min_holdout: int = Field(default=50, ge=1)
-    """Labelled samples that it takes to judge; with fewer, every model passes this gate."""
+    """The minimum number of labelled samples for this comparison. With fewer, every model passes."""
 
     shadow_samples: int = Field(default=0, ge=0)
-    """Samples that both models answer before the new one may; only the old one's answers are given. 0: none."""
+    """Samples that both models answer in the shadow step; users get the answers of the current model. 0: no shadow."""
     shadow_s: float = Field(default=30.0, gt=0)
-    """After which the shadow ends, whatever has been asked by then."""
+    """The maximum duration of the shadow step."""
     max_disagreement: float = Field(default=1.0, ge=0, le=1)
-    """The share of answers in which the new model may differ from the old one."""
+    """The maximum share of samples that both models answer differently."""
 
     canary_share: float = Field(default=0.0, ge=0, lt=1)
-    """The share of requests that the new model answers before it answers all. 0: none."""
+    """The share of requests that the new model answers in the canary step. 0: no canary."""
     canary_samples: int = Field(default=200, ge=1)
-    """Samples that it answers so."""
+    """The number of samples that the new model answers in the canary step."""
     canary_s: float = Field(default=30.0, gt=0)
-    """After which the canary ends, whatever it has been asked by then."""
+    """The maximum duration of the canary step."""
 
     watch_s: float = Field(default=300.0, ge=0)
-    """For how long the old model is kept at hand after the swap, to be returned to."""
+    """How long the previous model stays loaded as fallback after the commit."""
     max_errors: int = Field(default=3, ge=1)
-    """Requests that the new model fails and the old one answers, before the old one is back."""
+    """The number of requests that the new model fails and the previous one answers, at which the device rolls back."""
     max_answer_psi: float | None = Field(default=None, gt=0)
-    """How far the new model's answers may drift from the old one's (PSI); left out: as far as they like."""
+    """The maximum population stability index (PSI) between the answers of both models. Default: no limit."""
     min_answers: int = Field(default=200, ge=20)
-    """Answers of each model that it takes to say so."""
+    """The minimum number of answers of each model for this comparison."""
 
     @model_validator(mode="after")
     def _check_trial_duration(self) -> Self:
         shadow_s = self.shadow_s if self.shadow_samples else 0.0
         canary_s = self.canary_s if self.canary_share else 0.0
         if shadow_s + canary_s > MAX_TRIAL_S:
-            raise ValueError(f"shadow-s and canary-s may come to {MAX_TRIAL_S:g} s in all")
+            raise ValueError(
+                f"shadow-s and canary-s add up to {shadow_s + canary_s:g} s (limit {MAX_TRIAL_S:g} s)"
+            )
         return self
 
 
 class CaptureTable(ConfigSection):
-    """What a device keeps of the predictions it made, and what training gets of it."""
+    """The captured data that a device keeps, and what training uses of them."""
 
     enabled: bool = True
-    """false: nothing is kept."""
+    """If false, the device captures nothing."""
     max_rows: int = Field(default=20_000, ge=1)
-    """Beyond this the oldest go."""
+    """The maximum number of rows. Beyond it, the oldest are deleted."""
     max_bytes: int = Field(default=1024**3, ge=1024**2)
-    """On disk; beyond this the oldest go."""
+    """The maximum size on disk. Beyond it, the oldest rows are deleted."""
     max_age_s: float = Field(default=30 * 24 * 3600.0, gt=0)
-    """How old a row may become."""
+    """The maximum age of a row."""
     retry_s: float = Field(default=60.0, gt=0)
-    """How long capture rests where the disk takes nothing, before it tries again."""
+    """How long capture pauses after a failed write."""
     holdout_share: float = Field(default=0.2, ge=0, lt=1)
-    """The share of rows that no training gets: by their labels new models are judged."""
+    """The share of rows that is excluded from training. New models are evaluated on them."""
     training_data: ObjectReference | None = None
-    """``(inputs, outputs, labels) -> (inputs, labels)``; left out: the rows with a label, as they are."""
+    """``(inputs, outputs, labels) -> (inputs, labels)``. Default: the labelled rows, unchanged."""
 
 
 class ChecksTable(ConfigSection):
-    """What is checked of a device's data, against what the model was trained on."""
+    """The data checks on a device, which compare captured rows with a reference."""
 
     every_s: float = Field(default=60.0, gt=0)
-    """From one look to the next."""
+    """The interval of the checks."""
     reference: ObjectReference | None = None
-    """``(partition_id, num_partitions) -> (inputs, labels)``: as the model's training data; left out: `samples`."""
+    """``(partition_id, num_partitions) -> (inputs, labels)``: data like the training data. Default: `samples`."""
     min_rows: int = Field(default=200, ge=20)
-    """Rows that it takes to speak of drift."""
+    """The minimum number of rows for the detection of drift."""
     max_rows: int = Field(default=1000, ge=20)
-    """The newest rows are looked at, so many at most."""
+    """The maximum number of rows in a check, newest first."""
     min_labelled: int = Field(default=50, ge=1)
-    """Labelled rows of the model that serves, among these, that it takes to speak of its live accuracy."""
+    """The minimum number of labelled rows of the served model, among the checked rows, for its live accuracy."""
     minimum: float | None = None
-    """What an input may be at the least; left out: as for the maximum."""
+    """The minimum of an input. Default: the minimum of the reference minus a tenth of its range."""
     maximum: float | None = None
-    """What an input may be at the most; left out: what the reference has, and a tenth of its width to either side."""
+    """The maximum of an input. Default: the maximum of the reference plus a tenth of its range."""
     classes: int | None = Field(default=None, ge=2)
-    """How many classes there are; left out: as many as the reference has."""
+    """The number of classes. Default: that of the reference."""
     min_class_share: float = Field(default=0.0, ge=0, lt=1)
-    """Of the labelled rows, how many each class should have at least."""
+    """The minimum share of each class in the labelled rows."""
     max_unlabelled_share: float = Field(default=1.0, ge=0, le=1)
-    """How many of the rows may be without a label."""
+    """The maximum share of rows without a label."""
     max_psi: float = Field(default=0.25, gt=0)
-    """From this population stability index on it is drift."""
+    """The population stability index (PSI) of a feature from which it counts as drift."""
     max_p: float = Field(default=0.01, gt=0, lt=1)
-    """And the Kolmogorov-Smirnov test must be as sure as this, over all features together."""
+    """The maximum p-value of the Kolmogorov-Smirnov test for drift, over all features together."""

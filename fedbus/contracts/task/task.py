@@ -1,7 +1,7 @@
-"""A task: one Flower app and how fedbus is to operate it, as its ``pyproject.toml`` says.
+"""A task: a Flower app and its configuration for fedbus, both in its ``pyproject.toml``.
 
-``[tool.flwr.app]`` is Flower's and stays as it is; ``[tool.fedbus]`` is read into `TaskTable`.
-A name of a function or class is written ``module:name``, as in Flower's own table.
+Flower reads ``[tool.flwr.app]``. fedbus parses ``[tool.fedbus]`` into `TaskTable`. References to functions and
+classes have the form ``module:name``, as in Flower's table.
 """
 
 from typing import Annotated, Final, Literal, TypeAlias
@@ -19,70 +19,76 @@ __all__ = ["CodeTable", "GateTable", "RolloutTable", "ScheduleTable", "Stage", "
 
 
 class GateTable(_Table):
-    """When what a run came to takes the place of the model that is served: where it is no worse, by *tolerance*."""
+    """The condition for the promotion of a run's result: it is not worse than the champion by more than *tolerance*."""
 
     metric: str = ""
-    """Which figure of the last round; left out: the loss on the server's or the clients' test data, or the accuracy."""
+    """The metric of the last round to compare. Default: the loss on the server's or the clients' test data, else the
+    accuracy."""
     tolerance: float = Field(default=0.1, ge=0)
-    """How much worse it may be, as a share of the served model's own figure."""
+    """How much worse the candidate may be, as a share of the champion's metric."""
     higher_is_better: bool | None = None
-    """Left out: by the metric's name, a loss or an error should be low and anything else high."""
+    """Whether a higher value of the metric is better. Default: by its name. It is false for loss, error,
+    perplexity, mse, mae and rmse, and true for all others."""
     enabled: bool = True
-    """false: every model whose figures are numbers is served."""
+    """If false, every candidate whose metrics are finite is promoted."""
 
 
 STAGE_PATTERN = (
     r"^(100|[1-9][0-9]?)%$|^[a-z0-9][a-z0-9-]*=[A-Za-z0-9._-]+(,[a-z0-9][a-z0-9-]*=[A-Za-z0-9._-]+)*$"
 )
 Stage: TypeAlias = Annotated[str, StringConstraints(pattern=STAGE_PATTERN)]
-"""Part of the clients: ``25%`` of them, or those with the labels ``site=lab,board=jetson``."""
+"""A part of the clients: a share (``25%``), or those with all labels (``site=lab,board=jetson``)."""
 
 
 class RolloutTable(_Table):
-    """How new code comes to the clients: stage by stage, each judged by a run; after the last, to everybody."""
+    """How new code is rolled out to the clients: in stages, with a trial run in each."""
 
     stages: tuple[Stage, ...] = Field(default=("100%",), min_length=1, max_length=20)
-    """Who gets it, in order: a share of the clients, ``25%``, or those with labels, ``site=lab,board=jetson``."""
+    """The clients of each stage: a share (``25%``), or those with all labels (``site=lab,board=jetson``)."""
     wait_s: float = Field(default=300.0, gt=0)
-    """How long the clients of a stage may take to have the code ready; then the run begins with those that have."""
+    """How long a stage waits for its clients to prepare the code. Then the trial run starts with those that are
+    ready."""
     max_fail_rate: float = Field(default=0.25, ge=0, le=1)
-    """Which share of the trainings, and of the clients, may fail or refuse before everybody goes back."""
+    """The maximum share of failed trainings in the trial run, and of clients that reject the code. Above it, the
+    rollout is reverted."""
 
 
 class CodeTable(_Table):
-    """What a device does with new code before it is used."""
+    """What a device does with new code before it uses it."""
 
     check: ObjectReference | None = None
-    """Called without arguments in a process of its own; what it raises refuses the code."""
+    """A function without arguments that runs in a process of its own. The device rejects the code if it raises."""
     check_s: float = Field(default=120.0, gt=0)
-    """How long that may take."""
+    """The time limit of *check*."""
     install: tuple[str, ...] = ()
-    """Requirements that a device installs beside the code, where it allows them: ``scikit-learn>=1.5``."""
+    """Requirements that a device installs in addition to the code, if it allows them: ``scikit-learn>=1.5``."""
 
 
 class TaskTable(_Table):
     """``[tool.fedbus]``."""
 
     task: Id
-    """Its name on the bus: lower-case letters, digits and hyphens."""
+    """The task's id: lower-case letters, digits and hyphens."""
     model: ObjectReference
-    """Makes the model: ``() -> torch.nn.Module``."""
+    """Builds the model: ``() -> torch.nn.Module``."""
     predict: ObjectReference | None = None
-    """``(model, inputs: ndarray (n, …)) -> ndarray (n, …)``; left out: the class with the highest output."""
+    """``(model, inputs: ndarray (n, …)) -> ndarray (n, …)``. Default: the class with the highest output."""
     samples: ObjectReference | None = None
-    """``(partition_id, num_partitions) -> (inputs (n, …), labels (n,))``: probes for new models, and live traffic."""
+    """``(partition_id, num_partitions) -> (inputs (n, …), labels (n,))``: probes for new models, and inputs for
+    simulated traffic."""
     rounds: int = Field(default=3, ge=1)
-    """Of each run."""
+    """The number of rounds of a run."""
     quorum: int = Field(default=2, ge=1)
-    """Clients that a run waits for before it trains."""
+    """The number of clients that a run needs before it trains."""
     recruit_s: float = Field(default=60.0, gt=0)
-    """How long they may take to come; then the run is off, and says who was missing."""
+    """How long a run waits for its quorum before it fails."""
     round_s: float = Field(default=600.0, gt=0)
-    """How long a client may take over one message; then the round goes on without it."""
+    """The time limit of a client for one message. After it the round continues without the client."""
     aggregation: Literal["streaming", "stock"] = "streaming"
-    """Whether updates are added up as they arrive, where the strategy is a weighted mean, or by Flower's own code."""
+    """``streaming``: add updates to the sum as they arrive, if the strategy computes a weighted mean. ``stock``: use
+    Flower's own aggregation."""
     keep_models: int = Field(default=20, ge=2)
-    """How many versions keep their weights; of the others only the manifest is left."""
+    """The number of versions that keep their weights. Older versions keep only their manifest."""
     eligibility: EligibilityTable = EligibilityTable()
     schedule: ScheduleTable = ScheduleTable()
     selection: SelectionTable = SelectionTable()
@@ -96,16 +102,16 @@ class TaskTable(_Table):
 
     @property
     def plan(self) -> RunPlan:
-        """What a run is to be when nobody says otherwise."""
+        """The plan of a run without overrides."""
         return RunPlan(rounds=self.rounds, quorum=self.quorum, recruit_s=self.recruit_s, round_s=self.round_s)
 
 
 LIBRARIES_SUFFIX: Final = ".libs"
-"""Added to the directory of a task, it names the directory of what the task had installed for itself."""
+"""Suffix of the directory with the installed requirements of a task, next to the directory of the task."""
 
 
 class Task(BaseModel):
-    """A task as read from its directory."""
+    """A task as loaded from its directory."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -118,7 +124,7 @@ class Task(BaseModel):
     """The commit SHA of a clean Git work tree, else ``sha256:`` and the digest of the files."""
     path: str
     libraries: str = ""
-    """A directory with what the task had installed for itself; empty where it has nothing."""
+    """The directory with the installed requirements of the task; empty if it has none."""
 
     @property
     def id(self) -> str:

@@ -323,7 +323,7 @@ def test_a_rule_or_trigger_that_is_wrong_is_pointed_at_with_a_caret(task: Path) 
     (problem,) = validate_task(task)
     assert problem.line == len(text.splitlines()) + 3
     assert str(problem).splitlines()[1:] == ["    labelled >= 64 and bettery > 30", "    " + " " * 19 + "^"]
-    assert "nothing is called 'bettery': did you mean battery?" in str(problem)
+    assert "unknown variable 'bettery': did you mean battery?" in str(problem)
 
     pyproject.write_text(text + '\n[tool.fedbus.eligibility]\nrule = "labelled >= 64 and battery > 30"\n')
     assert read_task(task).table.eligibility.rule == "labelled >= 64 and battery > 30"
