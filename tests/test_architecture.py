@@ -84,6 +84,15 @@ DECIDES_ONLY: Final = {
         "records",
         "training_run",
     },
+    "workflow_scheduler": {
+        "effects",
+        "events",
+        "machine",
+        "records",
+        "runs",
+        "schedule",
+        "trigger_inputs",
+    },
 }
 """The modules of an agent that decide, and leave it to the others to act."""
 

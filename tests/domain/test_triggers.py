@@ -74,7 +74,7 @@ INPUTS = st.builds(
     unlabelled=st.dictionaries(CLIENTS, st.builds(ClientRowCount, st.integers(0, 60), MOMENTS)),
     drifted=st.dictionaries(CLIENTS, MOMENTS),
     drifted_before=st.frozensets(CLIENTS),
-    judged=st.dictionaries(CLIENTS, st.builds(ClientAccuracy, st.floats(0, 1), MOMENTS)),
+    accuracy=st.dictionaries(CLIENTS, st.builds(ClientAccuracy, st.floats(0, 1), MOMENTS)),
     accuracy_before=st.dictionaries(CLIENTS, st.floats(0, 1)),
     again=st.timedeltas(timedelta(seconds=1), timedelta(days=3)),
     new_code_at=st.none() | MOMENTS,
@@ -206,20 +206,20 @@ def test_rows_count_on_as_many_clients_as_asked() -> None:
 
 def test_a_poor_live_accuracy_counts_like_drift_by_what_was_poor_at_the_last_run() -> None:
     poor = parse_trigger("live_accuracy < 80% on 2 clients")
-    judged = {
+    accuracy = {
         "c1": ClientAccuracy(0.5, NOON),
         "c2": ClientAccuracy(0.75, NOON),
         "c3": ClientAccuracy(0.8, NOON),
     }
     why = "live_accuracy < 0.8 on 2 clients (c1: 0.5, c2: 0.75)"
-    assert evaluate_trigger(poor, make_inputs(judged=judged)) == TriggerFired(NOON, why)
+    assert evaluate_trigger(poor, make_inputs(accuracy=accuracy)) == TriggerFired(NOON, why)
     assert evaluate_trigger(
-        poor, make_inputs(judged=judged, accuracy_before={"c1": 0.5, "c2": 0.9})
+        poor, make_inputs(accuracy=accuracy, accuracy_before={"c1": 0.5, "c2": 0.9})
     ) == TriggerFired(NOON, why)
-    uncured = make_inputs(judged=judged, accuracy_before={"c1": 0.1, "c2": 0.79}, again=timedelta(hours=3))
+    uncured = make_inputs(accuracy=accuracy, accuracy_before={"c1": 0.1, "c2": 0.79}, again=timedelta(hours=3))
     assert evaluate_trigger(poor, uncured) is None
     assert next_evaluation(poor, uncured) == uncured.since + timedelta(hours=3)
-    assert evaluate_trigger(poor, make_inputs(judged={"c1": ClientAccuracy(0.5, NOON)})) is None
+    assert evaluate_trigger(poor, make_inputs(accuracy={"c1": ClientAccuracy(0.5, NOON)})) is None
 
 
 def test_drift_counts_whenever_it_began_but_what_a_run_did_not_cure_only_a_day_later() -> None:
@@ -247,8 +247,8 @@ def test_drift_counts_whenever_it_began_but_what_a_run_did_not_cure_only_a_day_l
     ],
 )
 def test_a_metric_that_got_worse_starts_a_run(text: str, before: float, latest: float, holds: bool) -> None:
-    figures = {"accuracy": RunMetric(before, latest, NOON), "loss": RunMetric(before, latest, NOON)}
-    assert (evaluate_trigger(parse_trigger(text), make_inputs(figures=figures)) is not None) is holds
+    metrics = {"accuracy": RunMetric(before, latest, NOON), "loss": RunMetric(before, latest, NOON)}
+    assert (evaluate_trigger(parse_trigger(text), make_inputs(metrics=metrics)) is not None) is holds
 
 
 def test_a_run_after_another_tasks_run() -> None:
@@ -281,9 +281,9 @@ def schedule(**table: Any) -> ScheduleTable:
 
 def test_a_debounce_waits_for_calm_but_not_for_ever() -> None:
     calm = schedule(debounce_s=60)
-    assert ready_at(calm, due_since=NOON, last_news=None) == NOON + minutes(1)
-    assert ready_at(calm, due_since=NOON, last_news=NOON + minutes(3)) == NOON + minutes(4)
-    assert ready_at(calm, due_since=NOON, last_news=NOON + minutes(60)) == NOON + minutes(MAX_DEBOUNCE_FACTOR)
+    assert ready_at(calm, due_since=NOON, last_input=None) == NOON + minutes(1)
+    assert ready_at(calm, due_since=NOON, last_input=NOON + minutes(3)) == NOON + minutes(4)
+    assert ready_at(calm, due_since=NOON, last_input=NOON + minutes(60)) == NOON + minutes(MAX_DEBOUNCE_FACTOR)
 
 
 def test_quiet_hours_are_waited_for_in_the_schedules_time_zone() -> None:

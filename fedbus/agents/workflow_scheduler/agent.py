@@ -1,84 +1,144 @@
-"""The workflow scheduler: makes runs, one at a time per task, by hand and by the task's schedule.
+"""The workflow scheduler agent: performs what `SchedulerMachine` decides for one task.
 
-Several may be there; the one that holds the lease leads, the others stand by. A leader that was
-frozen and wakes up is refused at its first word, because whoever took over has moved the schedule
-since, and stands by in its turn.
+A task may have several schedulers. The one that holds the lease leads; the others wait for it. A leader that was
+frozen is rejected at its first transition, because the one that took over has moved the schedule, and then waits for
+the lease again.
 
-What runs are and when they start stands in the task, at the code that everybody is on: where that
-changes, both change with it. A run that tries a candidate is the candidate's, which the server manager sees to.
-
-    scheduler_runs        makes runs, and moves them as the server moves
-    scheduler_schedule    when the next one is due, and what holds it back
-    scheduler_news        what devices, the code and other tasks have said
+Every message, request, timer and result is an event. One event at a time is handled: its effects are performed before
+the next one is decided on; a message is acknowledged after it was handled. Jobs run in tasks of their own, and their
+results are events.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import Context as Variables
+from datetime import UTC, datetime
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import Any, Final, TypeAlias, assert_never
 
 import structlog
-from pydantic import ValidationError
+from opentelemetry import trace
+from opentelemetry.context import Context
 
 from fedbus import __version__
-from fedbus.agents.common.asyncio_tools import Timers, handle_each, run_until
+from fedbus.agents.common import tracing
+from fedbus.agents.common.asyncio_tools import Timers, handle_each, request_until_answered, run_until
 from fedbus.agents.common.debug_logging import log_method_calls
-from fedbus.agents.workflow_scheduler.runs import ScheduledRuns
-from fedbus.agents.workflow_scheduler.schedule import RunSchedule
-from fedbus.agents.workflow_scheduler.trigger_inputs import TriggerInputTracker
-from fedbus.bus.bus import Bus, Delivery
-from fedbus.bus.errors import LeaseLost, StaleOwner
+from fedbus.agents.common.machine import (
+    CancelTimer,
+    Log,
+    Reply,
+    RequestId,
+    RetryLater,
+    StartTimer,
+    TimerFired,
+)
+from fedbus.agents.workflow_scheduler.effects import (
+    CancelOpening,
+    CancelServerRun,
+    Cause,
+    CreateRun,
+    CreateSchedule,
+    Effect,
+    FollowOtherTasks,
+    Job,
+    JoinRunTrace,
+    LoadCodeAtStartup,
+    LoadDeployedCode,
+    LoadRun,
+    MoveRun,
+    MoveSchedule,
+    Query,
+    RequestCancellation,
+    RequestOpening,
+    Trace,
+    TracedEffect,
+)
+from fedbus.agents.workflow_scheduler.events import (
+    CancellationAnswered,
+    CodeResult,
+    DeployedCodeLoaded,
+    DeployedCodeRejected,
+    DeployedCodeUnavailable,
+    Event,
+    OpeningAnswered,
+    OtherRunMoved,
+    RunStartRequested,
+    RunStopRequested,
+    SchedulerStarted,
+    SchedulerTimer,
+    ServiceStarted,
+    TimedMessage,
+    TriggerMessageReceived,
+)
+from fedbus.agents.workflow_scheduler.machine import SchedulerConfig, SchedulerMachine
+from fedbus.agents.workflow_scheduler.records import ScheduleRecord
+from fedbus.agents.workflow_scheduler.runs import SCHEDULED
+from fedbus.agents.workflow_scheduler.trigger_inputs import TRIGGER_MESSAGES
+from fedbus.bus.bus import Bus, Delivery, StoredMessage
+from fedbus.bus.errors import LeaseLost, NoResponse, RequestRefused, StaleOwner
 from fedbus.bus.lease import Lease
-from fedbus.bus.lifecycles import LifecycleStore
-from fedbus.common.retry import RetryBackoff, retry
+from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
+from fedbus.bus.streams import events_stream, lifecycle_stream
+from fedbus.common.retry import RetryBackoff, backoff_s
+from fedbus.contracts import subjects
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.causation import cause_scope
-from fedbus.contracts.run import RunOverrides
-from fedbus.contracts.scheduling import ScheduleOverrides, ScheduleTable
+from fedbus.contracts.message import Body
+from fedbus.contracts.run import (
+    RUN,
+    RunChanges,
+    RunData,
+    RunEvent,
+    RunOverrides,
+    RunState,
+    StartRun,
+    StopRun,
+)
+from fedbus.contracts.scheduling import (
+    SCHEDULE,
+    ScheduleChanges,
+    ScheduleData,
+    ScheduleEvent,
+    ScheduleOverrides,
+    ScheduleState,
+)
+from fedbus.contracts.server import CancelRun, OpenRun
 from fedbus.contracts.task.task import Task
+from fedbus.contracts.telemetry import get_tracer
 from fedbus.stores.code.open import (
     CodeRejected,
     CodeRepository,
     CodeUnavailable,
     DirectoryCodeRepository,
-    short_version,
 )
 
-AGENT = AgentName.WORKFLOW_SCHEDULER
-INPUTS_CONSUMER = AgentName.WORKFLOW_SCHEDULER_NEWS
+AGENT: Final = AgentName.WORKFLOW_SCHEDULER
+INPUTS_CONSUMER: Final = AgentName.WORKFLOW_SCHEDULER_NEWS
+SERVER_REPLY_S: Final = 45.0
+"""The limit of one reply of the server manager to open_run and cancel_run."""
+
+RunHandle: TypeAlias = LifecycleHandle[RunState, RunEvent, RunData, RunChanges]
+ScheduleHandle: TypeAlias = LifecycleHandle[ScheduleState, ScheduleEvent, ScheduleData, ScheduleChanges]
 
 log = structlog.get_logger("fedbus.workflow_scheduler")
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """What the scheduler of one task is given to schedule by."""
-
-    task: Task
-    """As it was read at the start."""
-    code: CodeRepository
-    overrides: RunOverrides
-    schedule: ScheduleOverrides
-
-    def table_of(self, task: Task) -> ScheduleTable:
-        """When runs of *task* start: as it says and the overrides; its own word alone, where they do not go with it."""
-        try:
-            return self.schedule.over(task.table.schedule)
-        except ValidationError as error:
-            log.warning(
-                "the scheduler's options do not go with the task's schedule, which is followed as it is",
-                code=task.code_version,
-                reason=error.errors()[0]["msg"],
-            )
-            return task.table.schedule
+tracer = get_tracer("fedbus.workflow_scheduler")
 
 
 @log_method_calls
 class WorkflowScheduler:
-    """The scheduler of one task; *overrides* and *schedule* stand in the place of what that says of both.
+    """The scheduler of one task.
 
-    *task* is what the scheduler starts with; from *code* it takes what everybody is on later.
+    Args:
+        bus: The bus, as the workflow scheduler.
+        task: The task, at the version that the scheduler is started with.
+        overrides: Replace values of the task's plan.
+        schedule: Replace values of the task's schedule.
+        code: The repository of the task's code; left out: the directory of *task*, which does not change.
+
     """
 
     def __init__(
@@ -91,148 +151,342 @@ class WorkflowScheduler:
         code: CodeRepository | None = None,
     ) -> None:
         self._bus = bus
-        self._given = SchedulerConfig(
-            task,
-            code or DirectoryCodeRepository(Path(task.path)),
-            overrides or RunOverrides(),
-            schedule or ScheduleOverrides(),
-        )
+        self._task = task
+        self._config = SchedulerConfig(task, overrides or RunOverrides(), schedule or ScheduleOverrides())
+        self._code = code or DirectoryCodeRepository(Path(task.path))
         self.ready = asyncio.Event()
-        """Whether this is the one that schedules."""
+        """Set while this scheduler leads."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Schedule until *stop* is set; a run under way goes on without us, and we follow it when we are back."""
+        """Schedule until *stop* is set; a run that is under way continues, and the next leader follows it."""
         await self._bus.create_streams()
         backoff = RetryBackoff()
         while not stop.is_set():
             try:
                 await run_until(stop, self._lead())
             except* (LeaseLost, StaleOwner) as lost:
-                log.warning("another scheduler leads now: standing by", reason=str(lost.exceptions[0]))
+                log.warning("Another scheduler leads; waiting for the lease", reason=str(_first_error(lost)))
                 self.ready.clear()
             await backoff.pause(stop)
 
     async def _lead(self) -> None:
-        """Wait for the lease, and schedule for as long as it is ours."""
+        """Wait for the lease, and schedule for as long as this scheduler holds it."""
         async with (
-            Lease.held(self._bus, task=self._given.task.id, agent=AGENT) as lease,
+            Lease.held(self._bus, task=self._task.id, agent=AGENT) as lease,
             LifecycleStore.open(self._bus) as lives,
             Timers.running() as timers,
-            self._bus.listen(AGENT, task=self._given.task.id) as server,
-            self._bus.listen(INPUTS_CONSUMER, task=self._given.task.id) as news,
+            self._bus.listen(AGENT, task=self._task.id) as server,
+            self._bus.listen(INPUTS_CONSUMER, task=self._task.id) as inputs,
         ):
-            known = TriggerInputTracker(self._bus, self._given.task)
-            await known.read()
-            task = await _deployed_task(known, self._given)
-            leading = _Leadership(self._bus, replace(self._given, task=task), known, lives, timers)
-            await leading.run(lease, server, news, self.ready)
+            leadership = _Leadership(self._bus, self._config, self._code, lives, timers)
+            await leadership.run(lease.holder, server, inputs, self.ready)
 
 
-async def _deployed_task(news: TriggerInputTracker, given: SchedulerConfig) -> Task:
-    """The task at the code that everybody is on, where that can be had at once; else as we were started with it."""
-    try:
-        return given.task if news.code is None else await given.code.task_at(news.code[0])
-    except (CodeRejected, CodeUnavailable) as error:
-        log.warning("runs are scheduled by the code of the start", reason=str(error))
-        return given.task
+def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
+@log_method_calls
 class _Leadership:
-    """One spell of scheduling."""
+    """One machine, from the moment the scheduler gets the lease until it loses it."""
+
+    _machine: SchedulerMachine
+    _schedule: ScheduleHandle
+    _run: RunHandle
 
     def __init__(
         self,
         bus: Bus,
-        given: SchedulerConfig,
-        news: TriggerInputTracker,
+        config: SchedulerConfig,
+        code: CodeRepository,
         lives: LifecycleStore,
         timers: Timers,
     ) -> None:
         self._bus = bus
-        self._given = given
+        self._config = config
+        self._task = config.task.id
+        self._code = code
         self._lives = lives
-        self._news = news
-        self._runs = ScheduledRuns(
-            bus, given.task, given.overrides, lives=lives, timers=timers, on_change=self._consider
-        )
-        table = given.table_of(given.task)
-        self._schedule = RunSchedule(given.task.id, table, runs=self._runs, news=news, timers=timers)
-        self._heard = asyncio.Event()
-        self._group: asyncio.TaskGroup
-        self._sees_others = False
-        self._not_to_be_had = ""
+        self._timers = timers
+        self._decisions = asyncio.Lock()
+        """Held while one event is handled."""
+        self._request_ids = count(1)
+        self._replies: dict[RequestId, asyncio.Future[Body]] = {}
+        self._due_trace = ""
+        """The trace of a due run whose schedule has none, because an older fedbus wrote it."""
 
     async def run(
         self,
-        lease: Lease,
+        holder: str,
         server: AsyncIterator[Delivery],
-        news: AsyncIterator[Delivery],
+        inputs: AsyncIterator[Delivery],
         ready: asyncio.Event,
     ) -> None:
-        await self._runs.remember()
-        await self._schedule.wake(self._lives, lease.holder)
-        async with self._bus.serve(self._runs.answers, task=self._given.task.id, version=__version__):
+        await self._decide(await self._load(holder))
+        handlers: dict[Any, Callable[[Any], Awaitable[Body]]] = {
+            StartRun: lambda request: self._ask(lambda request_id: RunStartRequested(request_id, request)),
+            StopRun: lambda request: self._ask(lambda request_id: RunStopRequested(request_id, request)),
+        }
+        async with self._bus.serve(handlers, task=self._task, version=__version__):
             ready.set()
-            await self._runs.in_turn(self._consider)()
-            async with asyncio.TaskGroup() as self._group:
-                self._group.create_task(handle_each(server, self._runs.follow), name="follow the server")
-                self._group.create_task(self._hear(news), name="hear the devices")
-                self._group.create_task(self._follow_the_code(), name="follow the code")
-                self._see_others_if_need_be()
+            await self._decide(ServiceStarted())
+            async with asyncio.TaskGroup() as group:
+                group.create_task(handle_each(server, self._decide), name="follow the server")
+                group.create_task(self._consume(inputs), name="consume what triggers read")
 
-    async def _consider(self) -> None:
-        await self._schedule.consider()
+    async def _load(self, holder: str) -> SchedulerStarted:
+        """Read the log, and make the machine."""
+        now = datetime.now(UTC)
+        self._schedule = await self._lives.of(
+            SCHEDULE, ScheduleData(task=self._task, since=now, clock_since=now)
+        )
+        schedule = self._schedule
+        record = ScheduleRecord(
+            schedule.state, schedule.facts, schedule.event or SCHEDULE.creation, schedule.reason
+        )
+        self._machine = SchedulerMachine(self._config, record if schedule.born else None, holder=holder)
+        wanted = [subjects.wildcard_for(self._bus.fed, kind, task=self._task) for kind in TRIGGER_MESSAGES]
+        messages = await self._bus.last_per_subject(events_stream(self._bus.fed), wanted)
+        server = await self._bus.states("server", self._task)
+        runs = await self._bus.last_transitions("run")
+        return SchedulerStarted(_timed(messages), server[-1] if server else None, _timed(runs))
 
-    async def _hear(self, news: AsyncIterator[Delivery]) -> None:
-        async for delivery in news:
-            self._news.hear(delivery.message, delivery.envelope.time)
-            self._heard.set()
+    # --- events -------------------------------------------------------------------------------------
+
+    async def _consume(self, inputs: AsyncIterator[Delivery]) -> None:
+        """Handle the messages that triggers read. They are many, so their traces do not continue here."""
+        async for delivery in inputs:
             with cause_scope(delivery.envelope.id):
-                await self._runs.in_turn(self._consider)()
+                await self._decide(TriggerMessageReceived(delivery.message, delivery.envelope.time))
             await delivery.ack()
 
-    # --- the code that everybody is on -------------------------------------------------------
+    async def _decide(self, event: Event) -> None:
+        """Have the machine handle *event*, and perform the effects."""
+        async with self._decisions:
+            with ExitStack() as traces:
+                events = [event]
+                while events:
+                    for effect in self._machine.handle(events.pop(0), datetime.now(UTC)):
+                        if isinstance(effect, JoinRunTrace):
+                            traces.enter_context(tracing.link_and_use_trace(self._run.facts.traceparent))
+                        elif (result := await self._perform(effect)) is not None:
+                            events.append(result)
 
-    async def _follow_the_code(self) -> None:
-        """Make runs as the code says that everybody is on, whenever that is another; what is away is asked again."""
-
-        def report(error: Exception, failed_before: int) -> None:
-            if failed_before == 0:
-                log.warning("the code repository is away: runs are as before", reason=str(error))
-
-        while True:
-            await retry(self._take_up_the_code, on=CodeUnavailable, on_failure=report)
-            await self._heard.wait()
-            self._heard.clear()
-
-    async def _take_up_the_code(self) -> None:
-        """Raises CodeUnavailable."""
-        version = self._news.code[0] if self._news.code else ""
-        if version in ("", self._runs.task.code_version, self._not_to_be_had):
-            return
+    async def _ask(self, request: Callable[[RequestId], Event]) -> Body:
+        """Have the machine handle a request, and wait for its reply."""
+        request_id = RequestId(next(self._request_ids))
+        reply: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
+        self._replies[request_id] = reply
         try:
-            task = await self._given.code.task_at(version)
-        except CodeRejected as error:
-            log.warning("runs are as before", reason=str(error))
-            self._not_to_be_had = version
+            await self._decide(request(request_id))
+            return await reply
+        except Exception as error:  # nats-py would only log it: a half-performed decision ends the leadership
+            self._timers.after("failed decision", 0.0, partial(_raise, error))
+            raise
+        finally:
+            del self._replies[request_id]
+
+    # --- effects ------------------------------------------------------------------------------------
+
+    async def _perform(self, effect: Effect) -> Event | None:  # noqa: PLR0912 - one line an effect
+        """Perform *effect*; the result of a query."""
+        match effect:
+            case CreateSchedule(data=data):
+                self._schedule = await self._lives.of(SCHEDULE, data)
+                await self._schedule.create()
+            case MoveSchedule():
+                await self._move_schedule(effect)
+            case LoadRun(data=data):
+                self._run = await self._lives.of(RUN, data)
+            case CreateRun():
+                await self._create_run(effect)
+            case MoveRun(event=event, changes=changes, reason=reason):
+                await self._run.transition(event, changes, reason=reason)
+            case JoinRunTrace():
+                pass  # `_decide` has joined it
+            case CancelOpening():
+                self._timers.cancel(RequestOpening.__name__)
+            case Reply(id=id, body=body):
+                if (reply := self._replies.get(id)) is not None and not reply.done():
+                    reply.set_result(body)
+            case StartTimer(timer=timer, delay_s=delay_s):
+                self._start_timer(timer, delay_s)
+            case RetryLater(timer=timer, attempt=attempt):
+                self._start_timer(timer, backoff_s(attempt))
+            case CancelTimer(timer=timer):
+                self._timers.cancel(timer)
+            case Log(level=level, event=text, data=data):
+                getattr(log, level)(text, **data)
+            case LoadCodeAtStartup() | RequestCancellation():
+                return await self._query(effect)
+            case _:
+                self._start_job(effect)
+        return None
+
+    async def _move_schedule(self, effect: MoveSchedule) -> None:
+        with self._scope(effect):
+            changes: ScheduleChanges = effect.changes
+            if effect.trace is Trace.NEW_TRACE:
+                changes = {**changes, "traceparent": tracing.current_traceparent()}
+                self._due_trace = ""
+            await self._schedule.transition(
+                effect.event, changes, reason=effect.reason, deadline=effect.deadline
+            )
+
+    async def _create_run(self, effect: CreateRun) -> None:
+        with self._scope(effect):
+            span = trace.get_current_span()
+            span.set_attribute("fedbus.run", effect.data.run)
+            ids = {
+                "trace_id": f"{span.get_span_context().trace_id:032x}",
+                "traceparent": tracing.current_traceparent(),
+            }
+            run = await self._lives.of(RUN, effect.data.model_copy(update=ids))
+            await run.create(reason=effect.reason)
+            self._run = run
+
+    def _start_timer(self, timer: SchedulerTimer, delay_s: float) -> None:
+        """Start *timer* outside the trace and the cause of the event: they do not lead to it."""
+        Variables().run(self._timers.after, timer, delay_s, partial(self._decide, TimerFired(timer)))
+
+    async def _query(self, query: Query) -> Event:
+        match query:
+            case LoadCodeAtStartup(version=version):
+                return await self._load_code(version)
+            case RequestCancellation(id=id, request=request):
+                return CancellationAnswered(id, request.run, await self._cancel(request))
+            case _:
+                assert_never(query)
+
+    # --- traces and causes --------------------------------------------------------------------------
+
+    @contextmanager
+    def _scope(self, effect: TracedEffect) -> Iterator[None]:
+        """Publish inside in the trace and by the cause of *effect*."""
+        with self._trace_of(effect), self._cause_of(effect):
+            yield
+
+    def _trace_of(self, effect: TracedEffect) -> AbstractContextManager[object]:
+        match effect.trace:
+            case Trace.EVENT:
+                return nullcontext()
+            case Trace.NEW_SPAN:
+                trigger = effect.data.trigger if isinstance(effect, CreateRun) else SCHEDULED
+                return tracer.start_as_current_span(f"run by {trigger}")
+            case Trace.NEW_TRACE:
+                return _new_run_trace()
+            case Trace.DUE_RUN:
+                return self._use_due_trace()
+            case Trace.RUN:
+                return tracing.use_trace(self._run.facts.traceparent)
+            case Trace.NONE:
+                return tracing.detached_trace()
+            case _:
+                assert_never(effect.trace)
+
+    @contextmanager
+    def _use_due_trace(self) -> Iterator[None]:
+        if traceparent := self._schedule.facts.traceparent or self._due_trace:
+            with tracing.use_trace(traceparent):
+                yield
+            return
+        with _new_run_trace():
+            self._due_trace = tracing.current_traceparent()
+            yield
+
+    def _cause_of(self, effect: TracedEffect) -> AbstractContextManager[None]:
+        match effect.cause:
+            case Cause.EVENT:
+                return nullcontext()
+            case Cause.SCHEDULE:
+                return cause_scope(self._schedule.last_message_id)
+            case Cause.RUN:
+                return cause_scope(self._run.last_message_id)
+            case _:
+                assert_never(effect.cause)
+
+    # --- jobs ---------------------------------------------------------------------------------------
+
+    def _start_job(self, job: Job) -> None:
+        """Do *job* in a task of its own; one of the same kind that is under way is cancelled."""
+        start = partial(self._timers.after, type(job).__name__, 0.0, partial(self._do, job))
+        if isinstance(job, TracedEffect):
+            with self._scope(job):
+                start()
         else:
-            await self._runs.in_turn(partial(self._go_by, task))()
+            Variables().run(start)
 
-    async def _go_by(self, task: Task) -> None:
-        self._runs.task = self._news.task = task
-        await self._schedule.change_to(self._given.table_of(task), f"code {short_version(task.code_version)}")
-        self._see_others_if_need_be()
-        await self._consider()
+    async def _do(self, job: Job) -> None:
+        if (result := await self._result_of(job)) is not None:
+            await self._decide(result)
 
-    # --- other tasks -----------------------------------------------------------------------------
+    async def _result_of(self, job: Job) -> Event | None:
+        match job:
+            case RequestOpening(request=request):
+                return OpeningAnswered(request.run, await self._open(request))
+            case CancelServerRun(request=request):
+                if refusal := await self._cancel(request):
+                    log.warning("Run not cancelled", run=request.run, reason=refusal)
+                return None
+            case LoadDeployedCode(version=version):
+                return await self._load_code(version)
+            case FollowOtherTasks():
+                await self._follow_other_tasks()
+                return None
+            case _:
+                assert_never(job)
 
-    def _see_others_if_need_be(self) -> None:
-        if self._schedule.reads_other_tasks and not self._sees_others:
-            self._sees_others = True
-            self._group.create_task(self._see_others(), name="see other tasks' runs")
+    async def _open(self, request: OpenRun) -> str:
+        """Have the server manager open the run; return its refusal, or nothing."""
+        try:
+            await request_until_answered(self._bus, request, timeout_s=SERVER_REPLY_S)
+        except RequestRefused as error:
+            return str(error)
+        return ""
 
-    async def _see_others(self) -> None:
-        async for seen in self._news.others():
-            if self._news.see(seen):
-                with cause_scope(seen.envelope.id):
-                    await self._runs.in_turn(self._consider)()
+    async def _cancel(self, request: CancelRun) -> str:
+        """Have the server manager cancel the run; return why it did not, or nothing."""
+        try:
+            await self._bus.request(request, timeout_s=SERVER_REPLY_S)
+        except (RequestRefused, NoResponse) as error:
+            return str(error)
+        return ""
+
+    async def _load_code(self, version: str) -> CodeResult:
+        try:
+            return DeployedCodeLoaded(await self._code.task_at(version))
+        except CodeRejected as error:
+            return DeployedCodeRejected(version, str(error))
+        except CodeUnavailable as error:
+            return DeployedCodeUnavailable(version, str(error))
+
+    async def _follow_other_tasks(self) -> None:
+        """Handle the last transition of each run, and then all that follow."""
+        wanted = [subjects.lifecycle(self._bus.fed, "run", "*")]
+        async with self._bus.watch(lifecycle_stream(self._bus.fed), wanted) as transitions:
+            for stored in await self._bus.last_transitions("run"):
+                await self._handle_run(stored)
+            async for stored in transitions:
+                await self._handle_run(stored)
+
+    async def _handle_run(self, stored: StoredMessage) -> None:
+        with cause_scope(stored.envelope.id):
+            await self._decide(OtherRunMoved(stored.message, stored.envelope.time))
+
+
+def _new_run_trace() -> AbstractContextManager[object]:
+    """Begin the trace of a run that the schedule starts: independent of the current one, which it has a link to."""
+    return tracer.start_as_current_span(
+        f"run by {SCHEDULED}", Context(), links=tracing.links_to(tracing.current_traceparent())
+    )
+
+
+def _timed(messages: list[StoredMessage]) -> tuple[TimedMessage, ...]:
+    return tuple(TimedMessage(one.message, one.envelope.time) for one in messages)
+
+
+async def _raise(error: Exception) -> None:
+    raise error

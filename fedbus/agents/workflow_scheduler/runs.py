@@ -1,27 +1,38 @@
-"""The runs of one task: makes them, one at a time, has them opened, and moves them as the server moves.
+"""The runs of one task: at most one is under way, and it moves when the task's server moves.
 
-The server manager opens a run when it can: while it is busy or away the run stays requested,
-and is asked for again. From then on each transition of the server is, by `FOLLOWS`, one of the
-run, or none of its business.
+The server manager opens a run when it can. Until then the run stays requested, and the agent repeats the request.
+From then on `RUN_EVENTS` names the event of the run for each event of the server.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
-from functools import partial
-from typing import Any, Final, TypeAlias
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
 
-import structlog
-from opentelemetry import trace
-
-from fedbus.agents.common import tracing
-from fedbus.agents.common.asyncio_tools import Timers, request_until_answered
-from fedbus.bus.bus import Bus, StoredMessage
-from fedbus.bus.errors import NoResponse, RequestRefused
-from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
-from fedbus.contracts.causation import cause_scope
+from fedbus.agents.common.machine import CancelTimer, Log, Reply, RequestId, StartTimer
+from fedbus.agents.workflow_scheduler.effects import (
+    CancelOpening,
+    CancelServerRun,
+    Cause,
+    CreateRun,
+    Effect,
+    JoinRunTrace,
+    LoadRun,
+    RequestCancellation,
+    RequestOpening,
+    Trace,
+)
+from fedbus.agents.workflow_scheduler.events import (
+    CancellationAnswered,
+    OpeningAnswered,
+    RunStartRequested,
+    RunStopRequested,
+    SchedulerTimer,
+    TimedMessage,
+)
+from fedbus.agents.workflow_scheduler.records import RunRecord
 from fedbus.contracts.identifiers import TaskId, run_id
-from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.message import Refused
 from fedbus.contracts.run import (
     RUN,
     RunChanges,
@@ -31,338 +42,308 @@ from fedbus.contracts.run import (
     RunStarted,
     RunState,
     RunStopped,
-    StartRun,
-    StopRun,
 )
 from fedbus.contracts.server import CancelRun, OpenRun, ServerData, ServerEvent, ServerState
 from fedbus.contracts.task.task import Task
-from fedbus.contracts.telemetry import get_tracer
 from fedbus.contracts.transition import Transition
 from fedbus.domain.round_history import append_round
+from fedbus.domain.run_outcome import RUN_EVENTS
 from fedbus.domain.triggers import RunMetric
 
-OPEN_RUN_TIMEOUT_S: Final = 45.0
-"""How long the server manager may take for one answer; then it is asked again."""
 START_RUN_REPLY_S: Final = 10.0
-"""How long whoever starts a run waits to hear whether it was opened; a busy manager may open it later."""
+"""The longest time that start_run waits for the run to be opened; a busy server manager may open it later."""
 SCHEDULED: Final = "schedule"
-OPENING: Final = "the run is opened"
-CANCELLING: Final = "the run is cancelled"
+"""The trigger of a run that the schedule starts."""
 
-RUN_EVENT_OF_SERVER_EVENT: Final[Mapping[str, RunEvent]] = {
-    ServerEvent.RUN_REQUESTED: RunEvent.RECRUITING_STARTED,
-    ServerEvent.QUORUM_REACHED: RunEvent.QUORUM_REACHED,
-    ServerEvent.RECRUITING_EXPIRED: RunEvent.RECRUITING_EXPIRED,
-    ServerEvent.ROUND_FINISHED: RunEvent.ROUND_FINISHED,
-    ServerEvent.SERVER_LOST: RunEvent.SERVER_LOST,
-    ServerEvent.SERVER_RECOVERED: RunEvent.SERVER_RECOVERED,
-    ServerEvent.RUN_FAILED: RunEvent.RUN_FAILED,
-    ServerEvent.RUN_CANCELLED: RunEvent.CANCELLED,
-    ServerEvent.VERSION_PUBLISHED: RunEvent.RUN_FINISHED,
-    ServerEvent.CANDIDATE_KEPT: RunEvent.RUN_FINISHED,
-    ServerEvent.VERSION_REFUSED: RunEvent.RUN_FAILED,
-}
-"""What an event of the server is to its run."""
-BLOCKING_STATES: Final = frozenset({ServerEvent.STORE_UNAVAILABLE, ServerEvent.MODEL_NOT_BUILT})
+BLOCKING_EVENTS: Final = frozenset({ServerEvent.STORE_UNAVAILABLE, ServerEvent.MODEL_NOT_BUILT})
 NO_MODEL: Final = "it has no model yet, see `fedbus events tail`"
 STORE_TROUBLE: Final = "its model repository is {}, see `fedbus events tail`"
 
-RunHandle: TypeAlias = LifecycleHandle[RunState, RunEvent, RunData, RunChanges]
 
-log = structlog.get_logger("fedbus.workflow_scheduler")
-tracer = get_tracer("fedbus.workflow_scheduler")
+@dataclass(frozen=True)
+class _StoredRun:
+    """A run as its last transition has it."""
+
+    state: RunState
+    event: RunEvent
+    data: RunData
+    at: datetime
+
+    @property
+    def number(self) -> int:
+        return _number_of(self.data.run)
 
 
-class ScheduledRuns:
-    """For as long as the scheduler leads. *on_change* is called, in turn, when a run has ended or a model is there."""
+@dataclass(frozen=True)
+class _StartRequest:
+    """A start_run that has no reply yet."""
 
-    def __init__(
-        self,
-        bus: Bus,
-        task: Task,
-        overrides: RunOverrides,
-        *,
-        lives: LifecycleStore,
-        timers: Timers,
-        on_change: Callable[[], Awaitable[None]],
-    ) -> None:
-        self._bus = bus
+    id: RequestId
+    run: str
+
+
+class TaskRuns:
+    """The runs of one task.
+
+    Args:
+        task: The task at the deployed code.
+        overrides: Replace values of the task's plan.
+
+    """
+
+    def __init__(self, task: Task, overrides: RunOverrides) -> None:
         self.task = task
-        """As everybody has it."""
         self._overrides = overrides
-        self._lives = lives
-        self._timers = timers
-        self._on_change = on_change
-        self._turn = asyncio.Lock()
-        self._run: RunHandle | None = None
-        self._opened: asyncio.Future[Refused | None] | None = None
-        self._numbered = 0
-        self._ends: list[tuple[RunData, datetime]] = []
+        self._record: RunRecord | None = None
+        self._start_request: _StartRequest | None = None
+        self._last_number = 0
+        self._finished: list[tuple[RunData, datetime]] = []
         """The last two runs that finished, and when."""
         self.scheduled = 0
-        """How many runs the log knows that a schedule has started."""
+        """The number of runs in the log that a schedule started."""
         self.last_ended: datetime | None = None
-        self.hindrance = NO_MODEL
-        """Why no run can be started, in words; empty where one can."""
+        self.blocked_reason = NO_MODEL
+        """Why no run can start; empty if one can."""
 
-    async def remember(self) -> None:
-        """What the log tells of this task's runs: how many, and whether one is under way."""
-        server = await self._bus.states("server", self.task.id)
-        for transition in server:
-            self.hindrance = _blocked_reason(transition, self.hindrance)
-        told = [one for one in await self._bus.last_transitions("run") if one.message.task == self.task.id]
-        told = sorted((one for one in told if _run_facts(one) is not None), key=_number_of)
-        runs = [facts for one in told if (facts := _run_facts(one)) is not None]
-        if not runs:
-            return
-        self._numbered = _number(runs[-1])
-        self.scheduled = sum(facts.trigger == SCHEDULED for facts in runs)
-        self.last_ended = max((one.envelope.time for one in told if _is_final(one)), default=None)
-        done = [one for one in told if _target_state(one) == RunState.FINISHED]
-        self._ends = [
-            (facts, one.envelope.time) for one in done[-2:] if (facts := _run_facts(one)) is not None
-        ]
-        last = await self._lives.of(RUN, runs[-1])
-        if last.state not in RUN.final:
-            self._run = last
-        if last.state is RunState.REQUESTED:  # never opened, because we ended in between
-            self._begin_to_open(last)
-
-    # --- what is so --------------------------------------------------------------------------
+    # --- what the schedule reads --------------------------------------------------------------------
 
     @property
     def current(self) -> str | None:
         """The run that is under way."""
-        return self._run.facts.run if self._run is not None else None
+        return self._record.data.run if self._record is not None else None
 
     @property
     def next_id(self) -> str:
-        return run_id(TaskId(self.task.id), self._numbered + 1)
+        return run_id(TaskId(self.task.id), self._last_number + 1)
 
-    def has_made(self, run: str) -> bool:
-        return int(run.rpartition("-")[2]) <= self._numbered
+    def has_created(self, run: str) -> bool:
+        return _number_of(run) <= self._last_number
 
     @property
-    def figures(self) -> dict[str, RunMetric]:
-        """What the last two runs that finished ended with."""
-        if len(self._ends) < 2:
+    def metrics(self) -> dict[str, RunMetric]:
+        """The metrics that the last two finished runs have in common."""
+        if len(self._finished) < 2:
             return {}
-        (before, _), (latest, at) = self._ends
-        old, new = _trigger_metrics(before), _trigger_metrics(latest)
+        (before, _), (latest, at) = self._finished
+        old, new = _last_metrics(before), _last_metrics(latest)
         return {name: RunMetric(old[name], new[name], at) for name in new if name in old}
 
-    def in_turn(self, work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-        """*work*, when nothing else is being decided."""
+    # --- the start ----------------------------------------------------------------------------------
 
-        async def alone() -> None:
-            async with self._turn:
-                await work()
+    def restore(self, server: Transition | None, transitions: Sequence[TimedMessage]) -> list[Effect]:
+        """Continue from the log: count the runs, and follow the one that is under way."""
+        if server is not None:
+            self.blocked_reason = _blocked_reason(server, self.blocked_reason)
+        runs = sorted(_stored_runs(self.task.id, transitions), key=lambda run: run.number)
+        if not runs:
+            return []
+        last = runs[-1]
+        self._last_number = last.number
+        self.scheduled = sum(run.data.trigger == SCHEDULED for run in runs)
+        self.last_ended = max((run.at for run in runs if run.state in RUN.final), default=None)
+        finished = [run for run in runs if run.state is RunState.FINISHED]
+        self._finished = [(run.data, run.at) for run in finished[-2:]]
+        if last.state in RUN.final:
+            return []
+        self._record = RunRecord(last.state, last.data, last.event)
+        effects: list[Effect] = [LoadRun(last.data)]
+        if last.state is RunState.REQUESTED:
+            effects.append(RequestOpening(_open_request(last.data), trace=Trace.RUN))
+        return effects
 
-        return alone
+    # --- requests -----------------------------------------------------------------------------------
 
-    # --- what is asked -------------------------------------------------------------------------
+    def start_requested(self, event: RunStartRequested, now: datetime) -> list[Effect]:
+        if self._record is not None:
+            run = self._record.data.run
+            return _refuse(
+                event.id,
+                f"{run} is {self._record.state}, and a task has one run at a time: "
+                f"wait for it, or stop it with `fedbus run stop {run}`",
+            )
+        if self.blocked_reason:
+            return _refuse(event.id, f"task {self.task.id} cannot start a run now: {self.blocked_reason}")
+        request = event.request
+        overdue = self._answer_start()
+        self._start_request = _StartRequest(event.id, self.next_id)
+        overrides = self._overrides.merge(request.overrides)
+        created = self._create(overrides, request.trigger, request.trigger, now, trace=Trace.NEW_SPAN)
+        return [*overdue, *created, StartTimer(SchedulerTimer.REPLY, START_RUN_REPLY_S)]
 
-    @property
-    def answers(self) -> dict[Any, Callable[[Any], Awaitable[Body]]]:
-        return {StartRun: self._start_run, StopRun: self._stop_run}
+    def reply_expired(self) -> list[Effect]:
+        """The run is not opened yet, and may be opened later."""
+        return self._answer_start()
 
-    async def _start_run(self, request: StartRun) -> Body:
-        async with self._turn:
-            if self._run is not None:
-                return Refused(
-                    reason=f"{self._run.facts.run} is {self._run.state}, and a task has one run at a time: "
-                    f"wait for it, or stop it with `fedbus run stop {self._run.facts.run}`"
-                )
-            if self.hindrance:
-                return Refused(reason=f"task {self.task.id} can have no run now: {self.hindrance}")
-            with tracer.start_as_current_span(f"run by {request.trigger}"):
-                asked = self._overrides.merge(request.overrides)
-                run, opened = await self._make(asked, request.trigger, request.trigger)
-        done, _ = await asyncio.wait([opened], timeout=START_RUN_REPLY_S)
-        refusal = opened.result() if done else None
-        return refusal or RunStarted(run=run.facts.run)
+    def stop_requested(self, event: RunStopRequested, now: datetime) -> list[Effect]:
+        """Stop a run that is not opened yet at once, and have the server manager stop any other."""
+        record, request = self._record, event.request
+        if record is None or record.data.run != request.run:
+            return _refuse(event.id, f"{request.run} is not under way: see `fedbus run ls`")
+        if record.state is not RunState.REQUESTED:
+            cancel = CancelRun(task=self.task.id, run=request.run, reason=request.reason)
+            return [JoinRunTrace(), RequestCancellation(event.id, cancel)]
+        return [
+            JoinRunTrace(),
+            CancelOpening(),
+            *self._answer_start_of(request.run, f"{request.run} was stopped: {request.reason}"),
+            *self._move(record, RunEvent.CANCELLED, {}, request.reason, now),
+            Reply(event.id, RunStopped(run=request.run)),
+        ]
 
-    async def _stop_run(self, request: StopRun) -> Body:
-        async with self._turn:
-            if self._run is None or self._run.facts.run != request.run:
-                return Refused(reason=f"{request.run} is not under way: see `fedbus run ls`")
-            with tracing.link_and_use_trace(
-                self._run.facts.traceparent
-            ):  # its end is the end of its own trace
-                return await self._stop(self._run, request.reason)
+    def cancellation_answered(self, event: CancellationAnswered) -> list[Effect]:
+        if event.refusal:
+            return _refuse(event.id, event.refusal)
+        return [Reply(event.id, RunStopped(run=event.run))]
 
-    async def _stop(self, run: RunHandle, reason: str) -> Body:
-        name = run.facts.run
-        if run.state is RunState.REQUESTED:
-            await self._stop_before_it_is_opened(run, reason)
-            return RunStopped(run=name)
-        try:
-            await self._cancel(name, reason)
-        except (RequestRefused, NoResponse) as error:
-            return Refused(reason=str(error))
-        return RunStopped(run=name)
+    # --- creating and opening -----------------------------------------------------------------------
 
-    async def _stop_before_it_is_opened(self, run: RunHandle, reason: str) -> None:
-        """Nobody has opened it yet; should the server manager do so all the same, `follow` cancels it there."""
-        self._timers.cancel(OPENING)
-        if self._opened is not None and not self._opened.done():
-            self._opened.set_result(Refused(reason=f"{run.facts.run} was stopped: {reason}"))
-        await run.transition(RunEvent.CANCELLED, reason=reason)
-        await self._ended(run)
+    def create_scheduled(self, reason: str, now: datetime, *, cause: Cause) -> list[Effect]:
+        """Create the run that the schedule has started."""
+        return self._create(self._overrides, SCHEDULED, reason, now, trace=Trace.DUE_RUN, cause=cause)
 
-    async def _cancel(self, run: str, reason: str) -> None:
-        await self._bus.request(
-            CancelRun(task=self.task.id, run=run, reason=reason), timeout_s=OPEN_RUN_TIMEOUT_S
-        )
-
-    def cancel(self, reason: str) -> None:
-        """Have the run that is under way cancelled, beside whatever else is done."""
-        if self._run is not None:
-            with tracing.use_trace(self._run.facts.traceparent):  # its end is the end of its own trace
-                self._timers.after(CANCELLING, 0.0, partial(self._cancel_anyhow, self._run.facts.run, reason))
-
-    async def _cancel_anyhow(self, run: str, reason: str) -> None:
-        try:
-            await self._cancel(run, reason)
-        except (RequestRefused, NoResponse) as error:
-            log.warning("the run was not cancelled", run=run, reason=str(error))
-
-    # --- making runs -----------------------------------------------------------------------------
-
-    async def make(self, *, cause: str) -> None:
-        """The next run, started by the schedule, in the current trace."""
-        await self._make(self._overrides, SCHEDULED, cause)
-
-    async def _make(
-        self, overrides: RunOverrides, trigger: str, cause: str
-    ) -> tuple[RunHandle, "asyncio.Future[Refused | None]"]:
-        """The next run of the task, told of, in the current trace, which is its own; and whether it was opened."""
-        span = trace.get_current_span()
-        facts = RunData(
+    def _create(
+        self,
+        overrides: RunOverrides,
+        trigger: str,
+        reason: str,
+        now: datetime,
+        *,
+        trace: Trace,
+        cause: Cause = Cause.EVENT,
+    ) -> list[Effect]:
+        data = RunData(
             task=self.task.id,
             run=self.next_id,
             plan=overrides.over(self.task.table.plan),
             overrides=overrides,
             trigger=trigger,
-            requested_at=datetime.now(UTC),
-            trace_id=f"{span.get_span_context().trace_id:032x}",
-            traceparent=tracing.current_traceparent(),
+            requested_at=now,
         )
-        self._numbered += 1
-        span.set_attribute("fedbus.run", facts.run)
-        run = await self._lives.of(RUN, facts)
-        await run.create(reason=cause)
-        self._run = run
-        with cause_scope(run.last_message_id):
-            return run, self._begin_to_open(run)
+        self._last_number += 1
+        self._record = RunRecord(RUN.initial, data, RUN.creation)
+        opening = RequestOpening(_open_request(data), trace=Trace.RUN, cause=Cause.RUN)
+        return [CreateRun(data, reason, trace=trace, cause=cause), opening]
 
-    def _begin_to_open(self, run: RunHandle) -> "asyncio.Future[Refused | None]":
-        self._opened = opened = asyncio.get_running_loop().create_future()
-        self._timers.after(OPENING, 0.0, partial(self._open, run, opened))
-        return opened
+    def opening_answered(self, event: OpeningAnswered, now: datetime) -> list[Effect]:
+        effects: list[Effect] = []
+        record = self._record
+        if event.refusal:
+            effects.append(Log("warning", "Run refused", {"run": event.run, "reason": event.refusal}))
+            if record is not None and record.data.run == event.run and record.allows(RunEvent.RUN_REFUSED):
+                effects += self._move(record, RunEvent.RUN_REFUSED, {}, event.refusal, now)
+        return [*effects, *self._answer_start_of(event.run, event.refusal)]
 
-    async def _open(self, run: RunHandle, opened: "asyncio.Future[Refused | None]") -> None:
-        """Have the server manager open it, in the run's own trace, however long that is busy or away."""
-        facts = run.facts
-        request = OpenRun(task=self.task.id, run=facts.run, plan=facts.plan, overrides=facts.overrides)
-        answer: Refused | None = None
-        with tracing.use_trace(facts.traceparent):
-            try:
-                await request_until_answered(self._bus, request, timeout_s=OPEN_RUN_TIMEOUT_S)
-            except RequestRefused as error:
-                await self._refused(run, str(error))
-                answer = Refused(reason=str(error))
-        if not opened.done():
-            opened.set_result(answer)
+    def _answer_start_of(self, run: str, refusal: str) -> list[Effect]:
+        """Answer the request that started *run*, if there is one."""
+        request = self._start_request
+        return self._answer_start(refusal) if request is not None and request.run == run else []
 
-    async def _refused(self, run: RunHandle, reason: str) -> None:
-        async with self._turn:
-            log.warning("the run was refused", run=run.facts.run, reason=reason)
-            if run.allows(RunEvent.RUN_REFUSED):
-                await run.transition(RunEvent.RUN_REFUSED, reason=reason)
-                await self._ended(run)
+    def _answer_start(self, refusal: str = "") -> list[Effect]:
+        request, self._start_request = self._start_request, None
+        if request is None:
+            return []
+        body = Refused(reason=refusal) if refusal else RunStarted(run=request.run)
+        return [CancelTimer(SchedulerTimer.REPLY), Reply(request.id, body)]
 
-    # --- following the server ------------------------------------------------------------------------
+    # --- the server ---------------------------------------------------------------------------------
 
-    async def follow(self, transition: Transition) -> None:
-        """The run moves as the server did. What is not of this run, or is told twice, changes nothing."""
-        async with self._turn:
-            server, run = transition.facts, self._run
-            assert isinstance(server, ServerData)
-            hindered, self.hindrance = self.hindrance, _blocked_reason(transition, self.hindrance)
-            if hindered and not self.hindrance:
-                await self._on_change()
-            if run is None or server.run != run.facts.run:
-                self._disown(transition, server)
-                return
-            event = RUN_EVENT_OF_SERVER_EVENT.get(transition.event)
-            if event is None or not run.allows(event):
-                return
-            await run.transition(
-                event, _outcome_facts(transition, server, run.facts), reason=transition.reason
-            )
-            if run.state in RUN.final:
-                await self._ended(run)
+    def unblocked_by(self, transition: Transition) -> bool:
+        """Record why no run can start after the server's *transition*; True if one can, and could not before."""
+        before, self.blocked_reason = self.blocked_reason, _blocked_reason(transition, self.blocked_reason)
+        return before != "" and self.blocked_reason == ""
 
-    def _disown(self, transition: Transition, server: ServerData) -> None:
-        """The server has opened a run that was stopped meanwhile."""
-        if transition.event == ServerEvent.RUN_REQUESTED and server.run is not None:
-            stop = partial(self._cancel_anyhow, server.run, "it was stopped before it was opened")
-            self._timers.after(CANCELLING, 0.0, stop)
+    def server_moved(self, transition: Transition, now: datetime) -> list[Effect]:
+        """Move the run as the server moved. A transition of another run, or a repeated one, changes nothing."""
+        server, record = _server_of(transition), self._record
+        if record is None or server.run != record.data.run:
+            return self._cancel_stopped(transition, server)
+        event = RUN_EVENTS.get(transition.event)
+        if event is None or not record.allows(event):
+            return []
+        changes = _changes_by(transition, server, record.data)
+        return self._move(record, event, changes, transition.reason, now)
 
-    async def _ended(self, run: RunHandle) -> None:
-        self._run = None
-        self.last_ended = datetime.now(UTC)
-        if run.state is RunState.FINISHED:
-            self._ends = [*self._ends[-1:], (run.facts, self.last_ended)]
-        await self._on_change()
+    def _cancel_stopped(self, transition: Transition, server: ServerData) -> list[Effect]:
+        """The server manager has opened a run that was stopped in the meantime."""
+        if transition.event != ServerEvent.RUN_REQUESTED or server.run is None:
+            return []
+        reason = "the run was stopped before it was opened"
+        return [CancelServerRun(CancelRun(task=self.task.id, run=server.run, reason=reason))]
+
+    def cancel_current(self, reason: str) -> list[Effect]:
+        """Have the server manager cancel the run that is under way, in the trace of that run."""
+        if self.current is None:
+            return []
+        request = CancelRun(task=self.task.id, run=self.current, reason=reason)
+        return [CancelServerRun(request, trace=Trace.RUN)]
+
+    def _move(
+        self, record: RunRecord, event: RunEvent, changes: RunChanges, reason: str, now: datetime
+    ) -> list[Effect]:
+        move = record.move(event, changes, reason=reason)
+        if record.state in RUN.final:
+            self._record = None
+            self.last_ended = now
+            if record.state is RunState.FINISHED:
+                self._finished = [*self._finished[-1:], (record.data, now)]
+        return [move]
+
+    # --- for tests ----------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Check that the parts agree; for tests."""
+        assert self._record is None or self._record.state not in RUN.final
+        assert self._record is None or _number_of(self._record.data.run) == self._last_number
+        assert self._start_request is None or self.has_created(self._start_request.run)
+
+
+def _refuse(id: RequestId, reason: str) -> list[Effect]:
+    return [Reply(id, Refused(reason=reason))]
+
+
+def _open_request(data: RunData) -> OpenRun:
+    return OpenRun(task=data.task, run=data.run, plan=data.plan, overrides=data.overrides)
+
+
+def _stored_runs(task: str, transitions: Sequence[TimedMessage]) -> Iterator[_StoredRun]:
+    for one in transitions:
+        match one.message:
+            case Transition(task=of, event=event, target=target, facts=RunData() as data) if of == task:
+                yield _StoredRun(RunState(target), RunEvent(event), data, one.at)
+
+
+def _number_of(run: str) -> int:
+    return int(run.rpartition("-")[2])
+
+
+def _server_of(transition: Transition) -> ServerData:
+    assert isinstance(transition.facts, ServerData)
+    return transition.facts
 
 
 def _blocked_reason(transition: Transition, before: str) -> str:
-    """Why no run can be started after the server's *transition*, where *before* is why there was none before it."""
-    assert isinstance(transition.facts, ServerData)
-    if transition.event in BLOCKING_STATES:
+    """Return why no run can start after the server's *transition*; *before* is the reason before it."""
+    server = _server_of(transition)
+    if transition.event in BLOCKING_EVENTS:
         return transition.reason
     if transition.target == ServerState.MODEL_INIT:
         return NO_MODEL
-    if transition.facts.trouble is None:
+    if server.trouble is None:
         return ""
-    return before if before not in ("", NO_MODEL) else STORE_TROUBLE.format(transition.facts.trouble)
+    return before if before not in ("", NO_MODEL) else STORE_TROUBLE.format(server.trouble)
 
 
-def _run_facts(seen: StoredMessage) -> RunData | None:
-    facts = getattr(seen.message, "facts", None)
-    return facts if isinstance(facts, RunData) else None
-
-
-def _target_state(seen: StoredMessage) -> str:
-    return seen.message.target if isinstance(seen.message, Transition) else ""
-
-
-def _is_final(seen: StoredMessage) -> bool:
-    return _target_state(seen) in RUN.final
-
-
-def _number_of(seen: StoredMessage) -> int:
-    facts = _run_facts(seen)
-    return _number(facts) if facts is not None else 0
-
-
-def _number(facts: RunData) -> int:
-    return int(facts.run.rpartition("-")[2])
-
-
-def _trigger_metrics(facts: RunData) -> dict[str, float]:
-    """What the run ended with, by the names that triggers know it by."""
-    if not facts.rounds:
+def _last_metrics(data: RunData) -> dict[str, float]:
+    """Return the metrics of the last round, by the names that triggers use."""
+    if not data.rounds:
         return {}
-    last = facts.rounds[-1]
+    last = data.rounds[-1]
     common = {"loss": last.loss, "accuracy": last.accuracy}
     return last.metrics | {name: value for name, value in common.items() if value is not None}
 
 
-def _outcome_facts(transition: Transition, server: ServerData, run: RunData) -> RunChanges:
-    """What the run's facts become by the server's transition."""
+def _changes_by(transition: Transition, server: ServerData, run: RunData) -> RunChanges:
+    """Return how the server's transition changes the data of its run."""
     match transition.event:
         case ServerEvent.QUORUM_REACHED:
             return {"cohort": server.cohort}

@@ -1,28 +1,23 @@
-"""The schedule of one task: watches for its trigger, holds back what is due, and starts the run.
+"""The schedule of one task: waits for its trigger, postpones a run that is due, and starts it.
 
     watching –triggered→ due –fired→ watching       due –skipped→ watching
                                                     due –rescheduled→ watching, by new code
 
-That a run is due is told before it is started, and that it is fired before it is made: whoever
-takes over goes on from there, and whoever was taken over from is refused at the first of these
-words. What it decides by is in the log (`scheduler_news`, the runs); how, in `fedbus.domain.triggers`.
+The schedule moves to `due` before the run starts, and is `fired` before the run is created. So a scheduler that takes
+over continues from there, and the one before it is refused at the first of these transitions. `fedbus.domain.triggers`
+evaluates the trigger.
 """
 
-from contextlib import AbstractContextManager
-from contextvars import Context as Variables
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 from zoneinfo import ZoneInfo
 
-import structlog
-from opentelemetry.context import Context
-
-from fedbus.agents.common import tracing
-from fedbus.agents.common.asyncio_tools import Timers
-from fedbus.agents.workflow_scheduler.runs import SCHEDULED, ScheduledRuns
+from fedbus.agents.common.machine import CancelTimer, StartTimer
+from fedbus.agents.workflow_scheduler.effects import Cause, CreateSchedule, Effect, Trace
+from fedbus.agents.workflow_scheduler.events import SchedulerTimer
+from fedbus.agents.workflow_scheduler.records import ScheduleRecord
+from fedbus.agents.workflow_scheduler.runs import TaskRuns
 from fedbus.agents.workflow_scheduler.trigger_inputs import TriggerInputTracker
-from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
-from fedbus.contracts.causation import cause_scope
 from fedbus.contracts.expressions.parser import leaves
 from fedbus.contracts.expressions.trigger import TaskFinishedCondition, Trigger, TriggerCondition
 from fedbus.contracts.scheduling import (
@@ -33,8 +28,7 @@ from fedbus.contracts.scheduling import (
     ScheduleState,
     ScheduleTable,
 )
-from fedbus.contracts.situations import schedule_due
-from fedbus.contracts.telemetry import get_tracer
+from fedbus.contracts.situations import schedule_due, schedule_situation
 from fedbus.domain.triggers import (
     TriggerInputs,
     cron_start_after_restart,
@@ -45,254 +39,242 @@ from fedbus.domain.triggers import (
     unmet_conditions,
 )
 
-EVALUATE_TIMER: Final = "look at the schedule"
 MAX_EVALUATE_DELAY: Final = timedelta(hours=1)
-"""A machine's clock may be set, or stand still while it sleeps: so long at most is trusted to a timer."""
-
-log = structlog.get_logger("fedbus.workflow_scheduler")
-tracer = get_tracer("fedbus.workflow_scheduler")
+"""The longest timer: the clock of a machine may be set, and a timer does not run while the machine sleeps."""
 
 
 class RunSchedule:
-    """For as long as the scheduler leads. Its methods are called in the scheduler's turn."""
+    """The schedule of one task.
+
+    It is *active* once it has taken over its lifecycle. A task without a trigger leaves the lifecycle alone.
+
+    Args:
+        holder: The scheduler that leads.
+        record: The lifecycle, as the log has it; None if the task never had a trigger.
+
+    """
 
     def __init__(
         self,
-        task: str,
         table: ScheduleTable,
+        record: ScheduleRecord | None,
         *,
-        runs: ScheduledRuns,
-        news: TriggerInputTracker,
-        timers: Timers,
+        holder: str,
+        runs: TaskRuns,
+        inputs: TriggerInputTracker,
     ) -> None:
-        self._task = task
         self._table = table
-        self._runs = runs
-        self._news = news
-        self._timers = timers
         self._trigger = table.trigger
-        self._lives: LifecycleStore
-        self._holder: str
-        self._life: LifecycleHandle[ScheduleState, ScheduleEvent, ScheduleData, ScheduleChanges]
-        self._awake = False
+        self._record = record
+        self._is_active = False
+        self._holder = holder
+        self._runs = runs
+        self._inputs = inputs
 
     @property
     def reads_other_tasks(self) -> bool:
-        sources: list[TriggerCondition] = leaves(self._trigger) if self._trigger is not None else []
-        return any(isinstance(source, TaskFinishedCondition) for source in sources)
+        conditions: list[TriggerCondition] = leaves(self._trigger) if self._trigger is not None else []
+        return any(isinstance(condition, TaskFinishedCondition) for condition in conditions)
 
-    async def wake(self, lives: LifecycleStore, holder: str) -> None:
-        """Take the schedule over from whoever had it; from here on that one is refused."""
-        self._lives, self._holder = lives, holder
-        if self._trigger is not None:
-            await self._awaken(self._trigger)
+    # --- the start, and other code ------------------------------------------------------------------
 
-    async def _awaken(self, trigger: Trigger) -> None:
-        now = datetime.now(UTC)
-        first = ScheduleData(
-            task=self._task,
-            holder=self._holder,
-            since=now,
-            clock_since=now,
-            started=self._runs.scheduled,
-            code_version=self._news.code[0] if self._news.code else self._runs.task.code_version,
-            rule=self._table.rule,
-        )
-        self._life = await self._lives.of(SCHEDULE, first)
-        self._awake = True
-        if not self._life.born:
-            await self._life.create()
-            return
-        clock_since = cron_start_after_restart(self._table, trigger, self._trigger_inputs())
-        await self._life.transition(
-            ScheduleEvent.TAKEN_OVER,
-            {"holder": self._holder, "clock_since": clock_since, "rule": self._table.rule},
-            reason=f"{self._holder} schedules",
-        )
-        await self._make_what_was_fired()
+    def take_over(self, now: datetime) -> list[Effect]:
+        """Take over the schedule: from now on, transitions of the scheduler before this one are refused."""
+        return [] if self._trigger is None else self._activate(self._trigger, now)
 
-    async def change_to(self, table: ScheduleTable, reason: str) -> None:
-        """Go by *table* from now on. What was due by the old one is not; moments of cron before now do not count."""
-        if table == self._table:
-            return
-        self._table, self._trigger = table, table.trigger
-        self._timers.cancel(EVALUATE_TIMER)
-        if not self._awake and self._trigger is not None:
-            await self._awaken(self._trigger)
-        if self._awake:
-            await self._life.transition(
-                ScheduleEvent.RESCHEDULED,
-                {
-                    "clock_since": datetime.now(UTC),
-                    "due_since": None,
-                    "cause": "",
-                    "rule": table.rule,
-                    "next_at": None,
-                    "awaits": (),
-                },
-                reason=reason,
+    def _activate(self, trigger: Trigger, now: datetime) -> list[Effect]:
+        self._is_active = True
+        if (record := self._record) is None:
+            data = ScheduleData(
+                task=self._runs.task.id,
+                holder=self._holder,
+                since=now,
+                clock_since=now,
+                started=self._runs.scheduled,
+                code_version=self._inputs.code_version or self._runs.task.code_version,
+                rule=self._table.rule,
             )
+            self._record = ScheduleRecord(SCHEDULE.initial, data, SCHEDULE.creation)
+            return [CreateSchedule(data)]
+        clock_since = cron_start_after_restart(self._table, trigger, self._trigger_inputs(record.data, now))
+        changes: ScheduleChanges = {
+            "holder": self._holder,
+            "clock_since": clock_since,
+            "rule": self._table.rule,
+        }
+        reason = f"{self._holder} took over the schedule"
+        effects: list[Effect] = [record.move(ScheduleEvent.TAKEN_OVER, changes, reason=reason)]
+        run = record.data.run
+        if run is not None and not self._runs.has_created(run):  # the scheduler before ended in between
+            reason = "fired before the scheduler restarted"
+            effects += self._runs.create_scheduled(reason, now, cause=Cause.EVENT)
+        return effects
 
-    async def _make_what_was_fired(self) -> None:
-        """A run that was fired and not made, because its scheduler ended in between."""
-        facts = self._life.facts
-        if facts.run is not None and not self._runs.has_made(facts.run):
-            with self._its_trace():
-                await self._runs.make(cause="fired before the scheduler was restarted")
-
-    async def consider(self) -> None:
-        """Do what is to be done now, and set the clock for the next look."""
-        if self._trigger is None or not self._awake or self._runs.hindrance:
-            return
-        while not self._is_used_up and await self._step(self._trigger):
-            pass
+    def change_to(self, table: ScheduleTable, reason: str, now: datetime) -> list[Effect]:
+        """Follow *table* from now on. A run that was due is not due any more, and earlier cron times do not count."""
+        if table == self._table:
+            return []
+        self._table, self._trigger = table, table.trigger
+        effects: list[Effect] = [CancelTimer(SchedulerTimer.EVALUATE)]
+        if not self._is_active and self._trigger is not None:
+            effects += self._activate(self._trigger, now)
+        if (record := self._active_record) is not None:
+            changes: ScheduleChanges = {
+                "clock_since": now,
+                "due_since": None,
+                "cause": "",
+                "rule": table.rule,
+                "next_at": None,
+                "awaits": (),
+            }
+            effects.append(record.move(ScheduleEvent.RESCHEDULED, changes, reason=reason))
+        return effects
 
     @property
-    def _is_used_up(self) -> bool:
-        most = self._table.at_most
-        return most is not None and self._life.facts.started >= most
+    def _active_record(self) -> ScheduleRecord | None:
+        return self._record if self._is_active else None
 
-    async def _step(self, trigger: Trigger) -> bool:
-        """One move of the schedule; False where there is nothing more to be done now."""
-        if self._life.state is ScheduleState.WATCHING:
-            return await self._watch(trigger)
-        with self._its_trace():
-            return await self._hold_or_fire(trigger)
+    # --- evaluation ---------------------------------------------------------------------------------
 
-    async def _watch(self, trigger: Trigger) -> bool:
-        seen = self._trigger_inputs()
-        if (now_held := evaluate_trigger(trigger, seen)) is None:
-            at = next_evaluation(trigger, seen)
-            await self._plan_for(next_at=at, awaits=unmet_conditions(trigger, seen))
-            self._look_again(at)
-            return False
-        with _new_run_trace():
-            await self._life.transition(
-                ScheduleEvent.TRIGGERED,
-                {
-                    "due_since": now_held.at,
-                    "cause": now_held.why,
-                    "traceparent": tracing.current_traceparent(),
-                },
-                reason=now_held.why,
-            )
-        return True
+    def evaluate(self, now: datetime) -> list[Effect]:
+        """Do everything that is due now, and start the timer of the next evaluation."""
+        record, trigger = self._active_record, self._trigger
+        if trigger is None or record is None or self._runs.blocked_reason:
+            return []
+        effects: list[Effect] = []
+        state: ScheduleState | None = None
+        while record.state is not state and not self._is_exhausted(record.data):
+            state = record.state
+            if state is ScheduleState.WATCHING:
+                effects += self._watch(trigger, record, now)
+            else:
+                effects += self._start_or_postpone(trigger, record, now)
+        return effects
 
-    async def _plan_for(self, *, next_at: datetime | None, awaits: tuple[str, ...]) -> None:
-        """Tell when the next run may start and what it waits for, where that has changed: it is part of no run."""
-        facts = self._life.facts
-        if (facts.next_at, facts.awaits) != (next_at, awaits):
-            with tracing.detached_trace():
-                await self._life.transition(ScheduleEvent.PLANNED, {"next_at": next_at, "awaits": awaits})
+    def _is_exhausted(self, data: ScheduleData) -> bool:
+        return self._table.at_most is not None and data.started >= self._table.at_most
 
-    def _its_trace(self) -> AbstractContextManager[object]:
-        """The trace of the run that is due; a new one where it became due before fedbus noted any."""
-        began = self._life.facts.traceparent
-        return tracing.use_trace(began) if began else _new_run_trace()
+    def _watch(self, trigger: Trigger, record: ScheduleRecord, now: datetime) -> list[Effect]:
+        inputs = self._trigger_inputs(record.data, now)
+        if (fired := evaluate_trigger(trigger, inputs)) is None:
+            at = next_evaluation(trigger, inputs)
+            return [_timer(at, now), *self._plan(record, at, unmet_conditions(trigger, inputs))]
+        changes: ScheduleChanges = {"due_since": fired.at, "cause": fired.why}
+        return [record.move(ScheduleEvent.TRIGGERED, changes, reason=fired.why, trace=Trace.NEW_TRACE)]
 
-    async def _hold_or_fire(self, trigger: Trigger) -> bool:
-        due, now = schedule_due(self._life.facts), datetime.now(UTC)
-        ready = ready_at(self._table, due_since=due.due_since, last_news=self._news.last_at)
+    def _plan(
+        self, record: ScheduleRecord, next_at: datetime | None, awaits: tuple[str, ...]
+    ) -> list[Effect]:
+        """Publish when the next run may start and what it waits for, if that changed: it belongs to no run."""
+        if (record.data.next_at, record.data.awaits) == (next_at, awaits):
+            return []
+        changes: ScheduleChanges = {"next_at": next_at, "awaits": awaits}
+        return [record.move(ScheduleEvent.PLANNED, changes, trace=Trace.NONE)]
+
+    def _start_or_postpone(self, trigger: Trigger, record: ScheduleRecord, now: datetime) -> list[Effect]:
+        due = schedule_due(record.data)
+        ready = ready_at(self._table, due_since=due.due_since, last_input=self._inputs.last_change)
         if ready is None or ready > now:
-            await self._postpone("it is not to be in the quiet hours, or so soon", ready)
-            self._look_again(ready)
-            return False
+            return [_timer(ready, now), *self._postpone(record, "quiet hours or debounce", ready)]
         if self._runs.current is None:
-            await self._fire(trigger, due.cause)
-            return True
-        return await self._overlap(trigger, due.cause, self._runs.current)
+            return self._fire(trigger, record, due.cause, now)
+        return self._overlap(trigger, record, self._runs.current, now)
 
-    async def _overlap(self, trigger: Trigger, cause: str, running: str) -> bool:
+    def _fire(self, trigger: Trigger, record: ScheduleRecord, reason: str, now: datetime) -> list[Effect]:
+        changes: ScheduleChanges = {
+            **self._new_baseline(trigger, record.data, now),
+            "started": record.data.started + 1,
+            "run": self._runs.next_id,
+            "fired_for": reason,
+            "fired_at": now,
+        }
+        move = record.move(
+            ScheduleEvent.FIRED, changes, reason=reason, trace=Trace.DUE_RUN, cause=Cause.SCHEDULE
+        )
+        return [move, *self._runs.create_scheduled(reason, now, cause=Cause.SCHEDULE)]
+
+    def _overlap(self, trigger: Trigger, record: ScheduleRecord, running: str, now: datetime) -> list[Effect]:
         """A run is due while another is under way."""
         match self._table.overlap:
             case "skip":
-                await self._life.transition(
-                    ScheduleEvent.SKIPPED, self._from_now_on(trigger), reason=f"{running} is under way"
-                )
-                return True
+                baseline = self._new_baseline(trigger, record.data, now)
+                reason = f"{running} is under way"
+                return [record.move(ScheduleEvent.SKIPPED, baseline, reason=reason, trace=Trace.DUE_RUN)]
             case "cancel-running":
-                if await self._postpone(f"{running} is to end first"):
-                    self._runs.cancel(f"the next run is due: {cause}")
+                postponed = self._postpone(record, f"{running} must end first")
+                reason = f"the next run is due: {record.data.cause}"
+                return [*postponed, *self._runs.cancel_current(reason)] if postponed else []
             case "queue":
-                await self._postpone(f"{running} is under way")
-        return False
+                return self._postpone(record, f"{running} is under way")
 
-    async def _postpone(self, reason: str, until: datetime | None = None) -> bool:
-        """Say once why the run that is due does not start yet; whether it was said now."""
-        if self._life.event is ScheduleEvent.POSTPONED and self._life.reason == reason:
-            return False
-        with cause_scope(
-            self._life.last_message_id
-        ):  # whatever has come meanwhile, it is due to what triggered it
-            await self._life.transition(ScheduleEvent.POSTPONED, reason=reason, deadline=until)
-        return True
+    def _postpone(self, record: ScheduleRecord, reason: str, until: datetime | None = None) -> list[Effect]:
+        """Publish why the run that is due does not start yet, unless that is published already.
 
-    async def _fire(self, trigger: Trigger, cause: str) -> None:
-        fired: ScheduleChanges = {
-            **self._from_now_on(trigger),
-            "started": self._life.facts.started + 1,
-            "run": self._runs.next_id,
-            "fired_for": cause,
-            "fired_at": datetime.now(UTC),
-        }
-        with cause_scope(self._life.last_message_id):
-            await self._life.transition(ScheduleEvent.FIRED, fired, reason=cause)
-        with cause_scope(self._life.last_message_id):
-            await self._runs.make(cause=cause)
+        The cause is the transition that made the run due, not the message that is handled.
+        """
+        if record.event is ScheduleEvent.POSTPONED and record.reason == reason:
+            return []
+        return [
+            record.move(
+                ScheduleEvent.POSTPONED,
+                reason=reason,
+                deadline=until,
+                trace=Trace.DUE_RUN,
+                cause=Cause.SCHEDULE,
+            )
+        ]
 
-    def _from_now_on(self, trigger: Trigger) -> ScheduleChanges:
-        """Only what comes after this counts for the next run."""
-        seen = self._trigger_inputs()
+    # --- what counts --------------------------------------------------------------------------------
+
+    def _new_baseline(self, trigger: Trigger, data: ScheduleData, now: datetime) -> ScheduleChanges:
+        """Return the values from which changes count for the next run."""
+        inputs = self._inputs
         return {
-            "since": seen.now,
-            "clock_since": cron_start_after_run(self._table, trigger, seen),
+            "since": now,
+            "clock_since": cron_start_after_run(self._table, trigger, self._trigger_inputs(data, now)),
             "due_since": None,
             "cause": "",
-            "labelled": self._news.came("labelled"),
-            "unlabelled": self._news.came("unlabelled"),
-            "databases": self._news.databases,
-            "drifted": tuple(sorted(self._news.drifted)),
+            "labelled": inputs.total_rows("labelled"),
+            "unlabelled": inputs.total_rows("unlabelled"),
+            "databases": inputs.databases,
+            "drifted": tuple(sorted(inputs.drifted)),
             "next_at": None,
             "awaits": (),
-            "accuracy": {client: one.accuracy for client, one in self._news.judged.items()},
-            "code_version": self._news.code[0] if self._news.code else self._life.facts.code_version,
+            "accuracy": {client: one.accuracy for client, one in inputs.accuracy.items()},
+            "code_version": inputs.code_version or data.code_version,
         }
 
-    def _look_again(self, at: datetime | None) -> None:
-        self._timers.cancel(EVALUATE_TIMER)
-        if at is not None:
-            soonest = min(at, datetime.now(UTC) + MAX_EVALUATE_DELAY)
-            look = self._runs.in_turn(self.consider)
-            Variables().run(
-                self._timers.at, EVALUATE_TIMER, soonest, look
-            )  # it is the clock's, and no longer of what is handled now
-
-    def _trigger_inputs(self) -> TriggerInputs:
-        facts, news, runs = self._life.facts, self._news, self._runs
-        code = news.code if news.code and news.code[0] != facts.code_version else None
+    def _trigger_inputs(self, data: ScheduleData, now: datetime) -> TriggerInputs:
+        inputs, runs = self._inputs, self._runs
+        new_code = inputs.code if inputs.code is not None and inputs.code[0] != data.code_version else None
         return TriggerInputs(
-            now=datetime.now(UTC),
-            since=facts.since,
-            clock_since=facts.clock_since,
+            now=now,
+            since=data.since,
+            clock_since=data.clock_since,
             zone=ZoneInfo(self._table.timezone),
-            fresh=facts.started == 0 and runs.last_ended is None,
+            fresh=data.started == 0 and runs.last_ended is None,
             running=runs.current is not None,
             last_ended=runs.last_ended,
-            labelled=news.gained("labelled", facts.labelled, facts.databases),
-            unlabelled=news.gained("unlabelled", facts.unlabelled, facts.databases),
-            drifted=news.drifted,
-            drifted_before=facts.drifted,
-            judged=news.judged,
-            accuracy_before=facts.accuracy,
+            labelled=inputs.new_rows("labelled", data.labelled, data.databases),
+            unlabelled=inputs.new_rows("unlabelled", data.unlabelled, data.databases),
+            drifted=inputs.drifted,
+            drifted_before=data.drifted,
+            accuracy=inputs.accuracy,
+            accuracy_before=data.accuracy,
             again=timedelta(seconds=self._table.again_s),
-            figures=runs.figures,
-            new_code_at=code[1] if code else None,
-            finished=news.finished,
+            metrics=runs.metrics,
+            new_code_at=new_code[1] if new_code is not None else None,
+            finished=inputs.finished,
         )
 
+    def validate(self) -> None:
+        """Check that the data has what its state needs; for tests."""
+        if self._record is not None:
+            schedule_situation(self._record.state, self._record.data)
 
-def _new_run_trace() -> AbstractContextManager[object]:
-    """The beginning of a run's trace: its own, whatever is being handled, to which it is linked."""
-    return tracer.start_as_current_span(
-        f"run by {SCHEDULED}", Context(), links=tracing.links_to(tracing.current_traceparent())
-    )
+
+def _timer(at: datetime | None, now: datetime) -> Effect:
+    """Return the effect that has the schedule evaluated at *at*; None: only by an event."""
+    if at is None:
+        return CancelTimer(SchedulerTimer.EVALUATE)
+    return StartTimer(SchedulerTimer.EVALUATE, (min(at, now + MAX_EVALUATE_DELAY) - now).total_seconds())

@@ -127,7 +127,7 @@ async def test_while_the_model_repository_is_in_trouble_no_run_is_made_and_whoev
     ):
         await wait_for_scheduler(fed)
         for _ in range(2):
-            with pytest.raises(RequestRefused, match=r"can have no run now: the volume is away"):
+            with pytest.raises(RequestRefused, match=r"cannot start a run now: the volume is away"):
                 await start_run(fed)
             await scheduler.restart()
             await wait_for_scheduler(fed)
@@ -324,4 +324,4 @@ async def test_a_run_that_was_opened_although_it_was_stopped_is_cancelled_there(
 ) -> None:
     await server.transition(ServerEvent.RUN_REQUESTED, {"run": f"{TASK}-7", "plan": FAST_PLAN})
     await fed.wait_for_event("server", "run_cancelled")
-    assert fed.last_transition("server").reason == "it was stopped before it was opened"
+    assert fed.last_transition("server").reason == "the run was stopped before it was opened"

@@ -1,0 +1,53 @@
+"""The lifecycles that the workflow scheduler owns, as its decisions see them: state and data, without the bus.
+
+A record moves when a decision is taken; the effect that it returns has the agent publish the same transition.
+"""
+
+from datetime import datetime
+
+from fedbus.agents.common.machine import LifecycleRecord
+from fedbus.agents.workflow_scheduler.effects import Cause, MoveRun, MoveSchedule, Trace
+from fedbus.contracts.run import RUN, RunChanges, RunData, RunEvent, RunState
+from fedbus.contracts.scheduling import (
+    SCHEDULE,
+    ScheduleChanges,
+    ScheduleData,
+    ScheduleEvent,
+    ScheduleState,
+)
+
+
+class ScheduleRecord(LifecycleRecord[ScheduleState, ScheduleEvent, ScheduleData]):
+    """The schedule of a task."""
+
+    def move(
+        self,
+        event: ScheduleEvent,
+        changes: ScheduleChanges | None = None,
+        *,
+        reason: str = "",
+        deadline: datetime | None = None,
+        trace: Trace = Trace.EVENT,
+        cause: Cause = Cause.EVENT,
+    ) -> MoveSchedule:
+        """Follow the arrow of *event*; raises IllegalTransition and IllegalChange."""
+        changes = changes or {}
+        target = SCHEDULE.advance(self.state, event)
+        self.data = SCHEDULE.change(event, self.data, changes)
+        self.state, self.event, self.reason = target, event, reason
+        return MoveSchedule(event, changes, reason, deadline, trace=trace, cause=cause)
+
+
+class RunRecord(LifecycleRecord[RunState, RunEvent, RunData]):
+    """The run that is under way."""
+
+    def allows(self, event: RunEvent) -> bool:
+        return RUN.allows(self.state, event)
+
+    def move(self, event: RunEvent, changes: RunChanges | None = None, *, reason: str = "") -> MoveRun:
+        """Follow the arrow of *event*; raises IllegalTransition and IllegalChange."""
+        changes = changes or {}
+        target = RUN.advance(self.state, event)
+        self.data = RUN.change(event, self.data, changes)
+        self.state, self.event, self.reason = target, event, reason
+        return MoveRun(event, changes, reason)
