@@ -32,6 +32,7 @@ from fedbus.contracts.server import SERVER, RoundMessage, ServerData
 from fedbus.contracts.transition import Transition
 from fedbus.domain import provenance
 from fedbus.domain.provenance import CheckOutcome, ClientUpdate, ProvenanceFinding, make_finding
+from fedbus.learning import weights
 from fedbus.stores.code.address import is_address
 from fedbus.stores.code.open import (
     CodeRejected,
@@ -312,17 +313,15 @@ async def _check_bytes(models: ModelStore, manifest: Manifest) -> list[Provenanc
         return [ProvenanceFinding("weights", CheckOutcome.NO, str(error))]
     size = path.stat().st_size
     wrong = [f"there are {size} bytes, the manifest says {manifest.size_bytes}"]
-    weights = make_finding(
+    content = make_finding(
         "weights",
         f"{_describe_bytes(manifest)}, the digest taken anew",
         wrong if size != manifest.size_bytes else (),
     )
-    return [weights, await asyncio.to_thread(_check_architecture, path, manifest)]
+    return [content, await asyncio.to_thread(_check_architecture, path, manifest)]
 
 
 def _check_architecture(path: Path, manifest: Manifest) -> ProvenanceFinding:
-    from fedbus.learning import weights  # noqa: PLC0415  # takes a second, which the log need not wait for
-
     try:
         arrays = weights.load(path)
     except weights.BadWeights as error:

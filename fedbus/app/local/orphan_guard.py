@@ -1,15 +1,16 @@
-"""Runs a program that must not outlive us and does not know it: ``python -I -S tether.py PARENT PROGRAM …``.
+"""Runs a program that must end when its parent dies: ``python -I -S orphan_guard.py PARENT PROGRAM …``.
 
-On Linux this process becomes the program, after telling the kernel to kill it when the
-parent dies (``PR_SET_PDEATHSIG``). Done here, between two programs, and not in a
-``preexec_fn``: Python code between fork and exec can deadlock where the parent has threads.
+On Linux this process sets ``PR_SET_PDEATHSIG``, so that the kernel kills it when the parent dies, and then
+executes the program. This is done here and not in a ``preexec_fn``: Python code between fork and exec can
+deadlock if the parent has threads.
 
-Elsewhere it stays as the program's guard: standard input is the life line to the parent, and
-when that closes, or somebody asks this process to stop, the program goes first.
+On other systems, or with ``--stay``, this process stays and runs the program as its child. Standard input is a pipe
+from the parent. When the pipe closes, this process kills the program; on SIGTERM it terminates the program.
 
-Nothing of fedbus is imported: it runs in 20 ms, and in any Python.
+This file imports nothing of fedbus, so it starts in 20 ms.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ STAY = "--stay"
 
 
 def wrapper_command(*, stay: bool = False) -> tuple[str, ...]:
-    """What to put before the command of a program that must not outlive this process."""
+    """The prefix for the command of a program that must end with this process."""
     return (sys.executable, "-I", "-S", __file__, *([STAY] if stay else []), str(os.getpid()))
 
 
@@ -37,12 +38,10 @@ def main() -> None:
 
 
 def _exec_program(command: list[str], parent: int) -> None:
-    import ctypes  # noqa: PLC0415  # 10 ms that the other way does not need
-
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
-    if os.getppid() != parent:  # it died before the kernel knew
-        sys.exit("the parent has gone")
+    if os.getppid() != parent:  # it died before prctl
+        sys.exit("parent process has ended")
     os.execv(command[0], command)  # noqa: S606  # a shell would be one process too many
 
 
@@ -53,7 +52,7 @@ def _run_as_guard(command: list[str]) -> int:
         return program.wait()
 
 
-def _kill_on_eof(program: "subprocess.Popen[bytes]") -> None:
+def _kill_on_eof(program: subprocess.Popen[bytes]) -> None:
     with suppress(OSError):
         while os.read(0, 4096):
             pass

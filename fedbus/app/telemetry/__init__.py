@@ -21,13 +21,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
+from opentelemetry import trace
+
 from fedbus import __version__
+from fedbus.app.settings import InvalidSetting, Settings
 from fedbus.app.telemetry.log_lines import log_to_stderr
+from fedbus.app.telemetry.span_files import SpanFileExporter, SpanFileProcessor
+from fedbus.app.telemetry.tracer import ErrorTypeProvider, sdk_provider
 from fedbus.app.telemetry_endpoints import is_any_configured
 
 if TYPE_CHECKING:
     from fedbus.app.telemetry.collector import OtlpExport
-    from fedbus.app.telemetry.span_files import SpanFileExporter
 
 DISABLED: Final = "OTEL_SDK_DISABLED"
 FLUSH_S: Final = 2.0
@@ -51,11 +55,6 @@ def _is_disabled() -> bool:
 @contextmanager
 def _sdk(resource: dict[str, str | int]) -> Iterator[None]:
     """Set up OpenTelemetry's SDK. Spans have ids, which messages carry, even where no span is stored or sent."""
-    from opentelemetry import trace  # noqa: PLC0415  # not for `fedbus --help`
-
-    from fedbus.app.telemetry.span_files import SpanFileProcessor  # noqa: PLC0415
-    from fedbus.app.telemetry.tracer import ErrorTypeProvider, sdk_provider  # noqa: PLC0415
-
     spans = sdk_provider(resource)
     if files := _span_files(resource):
         spans.add_span_processor(
@@ -63,7 +62,7 @@ def _sdk(resource: dict[str, str | int]) -> Iterator[None]:
         )  # the first, so that its shutdown waits for no network
     export = None
     if is_any_configured():
-        from fedbus.app.telemetry.collector import OtlpExport  # noqa: PLC0415  # imports HTTP and protobuf
+        from fedbus.app.telemetry.collector import OtlpExport  # noqa: PLC0415  # HTTP and protobuf: 5 MB
 
         export = OtlpExport(spans)
     trace.set_tracer_provider(ErrorTypeProvider(spans))
@@ -73,10 +72,7 @@ def _sdk(resource: dict[str, str | int]) -> Iterator[None]:
         _shut_down([spans.shutdown, *(export.shutdowns if export else ())], export)
 
 
-def _span_files(resource: dict[str, str | int]) -> "SpanFileExporter | None":
-    from fedbus.app.settings import InvalidSetting, Settings  # noqa: PLC0415
-    from fedbus.app.telemetry.span_files import SpanFileExporter  # noqa: PLC0415
-
+def _span_files(resource: dict[str, str | int]) -> SpanFileExporter | None:
     try:
         settings = Settings.from_environment()
     except InvalidSetting:  # reported where the settings are used

@@ -15,9 +15,17 @@ import structlog
 from opentelemetry import _logs, metrics
 from opentelemetry._logs import LogRecord
 from opentelemetry.context import get_current
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk import metrics as sdk
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs._internal import std_to_otel
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from fedbus.app.telemetry import FLUSH_S, exceptions
 from fedbus.app.telemetry_endpoints import LOGS, METRICS, TRACES, is_configured
@@ -71,19 +79,10 @@ class OtlpExport:
         return exporter
 
     def _export_spans(self) -> None:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
-
         exporter = self._watch(TRACES, OTLPSpanExporter(timeout=_timeout_s()))
         self._spans.add_span_processor(BatchSpanProcessor(exporter))
 
     def _export_metrics(self) -> None:
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # noqa: PLC0415
-            OTLPMetricExporter,
-        )
-        from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
-        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415
-
         exporter = self._watch(METRICS, OTLPMetricExporter(timeout=_timeout_s()))
         every_s = float(os.environ[INTERVAL]) / 1000 if os.environ.get(INTERVAL) else METRICS_INTERVAL_S
         reader = PeriodicExportingMetricReader(exporter, every_s * 1000, cardinality_limits=series_limits())
@@ -92,9 +91,6 @@ class OtlpExport:
         self.shutdowns.append(provider.shutdown)
 
     def _export_lines(self) -> None:
-        from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter  # noqa: PLC0415
-        from opentelemetry.sdk._logs.export import BatchLogRecordProcessor  # noqa: PLC0415
-
         exporter = self._watch(LOGS, OTLPLogExporter(timeout=_timeout_s()))
         provider = LoggerProvider(self._spans.resource, shutdown_on_exit=False)
         provider.add_log_record_processor(BatchLogRecordProcessor(exporter))
@@ -105,8 +101,6 @@ class OtlpExport:
 
 def series_limits() -> dict[Any, int]:
     """Limit each kind of instrument to SERIES; the SDK adds further series to ``otel.metric.overflow``."""
-    from opentelemetry.sdk import metrics as sdk  # noqa: PLC0415
-
     kinds = (
         sdk.Counter,
         sdk.UpDownCounter,

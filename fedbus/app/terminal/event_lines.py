@@ -7,7 +7,8 @@ from typing import Any, Final
 from pydantic import BaseModel
 from rich.text import Text
 
-from fedbus.app.terminal.output import format_size, printable
+from fedbus.app.terminal.output import format_size
+from fedbus.app.terminal.plain import printable
 from fedbus.bus.bus import StoredMessage
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef

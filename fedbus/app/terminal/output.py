@@ -4,21 +4,20 @@ What is asked for goes to standard output, all else to standard error. A table i
 pipe as wide as it has to be; a line breaks between two words, a long word where it has to, and nothing is cut.
 """
 
-import json
-import math
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+from fedbus.app.terminal.plain import printable
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")]
 PIPE_WIDTH: Final = 400
@@ -48,48 +47,10 @@ STATE_STYLES: Final = {
 }
 
 
-def console() -> "Console":
+def console() -> Console:
     """Standard output as it is now."""
-    from rich.console import Console  # noqa: PLC0415  # 30 ms that `fedbus events decode` does not need
-
     seen = sys.stdout.isatty()
     return Console(width=None if seen else PIPE_WIDTH, highlight=False, soft_wrap=not seen)
-
-
-def print_json(facts: Any) -> None:
-    """*facts* as one JSON document: indented for a terminal, one line otherwise."""
-    print(to_json(facts, indent=2 if sys.stdout.isatty() else None), flush=True)
-
-
-def to_json(facts: Any, indent: int | None = None) -> str:
-    """*facts* as JSON, with the numbers of letters that a terminal would obey."""
-    document = json.dumps(to_jsonable(facts), ensure_ascii=False, allow_nan=False, indent=indent)
-    return "\n".join(
-        line if line.isprintable() else _escape_control_chars(line) for line in document.split("\n")
-    )
-
-
-def _escape_control_chars(line: str) -> str:
-    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line)
-
-
-def to_jsonable(value: Any) -> Any:
-    """*value* in words that JSON has: times as ISO 8601, bytes as their size and beginning, "nan" as text."""
-    match value:
-        case dict():
-            return {str(to_jsonable(name)): to_jsonable(item) for name, item in value.items()}
-        case list() | tuple():
-            return [to_jsonable(item) for item in value]
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if math.isfinite(value) else str(value)
-        case datetime():
-            return value.isoformat()
-        case bytes():
-            return f"<{len(value)} bytes: {value[:16].hex()}{'…' if len(value) > 16 else ''}>"
-        case _:
-            return str(value)
 
 
 def print_table(
@@ -114,11 +75,7 @@ def print_table(
         print_note(f"too narrow here for {', '.join(left_out)}: see --json, or a wider terminal")
 
 
-def _build_table(
-    headings: Sequence[str], rows: Iterable[Sequence[object]], left_out: Sequence[str]
-) -> "Table":
-    from rich.table import Table  # noqa: PLC0415
-
+def _build_table(headings: Sequence[str], rows: Iterable[Sequence[object]], left_out: Sequence[str]) -> Table:
     grid = Table(box=None, header_style="bold", pad_edge=False)
     for heading in headings:
         if heading not in left_out:
@@ -129,18 +86,14 @@ def _build_table(
     return grid
 
 
-def _fits(grid: "Table") -> bool:
+def _fits(grid: Table) -> bool:
     """Whether nothing of it is cut; in a pipe nothing ever is."""
-    from rich.measure import Measurement  # noqa: PLC0415
-
     here = console()
     return Measurement.get(here, here.options.update(max_width=PIPE_WIDTH), grid).maximum <= here.width
 
 
-def _cell_text(fact: object) -> "Text":
+def _cell_text(fact: object) -> Text:
     """Text, and never markup: anybody may have said it."""
-    from rich.text import Text  # noqa: PLC0415
-
     if not isinstance(fact, Text):
         return Text(format_value(fact))
     fact.plain = printable(fact.plain)
@@ -162,15 +115,8 @@ def print_note(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def state_text(name: str) -> "Text":
-    from rich.text import Text  # noqa: PLC0415
-
+def state_text(name: str) -> Text:
     return Text(name, style=STATE_STYLES.get(name, ""))
-
-
-def printable(text: str) -> str:
-    """*text*, which anybody may have said, without what would move a cursor, ring a bell or break a line."""
-    return "".join(one if one.isprintable() else " " for one in text)
 
 
 def format_age(moment: datetime) -> str:

@@ -1,4 +1,4 @@
-"""How far a run is: its rounds as a bar, and in the round under way who has answered so far.
+"""The progress of a run: its rounds as a bar, and the clients that have answered in the current round.
 
 mnist-3 running ━━━━━━━━━━━━╌╌╌╌╌╌╌╌╌╌╌╌ round 3 of 4  train: 2 of 3 clients answered  loss 0.2931
 """
@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from fedbus.app.terminal.output import STATE_STYLES, printable
+from fedbus.app.terminal.output import STATE_STYLES
+from fedbus.app.terminal.plain import printable
 from fedbus.app.terminal.top_screen import pluralize, render_bar, rounds_done
+from fedbus.app.views.federation_status import apply_stored
 from fedbus.bus.background import background_task
 from fedbus.bus.bus import Bus, StoredMessage
 from fedbus.bus.streams import events_stream
@@ -22,80 +24,65 @@ from fedbus.contracts.client import RoundReply
 from fedbus.contracts.run import RUN, RunData, RunEvent, RunState
 from fedbus.contracts.server import RoundMessage
 from fedbus.contracts.transition import Transition
+from fedbus.domain.federation_view import EntityState, FederationView
 
 BAR_WIDTH: Final = 24
 REFRESH_PER_S: Final = 4
+MAX_NAMES: Final = 3
+"""Clients without an answer that the line names."""
 
 
 class RunProgress:
-    """Folded from the moves of *run* and from the messages of its rounds."""
+    """The progress of one run as a line of text."""
 
     def __init__(self, run: str) -> None:
         self._run = run
-        self._state = ""
-        self._waits_for = ""
-        self._facts: RunData | None = None
-        self._phase = (0, "")
-        """The round and the kind of message that were asked last."""
-        self._waiting: dict[str, str] = {}
-        """Whom an answer is awaited of, by the message."""
-        self._asked_count = 0
+        self._view = FederationView()
 
-    def see(self, seen: StoredMessage) -> None:
-        match seen.message:
-            case Transition(facts=RunData(run=self._run) as facts) as move:
-                self._state, self._waits_for, self._facts = move.target, move.waits_for, facts
-            case RoundMessage(run=self._run) as message:
-                self._apply_request(message)
-            case RoundReply(run=self._run) as reply:
-                self._waiting.pop(reply.reply_to, None)
+    def apply(self, stored: StoredMessage) -> None:
+        apply_stored(self._view, stored)
 
-    def _apply_request(self, message: RoundMessage) -> None:
-        phase = (message.round or 0, message.message_type)
-        if phase != self._phase:
-            self._phase, self._asked_count, self._waiting = phase, 0, {}
-        self._asked_count += 1
-        self._waiting[message.message_id] = message.client
+    async def follow(self, stream: AsyncIterator[StoredMessage]) -> None:
+        async for stored in stream:
+            self.apply(stored)
 
     def line(self) -> Text:
-        """It, now."""
-        begin = Text.assemble((self._run, "bold"), " ", (self._state, STATE_STYLES.get(self._state, "")), " ")
-        if self._facts is None:
-            return begin
-        done, of = rounds_done(self._facts), self._facts.plan.rounds
+        """Render the current state of the run."""
+        run = self._view.runs.get(self._run)
+        state = run.state if run else ""
+        start = Text.assemble((self._run, "bold"), " ", (state, STATE_STYLES.get(state, "")), " ")
+        if run is None:
+            return start
+        done, total = rounds_done(run.data), run.data.plan.rounds
         parts = [
-            f"round {min(done + 1, of)} of {of}",
-            *self._describe_answers(),
-            *self._describe_loss(self._facts),
+            f"round {min(done + 1, total)} of {total}",
+            *self._describe_replies(run),
+            *_describe_loss(run.data),
         ]
-        whole = Text.assemble(begin, render_bar(done, of, BAR_WIDTH), " ", "  ".join(parts))
-        whole.no_wrap, whole.overflow = True, "ellipsis"
-        return whole
+        line = Text.assemble(start, render_bar(done, total, BAR_WIDTH), " ", "  ".join(parts))
+        line.no_wrap, line.overflow = True, "ellipsis"
+        return line
 
-    def _describe_answers(self) -> list[str]:
-        if self._state in RUN.final:
+    def _describe_replies(self, run: EntityState[RunData]) -> list[str]:
+        if run.state in RUN.final:
             return []
-        if self._state != RunState.RUNNING or not self._asked_count:
-            return [f"waits for {printable(self._waits_for)}"] if self._waits_for else []
-        answered = self._asked_count - len(self._waiting)
-        kind = self._phase[1].partition(".")[0]
-        told = f"{kind}: {answered} of {pluralize(self._asked_count, 'client')} answered"
-        left = ", ".join(sorted(self._waiting.values())[:3])
-        return [f"{told}, not {left}" if answered and self._waiting else told]
-
-    @staticmethod
-    def _describe_loss(facts: RunData) -> list[str]:
-        last = facts.rounds[-1] if facts.rounds else None
-        return [f"loss {last.loss:.4f}"] if last and last.loss is not None else []
-
-    async def follow(self, said: AsyncIterator[StoredMessage]) -> None:
-        async for seen in said:
-            self.see(seen)
+        progress, waits_for = self._view.rounds.get(run.data.task), run.transition.waits_for
+        if run.state != RunState.RUNNING or progress is None or progress.run != self._run:
+            return [f"waits for {printable(waits_for)}"] if waits_for else []
+        answered, pending = len(progress.answered), progress.pending_clients
+        kind = progress.message_type.partition(".")[0]
+        text = f"{kind}: {answered} of {pluralize(len(progress.requested), 'client')} answered"
+        return [f"{text}, not {', '.join(pending[:MAX_NAMES])}" if answered and pending else text]
 
 
-def render_transition(seen: StoredMessage) -> Text:
-    """A move of a run in a line that fits a terminal."""
-    move = seen.message
+def _describe_loss(data: RunData) -> list[str]:
+    last = data.rounds[-1] if data.rounds else None
+    return [f"loss {last.loss:.4f}"] if last and last.loss is not None else []
+
+
+def render_transition(stored: StoredMessage) -> Text:
+    """Render a transition of a run as a line that fits a terminal."""
+    move = stored.message
     assert isinstance(move, Transition)
     match move:
         case Transition(event=RunEvent.ROUND_FINISHED, facts=RunData(rounds=(*_, last))):
@@ -104,33 +91,34 @@ def render_transition(seen: StoredMessage) -> Text:
                 f"loss {last.loss:.4f}" if last.loss is not None else "",
                 f"accuracy {last.accuracy:.2%}" if last.accuracy is not None else "",
                 f"{last.seconds:.2f} s",
-                pluralize(len(last.participants), "client") if last.round else "the model it begins with",
+                pluralize(len(last.participants), "client") if last.round else "the initial model",
                 *failures,
             ]
-            said = Text("  ".join([f"round {last.round}", *filter(None, figures)]))
+            text = Text("  ".join([f"round {last.round}", *filter(None, figures)]))
         case _:
-            said = Text.assemble(
+            text = Text.assemble(
                 (move.target, STATE_STYLES.get(move.target, "")), "  ", printable(move.reason)
             )
-    return Text.assemble((f"{seen.envelope.time.astimezone():%H:%M:%S}  ", "dim"), said)
+    return Text.assemble((f"{stored.envelope.time.astimezone():%H:%M:%S}  ", "dim"), text)
 
 
 @asynccontextmanager
 async def show_progress(
     bus: Bus, run: str, *, task: str, since: datetime, console: Console, wanted: bool = True
 ) -> AsyncIterator[RunProgress]:
-    """The bar below what *console* prints, for as long as the block runs.
+    """Show the progress line below the output of *console* while the block runs.
 
-    Where that is no terminal, or the bar is not *wanted*, there is none.
+    There is no line if *wanted* is false or *console* is not a terminal. Apply the transitions of the run to the
+    progress that this yields; it follows the messages of the rounds itself.
     """
     progress = RunProgress(run)
     if not wanted or not console.is_terminal or console.is_dumb_terminal:
         yield progress
         return
-    words = [subjects.wildcard_for(bus.fed, kind, task=task) for kind in (RoundMessage, RoundReply)]
+    wanted_subjects = [subjects.wildcard_for(bus.fed, kind, task=task) for kind in (RoundMessage, RoundReply)]
     async with (
-        bus.watch(events_stream(bus.fed), words, since=since) as said,
-        background_task(progress.follow(said), name=f"answers in {run}"),
+        bus.watch(events_stream(bus.fed), wanted_subjects, since=since) as stream,
+        background_task(progress.follow(stream), name=f"follow the rounds of {run}"),
     ):
         with Live(
             console=console,

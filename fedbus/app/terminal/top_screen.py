@@ -20,7 +20,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedbus.app.terminal.output import STATE_STYLES, printable
+from fedbus.app.terminal.output import STATE_STYLES
+from fedbus.app.terminal.plain import printable
 from fedbus.app.views.federation_status import device_usage, natural_key, sort_clients
 from fedbus.contracts.run import RunData
 from fedbus.contracts.server import ServerData

@@ -28,8 +28,15 @@ LIBRARIES = {
     ),
     *("pydantic", "ray", "safetensors", "scipy", "sklearn", "structlog", "torch"),
 }
-MODULES = {"fedbus", "fedbus.app", "fedbus.app.failures", "fedbus.app.cli"} | {
-    f"fedbus.app.cli.{name}" for name in ("command_table", "lazy", "main")
+MODULES = {
+    "fedbus",
+    "fedbus.app",
+    "fedbus.app.failures",
+    "fedbus.app.terminal",
+    "fedbus.app.terminal.plain",
+} | {
+    "fedbus.app.cli",
+    *(f"fedbus.app.cli.{name}" for name in ("command_table", "lazy", "main")),
 }
 RUN_AND_LIST_MODULES = """
 import json, sys

@@ -227,7 +227,7 @@ async def test_nobody_who_answers_is_one_line_and_code_4(fedbus: FedbusCli, bus:
 async def test_an_unknown_task_is_named_with_those_that_there_are(fedbus: FedbusCli, bus: Bus) -> None:
     await simulate_runs(bus)
     said = await fedbus("run", "start", "--task", "cifar")
-    assert (said.code, said.err) == (5, "fedbus: no task cifar here: choose one of mnist\n")
+    assert (said.code, said.err) == (5, "fedbus: federation dev has no task cifar. Choose one of: mnist\n")
 
 
 async def test_an_override_without_a_value_is_a_mistake_in_usage(fedbus: FedbusCli) -> None:
@@ -323,7 +323,7 @@ async def test_nonsense_for_a_time_is_a_mistake_in_usage(fedbus: FedbusCli) -> N
     said = await fedbus("events", "tail", "--since", "yesterday")
     assert (said.code, said.err) == (
         2,
-        "fedbus: 'yesterday' is not a time: write 90s, 10m, 2h, 1d or 2026-01-31T12:00\n",
+        "fedbus: 'yesterday' is not a time. Use for example 90s, 10m, 2h, 1d or 2026-01-31T12:00\n",
     )
 
 

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from fedbus.app.failures import describe_error
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import to_json
 from fedbus.bus.errors import RequestRefused
 
 HOSTILE = "[/] [bold]x[/bold] \x1b]0;owned\x07\x1b[2J\x9b31m\u202e\nsaid"
@@ -30,7 +31,7 @@ def test_a_fact_is_text() -> None:
 
 
 def test_json_means_what_was_said_and_moves_no_cursor() -> None:
-    document = output.to_json({HOSTILE: [HOSTILE, "größer ☃"]}, indent=2)
+    document = to_json({HOSTILE: [HOSTILE, "größer ☃"]}, indent=2)
 
     assert json.loads(document) == {HOSTILE: [HOSTILE, "größer ☃"]}
     assert "größer ☃" in document

@@ -9,6 +9,7 @@ from rich.markup import escape
 from fedbus.app.bus_session import connect_bus, latest_messages, latest_transitions, run_async, transition_of
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json, printable
 from fedbus.bus.bus import StoredMessage
 from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.identifiers import ClientId, client_id
@@ -29,7 +30,7 @@ def ls(
     """List all clients and how they stand."""
     clients = [one for one in _load_clients() if task in (None, one["task"])]
     if json:
-        output.print_json(clients)
+        print_json(clients)
         return
     output.print_table(
         (
@@ -72,10 +73,10 @@ def show(
         names = ", ".join(sorted({one["client"] for one in known})) or "none yet"
         raise CliError(f"no client {client} here. Known are: {names}", ExitCode.NOT_FOUND)
     if json:
-        output.print_json(found)
+        print_json(found)
         return
     for one in found:
-        serving = escape(output.printable(_describe_serving(one)))
+        serving = escape(printable(_describe_serving(one)))
         heading = f"[bold]{client}[/] in task [bold]{one['task']}[/]  {serving}"
         output.console().print(heading)
         output.print_table(
@@ -100,7 +101,7 @@ def show(
             _describe_live_accuracy(one["live"]),
         )
         for line in told:
-            output.console().print(output.printable(line), markup=False)
+            output.console().print(printable(line), markup=False)
 
 
 def _describe_serving(one: dict[str, Any]) -> str:

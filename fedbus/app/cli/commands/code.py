@@ -15,6 +15,7 @@ from fedbus.app.composition.initial_code import code_address, code_from_settings
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.settings import Settings
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json
 from fedbus.app.terminal.progress_bar import progress_bar
 from fedbus.contracts.code import CodeLookedFor, LookForCode, RevertCode, RolloutBegun, RollOutCode
 from fedbus.contracts.message import Request
@@ -59,7 +60,7 @@ def ls(
         for one in commits
     ]
     if json:
-        output.print_json(rows)
+        print_json(rows)
         return
     output.print_table(
         ("version", "is", "clients", "made", "subject", "author"),
@@ -83,7 +84,7 @@ def status(*, task: TaskId = None, json: output.JsonOption = False) -> None:
     """Say which version everybody is on, what is being rolled out and how far, and what was rejected."""
     facts = _load_status(task)
     if json:
-        output.print_json(facts)
+        print_json(facts)
         return
     output.console().print(Text.assemble((facts["task"], "bold"), f" {_describe_source(facts['source'])}"))
     grid = Table.grid(padding=(0, 2, 0, 0))

@@ -11,6 +11,7 @@ from fedbus.app.bus_session import connect_bus, resolve_task, run_async
 from fedbus.app.failures import CliError, ExitCode, report_write_errors
 from fedbus.app.terminal import output
 from fedbus.app.terminal.chart import needs_log_scale, render_chart
+from fedbus.app.terminal.plain import print_json
 from fedbus.app.views.learning_curve import CurvePoint, LearningCurve, load_curve
 
 WIDTH: Final = 80
@@ -47,7 +48,7 @@ def curve(
     if csv is not None:
         _write(csv, found)
     if json:
-        output.print_json(_curve_facts(found))
+        print_json(_curve_facts(found))
     elif found.points:
         _draw(found)
     else:

@@ -8,6 +8,7 @@ import typer
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.settings import Settings
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json
 from fedbus.app.terminal.progress_bar import progress_bar
 from fedbus.contracts.identifiers import client_id, task_id
 from fedbus.stores.captured.export import check_format
@@ -27,7 +28,7 @@ def ls(*, client: ClientOption = None, task: TaskOption = None, json: output.Jso
     """List what each client has captured: rows, and how many have a label."""
     found = [_database_facts(database) for database in _find_databases(client, task)]
     if json:
-        output.print_json(found)
+        print_json(found)
         return
     output.print_table(
         ("client", "task", "rows", "labelled", "size", "file"),

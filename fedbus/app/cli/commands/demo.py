@@ -46,7 +46,7 @@ def demo(
 
     async def work(stop: asyncio.Event) -> None:
         report = await run_demo(wishes, settings, stop, console)
-        if stop.is_set() and len(report.fleet.ended) < runs:
+        if stop.is_set() and len(report.finished_runs) < runs:
             raise CliError("ended before its runs were over", ExitCode.INTERRUPTED)
         if not report.ok:
             raise CliError("the demo failed: see the tables above and the logs")

@@ -8,6 +8,7 @@ from fedbus.app.diagnostics.doctor import run_checks
 from fedbus.app.failures import CliError
 from fedbus.app.settings import Settings
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json
 from fedbus.app.terminal.progress_bar import progress_bar
 
 
@@ -21,7 +22,7 @@ def doctor(
     with progress_bar("looking at this machine" if offline else "looking at this machine and the bus"):
         findings = run_checks(settings, offline=offline)
     if json:
-        output.print_json([finding.as_facts() for finding in findings])
+        print_json([finding.as_facts() for finding in findings])
     else:
         for finding in findings:
             output.console().print(finding.line())

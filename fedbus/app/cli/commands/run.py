@@ -15,6 +15,7 @@ from fedbus.app.bus_session import connect_bus, latest_transitions, resolve_task
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
 from fedbus.app.terminal.event_lines import message_record, render_line, short_text
+from fedbus.app.terminal.plain import print_json, to_json
 from fedbus.app.terminal.run_progress import render_transition, show_progress
 from fedbus.app.views.event_tail import read_until_lost
 from fedbus.bus.bus import Bus, StoredMessage
@@ -53,7 +54,7 @@ def start(
             )
             run = (await bus.request(wish, timeout_s=REQUEST_TIMEOUT_S)).run
             if json:
-                output.print_json({"run": run})
+                print_json({"run": run})
             else:
                 output.console().print(f"run {run} is requested. See: fedbus run watch {run}")
             if watch:
@@ -73,7 +74,7 @@ def ls(*, task: TaskOption = None, json: output.JsonOption = False) -> None:
 
     runs = [_run_facts(seen) for seen in run_async(look())]
     if json:
-        output.print_json(runs)
+        print_json(runs)
         return
     output.print_table(
         ("run", "state", "rounds", "loss", "accuracy", "clients", "model", "trigger", "since"),
@@ -105,7 +106,7 @@ def show(run: RunArgument, *, json: output.JsonOption = False) -> None:
     seen = run_async(look())
     facts = _run_facts(seen)
     if json:
-        output.print_json(facts)
+        print_json(facts)
         return
     console = output.console()
     for name in (
@@ -151,7 +152,7 @@ def stop(
 
     run_async(ask())
     if json:
-        output.print_json({"run": run, "stopping": True})
+        print_json({"run": run, "stopping": True})
     else:
         output.console().print(f"run {run} is being cancelled")
 
@@ -184,9 +185,9 @@ async def _watch_run(bus: Bus, found: StoredMessage, *, json: bool) -> None:
         ) as progress,
     ):
         async for seen in moves:
-            progress.see(seen)
+            progress.apply(seen)
             if json:
-                print(output.to_json(message_record(seen)), flush=True)
+                print(to_json(message_record(seen)), flush=True)
             elif console.is_terminal:
                 console.print(render_transition(seen), soft_wrap=False)
             else:

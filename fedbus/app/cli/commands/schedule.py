@@ -6,6 +6,7 @@ import typer
 
 from fedbus.app.bus_session import connect_bus, latest_transitions, run_async, transition_of
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json, printable
 from fedbus.bus.bus import StoredMessage
 from fedbus.contracts.scheduling import ScheduleData, ScheduleEvent
 
@@ -38,7 +39,7 @@ def schedule(
 
     found = [_schedule_facts(seen) for seen in run_async(look())]
     if json:
-        output.print_json(found)
+        print_json(found)
     elif not found:
         output.print_note(
             "no schedule: runs start on request only. See docs/scheduling.md, or: fedbus run start"
@@ -80,7 +81,7 @@ def _print_schedule(one: dict[str, Any]) -> None:
     for name, text in lines:
         if text:
             console.print(f"  [bold]{name:<15}[/] ", end="")
-            console.print(output.printable(str(text)), markup=False)
+            console.print(printable(str(text)), markup=False)
 
 
 def _describe_rule(rule: dict[str, Any]) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from fedbus.app.docs_generator.task_keys_page import table_values
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json
 from fedbus.contracts.identifiers import task_id
 from fedbus.stores.tasks.task_directory import create_task, read_task, validate_task
 
@@ -23,7 +24,7 @@ def new(
     task = task_id(id or path.resolve().name)
     create_task(path, task)
     if json:
-        output.print_json({"task": task, "path": str(path)})
+        print_json({"task": task, "path": str(path)})
     else:
         output.console().print(f"task {task} is in {path}. Next: fedbus task validate {path}")
 
@@ -43,7 +44,7 @@ def validate(
     problems = validate_task(path)
     if json:
         facts = {"path": str(path), "problems": [str(problem) for problem in problems]}
-        output.print_json(facts | ({"keys": _load_keys(path)} if keys and not problems else {}))
+        print_json(facts | ({"keys": _load_keys(path)} if keys and not problems else {}))
     else:
         for problem in problems:
             output.console().print(f"[red]✗[/] {escape(str(problem))}")

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fedbus.app.bus_session import connect_bus, run_async
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json
 from fedbus.app.terminal.top import TopScreen, client_record
 from fedbus.app.terminal.top_screen import COLUMNS, ScreenOptions, run_cells, server_cells, visible_runs
 from fedbus.app.views.federation_status import follow_view, load_view, sort_clients
@@ -64,7 +65,7 @@ async def _print_once(bus: Bus, sort: str, *, json: bool) -> None:
     view = FederationView()
     await load_view(bus, view)
     if json:
-        output.print_json([client_record(view, client) for client in sort_clients(view, sort)])
+        print_json([client_record(view, client) for client in sort_clients(view, sort)])
     else:
         _print_tables(view, sort)
 

@@ -19,6 +19,7 @@ from fedbus.app.diagnostics.model_provenance import RunLog, StoredVersion, load_
 from fedbus.app.failures import CliError
 from fedbus.app.settings import Settings
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json, printable
 from fedbus.app.terminal.progress_bar import Advance, progress_bar
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.identifiers import check_id
@@ -52,7 +53,7 @@ def verify(
     """
     facts = run_async(_verify_run(check_id("run", run), repo, store_address(store)))
     if json:
-        output.print_json(facts)
+        print_json(facts)
     else:
         _print_report(facts, limit=None if updates else MAX_UPDATES_SHOWN)
     wrong = [one for one in facts["findings"] if one["fit"] == "does not fit"]
@@ -131,7 +132,7 @@ def _print_report(facts: dict[str, Any], *, limit: int | None) -> None:
     grid.add_column(no_wrap=True)
     for one in facts["findings"]:
         mark, style = MARKS[one["fit"]]
-        says = Text(output.printable(one["says"]), overflow="fold")
+        says = Text(printable(one["says"]), overflow="fold")
         grid.add_row(Text(f"  {mark}", style=style), one["about"], says)
     console.print(grid, soft_wrap=False)
     console.print()

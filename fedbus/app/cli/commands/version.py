@@ -2,13 +2,14 @@
 
 from fedbus.app.diagnostics.versions import installed_versions
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json
 
 
 def version(*, json: output.JsonOption = False) -> None:
     """Print version information for bug reports."""
     found = installed_versions()
     if json:
-        output.print_json(found)
+        print_json(found)
     else:
         for name, number in found.items():
             print(f"{name:<12} {number}")

@@ -8,6 +8,7 @@ from rich.markup import escape
 from fedbus.app.bus_session import connect_bus, latest_messages, latest_transitions, run_async, transition_of
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json, printable
 from fedbus.bus.bus import Bus, StoredMessage
 from fedbus.bus.streams import events_stream
 from fedbus.contracts import subjects
@@ -48,7 +49,7 @@ def why(
     """Say why a client does what it does, and why it does not take part in a run."""
     found = run_async(_load_clients(client_id(client), task))
     if json:
-        output.print_json(found)
+        print_json(found)
         return
     for one in found:
         _print_client(one)
@@ -61,26 +62,24 @@ def _print_client(one: dict[str, Any]) -> None:
         reason = f": {life['reason']}" if life["reason"] else ""
         age = output.format_age(life["since"]).removesuffix(" ago")
         line = f"{life['says']}, since {age} ({life['event']}{reason})"
-        console.print(f"  {OWNER_TEXT[life['kind']]:<14}{escape(output.printable(line))}")
+        console.print(f"  {OWNER_TEXT[life['kind']]:<14}{escape(printable(line))}")
     if trouble := one["trouble"]:
         line = f"its model repository is {trouble['kind']}, and no run can begin: {trouble['reason']}"
-        console.print(f"  {'its server':<14}{escape(output.printable(line))}")
+        console.print(f"  {'its server':<14}{escape(printable(line))}")
     if one["device"]:
-        console.print(f"  {'its device':<14}{escape(output.printable(_describe_device(one['device'])))}")
+        console.print(f"  {'its device':<14}{escape(printable(_describe_device(one['device'])))}")
     if one["data"]:
         data = one["data"]
         rows = f"{data['labelled']} labelled, {data['unlabelled']} unlabelled"
         console.print(f"  {'its data':<14}{rows}, counted {output.format_age(data['at'])}")
     if one["checked"]:
-        console.print(f"  {'its checks':<14}{escape(output.printable(_describe_checks(one['checked'])))}")
+        console.print(f"  {'its checks':<14}{escape(printable(_describe_checks(one['checked'])))}")
     if not one["declined"]:
         console.print("  It has declined no run, as far as the log goes back.")
         return
     console.print("  It last declined:")
     for no in one["declined"]:
-        console.print(
-            f"    {no['run']}, {output.format_age(no['at'])}: {escape(output.printable(no['reason']))}"
-        )
+        console.print(f"    {no['run']}, {output.format_age(no['at'])}: {escape(printable(no['reason']))}")
     if rule := one["declined"][0]["rule"]:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in one["declined"][0]["facts"].items())
         console.print(f"  The rule: {escape(rule)}   (it had: {escape(figures)})")

@@ -216,7 +216,7 @@ async def test_what_cannot_be_done_is_one_line_and_an_exit_code(
     assert (already.code, already.err.count("\n")) == (1, 1)
     assert "every client is on" in already.err
     other = await server.fedbus("code", "status", "--task", "mnist")
-    assert (other.code, other.err) == (5, "fedbus: no task mnist here: choose one of tiny\n")
+    assert (other.code, other.err) == (5, "fedbus: federation test has no task mnist. Choose one of: tiny\n")
 
 
 # --- no repository, no server --------------------------------------------------------------------

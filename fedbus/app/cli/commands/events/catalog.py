@@ -7,6 +7,7 @@ import typer
 from fedbus.app.docs_generator.pages import body_schema, catalogue_entries
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json
 
 
 def schema(
@@ -15,9 +16,9 @@ def schema(
     """Print the JSON Schema of one message type's body, or of all types."""
     kinds = {entry.word: entry.kind for entry in catalogue_entries()}
     if word is None:
-        output.print_json({name: body_schema(kind) for name, kind in kinds.items()})
+        print_json({name: body_schema(kind) for name, kind in kinds.items()})
     elif word in kinds:
-        output.print_json(body_schema(kinds[word]))
+        print_json(body_schema(kinds[word]))
     else:
         raise CliError(f"no message type {word!r}: see fedbus events catalog", ExitCode.NOT_FOUND)
 
@@ -26,7 +27,7 @@ def catalog(*, json: output.JsonOption = False) -> None:
     """List every message type: its subject, publisher and subscribers."""
     entries = catalogue_entries()
     if json:
-        output.print_json([entry.as_facts() for entry in entries])
+        print_json([entry.as_facts() for entry in entries])
         return
     output.print_table(
         ("type", "subject", "source", "subscribers", "data"),

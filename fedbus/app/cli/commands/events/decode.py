@@ -6,7 +6,7 @@
 import sys
 
 from fedbus.app.failures import CliError
-from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json
 from fedbus.contracts.envelope import MAX_EVENT_BYTES, unpack
 
 
@@ -16,4 +16,4 @@ def decode() -> None:
         raise CliError(
             "nothing on standard input. Use it so: nats sub 'fedbus.>' --translate 'fedbus events decode'"
         )
-    output.print_json(unpack(sys.stdin.buffer.read(MAX_EVENT_BYTES + 1)))
+    print_json(unpack(sys.stdin.buffer.read(MAX_EVENT_BYTES + 1)))

@@ -9,6 +9,7 @@ from fedbus.app.bus_session import connect_bus, parse_time, run_async
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
 from fedbus.app.terminal.event_lines import format_time, message_name, message_record, render_line
+from fedbus.app.terminal.plain import to_json
 from fedbus.app.terminal.progress_bar import progress_bar
 from fedbus.app.views.event_replay import pace, read_window, resolve_window
 from fedbus.app.views.event_tail import follow_streams
@@ -36,7 +37,7 @@ def tail(
                 if not _matches(seen, task, client, word):
                     continue
                 if json:
-                    print(output.to_json(message_record(seen)), flush=True)
+                    print(to_json(message_record(seen)), flush=True)
                 else:
                     console.print(render_line(seen, width=console.width))
                 left = left - 1 if left is not None else None
@@ -81,7 +82,7 @@ def replay(
                         if not _matches(seen, task, client, word):
                             continue
                         if json:
-                            print(output.to_json(message_record(seen)), flush=True)
+                            print(to_json(message_record(seen)), flush=True)
                         else:
                             console.print(render_line(seen, width=console.width))
 

@@ -9,6 +9,7 @@ from fedbus.app.bus_session import run_async
 from fedbus.app.cli.commands.model.repository import STORE_TIMEOUT_S, Store, store_address
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json
 
 
 class AccessMode(StrEnum):
@@ -48,7 +49,7 @@ def access(
 
     public = run_async(change())
     if json:
-        output.print_json({"store": url, "access": AccessMode.PUBLIC if public else AccessMode.PRIVATE})
+        print_json({"store": url, "access": AccessMode.PUBLIC if public else AccessMode.PRIVATE})
     elif public:
         typer.echo(
             f"anybody who reaches {bucket.address} may read its models; to list and to write takes a key"

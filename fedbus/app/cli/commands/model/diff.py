@@ -7,6 +7,7 @@ import numpy as np
 
 from fedbus.app.cli.commands.model.repository import Store, TaskId, Version, find_manifest, run_with_store
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json
 from fedbus.app.terminal.progress_bar import progress_bar
 from fedbus.contracts.model import Manifest
 from fedbus.learning import weights
@@ -45,7 +46,7 @@ def diff(
     ]
     if json:
         facts = {"old": before.version, "new": after.version, "architecture": difference}
-        output.print_json(facts | {"tensors": tensors, "metrics": metrics})
+        print_json(facts | {"tensors": tensors, "metrics": metrics})
         return
     if difference is not None:
         output.console().print(f"another architecture: in v{after.version}, {difference}")

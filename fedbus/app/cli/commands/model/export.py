@@ -17,6 +17,7 @@ from fedbus.app.cli.commands.model.repository import (
 )
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json
 from fedbus.app.terminal.progress_bar import progress_bar
 from fedbus.common.filesystem import SHARED_MODE, atomic_open
 from fedbus.contracts.model import Manifest
@@ -46,7 +47,7 @@ def export(
 
     found = run_with_store(read, task, store)
     if json:
-        output.print_json(manifest_facts(found) | {"path": str(path.absolute())})
+        print_json(manifest_facts(found) | {"path": str(path.absolute())})
     else:
         output.console().print(
             f"v{found.version} is in {path}, {output.format_size(found.size_bytes)}, {found.sha256}"

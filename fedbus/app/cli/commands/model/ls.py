@@ -16,6 +16,7 @@ from fedbus.app.cli.commands.model.repository import (
     run_with_store,
 )
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.model import Manifest
 from fedbus.domain.version_status import status_of
@@ -26,7 +27,7 @@ def ls(*, task: TaskId = None, store: Store = "", json: output.JsonOption = Fals
     """List all versions, newest first."""
     rows = run_with_store(_list_versions, task, store)
     if json:
-        output.print_json(rows)
+        print_json(rows)
         return
     output.print_table(
         (
@@ -97,7 +98,7 @@ def show(
     found = run_with_store(lambda models: find_manifest(models, version), task, store)
     facts = manifest_facts(found)
     if json:
-        output.print_json(facts)
+        print_json(facts)
         return
     rows = {name: value for name, value in facts.items() if name not in ("participants", "metrics", "config")}
     rows["seal"] = f"signed with the key {found.seal.key}" if found.seal else "not signed"
@@ -122,7 +123,7 @@ def _show_lineage(version: str, task: str | None, store: str, *, json: bool) -> 
 
     versions, asked, champion = run_with_store(read, task, store)
     if json:
-        output.print_json(
+        print_json(
             [
                 manifest_facts(one)
                 | {"shown": one.version == asked.version, "standing": status_of(one.version, champion)}

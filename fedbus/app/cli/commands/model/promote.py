@@ -15,6 +15,7 @@ from fedbus.app.bus_session import connect_bus, latest_transitions, resolve_task
 from fedbus.app.cli.commands.model.repository import TaskId, parse_version
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json
 from fedbus.app.terminal.progress_bar import ShowStatus, progress_bar, status_line
 from fedbus.app.terminal.startup_progress import shorten_names
 from fedbus.bus.bus import Bus, StoredMessage
@@ -104,7 +105,7 @@ def _request_change(request: Any, task: str | None, wait_s: float, *, json: bool
 
     facts = run_async(change())
     if json:
-        output.print_json(facts)
+        print_json(facts)
         return
     if facts["serving"]:
         typer.echo(f"serving it already: {', '.join(facts['serving'])}")

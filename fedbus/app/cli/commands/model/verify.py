@@ -14,6 +14,7 @@ from fedbus.app.cli.commands.model.repository import (
 from fedbus.app.failures import CliError
 from fedbus.app.settings import Settings
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json
 from fedbus.app.terminal.progress_bar import progress_bar
 from fedbus.stores.errors import StoreCorrupt
 from fedbus.stores.models.open import ArtifactMissing, ArtifactRetired, ModelStore
@@ -49,7 +50,7 @@ def verify(
     complaints = [f"v{one['version']}: {one['complaint']}" for one in found if one["complaint"]]
     complaints += [crown] if crown else []
     if json:
-        output.print_json(found)
+        print_json(found)
     else:
         output.print_table(
             ("version", "sha256", "size", ""),

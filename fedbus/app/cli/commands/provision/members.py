@@ -22,6 +22,7 @@ from fedbus.app.provision.nats_config import ServerLocation
 from fedbus.app.provision.registry import Member, MemberKind
 from fedbus.app.settings import Settings
 from fedbus.app.terminal import output
+from fedbus.app.terminal.plain import print_json
 from fedbus.contracts.identifiers import check_id
 from fedbus.contracts.permissions import Role
 
@@ -138,7 +139,7 @@ def list_(*, json: output.JsonOption = False, trust: TrustFolder = None) -> None
     members = open_federation(trust).record.members
     if json:
         facts = [(name, kind, one.standing, one.model_dump(mode="json")) for kind, name, one in members]
-        output.print_json(
+        print_json(
             [
                 {"name": name, "kind": kind, "standing": standing, **rest}
                 for name, kind, standing, rest in facts

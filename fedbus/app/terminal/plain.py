@@ -1,0 +1,48 @@
+"""Output that needs no Rich: JSON for programs, and text without control characters."""
+
+import json
+import math
+import sys
+from datetime import datetime
+from typing import Any
+
+
+def print_json(facts: Any) -> None:
+    """*facts* as one JSON document: indented for a terminal, one line otherwise."""
+    print(to_json(facts, indent=2 if sys.stdout.isatty() else None), flush=True)
+
+
+def to_json(facts: Any, indent: int | None = None) -> str:
+    """*facts* as JSON, with the numbers of letters that a terminal would obey."""
+    document = json.dumps(to_jsonable(facts), ensure_ascii=False, allow_nan=False, indent=indent)
+    return "\n".join(
+        line if line.isprintable() else _escape_control_chars(line) for line in document.split("\n")
+    )
+
+
+def _escape_control_chars(line: str) -> str:
+    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line)
+
+
+def to_jsonable(value: Any) -> Any:
+    """*value* in words that JSON has: times as ISO 8601, bytes as their size and beginning, "nan" as text."""
+    match value:
+        case dict():
+            return {str(to_jsonable(name)): to_jsonable(item) for name, item in value.items()}
+        case list() | tuple():
+            return [to_jsonable(item) for item in value]
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case datetime():
+            return value.isoformat()
+        case bytes():
+            return f"<{len(value)} bytes: {value[:16].hex()}{'…' if len(value) > 16 else ''}>"
+        case _:
+            return str(value)
+
+
+def printable(text: str) -> str:
+    """*text*, which anybody may have said, without what would move a cursor, ring a bell or break a line."""
+    return "".join(one if one.isprintable() else " " for one in text)
