@@ -159,15 +159,24 @@ def random_round_messages(draw: st.DrawFn) -> Message:
 
 
 def logs_of(*kinds: st.SearchStrategy[Message]) -> st.SearchStrategy[list[Delivery]]:
-    """Up to 20 messages about few entities, in the order of the stream. A message id occurs once."""
+    """Up to 20 messages about few entities, in the order of the stream.
 
-    def is_first(message: Message, before: list[Message]) -> bool:
-        return not isinstance(message, RoundMessage) or message not in before
+    A message id occurs once, and a reply comes after its message.
+    """
 
-    def without_repeated_ids(messages: list[Message]) -> list[Delivery]:
-        return number_deliveries(one for at, one in enumerate(messages) if is_first(one, messages[:at]))
+    def is_possible(message: Message, before: list[Message]) -> bool:
+        match message:
+            case RoundMessage():
+                return message not in before
+            case RoundReply(reply_to=id):
+                return any(isinstance(one, RoundMessage) and one.message_id == id for one in before)
+            case _:
+                return True
 
-    return st.lists(st.one_of(*kinds), max_size=20).map(without_repeated_ids)
+    def possible_log(messages: list[Message]) -> list[Delivery]:
+        return number_deliveries(one for at, one in enumerate(messages) if is_possible(one, messages[:at]))
+
+    return st.lists(st.one_of(*kinds), max_size=20).map(possible_log)
 
 
 LOGS = logs_of(random_transitions(), random_participations(), random_round_messages())

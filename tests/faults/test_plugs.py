@@ -5,11 +5,13 @@ import signal
 
 import aiohttp
 import pytest
-from support.process_federation import ProcessFederation
+from support.process_federation import TASK, ProcessFederation
 
 
 def read_states(site: ProcessFederation, run: str) -> list[str]:
-    return [step.event for step in site.fleet.steps if step.kind == "run" and step.thing == run]
+    return [
+        one.transition.event for one in site.view.history if one.data.kind == "run" and one.data.thing == run
+    ]
 
 
 async def test_a_nats_server_killed_in_the_middle_of_a_round_costs_no_run(site: ProcessFederation) -> None:
@@ -83,8 +85,8 @@ async def test_a_trainer_that_is_killed_ends_nothing_for_the_others(site: Proces
 @pytest.mark.fault
 async def test_predictions_go_on_without_bus_and_server(site: ProcessFederation) -> None:
     run = await site.start_run()
-    await site.wait_until(lambda: site.has_ended(run) and site.fleet.are_all_settled(3))
-    endpoints = [view.endpoint for view in site.fleet.clients.values()]
+    await site.wait_until(lambda: site.has_ended(run) and site.view.do_all_serve_champion(TASK, 3))
+    endpoints = [client.endpoint for client in site.view.clients.values()]
     site.find_process("server", "up").kill()
     os.kill(site.stack.nats.pid, signal.SIGKILL)
 

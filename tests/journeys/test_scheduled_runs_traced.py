@@ -23,7 +23,7 @@ async def test_a_scheduled_run_is_one_trace_from_its_trigger_to_each_clients_new
     async with run_process_federation(tmp_path, SCHEDULED) as site:
         names = [f"{TASK}-{number}" for number in range(1, RUNS + 1)]
         await site.wait_until(lambda: all(site.has_ended(run) for run in names))
-        await site.wait_until(lambda: all(client.is_settled for client in site.fleet.clients.values()))
+        await site.wait_until(lambda: all(client.is_settled for client in site.view.clients.values()))
         kept = site.stack.home / "traces"
 
     assert span_reader.list_runs(kept) == names

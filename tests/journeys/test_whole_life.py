@@ -167,9 +167,9 @@ def test_the_trace_of_a_run_goes_from_the_trigger_to_every_clients_swap(
 
 def test_every_transition_that_was_told_of_a_run_is_a_span_of_its_trace(story: DemoRecord) -> None:
     told = [
-        span_name(step.kind, step.source or "•", step.target)
-        for step in story.report.fleet.steps
-        if step.kind == "run"
+        span_name("run", one.transition.source or "•", one.state)
+        for one in story.report.view.history
+        if one.data.kind == "run"
     ]
     traced = [
         span.name

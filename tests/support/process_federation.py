@@ -8,19 +8,22 @@ from pathlib import Path
 
 import psutil
 
+from fedbus.app.demo.live_view import format_transition
 from fedbus.app.local.stack import LocalStack, run_stack
 from fedbus.app.settings import Settings
-from fedbus.app.views.fleet import Fleet
 from fedbus.bus.bus import Bus, Identity, StoredMessage
 from fedbus.bus.streams import lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.run import RunData, StartRun
+from fedbus.contracts.server import ServerState
 from fedbus.contracts.transition import Transition
+from fedbus.domain.federation_view import FederationView
 from support import ConditionNotMet, eventually
 from support.federation import tiny_task
 from support.processes import command_of, processes_of
 
 TASK = "tiny"
+MAX_TRANSITIONS = 100_000
 
 
 @dataclass
@@ -28,7 +31,7 @@ class ProcessFederation:
     """What a test may look at, and break."""
 
     stack: LocalStack
-    fleet: Fleet
+    view: FederationView
     bus: Bus
 
     async def start_run(self, **wishes: object) -> str:
@@ -37,29 +40,29 @@ class ProcessFederation:
         return str(started.run)
 
     def _can_start(self) -> bool:
-        return self.fleet.server == "waiting" and all(
-            self.fleet.clients[name].is_settled if name in self.fleet.clients else False
-            for name in self.stack.clients
-        )
+        server = self.view.servers.get(TASK)
+        clients = [self.view.clients.get((name, TASK)) for name in self.stack.clients]
+        is_waiting = server is not None and server.state == ServerState.WAITING
+        return is_waiting and all(client is not None and client.is_settled for client in clients)
 
     async def wait_until(self, condition: Callable[[], bool], *, within_s: float = 90) -> None:
         try:
             await eventually(condition, within_s=within_s)
         except ConditionNotMet:
-            steps = "\n".join(str(step) for step in self.fleet.steps)
+            steps = "\n".join(format_transition(one) for one in self.view.history)
             raise ConditionNotMet(within_s, f"the transitions were:\n{steps}") from None
 
     def run_facts(self, run: str) -> RunData:
-        return self.fleet.runs[run]
+        return self.view.runs[run].data
 
     def is_in_round(self, run: str, number: int) -> bool:
         """Whether the round before *number* is over, and this one not."""
-        return run in self.fleet.runs and [one.round for one in self.run_facts(run).rounds][-1:] == [
+        return run in self.view.runs and [one.round for one in self.run_facts(run).rounds][-1:] == [
             number - 1
         ]
 
     def has_ended(self, run: str) -> bool:
-        return any(facts.run == run for facts in self.fleet.ended)
+        return any(one.data.run == run for one in self.view.finished_runs)
 
     def find_process(self, *words: str) -> psutil.Process:
         """The oldest process of this site whose command line has all these *words*."""
@@ -83,11 +86,11 @@ async def run_process_federation(
         Bus.connect(running.nats.url, Identity(settings.fed, "test")) as bus,
     ):
         await bus.create_streams()
-        site = ProcessFederation(running, Fleet(), bus)
+        site = ProcessFederation(running, FederationView(max_history=MAX_TRANSITIONS), bus)
         async with bus.watch(
             lifecycle_stream(bus.fed), [subjects.wildcard_for(bus.fed, Transition)], whole=True
         ) as moves:
-            watching = asyncio.ensure_future(_apply_transitions(moves, site.fleet))
+            watching = asyncio.ensure_future(_apply_transitions(moves, site.view))
             try:
                 yield site
             finally:
@@ -96,7 +99,7 @@ async def run_process_federation(
     assert processes_of(settings.home) == [], "somebody was left behind"
 
 
-async def _apply_transitions(moves: AsyncIterator[StoredMessage], fleet: Fleet) -> None:
+async def _apply_transitions(moves: AsyncIterator[StoredMessage], view: FederationView) -> None:
     async for seen in moves:
         if isinstance(seen.message, Transition):
-            fleet.see(seen.message, seen.envelope.time)
+            view.apply(seen.message, at=seen.envelope.time, sequence=seen.sequence)

@@ -1,7 +1,7 @@
-"""`fedbus demo`: the whole life of a model, on this machine, in the time of a coffee.
+"""`fedbus demo`: the whole life of a model on this machine, in a few minutes.
 
-A bus, a server and clients in processes of their own; runs that the scheduler starts; each
-client serving predictions all the while, keeping what it is asked, and training on it.
+The demo starts a nats-server, a server side and clients in processes of their own. The scheduler starts runs. Each
+client serves predictions all the time, captures their inputs and trains on them.
 """
 
 import asyncio
@@ -19,36 +19,41 @@ from rich.console import Console
 
 from fedbus.agents.common.asyncio_tools import request_until_answered, wait_for_first
 from fedbus.app.demo.commits import DemoCommits
-from fedbus.app.demo.live_view import DemoView, LiveView, PlainView
+from fedbus.app.demo.live_view import DemoDisplay, LiveDisplay, PlainDisplay
 from fedbus.app.demo.prediction_load import PredictionCounts, PredictionLoad, Samples
 from fedbus.app.demo.report import DemoReport, plot_runs
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.local.stack import LocalStack, run_stack
 from fedbus.app.settings import Settings
-from fedbus.app.views.fleet import Fleet
+from fedbus.app.views.federation_status import apply_stored
 from fedbus.bus.bus import Bus, Identity, StoredMessage
 from fedbus.bus.streams import lifecycle_stream
 from fedbus.contracts import subjects
+from fedbus.contracts.client import InferenceState
 from fedbus.contracts.code import LookForCode
 from fedbus.contracts.run import RunState
 from fedbus.contracts.task.task import Task
 from fedbus.contracts.transition import Transition
+from fedbus.domain.federation_view import FederationView
 from fedbus.learning.flower import task_code
 from fedbus.stores.captured.reader import count_rows
+from fedbus.stores.tasks.task_directory import read_task
 
 RUN_INTERVAL_S: Final = 2.0
 """Between two runs of the schedule."""
 TIMEOUT_S: Final = 1800.0
+MAX_TRANSITIONS: Final = 20_000
+"""The transitions that the report can show."""
 SAMPLES_PER_CLIENT: Final = 500
-"""Of each client's live samples: what its users ask about."""
+"""The live samples that the users of a client send."""
 
 MIN_ANSWERS_BY_NEWEST: Final = 10
-"""Of each client, before the demonstration ends: a version is shown when it is used, not when it is there."""
+"""The predictions that each client answers with the last version before the demo ends."""
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the user asked for."""
+    """The options of `fedbus demo`."""
 
     task: Path
     clients: int = 3
@@ -61,18 +66,22 @@ class DemoOptions:
     plot_file: Path = Path("demo-loss.png")
     store: str = ""
     commit: bool = False
-    """Whether the task's code changes between two runs, by a commit to its repository."""
+    """Whether a commit to the task's repository changes the code between two runs."""
     dashboard: bool = False
-    """Whether it can be watched in a browser, too."""
 
 
 async def run_demo(
-    wishes: DemoOptions, settings: Settings, stop: asyncio.Event, console: Console
+    options: DemoOptions, settings: Settings, stop: asyncio.Event, console: Console
 ) -> DemoReport:
-    """The demonstration; raises Failure where it cannot come to its end."""
-    began = time.monotonic()
-    data_dir = (wishes.data or settings.data_dir).absolute()
-    task, theirs = _load_task(wishes), settings
+    """Run the demo.
+
+    Raises:
+        CliError: The task has no samples, or the demo does not end in time.
+
+    """
+    started_at = time.monotonic()
+    data_dir = (options.data or settings.data_dir).absolute()
+    task, user_settings = _load_task(options), settings
     settings = settings.model_copy(
         update={
             "home": settings.home / "demo",
@@ -81,51 +90,48 @@ async def run_demo(
             "configured_data_dir": data_dir,
         }
     )
-    async with AsyncExitStack() as open_things:
-        open_things.enter_context(
-            _environment_variable("FEDBUS_DATA_DIR", data_dir)
-        )  # read by the task's own code
-        samples = await asyncio.to_thread(_load_samples, task, wishes.clients)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_environment_variable("FEDBUS_DATA_DIR", data_dir))  # read by the task's own code
+        samples = await asyncio.to_thread(_load_samples, task, options.clients)
         dataset = await asyncio.to_thread(_dataset_name, task)
         console.print(
-            f"fedbus demo: {wishes.clients} clients, {wishes.runs} runs of {task.table.rounds} rounds, {dataset}"
+            f"fedbus demo: {options.clients} clients, {options.runs} runs of {task.table.rounds} rounds, {dataset}"
         )
         if task.id not in dataset.lower():
-            console.print(f"no {task.id} data in {data_dir}: say where it is with --data", soft_wrap=True)
+            console.print(f"no {task.id} data in {data_dir}; name its directory with --data", soft_wrap=True)
         settings = _remove_previous(settings)
-        commits = await asyncio.to_thread(DemoCommits, settings.home, task) if wishes.commit else None
+        commits = await asyncio.to_thread(DemoCommits, settings.home, task) if options.commit else None
         if commits and commits.allowed_signers:
             signers = commits.allowed_signers
-            open_things.enter_context(_environment_variable("FEDBUS_ALLOWED_SIGNERS", signers))
-        running = await open_things.enter_async_context(
+            stack.enter_context(_environment_variable("FEDBUS_ALLOWED_SIGNERS", signers))
+        running = await stack.enter_async_context(
             run_stack(
                 settings,
                 [commits.source if commits else task.path],
-                clients=wishes.clients,
-                server_options=_server_options(wishes, task),
-                store=wishes.store,
-                dashboard=wishes.dashboard,
+                clients=options.clients,
+                server_options=_server_options(options, task),
+                store=options.store,
+                dashboard=options.dashboard,
             )
         )
         if running.dashboard:
             console.print(f"the dashboard is on {running.dashboard}", soft_wrap=True, highlight=False)
-        open_things.enter_context(theirs.announce_url(running.nats.url))
-        bus = await open_things.enter_async_context(
-            Bus.connect(running.nats.url, Identity(settings.fed, "demo"))
-        )
-        fleet = Fleet()
-        traffic = PredictionLoad(lambda: _serving_endpoints(fleet), samples)
-        view = LiveView(console) if console.is_terminal else PlainView(console)
+        stack.enter_context(user_settings.announce_url(running.nats.url))
+        bus = await stack.enter_async_context(Bus.connect(running.nats.url, Identity(settings.fed, "demo")))
+        federation = _DemoFederation(task.id, options.clients)
+        load = PredictionLoad(federation.serving_endpoints, samples)
+        display = LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
         async with (
-            _watch_fleet(bus, fleet, view, traffic.counts, running),
-            traffic.flowing() as counts,
-            _commit_between_runs(commits, bus, fleet, wishes, task),
+            _follow_federation(bus, federation, display, load.counts),
+            load.running() as counts,
+            _commit_between_runs(commits, bus, federation, options, task),
         ):
-            await _wait_until_done(wishes, fleet, counts, stop, running)
-        report = DemoReport(dataset, fleet, counts, _count_captured(running, task), time.monotonic() - began)
-        _write_report(report, wishes, console)
-        if wishes.keep and not stop.is_set():
-            console.print(f"still running on {running.nats.url}; Ctrl-C ends it")
+            await _wait_until_done(options, federation, counts, stop, running)
+        seconds = time.monotonic() - started_at
+        report = DemoReport(dataset, federation.view, counts, _count_captured(running, task), seconds)
+        _write_report(report, options, console)
+        if options.keep and not stop.is_set():
+            console.print(f"still running on {running.nats.url}; stop it with Ctrl-C")
             await stop.wait()
     return report
 
@@ -135,7 +141,7 @@ async def run_demo(
 
 @contextmanager
 def _environment_variable(name: str, value: Path) -> Iterator[None]:
-    """*name* is *value* to this process and those it starts, and afterwards what it was before."""
+    """Set an environment variable of this process and its children while the block runs."""
     before = os.environ.get(name)
     os.environ[name] = str(value)
     try:
@@ -147,27 +153,25 @@ def _environment_variable(name: str, value: Path) -> Iterator[None]:
             os.environ[name] = before
 
 
-def _load_task(wishes: DemoOptions) -> Task:
-    """The task, with what was asked for in the place of its own numbers."""
-    from fedbus.stores.tasks.task_directory import read_task  # noqa: PLC0415 (runs git: not for --help)
-
-    task = read_task(wishes.task)
+def _load_task(options: DemoOptions) -> Task:
+    """Read the task and apply the options to it."""
+    task = read_task(options.task)
     table = task.table.model_copy(
-        update={"rounds": wishes.rounds or task.table.rounds, "quorum": wishes.clients}
+        update={"rounds": options.rounds or task.table.rounds, "quorum": options.clients}
     )
     return task.model_copy(update={"table": table})
 
 
-def _server_options(wishes: DemoOptions, task: Task) -> list[str]:
-    """What the demonstration has its server do otherwise than the task says."""
-    options = ["--rounds", str(task.table.rounds), "--quorum", str(task.table.quorum)]
-    scheduled = 1 if wishes.commit else wishes.runs  # each commit starts the next one
-    options += ["--every", f"{RUN_INTERVAL_S:g}s", "--at-most", str(scheduled)]
-    return options + (["--run-config", f"local-epochs={wishes.epochs}"] if wishes.epochs else [])
+def _server_options(options: DemoOptions, task: Task) -> list[str]:
+    """Return the options of the server process that differ from the task."""
+    arguments = ["--rounds", str(task.table.rounds), "--quorum", str(task.table.quorum)]
+    scheduled = 1 if options.commit else options.runs  # each commit starts the next run
+    arguments += ["--every", f"{RUN_INTERVAL_S:g}s", "--at-most", str(scheduled)]
+    return arguments + (["--run-config", f"local-epochs={options.epochs}"] if options.epochs else [])
 
 
 def _remove_previous(settings: Settings) -> Settings:
-    """A demonstration begins at version 1: what the last one left is removed."""
+    """Remove the files of the previous demo, so that this one starts at version 1."""
     for name in ("nats", "models", "s3", "cache", "clients", "logs", "code", "task"):
         shutil.rmtree(settings.home / name, ignore_errors=True)
     for key in settings.home.glob("task-key*"):
@@ -176,21 +180,22 @@ def _remove_previous(settings: Settings) -> Settings:
 
 
 def _load_samples(task: Task, clients: int) -> dict[str, Samples]:
-    """What the users of each client ask about: samples that are in nobody's training or test set."""
+    """Load the samples that the users of each client send; they are in no training or test set."""
     if task.table.samples is None:
         raise CliError(
-            f"task {task.id} names no samples in [tool.fedbus]: the demo has nothing to ask", ExitCode.USAGE
+            f"the demo needs samples to predict: task {task.id} has no `samples` in [tool.fedbus]",
+            ExitCode.USAGE,
         )
-    of = task_code.load_function(Path(task.path), task.table.samples)
-    found = {f"c{number + 1}": of(number, clients) for number in range(clients)}
+    load_samples = task_code.load_function(Path(task.path), task.table.samples)
+    by_client = {f"c{number + 1}": load_samples(number, clients) for number in range(clients)}
     return {
         client: (inputs[:SAMPLES_PER_CLIENT], labels[:SAMPLES_PER_CLIENT])
-        for client, (inputs, labels) in found.items()
+        for client, (inputs, labels) in by_client.items()
     }
 
 
 def _dataset_name(task: Task) -> str:
-    """Which data the task has found, where it can say."""
+    """Return the name of the data set that the task uses; its id if the task does not name one."""
     assert task.table.samples is not None
     module = task.table.samples.partition(":")[0]
     try:
@@ -202,46 +207,97 @@ def _dataset_name(task: Task) -> str:
 # --- meanwhile ---------------------------------------------------------------------------------
 
 
+class _DemoFederation:
+    """The state of the demo's federation, and a way to wait for its next change."""
+
+    def __init__(self, task: str, clients: int) -> None:
+        self.view = FederationView(max_history=MAX_TRANSITIONS)
+        self.task = task
+        self._clients = clients
+        self._changed = asyncio.Event()
+
+    def apply(self, stored: StoredMessage) -> bool:
+        self._changed.set()
+        return apply_stored(self.view, stored)
+
+    async def wait_for_change(self) -> None:
+        """Wait for the next transition."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every client serves the champion."""
+        return self.view.do_all_serve_champion(self.task, self._clients)
+
+    @property
+    def has_failed_run(self) -> bool:
+        return any(run.state != RunState.FINISHED for run in self.view.finished_runs)
+
+    def serving_endpoints(self) -> Mapping[str, str]:
+        """Return the endpoint of each client that serves a model."""
+        return {
+            client.client: client.endpoint
+            for client in self.view.clients.values()
+            if client.inference_state not in ("", InferenceState.EMPTY)
+        }
+
+    def has_every_client_answered(self, counts: PredictionCounts) -> bool:
+        """Return whether each client has answered enough requests with the version that it serves now."""
+        return all(
+            client.served_model is not None
+            and counts.by_client[client.client, client.served_model.version] >= MIN_ANSWERS_BY_NEWEST
+            for client in self.view.clients.values()
+        )
+
+
 @asynccontextmanager
-async def _watch_fleet(
-    bus: Bus, fleet: Fleet, view: DemoView, counts: PredictionCounts, running: LocalStack
+async def _follow_federation(
+    bus: Bus, federation: _DemoFederation, display: DemoDisplay, counts: PredictionCounts
 ) -> AsyncIterator[None]:
-    """The fleet as it moves, shown as it does."""
+    """Apply all transitions to *federation* and show them while the block runs."""
     await bus.create_streams()
     wanted = [subjects.wildcard_for(bus.fed, Transition)]
     async with (
-        bus.watch(lifecycle_stream(bus.fed), wanted, whole=True) as moves,
+        bus.watch(lifecycle_stream(bus.fed), wanted, whole=True) as stream,
         asyncio.TaskGroup() as group,
     ):
-        watching = group.create_task(_apply_transitions(moves, fleet, view), name="watch the fleet")
-        with view.shown(fleet, counts, running):
+        follower = group.create_task(
+            _apply_transitions(stream, federation, display), name="follow the federation"
+        )
+        with display.show(federation.view, federation.task, counts):
             try:
                 yield
             finally:
-                watching.cancel()
+                follower.cancel()
 
 
-async def _apply_transitions(moves: AsyncIterator[StoredMessage], fleet: Fleet, view: DemoView) -> None:
-    async for seen in moves:
-        if isinstance(seen.message, Transition):
-            view.moved(fleet.see(seen.message, seen.envelope.time))
+async def _apply_transitions(
+    stream: AsyncIterator[StoredMessage], federation: _DemoFederation, display: DemoDisplay
+) -> None:
+    async for stored in stream:
+        if federation.apply(stored):
+            display.on_transition(federation.view.history[-1])
 
 
 @asynccontextmanager
 async def _commit_between_runs(
-    commits: DemoCommits | None, bus: Bus, fleet: Fleet, wishes: DemoOptions, task: Task
+    commits: DemoCommits | None, bus: Bus, federation: _DemoFederation, options: DemoOptions, task: Task
 ) -> AsyncIterator[None]:
-    """Between two runs, when every client serves what the first came to, a commit; the rest happens by itself."""
+    """Commit a change after each run but the last, when every client serves the model of that run.
+
+    The rollout and the next run follow from the commit.
+    """
     if commits is None:
         yield
         return
 
     async def commit_between_runs() -> None:
-        for run in range(1, wishes.runs):
-            while not (len(fleet.ended) >= run and fleet.are_all_settled(wishes.clients)):
-                await fleet.wait_for_change()
+        for run in range(1, options.runs):
+            while not (len(federation.view.finished_runs) >= run and federation.is_settled):
+                await federation.wait_for_change()
             await asyncio.to_thread(commits.change_something)
-            # as a hook of the repository would: the server would find it by itself a little later
+            # a repository's hook sends the same request; without it the server polls a little later
             await request_until_answered(bus, LookForCode(task=task.id), timeout_s=TIMEOUT_S)
 
     async with asyncio.TaskGroup() as group:
@@ -252,42 +308,29 @@ async def _commit_between_runs(
             committing.cancel()
 
 
-def _serving_endpoints(fleet: Fleet) -> Mapping[str, str]:
-    """Where predictions are answered, as the inference agents say themselves."""
-    return {name: view.endpoint for name, view in fleet.clients.items() if view.inference != "empty"}
-
-
 async def _wait_until_done(
-    wishes: DemoOptions, fleet: Fleet, counts: PredictionCounts, stop: asyncio.Event, running: LocalStack
+    options: DemoOptions,
+    federation: _DemoFederation,
+    counts: PredictionCounts,
+    stop: asyncio.Event,
+    running: LocalStack,
 ) -> None:
-    """Until all runs are over, and every client has answered its users with what came of them."""
+    """Wait until all runs have finished and every client has answered users with the last model, or until *stop*."""
 
     async def done() -> None:
         while not (
-            len(fleet.ended) >= wishes.runs
-            and (_has_failed_run(fleet) or fleet.are_all_settled(wishes.clients))
+            len(federation.view.finished_runs) >= options.runs
+            and (federation.has_failed_run or federation.is_settled)
         ):
-            await fleet.wait_for_change()
-        while not (_has_failed_run(fleet) or _have_all_answered(fleet, counts)):
-            await counts.another()
+            await federation.wait_for_change()
+        while not (federation.has_failed_run or federation.has_every_client_answered(counts)):
+            await counts.wait_for_answer()
 
     try:
         async with asyncio.timeout(TIMEOUT_S):
             await wait_for_first(done(), stop.wait())
     except TimeoutError:
         raise CliError(f"the demo did not end within {TIMEOUT_S:g} s: see {running.home / 'logs'}") from None
-
-
-def _have_all_answered(fleet: Fleet, counts: PredictionCounts) -> bool:
-    """Whether each client has answered a few requests with the version that it serves now."""
-    return all(
-        view.served is not None and counts.by_client[name, view.served.version] >= MIN_ANSWERS_BY_NEWEST
-        for name, view in fleet.clients.items()
-    )
-
-
-def _has_failed_run(fleet: Fleet) -> bool:
-    return any(fleet.run_states[run.run] is not RunState.FINISHED for run in fleet.ended)
 
 
 # --- after -----------------------------------------------------------------------------------------
@@ -298,14 +341,15 @@ def _count_captured(running: LocalStack, task: Task) -> int:
     return sum(count_rows(database) for database in databases if database.exists())
 
 
-def _write_report(report: DemoReport, wishes: DemoOptions, console: Console) -> None:
+def _write_report(report: DemoReport, options: DemoOptions, console: Console) -> None:
     report.print(console)
-    for file in (wishes.plot_file, wishes.json_file):
+    for file in (options.plot_file, options.json_file):
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-    if any(run.rounds for run in report.fleet.ended):
-        plot_runs(report.fleet.ended, wishes.plot_file)
-        console.print(f"plot: {wishes.plot_file}")
-    if wishes.json_file is not None:
-        wishes.json_file.write_text(json.dumps(report.as_json(), indent=2))
-        console.print(f"facts: {wishes.json_file}")
+    runs = [run.data for run in report.finished_runs]
+    if any(run.rounds for run in runs):
+        plot_runs(runs, options.plot_file)
+        console.print(f"plot: {options.plot_file}")
+    if options.json_file is not None:
+        options.json_file.write_text(json.dumps(report.as_json(), indent=2))
+        console.print(f"results: {options.json_file}")

@@ -1,4 +1,4 @@
-"""Where the tasks are that come with fedbus."""
+"""The example tasks of fedbus."""
 
 from pathlib import Path
 from typing import Final
@@ -10,11 +10,16 @@ EXAMPLES_DIRECTORY: Final = Path(fedbus.__file__).parents[1] / "examples"
 
 
 def mnist_path() -> Path:
-    """The task of the demonstration; raises Failure where fedbus was installed without its examples."""
+    """Return the directory of the demo's task.
+
+    Raises:
+        CliError: fedbus is installed without its examples.
+
+    """
     path = EXAMPLES_DIRECTORY / "mnist"
     if not path.is_dir():
         raise CliError(
-            "the example tasks are not here: clone fedbus's repository, or say --task DIRECTORY",
+            "the example tasks are not installed: clone the repository of fedbus, or use --task DIRECTORY",
             ExitCode.NOT_FOUND,
         )
     return path

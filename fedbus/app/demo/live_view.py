@@ -1,8 +1,9 @@
-"""How something that takes minutes is watched: a live picture on a terminal, plain lines elsewhere."""
+"""The display of `fedbus demo`: a live screen on a terminal, plain lines elsewhere."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from itertools import islice
+from typing import Final, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,63 +13,62 @@ from rich.table import Table
 from rich.text import Text
 
 from fedbus.app.demo.prediction_load import PredictionCounts
-from fedbus.app.local.stack import LocalStack
-from fedbus.app.terminal.output import STATE_STYLES, printable
-from fedbus.app.views.fleet import Fleet, TransitionView
-from fedbus.contracts.run import RunEvent
+from fedbus.app.terminal.output import STATE_STYLES
+from fedbus.app.terminal.plain import printable
+from fedbus.contracts.message import LifecycleData
+from fedbus.contracts.run import RunData, RunEvent
+from fedbus.contracts.server import ServerState
+from fedbus.domain.federation_view import EntityState, FederationView
 
-MAX_TRANSITIONS_SHOWN = 8
-REFRESH_PER_S = 4
-
-
-class DemoView(Protocol):
-    """Somebody who watches."""
-
-    def shown(
-        self, fleet: Fleet, counts: PredictionCounts, running: LocalStack
-    ) -> AbstractContextManager[None]: ...
-
-    def moved(self, step: TransitionView) -> None:
-        """A lifecycle has moved."""
+MAX_TRANSITIONS_SHOWN: Final = 8
+REFRESH_PER_S: Final = 4
 
 
-class PlainView:
-    """One line a round and one for each end, for logs and pipes."""
+class DemoDisplay(Protocol):
+    """What shows the progress of a demo."""
+
+    def show(self, view: FederationView, task: str, counts: PredictionCounts) -> AbstractContextManager[None]:
+        """Show the state of *view* while the block runs."""
+
+    def on_transition(self, entity: EntityState[LifecycleData]) -> None:
+        """Show a transition; *entity* is in its new state."""
+
+
+class PlainDisplay:
+    """One line for each round and for each transition, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._fleet = Fleet()
 
     @contextmanager
-    def shown(self, fleet: Fleet, counts: PredictionCounts, running: LocalStack) -> Iterator[None]:  # noqa: ARG002
-        self._fleet = fleet
+    def show(self, view: FederationView, task: str, counts: PredictionCounts) -> Iterator[None]:  # noqa: ARG002
         yield
 
-    def moved(self, step: TransitionView) -> None:
-        if step.kind == "run" and step.event == RunEvent.ROUND_FINISHED:
-            last = self._fleet.runs[step.thing].rounds[-1]
-            loss = f"loss {last.loss:.4f}" if last.loss is not None else "no loss"
-            accuracy = f", accuracy {last.accuracy:.2%}" if last.accuracy is not None else ""
-            self._print(f"{step.at.astimezone():%H:%M:%S} {step.thing} round {last.round}: {loss}{accuracy}")
-        elif step.kind in ("run", "server", "client", "inference"):
-            self._print(str(step))
+    def on_transition(self, entity: EntityState[LifecycleData]) -> None:
+        match entity.data:
+            case RunData(run=run, rounds=(*_, last)) if entity.transition.event == RunEvent.ROUND_FINISHED:
+                loss = f"loss {last.loss:.4f}" if last.loss is not None else "no loss"
+                accuracy = f", accuracy {last.accuracy:.2%}" if last.accuracy is not None else ""
+                self._print(f"{entity.at.astimezone():%H:%M:%S} {run} round {last.round}: {loss}{accuracy}")
+            case data if data.kind in ("run", "server", "client", "inference"):
+                self._print(format_transition(entity))
 
     def _print(self, line: str) -> None:
         self._console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
 
 
-class LiveView:
+class LiveDisplay:
     """Server, clients and rounds as they are now."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._fleet = Fleet()
+        self._view = FederationView()
+        self._task = ""
         self._counts = PredictionCounts()
-        self._running: LocalStack | None = None
 
     @contextmanager
-    def shown(self, fleet: Fleet, counts: PredictionCounts, running: LocalStack) -> Iterator[None]:
-        self._fleet, self._counts, self._running = fleet, counts, running
+    def show(self, view: FederationView, task: str, counts: PredictionCounts) -> Iterator[None]:
+        self._view, self._task, self._counts = view, task, counts
         with Live(
             console=self._console,
             get_renderable=self._render,
@@ -77,8 +77,8 @@ class LiveView:
         ):
             yield
 
-    def moved(self, step: TransitionView) -> None:
-        """Shown with the next refresh."""
+    def on_transition(self, entity: EntityState[LifecycleData]) -> None:
+        """Do nothing: the next refresh shows it."""
 
     def _render(self) -> RenderableType:
         return Group(
@@ -89,16 +89,16 @@ class LiveView:
         )
 
     def _render_server(self) -> RenderableType:
-        fleet, run = self._fleet, self._fleet.current
-        model = fleet.server_facts.model if fleet.server_facts else None
+        server, model = self._view.servers.get(self._task), self._view.champion(self._task)
         line = Table.grid(padding=(0, 2))
         line.add_row(
             "server",
-            _state_text(fleet.server),
+            _state_text(server.state if server else ServerState.MODEL_INIT),
             f"model v{model.version} {model.sha256[:8]}" if model else "no model yet",
-            f"{len(fleet.ended)} runs done",
+            f"{len(self._view.finished_runs)} runs done",
         )
-        if run is not None:
+        if (active := self._view.active_run(self._task)) is not None:
+            run = active.data
             done = max((one.round for one in run.rounds), default=0)
             last = run.rounds[-1] if run.rounds else None
             loss = f"loss {last.loss:.4f}" if last and last.loss is not None else ""
@@ -111,10 +111,10 @@ class LiveView:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("client", "state", "training", "serving", "model", "endpoint"):
             table.add_column(name, min_width=8)
-        for name, view in sorted(self._fleet.clients.items()):
-            version = f"v{view.served.version}" if view.served else "–"
-            states = (_state_text(state) for state in (view.state, view.training, view.inference))
-            table.add_row(name, *states, version, view.endpoint)
+        for (name, _), client in sorted(self._view.clients.items()):
+            version = f"v{client.served_model.version}" if client.served_model else "–"
+            states = (client.state, client.training_state, client.inference_state)
+            table.add_row(name, *map(_state_text, states), version, client.endpoint)
         return table
 
     def _render_predictions(self) -> RenderableType:
@@ -123,11 +123,16 @@ class LiveView:
         return Text(f"predictions: {counts.answered} answered, {counts.failed} failed", style=style)
 
     def _render_transitions(self) -> RenderableType:
-        return Text(
-            "\n".join(str(step) for step in self._fleet.steps[-MAX_TRANSITIONS_SHOWN:]),
-            style="dim",
-            overflow="ellipsis",
-        )
+        newest = list(islice(reversed(self._view.history), MAX_TRANSITIONS_SHOWN))[::-1]
+        return Text("\n".join(map(format_transition, newest)), style="dim", overflow="ellipsis")
+
+
+def format_transition(entity: EntityState[LifecycleData]) -> str:
+    """Format an entity's last transition as one line."""
+    transition = entity.transition
+    reason = f" ({transition.reason})" if transition.reason else ""
+    start = f"{entity.at.astimezone():%H:%M:%S} {entity.data.kind} {entity.data.thing}"
+    return f"{start}: {transition.source or '•'} → {transition.target}{reason}"
 
 
 def _state_text(state: str) -> Text:

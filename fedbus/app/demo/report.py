@@ -1,4 +1,4 @@
-"""What a demonstration came to: as tables, as a plot, and as JSON for programs."""
+"""The result of a demo: as tables, as a plot, and as JSON."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,66 +10,82 @@ from rich.console import Console
 from rich.table import Table
 
 from fedbus.app.demo.prediction_load import PredictionCounts
-from fedbus.app.views.fleet import Fleet, rounds_as_json
+from fedbus.contracts.message import LifecycleData
 from fedbus.contracts.run import RunData, RunState
+from fedbus.contracts.server import ServerData
+from fedbus.domain.federation_view import EntityState, FederationView
 from fedbus.domain.run_participation import short_version
 
 
 @dataclass(frozen=True)
 class DemoReport:
-    """The end of a demonstration."""
+    """What a demo has shown."""
 
     dataset: str
-    fleet: Fleet
+    view: FederationView
+    """The final state, with all transitions in its history."""
     predictions: PredictionCounts
     captured_samples: int
     seconds: float
 
     @property
     def ok(self) -> bool:
-        """Every run finished and every prediction was answered."""
-        states = self.fleet.run_states
-        finished = all(states[run.run] is RunState.FINISHED for run in self.fleet.ended)
-        return bool(self.fleet.ended) and finished and self.predictions.failed == 0
+        """Whether every run finished and every prediction was answered."""
+        runs = self.finished_runs
+        is_finished = all(run.state == RunState.FINISHED for run in runs)
+        return bool(runs) and is_finished and self.predictions.failed == 0
+
+    @property
+    def finished_runs(self) -> list[EntityState[RunData]]:
+        """The runs that have finished or failed, in the order of their requests."""
+        return self.view.finished_runs
 
     @property
     def continuity(self) -> list[dict[str, float | None]]:
-        """For each two runs: the loss that one ended with, and that of the model the next began with."""
-        runs = self.fleet.ended
+        """Of each two consecutive runs: the last loss of the first, and the loss that the second starts from."""
         return [
-            {"from_loss": _last_loss(before), "to_loss": _first_loss(after)}
-            for before, after in itertools.pairwise(runs)
+            {"from_loss": _last_loss(first.data), "to_loss": _first_loss(second.data)}
+            for first, second in itertools.pairwise(self.finished_runs)
         ]
 
     def as_json(self) -> dict[str, Any]:
         return {
             "dataset": self.dataset,
             "seconds": round(self.seconds, 1),
-            "runs": [_run_as_json(run, self.fleet) for run in self.fleet.ended],
+            "runs": [_run_record(run) for run in self.finished_runs],
             "continuity": self.continuity,
             "predictions": self.predictions.as_json(),
             "clients": [
-                {
-                    "client": view.client,
-                    "transitions": [step.as_json() for step in view.steps],
-                }
-                for _, view in sorted(self.fleet.clients.items())
+                {"client": client, "transitions": self._client_transitions(client)}
+                for client, _ in sorted(self.view.clients)
             ],
-            "server": {"transitions": [one.as_json() for one in self.fleet.steps if one.kind == "server"]},
+            "server": {
+                "transitions": [
+                    _transition_record(one) for one in self.view.history if isinstance(one.data, ServerData)
+                ]
+            },
             "captured_samples": self.captured_samples,
         }
 
+    def _client_transitions(self, client: str) -> list[dict[str, str]]:
+        return [
+            _transition_record(one)
+            for one in self.view.history
+            if getattr(one.data, "client", None) == client
+        ]
+
     def print(self, console: Console) -> None:
-        """The story as tables."""
+        """Print the tables."""
+        runs = self.finished_runs
         console.print()
-        console.print(_rounds_table(self.fleet.ended))
+        console.print(_rounds_table([run.data for run in runs]))
         for step in self.continuity:
             console.print(
-                f"continuity: the last run ended at loss {_format_number(step['from_loss'])}, "
-                f"the next began at {_format_number(step['to_loss'])}"
+                f"continuity: a run ended at loss {_format_number(step['from_loss'])}, "
+                f"the next run started at {_format_number(step['to_loss'])}"
             )
-        console.print(_models_table(self.fleet))
-        console.print(_transitions_table(self.fleet))
+        console.print(_models_table(runs))
+        console.print(_transitions_table(self.view))
         counts = self.predictions
         versions = ", ".join(
             f"v{version}: {count}" for version, count in sorted(counts.by_model_version.items())
@@ -77,17 +93,17 @@ class DemoReport:
         right = 100 * counts.right / max(1, counts.answered)
         console.print(
             f"predictions: [bold]{counts.answered} answered, {counts.failed} failed[/] "
-            f"({right:.1f} % right; {versions or 'none'})"
+            f"({right:.1f} % correct; by version: {versions or 'none'})"
         )
         for reason, count in counts.failures.most_common(5):
             console.print(f"  failed {count} times: {reason}")
         console.print(
-            f"captured on the devices: {self.captured_samples} samples · {self.seconds:.0f} s in all"
+            f"captured on the devices: {self.captured_samples} samples · total time {self.seconds:.0f} s"
         )
 
 
 def plot_runs(runs: Sequence[RunData], path: Path) -> None:
-    """Loss and accuracy over all rounds, one line over the runs, as a PNG."""
+    """Plot loss and accuracy over all rounds of all *runs* as a PNG file."""
     import matplotlib as mpl  # noqa: PLC0415 (an extra, and slow to load)
 
     mpl.use("Agg")
@@ -106,23 +122,46 @@ def plot_runs(runs: Sequence[RunData], path: Path) -> None:
             loss_axis.axvline(at, color="0.8", linewidth=1)
     loss_axis.set(xlabel="round, over all runs", ylabel="loss (solid)")
     accuracy_axis.set(ylabel="accuracy (dotted)")
-    loss_axis.set_title("Each run begins where the last one ended")
+    loss_axis.set_title("Each run starts from the model of the run before")
     loss_axis.legend(loc="center right")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def _run_as_json(run: RunData, fleet: Fleet) -> dict[str, Any]:
+def _run_record(run: EntityState[RunData]) -> dict[str, Any]:
+    data = run.data
     return {
-        "run": run.run,
-        "state": str(fleet.run_states[run.run]),
-        "reason": fleet.run_reasons[run.run],
-        "trigger": run.trigger,
-        "code_version": run.code_version,
-        "rounds": rounds_as_json(run),
-        "model_version": run.model.version if run.model else None,
-        "sha256": run.model.sha256 if run.model else None,
-        "trace_id": run.trace_id,
+        "run": data.run,
+        "state": run.state,
+        "reason": run.reason,
+        "trigger": data.trigger,
+        "code_version": data.code_version,
+        "rounds": _round_records(data),
+        "model_version": data.model.version if data.model else None,
+        "sha256": data.model.sha256 if data.model else None,
+        "trace_id": data.trace_id,
+    }
+
+
+def _round_records(run: RunData) -> list[dict[str, Any]]:
+    """Return the rounds of *run* without round 0, the model that it starts from."""
+    return [
+        {"round": one.round, "loss": one.loss, "accuracy": one.accuracy, "seconds": round(one.seconds, 3)}
+        for one in run.rounds
+        if one.round > 0
+    ]
+
+
+def _transition_record(entity: EntityState[LifecycleData]) -> dict[str, str]:
+    transition = entity.transition
+    return {
+        "at": entity.at.isoformat(),
+        "kind": entity.data.kind,
+        "thing": entity.data.thing,
+        "from": transition.source,
+        "event": transition.event,
+        "to": transition.target,
+        "reason": transition.reason,
     }
 
 
@@ -145,29 +184,30 @@ def _rounds_table(runs: Sequence[RunData]) -> Table:
     return table
 
 
-def _models_table(fleet: Fleet) -> Table:
+def _models_table(runs: Sequence[EntityState[RunData]]) -> Table:
     table = Table(title="model versions", title_justify="left")
     for name in ("run", "state", "code", "version", "sha256", "trace"):
         table.add_column(name)
-    for run in fleet.ended:
-        version = f"v{run.model.version}" if run.model else "–"
-        digest = run.model.sha256[:16] if run.model else "–"
-        state = str(fleet.run_states[run.run])
-        table.add_row(run.run, state, short_version(run.code_version), version, digest, run.trace_id)
+    for run in runs:
+        data = run.data
+        version = f"v{data.model.version}" if data.model else "–"
+        digest = data.model.sha256[:16] if data.model else "–"
+        code = short_version(data.code_version)
+        table.add_row(data.run, run.state, code, version, digest, data.trace_id)
     return table
 
 
-def _transitions_table(fleet: Fleet) -> Table:
+def _transitions_table(view: FederationView) -> Table:
     table = Table(title="transitions", title_justify="left")
     table.add_column("lifecycle")
-    table.add_column("went through")
+    table.add_column("states")
     paths: dict[str, list[str]] = {}
-    for step in fleet.steps:
-        path = paths.setdefault(f"{step.kind} {step.thing}", [])
-        if not path or path[-1] != step.target:
-            path.append(step.target)
-    for thing, path in sorted(paths.items()):
-        table.add_row(thing, " → ".join(path))
+    for one in view.history:
+        path = paths.setdefault(f"{one.data.kind} {one.data.thing}", [])
+        if not path or path[-1] != one.state:
+            path.append(one.state)
+    for entity, path in sorted(paths.items()):
+        table.add_row(entity, " → ".join(path))
     return table
 
 
