@@ -1,4 +1,4 @@
-"""A command's moment on the bus."""
+"""How a command connects to the bus, and common reads from it."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ AGENT_BY_ROLE: Final[dict[str, str]] = {
     **{role: role for role in (*SERVER_ROLES, Role.GATEWAY)},
     Role.SERVER: Role.SERVER_MANAGER,
 }
-"""Of credentials for the server side: as which agent to look with them."""
+"""The agent that a command connects as with the credentials of each server-side role."""
 CONNECT_TIMEOUT_S: Final = 5.0
 UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
@@ -35,14 +35,19 @@ T = TypeVar("T")
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run *work* to its end; the library's warnings go to standard error."""
+    """Run *work*; errors of the library are logged to standard error."""
     log_to_stderr(level="ERROR")
     return asyncio.run(work)
 
 
 @asynccontextmanager
 async def connect_bus(settings: Settings | None = None) -> AsyncIterator[Bus]:
-    """The bus that the settings name, as a person at a terminal sees it; raises BusUnreachable."""
+    """Connect to the bus of the settings, as a user.
+
+    Raises:
+        BusUnreachable: Nats-server does not accept the connection.
+
+    """
     settings = settings or Settings.from_environment()
     await _check_reachable(settings.nats_url)
     async with Bus.connect(settings.nats_url, _identity(settings), access=settings.access) as bus:
@@ -50,14 +55,14 @@ async def connect_bus(settings: Settings | None = None) -> AsyncIterator[Bus]:
 
 
 def _identity(settings: Settings) -> Identity:
-    """As whom we look: credentials that are not a person's are good for the inbox of their own agent alone."""
+    """Choose the identity for the credentials: those of an agent may only use the inbox of that agent."""
     if (role := _credentials_role(settings)) in AGENT_BY_ROLE:
         return Identity(settings.fed, AGENT_BY_ROLE[role])
     return Identity(settings.fed, CLI_AGENT, settings.client or USERS)
 
 
 def _credentials_role(settings: Settings) -> str:
-    """What the credentials are for, as far as they say so; what is wrong with them is told by the bus."""
+    """The role in the credentials, or an empty string. `Bus.connect` reports invalid credentials."""
     try:
         return parse_user(settings.creds.read_text()).role if settings.creds else ""
     except (OSError, ValueError):
@@ -65,16 +70,16 @@ def _credentials_role(settings: Settings) -> str:
 
 
 def can_discover_agents(settings: Settings) -> bool:
-    """Whether our credentials let us ask all agents whether they are there, as those of people do."""
+    """Whether the credentials permit service discovery (``$SRV``), as those of users do."""
     return _credentials_role(settings) in ("", Role.USER, Role.OBSERVER, Role.GATEWAY)
 
 
 async def _check_reachable(url: str) -> None:
-    """A closed door is told at once: the bus itself keeps trying, as an agent must and a person need not."""
-    at = urlsplit(url)
+    """Fail at once if nobody listens on *url*; `Bus.connect` itself retries, for agents."""
+    address = urlsplit(url)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(at.hostname, at.port or 4222)
+            _, writer = await asyncio.open_connection(address.hostname, address.port or 4222)
     except TimeoutError:
         raise BusUnreachable(url, f"no answer within {CONNECT_TIMEOUT_S:g} s") from None
     except OSError as error:
@@ -83,7 +88,7 @@ async def _check_reachable(url: str) -> None:
 
 
 async def latest_transitions(bus: Bus, *kinds: str, thing: str = ">") -> list[StoredMessage]:
-    """The last transition of every thing of these *kinds*, in the order of their things."""
+    """The last transition of every entity of these *kinds*, in the natural order of their keys."""
     wanted = [subjects.lifecycle(bus.fed, kind, thing) for kind in kinds]
     return sorted(
         await bus.last_per_subject(lifecycle_stream(bus.fed), wanted),
@@ -94,47 +99,57 @@ async def latest_transitions(bus: Bus, *kinds: str, thing: str = ">") -> list[St
 async def latest_messages(
     bus: Bus, kind: type[Message], *, client: str = "*", task: str = "*"
 ) -> list[StoredMessage]:
-    """What each client has said last of this *kind* in each task, as far as the event stream goes back."""
+    """The last message of this *kind* from each client in each task that the event stream still has."""
     subject = subjects.wildcard_for(bus.fed, kind, client=client, task=task)
     return await bus.last_per_subject(events_stream(bus.fed), [subject])
 
 
 def transition_of(seen: StoredMessage) -> Transition:
-    """The transition in *seen*: the life stream holds nothing else."""
+    """The transition in *seen*, a message of the lifecycle stream."""
     assert isinstance(seen.message, Transition)
     return seen.message
 
 
-async def resolve_task(bus: Bus, asked: str | None) -> str:
-    """The task that was *asked* for, or the only one there is."""
-    known = [transition_of(seen).task for seen in await latest_transitions(bus, "server")]
-    if asked is not None and asked in known:
-        return asked
-    if asked is None and len(known) == 1:
-        return known[0]
-    if not known:
-        raise CliError(
-            f"no task has a server in federation {bus.fed}: start one with fedbus up", ExitCode.NOT_FOUND
-        )
-    complaint = f"no task {asked} here" if asked else "several tasks are here"
+async def resolve_task(bus: Bus, name: str | None) -> str:
+    """The task *name*, or without a name the only task of the federation.
+
+    Raises:
+        CliError: There is no such task, or several and no *name*.
+
+    """
+    tasks = [transition_of(seen).task for seen in await latest_transitions(bus, "server")]
+    if name is not None and name in tasks:
+        return name
+    if name is None and len(tasks) == 1:
+        return tasks[0]
+    if not tasks:
+        raise CliError(f"federation {bus.fed} has no task. Start one with fedbus up", ExitCode.NOT_FOUND)
+    problem = (
+        f"federation {bus.fed} has no task {name}" if name else f"federation {bus.fed} has several tasks"
+    )
     raise CliError(
-        f"{complaint}: choose one of {', '.join(known)}", ExitCode.NOT_FOUND if asked else ExitCode.USAGE
+        f"{problem}. Choose one of: {', '.join(tasks)}", ExitCode.NOT_FOUND if name else ExitCode.USAGE
     )
 
 
 def parse_time(text: str) -> datetime:
-    """A time as a person writes it: ``10m`` and ``2h`` ago, or ISO 8601."""
+    """Parse ``10m`` or ``2h``, a time ago, or ISO 8601.
+
+    Raises:
+        CliError: *text* is neither.
+
+    """
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)", text):
         return datetime.now(UTC) - timedelta(seconds=float(match[1]) * UNITS[match[2]])
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
         raise CliError(
-            f"{text!r} is not a time: write 90s, 10m, 2h, 1d or 2026-01-31T12:00", ExitCode.USAGE
+            f"{text!r} is not a time. Use for example 90s, 10m, 2h, 1d or 2026-01-31T12:00", ExitCode.USAGE
         ) from None
     return when if when.tzinfo else when.astimezone()
 
 
 def _natural_key(subject: str) -> list[tuple[int, str]]:
-    """So that run 10 comes after run 9."""
+    """A sort key by which run 10 comes after run 9."""
     return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"[.-]", subject)]

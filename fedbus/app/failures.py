@@ -1,7 +1,6 @@
-"""Where errors end: each becomes one line that says what to do, and an exit code that scripts may rely on.
+"""The exit codes of commands, and the one place that turns an exception into one line and an exit code.
 
-Whatever a command cannot deal with comes up here and is caught once. FEDBUS_DEBUG=1 shows
-where it came from instead.
+With FEDBUS_DEBUG=1 the traceback is shown instead.
 """
 
 import os
@@ -12,11 +11,13 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final, NoReturn
 
+from fedbus.app.terminal.plain import printable
+
 DEBUG: Final = "FEDBUS_DEBUG"
 
 
 class ExitCode(IntEnum):
-    """What an exit code means. Stable: scripts may rely on it."""
+    """The exit codes. They do not change: scripts may rely on them."""
 
     OK = 0
     FAILED = 1
@@ -43,7 +44,7 @@ EXIT_CODE_TEXT: Final = {
 
 
 class CliError(Exception):
-    """A command failed; the text says why and what to do."""
+    """A command failed; the message has the cause and what to do."""
 
     def __init__(self, message: str, code: ExitCode = ExitCode.FAILED) -> None:
         super().__init__(message)
@@ -52,7 +53,7 @@ class CliError(Exception):
 
 @contextmanager
 def report_write_errors(path: Path) -> Iterator[None]:
-    """The file at *path* is written in here; raises Failure where it cannot be."""
+    """Turn an OSError while the block writes *path* into a CliError."""
     try:
         yield
     except OSError as error:
@@ -60,15 +61,15 @@ def report_write_errors(path: Path) -> Iterator[None]:
 
 
 def run_cli(command: Callable[[], object]) -> NoReturn:
-    """Run *command* and leave with its exit code. The only place that catches what nobody else could."""
+    """Run *command* and exit with its code. No other place catches all exceptions."""
     try:
         command()
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
-    except BrokenPipeError:  # whoever read our output has enough: `fedbus events tail | head`
+    except BrokenPipeError:  # the reader of our output has ended: `fedbus events tail | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.OK)
-    except Exception as error:  # this is the edge
+    except Exception as error:
         if os.environ.get(DEBUG):
             raise
         line, code = describe_error(error)
@@ -78,7 +79,7 @@ def run_cli(command: Callable[[], object]) -> NoReturn:
 
 
 def describe_error(error: BaseException) -> tuple[str, ExitCode]:
-    """*error* in one line, and the exit code for it."""
+    """Describe *error* in one line, with its exit code."""
     if isinstance(error, BaseExceptionGroup):
         return _describe_group([describe_error(one) for one in error.exceptions])
     code = _exit_code_of(error)
@@ -90,23 +91,21 @@ def describe_error(error: BaseException) -> tuple[str, ExitCode]:
     return _one_line(error), code
 
 
-def _describe_group(all_told: list[tuple[str, ExitCode]]) -> tuple[str, ExitCode]:
-    """The first; but who is turned away meets with other errors on his way out, and those are not what matters."""
-    return next((one for one in all_told if one[1] is ExitCode.DENIED), all_told[0])
+def _describe_group(descriptions: list[tuple[str, ExitCode]]) -> tuple[str, ExitCode]:
+    """Prefer a denied access: it is the cause of the other errors of its group."""
+    return next((one for one in descriptions if one[1] is ExitCode.DENIED), descriptions[0])
 
 
 _HOW_TO_REPORT: Final = f"Run the command again with {DEBUG}=1 for the traceback, and report it"
 
 
 def _one_line(error: BaseException) -> str:
-    """What it says, and nothing that a terminal would obey: it may be somebody else's reason."""
-    from fedbus.app.terminal.output import printable  # noqa: PLC0415  # only who fails waits for it
-
+    """The message in one line, without control characters: the text may come from another machine."""
     return printable(" ".join(str(error).split()))
 
 
 def _exit_code_of(error: BaseException) -> ExitCode | None:
-    """The code for an error that somebody foresaw, or None. Looked up by what is loaded: to import is to wait."""
+    """The code of an expected error, or None. Looked up by name, so that nothing is imported."""
     if isinstance(error, CliError):
         return error.code
     for kind in type(error).__mro__:
@@ -147,4 +146,4 @@ _EXIT_CODES: Final = {
     "builtins.FileNotFoundError": ExitCode.NOT_FOUND,
     "builtins.PermissionError": ExitCode.MACHINE,
 }
-"""By name, so that asking for the code of an error imports nothing; a test says that each is there."""
+"""By name, so that the lookup imports nothing. A test checks that each class exists."""

@@ -1,4 +1,4 @@
-"""One line of `fedbus doctor`: what was looked at, how it is, what was found, and what to do."""
+"""One line of `fedbus doctor`: the check, its severity, its result, and advice."""
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum

@@ -1,31 +1,31 @@
-"""Where things are: the few settings that every command shares, read from the environment once.
+"""The settings that all commands share, read from environment variables.
 
-    FEDBUS_HOME         what fedbus keeps on this machine; default: .fedbus in the working directory
-    FEDBUS_NATS_URL     the bus; default: the one that `fedbus up` or `fedbus demo` started here, which
-                        leaves its address in FEDBUS_HOME/nats.url; else nats://127.0.0.1:4222
-    FEDBUS_FEDERATION   everything that shares one bus account; default: dev
-    FEDBUS_KIT          the folder that a device was given; its settings.env is read as if it stood in the environment
-    FEDBUS_CREDS        a NATS credentials file: who we are to the bus; default: nobody in particular
-    FEDBUS_CA           whose certificates are believed, a PEM file; default: those the system knows
-    FEDBUS_STORE        the model repository: a directory, or s3://bucket/prefix?endpoint=…; default: the one
-                        that `fedbus up` uses here, else FEDBUS_HOME/models
-    FEDBUS_TASK         the task: its directory, or git+https://host/repo@branch#subdirectory=dir, which is followed;
-                        default: the working directory
-    FEDBUS_ALLOWED_SIGNERS  who may sign the task's commits, as ssh-keygen knows it; none: they are not verified
-    FEDBUS_ALLOW_INSTALL    what tasks may have installed on this machine: names, or * for anything; default: nothing
-    FEDBUS_LABELS       what a device is told apart by: "site=lab board=jetson"
-    FEDBUS_SIGNING_KEY  the server's private key, which signs every model that is made: see fedbus model keygen
-    FEDBUS_TRUSTED_KEYS the public keys whose models may be served; none: any model is
-    FEDBUS_TRACKERS     where the curves of training go beside FEDBUS_HOME/training: tensorboard, mlflow, wandb, …
-    FEDBUS_TRAIN_AT_ONCE    how many tasks may train at the same time on one device; default: 1
-    FEDBUS_DATA_DIR     where data sets are looked for; default: FEDBUS_HOME/data
-    FEDBUS_TRACES_MB    how much of FEDBUS_HOME/traces is kept for `fedbus trace`; default: 256, and 0 for none
-    FEDBUS_LAUNCHER     where the ServerApp of a run is at work: process (the default), or kubernetes, in a Job
-    FEDBUS_JOB_TEMPLATE the PodTemplate that such a Job's pod is made like; default: flower-server
-    FEDBUS_GATEWAY_PORT where the dashboard listens; default: 8765, or another that is free
-    FEDBUS_NATS_MONITOR the monitoring address of the nats-server, whose figures are then measured too
+    FEDBUS_HOME         directory for the files of fedbus on this machine; default: .fedbus in the working directory
+    FEDBUS_NATS_URL     URL of nats-server; default: the one that `fedbus up` or `fedbus demo` wrote to
+                        FEDBUS_HOME/nats.url, else nats://127.0.0.1:4222
+    FEDBUS_FEDERATION   federation id; default: dev
+    FEDBUS_KIT          folder with the kit of a device or a user; its settings.env adds environment variables
+    FEDBUS_CREDS        NATS credentials file; default: none, connect without credentials
+    FEDBUS_CA           PEM file with the CA of nats-server and S3; default: the CAs of the system
+    FEDBUS_STORE        model repository: a directory, or s3://bucket/prefix?endpoint=…; default: the one
+                        that `fedbus up` uses on this machine, else FEDBUS_HOME/models
+    FEDBUS_TASK         directory of the task, or git+https://host/repo@branch#subdirectory=dir, whose new commits
+                        are rolled out; default: the working directory
+    FEDBUS_ALLOWED_SIGNERS  allowed_signers file of ssh-keygen; default: none, commits are not verified
+    FEDBUS_ALLOW_INSTALL    packages that tasks may install on this machine, or * for all; default: none
+    FEDBUS_LABELS       device labels, for example "site=lab board=jetson"
+    FEDBUS_SIGNING_KEY  private key of the server, which signs each new model: see fedbus model keygen
+    FEDBUS_TRUSTED_KEYS public keys; only models signed by one of them are served; default: none, serve any model
+    FEDBUS_TRACKERS     experiment trackers in addition to FEDBUS_HOME/training: tensorboard, mlflow, wandb, …
+    FEDBUS_TRAIN_AT_ONCE    number of tasks that a device trains at the same time; default: 1
+    FEDBUS_DATA_DIR     directory of data sets; default: FEDBUS_HOME/data
+    FEDBUS_TRACES_MB    size limit of FEDBUS_HOME/traces, which `fedbus trace` reads; default: 256; 0 keeps none
+    FEDBUS_LAUNCHER     how the ServerApp of a run is started: process (default), or kubernetes for a Job
+    FEDBUS_JOB_TEMPLATE PodTemplate of that Job; default: flower-server
+    FEDBUS_GATEWAY_PORT port of the dashboard; default: 8765, or a free one if that is taken
+    FEDBUS_NATS_MONITOR monitoring URL of nats-server; if set, its metrics are exported too
 
-A mistake in them is one line that names the variable.
+An invalid value is reported in one line that names the variable.
 """
 
 import os
@@ -33,19 +33,15 @@ import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
+from fedbus.app.telemetry_settings import invalid_variable
+from fedbus.bus.credentials import BusAccess
 from fedbus.contracts.identifiers import FederationId, federation_id
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
-
-    from fedbus.bus.credentials import BusAccess
-
-if TYPE_CHECKING:
-    from fedbus.stores.models.signing import ModelSigner, TrustedKeys
+from fedbus.stores.models.signing import ModelSigner, TrustedKeys
 
 DEFAULT_NATS_URL: Final = "nats://127.0.0.1:4222"
 URL_FILE: Final = "nats.url"
@@ -56,24 +52,27 @@ SCHEMES: Final = ("nats://", "tls://", "ws://", "wss://")
 
 
 class InvalidSetting(Exception):
-    """A variable holds what it cannot hold; the text names it and says what it may be."""
+    """An environment variable is invalid; the message names it and its valid values."""
 
 
 class InvalidLabel(InvalidSetting, ValueError):
-    """A label is not written as one."""
+    """A device label does not have the form key=value."""
 
 
 KIT: Final = "FEDBUS_KIT"
 KIT_SETTINGS: Final = "settings.env"
 KIT_FILES: Final = ("FEDBUS_CREDS", "FEDBUS_CA", "FEDBUS_ALLOWED_SIGNERS", "FEDBUS_TRUSTED_KEYS")
-"""Settings that name a file beside settings.env."""
+"""Settings whose value is the name of a file in the kit."""
 
 
 def apply_kit(environment: MutableMapping[str, str]) -> MutableMapping[str, str]:
-    """*environment* with what its kit says, where it has one; what stands there already is not changed.
+    """Add the settings of the kit to *environment*; a variable that is set is not changed.
 
-    The processes that we start have it too, and so has the S3 client, which knows the authority by
-    AWS_CA_BUNDLE. Raises BadSetting.
+    Child processes inherit them. AWS_CA_BUNDLE passes the CA to the S3 client.
+
+    Raises:
+        InvalidSetting: FEDBUS_KIT is not the folder of a kit.
+
     """
     if environment.get(KIT):
         folder = Path(environment[KIT]).expanduser().absolute()
@@ -88,7 +87,7 @@ def _read_kit_settings(folder: Path) -> Iterator[tuple[str, str]]:
     try:
         lines = (folder / KIT_SETTINGS).read_text().splitlines()
     except OSError as error:
-        raise InvalidSetting(f"{KIT}: {folder} is no kit: {KIT_SETTINGS}: {error.strerror}") from None
+        raise InvalidSetting(f"{KIT}: {folder} is not a kit: {KIT_SETTINGS}: {error.strerror}") from None
     for line in lines:
         name, equals, value = line.partition("=")
         if equals and not line.startswith("#"):
@@ -96,7 +95,7 @@ def _read_kit_settings(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 class Settings(BaseModel):
-    """What the environment says, checked."""
+    """The validated settings."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True, validate_default=True)
 
@@ -133,14 +132,14 @@ class Settings(BaseModel):
     @classmethod
     def _validate_url(cls, url: str | None) -> str | None:
         if url is not None and not url.startswith(SCHEMES):
-            raise ValueError(f"{url!r} is not the address of a nats-server: write nats://host:4222")
+            raise ValueError(f"{url!r} is not the URL of a nats-server. Use the form nats://host:4222")
         return url
 
     @field_validator("allowed_signers", "signing_key", "trusted_keys")
     @classmethod
     def _validate_file(cls, path: Path | None) -> Path | None:
         if path is not None and not path.is_file():
-            raise ValueError(f"there is no file {path}")
+            raise ValueError(f"no such file: {path}")
         return path.absolute() if path else None
 
     @field_validator("labels_text")
@@ -151,9 +150,12 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
-        """The settings of this process; raises BadSetting. An empty variable counts as none."""
-        from fedbus.app.telemetry_settings import invalid_variable  # noqa: PLC0415  # not for `fedbus --help`
+        """Read the settings of this process. An empty variable counts as unset.
 
+        Raises:
+            InvalidSetting: A variable is invalid.
+
+        """
         found = apply_kit(os.environ) if environment is None else environment
         if (problem := invalid_variable(found)) is not None:
             raise InvalidSetting(problem)
@@ -168,10 +170,14 @@ class Settings(BaseModel):
 
     @classmethod
     def _describe_bounds(cls, variable: int | str) -> str:
-        """What the number in *variable* may be: `` from 0 to 65535``."""
+        """Format the bounds of the number in *variable*, for example `` from 0 to 65535``."""
         of = [field.metadata for field in cls.model_fields.values() if field.alias == variable]
         bounds = [str(getattr(one, name)) for one in of[0] for name in ("ge", "le") if hasattr(one, name)]
-        return f" from {' to '.join(bounds)}{' on' if len(bounds) == 1 else ''}" if bounds else ""
+        return (
+            f" {f'from {bounds[0]} to {bounds[1]}' if len(bounds) == 2 else f'≥ {bounds[0]}'}"
+            if bounds
+            else ""
+        )
 
     @property
     def fed(self) -> FederationId:
@@ -185,16 +191,22 @@ class Settings(BaseModel):
     def labels(self) -> dict[str, str]:
         return parse_labels(self.labels_text)
 
-    def signer(self) -> "ModelSigner | None":
-        """Who signs the models that are made here; raises BadKey."""
-        from fedbus.stores.models.signing import ModelSigner  # noqa: PLC0415  # not for `fedbus --help`
+    def signer(self) -> ModelSigner | None:
+        """Read the key that signs new models.
 
+        Raises:
+            InvalidKey: The file has no private key.
+
+        """
         return ModelSigner.read(self.signing_key) if self.signing_key else None
 
-    def trusted(self) -> "TrustedKeys | None":
-        """Whose models may be served here; raises BadKey."""
-        from fedbus.stores.models.signing import TrustedKeys  # noqa: PLC0415  # not for `fedbus --help`
+    def trusted(self) -> TrustedKeys | None:
+        """Read the keys whose models may be served.
 
+        Raises:
+            InvalidKey: The file has no public keys.
+
+        """
         return TrustedKeys.read(self.trusted_keys) if self.trusted_keys else None
 
     @property
@@ -202,10 +214,8 @@ class Settings(BaseModel):
         return tuple(self.allow_install.replace(",", " ").split())
 
     @property
-    def access(self) -> "BusAccess":
-        """Who we are to the bus, and whom we believe."""
-        from fedbus.bus.credentials import BusAccess  # noqa: PLC0415  # `fedbus --help` reads settings, and needs no TLS
-
+    def access(self) -> BusAccess:
+        """The credentials and the CA for NATS."""
         return BusAccess(self.creds, self.ca)
 
     @property
@@ -214,50 +224,50 @@ class Settings(BaseModel):
 
     @property
     def traces_dir(self) -> Path:
-        """What was traced on this machine: a file for each process."""
+        """The directory of span files, one for each process."""
         return self.home / "traces"
 
     @property
     def nats_dir(self) -> Path:
-        """What the embedded nats-server keeps."""
+        """The directory of the embedded nats-server."""
         return self.home / "nats"
 
     @property
     def s3_dir(self) -> Path:
-        """What the embedded S3 keeps."""
+        """The directory of the embedded SeaweedFS."""
         return self.home / "s3"
 
     @property
     def store_url(self) -> str:
-        """The model repository: the one that was named, else the one in use here, else a directory."""
+        """The model repository: FEDBUS_STORE, else the one in use on this machine, else a directory."""
         return self.configured_store or _read_line(self.home / STORE_FILE) or str(self.home / "models")
 
     @property
     def nats_url(self) -> str:
-        """The bus to talk to: the one that was named, else the one that runs here, else the usual address."""
+        """The URL of nats-server: FEDBUS_NATS_URL, else the one on this machine, else the default."""
         return self.configured_nats_url or self.local_nats_url or DEFAULT_NATS_URL
 
     @property
     def nats_url_source(self) -> str:
-        """Where that address comes from, for whoever wonders."""
+        """Where `nats_url` comes from, for `fedbus doctor`."""
         if self.configured_nats_url:
             return "FEDBUS_NATS_URL"
-        return str(self._url_file) if self.local_nats_url else "the usual address"
+        return str(self._url_file) if self.local_nats_url else "the default URL"
 
     @property
     def local_nats_url(self) -> str | None:
-        """The address that a fedbus on this machine has left."""
+        """The URL that a running `fedbus up` or `fedbus demo` announced on this machine."""
         return _read_line(self._url_file)
 
     @contextmanager
     def announce_url(self, url: str) -> Iterator[None]:
-        """Other commands on this machine find *url* without a flag, for as long as the block runs."""
+        """Announce *url* to the other commands on this machine while the block runs."""
         with _write_temporarily(self._url_file, url):
             yield
 
     @contextmanager
     def announce_store(self, url: str) -> Iterator[None]:
-        """The same of the model repository at *url*."""
+        """Announce the model repository at *url* while the block runs."""
         with _write_temporarily(self.home / STORE_FILE, url):
             yield
 
@@ -266,27 +276,34 @@ class Settings(BaseModel):
         return self.home / URL_FILE
 
 
-def _describe_error(error: "ErrorDetails", bounds_in_words: str) -> str:
-    """What pydantic found, as the rest of fedbus would say it."""
-    given, bounds = error["input"], error.get("ctx", {})
+def _describe_error(error: ErrorDetails, bounds_text: str) -> str:
+    """Describe a validation error of pydantic."""
+    value, bounds = error["input"], error.get("ctx", {})
     match error["type"]:
         case "int_parsing":
-            return f"{given!r} is no whole number{bounds_in_words}"
+            return f"{value!r} must be an integer{bounds_text}"
         case "greater_than_equal":
-            return f"{given!r} is too little: it is at least {bounds['ge']}"
+            return f"{value!r} must be ≥ {bounds['ge']}"
         case "less_than_equal":
-            return f"{given!r} is too much: it is at most {bounds['le']}"
+            return f"{value!r} must be ≤ {bounds['le']}"
         case "literal_error":
-            return f"{given!r} is none of what it may be: {bounds['expected']}"
+            return f"{value!r} must be one of: {bounds['expected']}"
         case _:
             return error["msg"].removeprefix("Value error, ")
 
 
 def parse_labels(text: str) -> dict[str, str]:
-    """``site=lab board=jetson`` as a table; raises BadSetting."""
+    """Parse ``site=lab board=jetson``.
+
+    Raises:
+        InvalidLabel: A label does not have the form key=value.
+
+    """
     for pair in text.split():
         if not re.fullmatch(LABEL_PATTERN, pair):
-            raise InvalidLabel(f"{pair!r} is no label: write site=lab, several with spaces between them")
+            raise InvalidLabel(
+                f"{pair!r} is not a label. Use the form site=lab, and a space between two labels"
+            )
     return dict(pair.split("=", 1) for pair in text.split())
 
 
@@ -304,5 +321,5 @@ def _write_temporarily(file: Path, line: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if _read_line(file) == line:  # another may have taken over since
+        if _read_line(file) == line:  # else another process has announced its own
             file.unlink(missing_ok=True)

@@ -40,9 +40,9 @@ def test_an_empty_variable_is_none() -> None:
     [
         ("FEDBUS_FEDERATION", "All Clinics", "FEDBUS_FEDERATION: 'All Clinics' is not a valid federation id"),
         ("FEDBUS_FEDERATION", "*", r"FEDBUS_FEDERATION: '\*' is not a valid federation id"),
-        ("FEDBUS_GATEWAY_PORT", "abc", "FEDBUS_GATEWAY_PORT: 'abc' is no whole number from 0 to 65535"),
-        ("FEDBUS_TRAIN_AT_ONCE", "two", "FEDBUS_TRAIN_AT_ONCE: 'two' is no whole number from 1 on"),
-        ("FEDBUS_NATS_URL", "localhost", "FEDBUS_NATS_URL: 'localhost' is not the address of a nats-server"),
+        ("FEDBUS_GATEWAY_PORT", "abc", "FEDBUS_GATEWAY_PORT: 'abc' must be an integer from 0 to 65535"),
+        ("FEDBUS_TRAIN_AT_ONCE", "two", "FEDBUS_TRAIN_AT_ONCE: 'two' must be an integer ≥ 1"),
+        ("FEDBUS_NATS_URL", "localhost", "FEDBUS_NATS_URL: 'localhost' is not the URL of a nats-server"),
     ],
 )
 def test_nonsense_is_one_line_that_names_the_variable(name: str, value: str, said: str) -> None:
@@ -84,10 +84,10 @@ def test_one_that_leaves_does_not_take_away_the_address_of_its_successor(tmp_pat
             {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317"},
             "'grpc' must be one of: http/protobuf",
         ),
-        ({"FEDBUS_TRACES_MB": "abc"}, "'abc' is no whole number"),
-        ({"FEDBUS_TRAIN_AT_ONCE": "0"}, "'0' is too little: it is at least 1"),
-        ({"FEDBUS_GATEWAY_PORT": "70000"}, "'70000' is too much: it is at most 65535"),
-        ({"FEDBUS_LAUNCHER": "podman"}, "'podman' is none of what it may be: 'process' or 'kubernetes'"),
+        ({"FEDBUS_TRACES_MB": "abc"}, "'abc' must be an integer"),
+        ({"FEDBUS_TRAIN_AT_ONCE": "0"}, "'0' must be ≥ 1"),
+        ({"FEDBUS_GATEWAY_PORT": "70000"}, "'70000' must be ≤ 65535"),
+        ({"FEDBUS_LAUNCHER": "podman"}, "'podman' must be one of: 'process' or 'kubernetes'"),
     ],
     ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
 )

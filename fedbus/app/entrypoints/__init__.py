@@ -1,1 +1,1 @@
-"""Where processes other than the command line start, and how they report health and end."""
+"""Entry points of processes other than the command line, their health reports and signal handling."""

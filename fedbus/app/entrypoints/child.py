@@ -1,7 +1,7 @@
-"""Where a child process of ours begins: ``python -m fedbus child server|trainer|init|check``.
+"""The entry point of child processes of agents: ``python -m fedbus child server|trainer|init|check``.
 
-It ends with its parent, logs and traces as the parent does, and is asked to stop by SIGTERM.
-What it does then is the agent's own: see `fedbus.agents`.
+A child process ends when its parent dies, logs and traces as the parent does, and stops on SIGTERM.
+`ENTRY_MODULES` has the module of each.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from fedbus.app.telemetry.log_lines import use_root_handlers
 from fedbus.app.telemetry.process_metrics import measure_process
 
 MAX_ERROR_CHARS = 500
-"""Letters of an error that are answered."""
+"""Length limit of the error in an answer, in characters."""
 ENTRY_MODULES = {
     "server": "fedbus.agents.flower_server.server_app_process",
     "trainer": "fedbus.agents.flower_client.client_app_process",
@@ -35,22 +35,22 @@ async def _run(name: str) -> int:
 
 
 def main(name: str) -> NoReturn:
-    """Do the work *name* as a child process."""
+    """Run the entry module *name* as a child process."""
     exit_when_parent_dies()
     run_child(name)
 
 
 def run_child(name: str) -> NoReturn:
-    """Do the work *name*, and end with its exit code."""
+    """Run the entry module *name* and exit with its code."""
     with telemetry.configure_telemetry(f"fedbus-{name}"):
         try:
             code = asyncio.run(_run(name))
-        except Exception as error:  # where it came from is for the log
+        except Exception as error:  # the traceback goes to the log
             write_answer(_one_line(error))
             raise
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # all is said: taking torch apart object by object takes longer than the goodbye
+    os._exit(code)  # everything is flushed; the destructors of torch take seconds
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,12 +1,12 @@
-"""A sign of life for whoever keeps this process: systemd, Docker, Kubernetes.
+"""Health reports of this process to its supervisor: systemd, Docker or Kubernetes.
 
-    FEDBUS_PULSE    a file whose time is renewed every few seconds, for as long as the loop turns
-    NOTIFY_SOCKET   systemd's own variable: told that we are ready, alive, and leaving
+    FEDBUS_PULSE    health file, whose modification time is renewed while the event loop runs
+    NOTIFY_SOCKET   set by systemd: receives READY, WATCHDOG and STOPPING (see sd_notify)
 
-    python -m fedbus.app.entrypoints.health   is the file fresh? exit code 0 or 1: a health check in 30 ms, with no port
+    python -m fedbus.app.entrypoints.health   exit with 0 if the health file is fresh, else with 1
 
-A loop that something blocks says nothing, and its supervisor starts the process anew. A bus that is
-away is no reason for that: every agent waits for it, and would only wait again.
+The health check takes 30 ms and needs no port. If the event loop is blocked, the reports stop and the supervisor
+restarts the process. A lost connection to NATS does not stop them: every agent reconnects by itself.
 """
 
 import asyncio
@@ -23,19 +23,19 @@ HEALTH_FILE_VARIABLE: Final = "FEDBUS_PULSE"
 NOTIFY_SOCKET_VARIABLE: Final = "NOTIFY_SOCKET"
 INTERVAL_S: Final = 5.0
 STALE_S: Final = 30.0
-"""So long without a sign, and the process counts as stuck."""
+"""A process whose health file is older counts as stuck."""
 
 
 @asynccontextmanager
 async def report_health(every_s: float = INTERVAL_S) -> AsyncIterator[None]:
-    """Signs of life from the loop, to whom the environment names, for as long as the block runs."""
+    """Report health from the event loop while the block runs, as the environment configures it."""
     file, systemd = os.environ.get(HEALTH_FILE_VARIABLE), os.environ.get(NOTIFY_SOCKET_VARIABLE)
-    beating = asyncio.create_task(_report_forever(file, systemd, every_s), name="pulse")
+    reports = asyncio.create_task(_report_forever(file, systemd, every_s), name="report health")
     try:
         yield
     finally:
-        beating.cancel()
-        await asyncio.wait([beating])
+        reports.cancel()
+        await asyncio.wait([reports])
         _notify_systemd(systemd, "STOPPING=1")
         if file:
             _remove(file)
@@ -58,27 +58,27 @@ def _remove(file: str) -> None:
     Path(file).unlink(missing_ok=True)
 
 
-def _notify_systemd(systemd: str | None, word: str) -> None:
-    """One word to systemd; a name that begins with @ is of its abstract kind."""
-    if systemd:
+def _notify_systemd(address: str | None, state: str) -> None:
+    """Send *state* to systemd; an *address* that starts with @ is an abstract socket."""
+    if address:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
-            line.sendto(word.encode(), systemd.replace("@", "\0", 1) if systemd.startswith("@") else systemd)
+            line.sendto(state.encode(), address.replace("@", "\0", 1) if address.startswith("@") else address)
 
 
 def health_problem(file: Path, *, stale_s: float = STALE_S) -> str:
-    """What is wrong with the process whose pulse is in *file*; empty where it is well."""
+    """Describe why the process of the health file *file* is unhealthy; empty if it is healthy."""
     try:
         age_s = time.time() - file.stat().st_mtime
     except FileNotFoundError:
-        return f"no sign of life in {file} yet"
-    return f"the last sign of life is {age_s:.0f} s old" if age_s > stale_s else ""
+        return f"no health file {file} yet"
+    return f"health file is {age_s:.0f} s old (limit {stale_s:g} s)" if age_s > stale_s else ""
 
 
 def main() -> NoReturn:
-    """The health check."""
+    """Run the health check."""
     file = os.environ.get(HEALTH_FILE_VARIABLE)
     if not file:
-        sys.exit(f"{HEALTH_FILE_VARIABLE} names no file: whom should I feel the pulse of?")
+        sys.exit(f"{HEALTH_FILE_VARIABLE} is not set. Set it to the health file of the agent")
     sys.exit(health_problem(Path(file)) or 0)
 
 

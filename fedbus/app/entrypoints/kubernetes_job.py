@@ -1,8 +1,8 @@
-"""Where the process of a Kubernetes Job begins: ``python -m fedbus job server``.
+"""The entry point of a Kubernetes Job: ``python -m fedbus job server``.
 
-It does what a child process does (see `fedbus.app.entrypoints.child`), without a parent: nobody holds its
-life line, and nothing of the wrapper's disk is here. So it first gets the task's code at the version of its
-order, from where FEDBUS_TASK says, verified like everywhere; the model comes out of the repository by its digest.
+The process does the work of a child process (see `fedbus.app.entrypoints.child`), but has no parent and no files of
+the Flower server. So it first checks out the task's code from FEDBUS_TASK, at the version of its `ProcessConfig`, and
+verifies it. It reads the model from the model repository, by its digest.
 """
 
 import asyncio
@@ -20,20 +20,20 @@ from fedbus.contracts.task.task import Task
 
 
 def main(name: str) -> NoReturn:
-    """Do the work *name* as the process of a Job."""
+    """Run the entry module *name* as the process of a Job."""
     run_cli(partial(_run, name))
 
 
 def _run(name: str) -> None:
     settings = Settings.from_environment()
-    order = ProcessConfig.model_validate_json(os.environ[PROCESS_CONFIG_VARIABLE])
-    task = asyncio.run(code_from_settings(settings, "").task_at(order.task.code_version))
+    config = ProcessConfig.model_validate_json(os.environ[PROCESS_CONFIG_VARIABLE])
+    task = asyncio.run(code_from_settings(settings, "").task_at(config.task.code_version))
     os.environ[PROCESS_CONFIG_VARIABLE] = _with_local_task(os.environ[PROCESS_CONFIG_VARIABLE], task)
     child.run_child(name)
 
 
-def _with_local_task(order: str, task: Task) -> str:
-    """*order* with the task where it lies in this pod; how it is to be run stays as the wrapper read it."""
-    told = json.loads(order)
-    told["task"] |= {"path": task.path, "libraries": task.libraries}
-    return json.dumps(told)
+def _with_local_task(config: str, task: Task) -> str:
+    """*config* with the paths of the task in this pod; the task's table stays as the Flower server read it."""
+    facts = json.loads(config)
+    facts["task"] |= {"path": task.path, "libraries": task.libraries}
+    return json.dumps(facts)

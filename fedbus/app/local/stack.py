@@ -1,12 +1,12 @@
-"""The whole of fedbus on one machine: the bus, the server's process, and a process for each client.
+"""A whole federation on one machine: nats-server, a process for the server side, and one for each client.
 
-The model repository is a directory, or where that is asked for an S3 of this machine's own.
+The model repository is a directory or an embedded S3.
 
-    async with stack(settings, task, clients=3) as running:
+    async with run_stack(settings, tasks, clients=3) as stack:
         ...
 
-Each process is kept: one that ends by itself is started again, later each time, as a
-supervisor would. All end with the block, and with us, however we end.
+A process that ends by itself is restarted, with backoff. All processes end with the block, and with this process
+even if it is killed.
 """
 
 import asyncio
@@ -32,29 +32,29 @@ from fedbus.contracts.identifiers import ClientId, client_id
 
 CLI_MODULE: Final = "fedbus.app.cli.main"
 DEFAULT_DASHBOARD_PORT: Final = 8765
-"""Of the dashboard, where nobody else has it."""
+"""The port of the dashboard, if it is free."""
 EMBEDDED_STORE: Final = "s3"
-"""The model repository is to lie in an S3 that is started here."""
+"""The value of *store* that selects the embedded S3."""
 SUPERVISED_VARIABLE: Final = "FEDBUS_KEPT"
-"""Tells a process that its standard input is the life line of whoever keeps it."""
+"""Set for a process whose standard input is a pipe from its supervisor: it ends when the pipe closes."""
 GATEWAY_SOCKET_VARIABLE: Final = "FEDBUS_GATEWAY_SOCKET"
-"""Tells the gateway the number of the socket that its keeper has bound for it."""
+"""The file descriptor of the socket that the supervisor has bound for the gateway."""
 
 log = structlog.get_logger("fedbus.stack")
 
 
 @dataclass
 class LocalStack:
-    """What runs."""
+    """The state of a running stack."""
 
     nats: EmbeddedNats
     clients: list[ClientId]
     home: Path
     store_url: str
     dashboard: str = ""
-    """Where it is, if there is one."""
+    """URL; empty without a dashboard."""
     restarts: dict[str, str] = field(default_factory=dict)
-    """Processes that ended by themselves, and how."""
+    """Restarted processes, each with its exit and the last line of its log."""
 
     def log_of(self, name: str) -> Path:
         return self.home / "logs" / f"{name}.log"
@@ -72,23 +72,24 @@ async def run_stack(
     public_models: bool = False,
     dashboard: bool = False,
 ) -> AsyncIterator[LocalStack]:
-    """Everything up, for as long as the block runs. *server_options* go to `fedbus server up`.
+    """Run a federation until the block ends.
 
-    *tasks*: directories, or addresses of Git repositories that are followed. *store*: the model repository, ``s3``
-    for an S3 that is started here; with *public_models* anybody may read that one.
+    *tasks* are directories, or addresses of Git repositories. *port* is that of nats-server; None chooses the one of
+    the last start, or a free one. *server_options* are options of `fedbus server up`. *store* is the model repository,
+    or ``s3`` for the embedded S3; with *public_models*, everyone may read the models in that.
     """
-    these = [part for task in tasks for part in ("--task", task)]
+    task_options = [part for task in tasks for part in ("--task", task)]
     names = [client_id(f"c{number}") for number in range(1, clients + 1)]
-    async with AsyncExitStack() as open_things:
-        door = open_things.enter_context(bind_dashboard_socket(settings.gateway_port)) if dashboard else None
-        nats = await open_things.enter_async_context(embedded_nats(settings.nats_dir, port))
+    async with AsyncExitStack() as exits:
+        gateway_socket = (
+            exits.enter_context(bind_dashboard_socket(settings.gateway_port)) if dashboard else None
+        )
+        nats = await exits.enter_async_context(embedded_nats(settings.nats_dir, port))
         store_url = store or settings.configured_store or str(settings.home / "models")
-        key: dict[str, str] = {}
+        credentials: dict[str, str] = {}
         if store == EMBEDDED_STORE:
-            s3 = await open_things.enter_async_context(
-                embedded_s3(settings.s3_dir, public_models=public_models)
-            )
-            store_url, key = s3.store_url, s3.environment
+            s3 = await exits.enter_async_context(embedded_s3(settings.s3_dir, public_models=public_models))
+            store_url, credentials = s3.store_url, s3.environment
         running = LocalStack(nats, names, settings.home, store_url)
         environment = {
             SUPERVISED_VARIABLE: "1",
@@ -101,22 +102,27 @@ async def run_stack(
             async with asyncio.TaskGroup() as group:
                 stop = asyncio.Event()
                 commands: dict[str, tuple[str, ...]] = {
-                    "server": ("server", "up", *these, "--store", store_url, *server_options)
+                    "server": ("server", "up", *task_options, "--store", store_url, *server_options)
                 }
-                if door is not None:
-                    at = door.getsockname()[1]
-                    commands["gateway"] = ("gateway", "--host", HOST, "--port", str(at))
-                    running.dashboard = f"http://{HOST}:{at}"
+                if gateway_socket is not None:
+                    gateway_port = gateway_socket.getsockname()[1]
+                    commands["gateway"] = ("gateway", "--host", HOST, "--port", str(gateway_port))
+                    running.dashboard = f"http://{HOST}:{gateway_port}"
                 for number, name in enumerate(names):
                     config = json.dumps({"partition-id": number, "num-partitions": clients})
-                    commands[name] = ("client", "up", name, *these, "--node-config", config)
+                    commands[name] = ("client", "up", name, *task_options, "--node-config", config)
+                server_environment = environment | credentials | {NATS_MONITOR: nats.monitor_url}
                 for process, command in commands.items():
-                    of_server = key | {NATS_MONITOR: nats.monitor_url}  # no client needs them
-                    its_own = environment | (of_server if process in ("server", "gateway") else {})
-                    of_gateway = door if process == "gateway" else None
-                    group.create_task(
-                        _supervise(running, process, command, its_own, stop, door=of_gateway), name=process
+                    is_server_side = process in ("server", "gateway")
+                    supervise = _supervise(
+                        running,
+                        process,
+                        command,
+                        server_environment if is_server_side else environment,
+                        stop,
+                        inherited=gateway_socket if process == "gateway" else None,
                     )
+                    group.create_task(supervise, name=process)
                 try:
                     yield running
                 finally:
@@ -124,26 +130,30 @@ async def run_stack(
 
 
 def is_supervised() -> bool:
-    """Whether this process was started by a stack."""
+    """Whether `run_stack` started this process."""
     return bool(os.environ.pop(SUPERVISED_VARIABLE, ""))
 
 
 def inherited_socket() -> socket.socket | None:
-    """The socket that a stack has bound for this process, if it has."""
+    """The socket that `run_stack` has bound for this process, if any."""
     number = os.environ.pop(GATEWAY_SOCKET_VARIABLE, "")
     return socket.socket(fileno=int(number)) if number else None
 
 
-def bind_dashboard_socket(asked: int | None) -> socket.socket:
-    """Where the dashboard is: bound before it is announced and held to the end, so that nobody else is there.
+def bind_dashboard_socket(port: int | None) -> socket.socket:
+    """Bind the socket of the dashboard before its URL is announced, so that no other process can take the port.
 
-    On the port that was *asked* for, 0 for any, else on the usual one where nobody has it. Raises PortTaken.
+    *port* is 0 for a free port; None for the default port, or a free one if that is taken.
+
+    Raises:
+        PortTaken: Another process has *port*.
+
     """
-    if asked is not None:
+    if port is not None:
         try:
-            return bind_port(asked)
+            return bind_port(port)
         except PortTaken:
-            raise PortTaken(asked, "set FEDBUS_GATEWAY_PORT to another, 0 for any") from None
+            raise PortTaken(port, "set FEDBUS_GATEWAY_PORT to another port, or 0 for a free one") from None
     with suppress(PortTaken):
         return bind_port(DEFAULT_DASHBOARD_PORT)
     return bind_port(0)
@@ -156,26 +166,27 @@ async def _supervise(
     environment: Mapping[str, str],
     stop: asyncio.Event,
     *,
-    door: socket.socket | None = None,
+    inherited: socket.socket | None = None,
 ) -> None:
-    """Run the process *name* until *stop*; start it again when it ends by itself. *door*: the socket it listens on."""
+    """Run the process *name* until *stop*, and restart it when it ends. It inherits the socket *inherited*."""
     backoff = RetryBackoff()
-    doors = [] if door is None else [door.fileno()]
-    its_own = environment if door is None else {**environment, GATEWAY_SOCKET_VARIABLE: str(door.fileno())}
+    descriptors = [] if inherited is None else [inherited.fileno()]
+    if inherited is not None:
+        environment = {**environment, GATEWAY_SOCKET_VARIABLE: str(inherited.fileno())}
     while not stop.is_set():
         child = ChildProcess(
             name,
             *module_command(CLI_MODULE, *command),
-            environment=its_own,
+            environment=environment,
             output=running.log_of(name),
-            handed_down=doors,
+            handed_down=descriptors,
         )
         async with child:
             await wait_for_first(child.ended(), stop.wait())
             code = child.returncode
         if stop.is_set():
             return
-        ended = f"{describe_exit(code or 0)}: {log_tail(running.log_of(name), 1)}"
-        running.restarts[name] = ended
-        log.warning("started again", process=name, because=ended)
+        reason = f"{describe_exit(code or 0)}: {log_tail(running.log_of(name), 1)}"
+        running.restarts[name] = reason
+        log.warning("Process ended; restarting", process=name, reason=reason)
         await backoff.pause(stop)

@@ -1,16 +1,14 @@
-"""Programs that fedbus starts, watches and stops for itself, each in a directory of its own.
+"""The supervisor of embedded programs: nats-server and SeaweedFS.
 
-    async with kept(program) as running:
-        ...  # it answers, and will again if it dies
+    async with supervised(program) as running:
+        ...  # it is ready, and is restarted if it dies
 
-They listen on the loopback interface only. Their ports are chosen once and kept in the directory,
-so that whoever was connected finds them again after a restart, ours or their own. A program
-that dies is started again on the same ports, later each time; when it keeps dying, the
-block is cancelled and `KeepsDying` says what its log said. It can not outlive us,
-however we end: see `tether`.
+Each program has a directory and listens on the loopback interface only. The directory keeps its port, so that
+clients reconnect after a restart of the program or of fedbus. A program that dies is restarted on the same ports,
+with backoff. If it crashes again and again, the block is cancelled and `CrashLooping` has the end of its log. A program
+ends with this process, even if this process is killed: see `orphan_guard`.
 
-What a program is, and how one sees that it answers, is said by a `Program`: see `embedded` for
-the nats-server and `embedded_s3` for SeaweedFS.
+A `Program` has the command and the readiness check: see `nats_server` and `seaweedfs`.
 """
 
 import asyncio
@@ -34,7 +32,7 @@ from fedbus.common.retry import backoff_s
 
 HOST: Final = "127.0.0.1"
 READY_TIMEOUT_S: Final = 60.0
-"""A store that was not closed is read through at the start, on slow disks for a while."""
+"""After a crash, nats-server reads its whole store at the start, which takes long on a slow disk."""
 STOP_TIMEOUT_S: Final = 10.0
 QUICK_EXIT_S: Final = 5.0
 MAX_QUICK_EXITS: Final = 5
@@ -43,22 +41,22 @@ POLL_S: Final = 0.02
 PORT_TRIES: Final = 5
 IN_USE: Final = "address already in use"
 
-log = structlog.get_logger("fedbus.keeper")
+log = structlog.get_logger("fedbus.supervisor")
 
 
 class EmbeddedError(Exception):
-    """An embedded program cannot run; the text says what to do."""
+    """An embedded program cannot run; the message has the cause and what to do."""
 
 
 class ProgramMissing(EmbeddedError):
-    def __init__(self, name: str, instead: str) -> None:
-        super().__init__(f"no {name} beside {sys.executable} nor on PATH: {instead}")
+    def __init__(self, name: str, advice: str) -> None:
+        super().__init__(f"{name} is not installed next to {sys.executable} nor on PATH. {advice}")
 
 
 class PortTaken(EmbeddedError):
-    def __init__(self, port: int, instead: str = "choose another port") -> None:
+    def __init__(self, port: int, advice: str = "choose another port") -> None:
         super().__init__(
-            f"port {port} is taken: stop what listens there (see: lsof -i :{port}), or {instead}"
+            f"port {port} is taken. Stop the process that listens there (see: lsof -i :{port}), or {advice}"
         )
         self.port = port
 
@@ -66,8 +64,8 @@ class PortTaken(EmbeddedError):
 class NotWritable(EmbeddedError):
     def __init__(self, directory: Path, reason: str) -> None:
         super().__init__(
-            f"cannot write to {directory}: {reason}. Give the directory to this user, "
-            "or set FEDBUS_HOME to another"
+            f"cannot write to {directory}: {reason}. Make the directory writable for this user, "
+            "or set FEDBUS_HOME to another directory"
         )
         self.directory = directory
 
@@ -75,13 +73,13 @@ class NotWritable(EmbeddedError):
 class AlreadyRunning(EmbeddedError):
     def __init__(self, name: str, directory: Path) -> None:
         super().__init__(
-            f"another fedbus keeps its {name} in {directory}: use that one, "
+            f"another fedbus process runs {name} in {directory}. Use that one, "
             "or set FEDBUS_HOME to another directory"
         )
 
 
 class ProgramNotReady(EmbeddedError):
-    """It was started and did not come to answer."""
+    """The program was started and did not become ready."""
 
     def __init__(self, name: str, what: str, home: "ProgramDirectory") -> None:
         super().__init__(f"{name} {what}. Its log ({home.log}) ends: {home.last_words()}")
@@ -91,18 +89,18 @@ class ProgramNotReady(EmbeddedError):
 class CrashLooping(EmbeddedError):
     def __init__(self, name: str, deaths: int, home: "ProgramDirectory") -> None:
         super().__init__(
-            f"{name} died {deaths} times in a row, within {QUICK_EXIT_S:g} s of its start. "
+            f"{name} exited {deaths} times in a row within {QUICK_EXIT_S:g} s of its start. "
             f"Its log ({home.log}) ends: {home.last_words()}"
         )
 
 
 @dataclass
 class RunningProgram:
-    """A program that answers on *port*, and will again if it dies."""
+    """A program that listens on *port*, and is restarted if it dies."""
 
     port: int
     pid: int = field(default=0, compare=False, kw_only=True)
-    """The process of the moment."""
+    """Of the current process; a restart changes it."""
     starts: int = field(default=0, compare=False, kw_only=True)
 
 
@@ -110,7 +108,7 @@ RunningT = TypeVar("RunningT", bound=RunningProgram)
 
 
 class Program(Protocol[RunningT]):
-    """What the keeper must know of a program."""
+    """A program that can be supervised."""
 
     @property
     def name(self) -> str: ...
@@ -122,28 +120,30 @@ class Program(Protocol[RunningT]):
     def environment(self) -> Mapping[str, str]: ...
 
     def placed(self, port: int | None) -> RunningT:
-        """Where it is to listen: on *port*, or where it did before, or on ports that are free."""
+        """Choose the ports: *port*, else those of the last start, else free ones."""
 
     def command(self, running: RunningT) -> tuple[str, ...]:
-        """How it is started there; writes what it reads at its start."""
+        """Write the configuration, and return the command."""
 
     async def answers(self, running: RunningT) -> bool:
-        """Whether it is there, is ours, and does its work."""
+        """Whether it is ready, and is the program that we have started."""
 
 
 @asynccontextmanager
 async def supervised(program: Program[RunningT], port: int | None = None) -> AsyncIterator[RunningT]:
-    """*program* at work on *port*, or one that is free, for as long as the block runs.
+    """Run *program* on *port*, or a free one, until the block ends.
 
-    Raises an EmbeddedError: at the start, or out of the block when the program keeps dying.
+    Raises:
+        EmbeddedError: It does not start, or later crashes again and again.
+
     """
     check_writable(program.home.directory)
     with program.home.locked(program.name):
-        keeper = _Supervisor(program)
-        running = await keeper.start_first(port)
+        supervisor = _Supervisor(program)
+        running = await supervisor.start_first(port)
         try:
             async with asyncio.TaskGroup() as group:
-                watch = group.create_task(keeper.keep_alive(running), name=f"watch {program.name}")
+                watch = group.create_task(supervisor.keep_alive(running), name=f"watch {program.name}")
                 try:
                     yield running
                 finally:
@@ -153,18 +153,23 @@ async def supervised(program: Program[RunningT], port: int | None = None) -> Asy
                 raise
             raise failures.exceptions[0] from None  # the block's own error, or the one of the watch
         finally:
-            await keeper.stop()
+            await supervisor.stop()
 
 
 def find_program(name: str) -> Path | None:
-    """The program *name*: the one installed with fedbus, else the one on PATH."""
-    beside = shutil.which(name, path=str(Path(sys.executable).parent))
-    found = beside or shutil.which(name)
+    """Find the program *name* next to the Python interpreter, else on PATH."""
+    installed = shutil.which(name, path=str(Path(sys.executable).parent))
+    found = installed or shutil.which(name)
     return Path(found) if found else None
 
 
 def check_writable(directory: Path) -> None:
-    """See that files can be written in *directory*, made if it is not there; raises NotWritable."""
+    """Create *directory* if it does not exist, and check that it is writable.
+
+    Raises:
+        NotWritable: It is not.
+
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -177,7 +182,7 @@ def check_writable(directory: Path) -> None:
 
 
 class _Supervisor(Generic[RunningT]):
-    """Starts the program, and again when it dies."""
+    """Starts the program, and restarts it when it dies."""
 
     def __init__(self, program: Program[RunningT]) -> None:
         self._program = program
@@ -185,7 +190,7 @@ class _Supervisor(Generic[RunningT]):
         self._child: ChildProcess | None = None
 
     async def start_first(self, port: int | None) -> RunningT:
-        """On *port*, or on one that is free, chosen again when somebody else was quicker."""
+        """Start it on *port* or a free one; choose another free port if a process takes it in between."""
         for tries_left in reversed(range(PORT_TRIES)):
             running = self._program.placed(port)
             try:
@@ -199,34 +204,46 @@ class _Supervisor(Generic[RunningT]):
         raise AssertionError("the last try raises")
 
     async def keep_alive(self, running: RunningT) -> None:
-        """Start it again whenever it dies; raises KeepsDying when that does not help."""
+        """Restart it whenever it dies.
+
+        Raises:
+            CrashLooping: It exits again and again right after its start.
+
+        """
         assert self._child is not None
-        quick_deaths = 0
+        quick_exits = 0
         while True:
             started = time.monotonic()
-            how = describe_exit(await self._child.ended())
-            quick_deaths = quick_deaths + 1 if time.monotonic() - started < QUICK_EXIT_S else 1
-            quick_deaths = await self._start_again(running, how, quick_deaths)
+            reason = describe_exit(await self._child.ended())
+            quick_exits = quick_exits + 1 if time.monotonic() - started < QUICK_EXIT_S else 1
+            quick_exits = await self._restart(running, reason, quick_exits)
 
-    async def _start_again(self, running: RunningT, how: str, quick_deaths: int) -> int:
-        """Try until it answers; how many quick deaths there have been by then."""
-        while quick_deaths < MAX_QUICK_EXITS:
-            log.warning("started again", program=self._program.name, how=how, deaths=quick_deaths)
-            await asyncio.sleep(backoff_s(quick_deaths - 1, first_s=FIRST_BACKOFF_S))
+    async def _restart(self, running: RunningT, reason: str, quick_exits: int) -> int:
+        """Try until it is ready. The number of quick exits, including *quick_exits* before this call."""
+        while quick_exits < MAX_QUICK_EXITS:
+            log.warning(
+                "Program exited; restarting", program=self._program.name, reason=reason, exits=quick_exits
+            )
+            await asyncio.sleep(backoff_s(quick_exits - 1, first_s=FIRST_BACKOFF_S))
             try:
                 await self._start(running)
             except ProgramNotReady as failure:
-                how, quick_deaths = failure.what, quick_deaths + 1
+                reason, quick_exits = failure.what, quick_exits + 1
             else:
-                return quick_deaths
-        raise CrashLooping(self._program.name, quick_deaths, self._home)
+                return quick_exits
+        raise CrashLooping(self._program.name, quick_exits, self._home)
 
     async def stop(self) -> None:
         if self._child is not None:
             await self._child.stop()
 
     async def _start(self, running: RunningT) -> None:
-        """The program, answering as ours; raises NotReady."""
+        """Start the program and wait until it is ready.
+
+        Raises:
+            ProgramNotReady: It exited, or READY_TIMEOUT_S has passed.
+
+        """
         self._home.output.unlink(missing_ok=True)
         command = (*orphan_guard.wrapper_command(), *self._program.command(running))
         child = ChildProcess(
@@ -238,13 +255,13 @@ class _Supervisor(Generic[RunningT]):
         )
         self._child = await child.__aenter__()
         try:
-            await self._ready(child, running)
+            await self._wait_until_ready(child, running)
         except BaseException:
             await child.stop()
             raise
         running.pid, running.starts = child.pid, running.starts + 1
 
-    async def _ready(self, child: ChildProcess, running: RunningT) -> None:
+    async def _wait_until_ready(self, child: ChildProcess, running: RunningT) -> None:
         name = self._program.name
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
@@ -253,11 +270,11 @@ class _Supervisor(Generic[RunningT]):
                         raise ProgramNotReady(name, describe_exit(child.returncode), self._home)
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
-            raise ProgramNotReady(name, f"did not answer within {READY_TIMEOUT_S:g} s", self._home) from None
+            raise ProgramNotReady(name, f"was not ready within {READY_TIMEOUT_S:g} s", self._home) from None
 
 
 async def read_reply(port: int, request: bytes, *, end: bytes) -> bytes:
-    """What comes first on *port*, as far as *end*; nothing where nobody listens."""
+    """Send *request* to *port* and read the reply up to *end*; empty if there is none."""
     try:
         reader, writer = await asyncio.open_connection(HOST, port)
     except OSError:
@@ -276,7 +293,7 @@ async def read_reply(port: int, request: bytes, *, end: bytes) -> bytes:
 
 
 class ProgramDirectory:
-    """What a program has on disk. *short* begins the names of its files."""
+    """The files of a program; *short* is the prefix of their names."""
 
     def __init__(self, directory: Path, short: str) -> None:
         self.directory = directory = directory.absolute()
@@ -296,7 +313,12 @@ class ProgramDirectory:
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """One fedbus at a time: two programs over one store would ruin it. Raises AlreadyRunning."""
+        """Lock the directory while the block runs: two programs would corrupt the store.
+
+        Raises:
+            AlreadyRunning: Another process has the lock.
+
+        """
         with (self.directory / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -305,25 +327,35 @@ class ProgramDirectory:
             yield
 
     def last_words(self) -> str:
-        """What it said on its way out: complaints about its settings go to its output, the rest to its log."""
-        said = [log_tail(self.output), log_tail(self.log, 2)]
-        return " | ".join(line for line in said if line) or "(nothing)"
+        """The end of its output, which has configuration errors, and of its log."""
+        tails = [log_tail(self.output), log_tail(self.log, 2)]
+        return " | ".join(tail for tail in tails if tail) or "(nothing)"
 
 
 # --- ports ---------------------------------------------------------------------------------------
 
 
-def choose_port(asked: int | None, kept: int | None) -> int:
-    """The port that was *asked* for, else the one *kept* from before, else one that is free; raises PortTaken."""
-    if asked is not None:
-        if not is_port_free(asked):
-            raise PortTaken(asked)
-        return asked
-    return kept if kept is not None and is_port_free(kept) else find_free_port()
+def choose_port(port: int | None, last_port: int | None) -> int:
+    """Choose *port*, else *last_port* if it is free, else a free port.
+
+    Raises:
+        PortTaken: Another process has *port*.
+
+    """
+    if port is not None:
+        if not is_port_free(port):
+            raise PortTaken(port)
+        return port
+    return last_port if last_port is not None and is_port_free(last_port) else find_free_port()
 
 
 def bind_port(port: int) -> socket.socket:
-    """A socket that holds *port* from here on, 0: one that is free; raises PortTaken."""
+    """Bind a socket to *port*, 0 for a free one.
+
+    Raises:
+        PortTaken: Another process has *port*.
+
+    """
     try:
         return socket.create_server((HOST, port))
     except OSError:
@@ -332,7 +364,7 @@ def bind_port(port: int) -> socket.socket:
 
 def is_port_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was left lately is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
         try:
             probe.bind((HOST, port))
         except OSError:

@@ -30,13 +30,13 @@ async def test_a_loop_that_turns_renews_its_sign_of_life(file: Path) -> None:
 async def test_a_process_that_has_left_gives_none(file: Path) -> None:
     async with report_health():
         await eventually(file.exists)
-    assert health_problem(file) == f"no sign of life in {file} yet"
+    assert health_problem(file) == f"no health file {file} yet"
 
 
 def test_a_loop_that_is_stuck_is_told_from_one_that_turns(file: Path) -> None:
     file.touch()
     os.utime(file, (time.time() - 100,) * 2)
-    assert health_problem(file) == "the last sign of life is 100 s old"
+    assert health_problem(file) == "health file is 100 s old (limit 30 s)"
 
 
 @pytest.mark.parametrize(("fresh", "code"), [(True, 0), (False, 1)])

@@ -77,7 +77,7 @@ async def test_a_server_that_keeps_dying_ends_the_block_with_its_last_words(
             await eventually(lambda starts=starts: server.starts == starts)  # type: ignore[misc]
             os.kill(server.pid, signal.SIGKILL)
 
-    with pytest.raises(CrashLooping, match=r"died 5 times in a row.*Its log .* ends: "):
+    with pytest.raises(CrashLooping, match=r"exited 5 times in a row.*Its log .* ends: "):
         async with embedded_nats(tmp_path) as server:
             await kill_whenever_it_lives(server)
 
@@ -115,7 +115,7 @@ async def test_a_cancelled_block_leaves_nothing(tmp_path: Path) -> None:
 async def test_a_taken_port_is_named_and_nothing_is_started(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(PortTaken, match=f"port {port} is taken: stop what listens there"):
+        with pytest.raises(PortTaken, match=f"port {port} is taken. Stop the process that listens there"):
             async with embedded_nats(tmp_path, port):
                 pytest.fail("it started")
 

@@ -118,7 +118,7 @@ async def test_a_killed_one_is_started_again_with_what_it_kept(tmp_path: Path) -
 
 async def test_two_in_one_directory_are_refused(tmp_path: Path) -> None:
     async with embedded_s3(tmp_path):
-        with pytest.raises(AlreadyRunning, match="another fedbus keeps its SeaweedFS"):
+        with pytest.raises(AlreadyRunning, match="another fedbus process runs SeaweedFS"):
             async with embedded_s3(tmp_path):
                 pytest.fail("it started")
 

@@ -156,7 +156,7 @@ def test_what_stands_in_the_environment_is_not_changed_by_a_kit(
 
 
 def test_what_is_no_kit_is_said_to_be_none(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSetting, match="is no kit"):
+    with pytest.raises(InvalidSetting, match="is not a kit"):
         apply_kit({"FEDBUS_KIT": str(tmp_path)})
 
 
