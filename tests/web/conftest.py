@@ -1,4 +1,4 @@
-"""A real browser before a real gateway, on a federation that is told of."""
+"""Fixtures: Chromium on a real gateway with a simulated federation."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,9 +21,9 @@ async def simulation(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
 
 @pytest.fixture
 async def page(tmp_path: Path) -> AsyncIterator[BrowserPage]:
-    """One tab; at the end of the test nothing was complained of."""
+    """One tab; the fixture fails the test if the console has an error."""
     if find_chromium() is None:
-        pytest.skip("there is no Chromium on this machine: apt-get install chromium")
+        pytest.skip("Chromium is not installed: apt-get install chromium")
     async with run_chromium(tmp_path / "profile") as page:
         await page.set_viewport()
         yield page

@@ -1,6 +1,6 @@
-"""What people see, in a real Chromium: each page, live, whoever wrote what it shows.
+"""The pages of the dashboard in Chromium, with live data and hostile data.
 
-Screenshots of all pages are left in ``build/screenshots``.
+The tests write screenshots of all pages to ``build/screenshots``.
 """
 
 import json
@@ -51,12 +51,17 @@ pytestmark = pytest.mark.timeout(240)
 
 
 async def models_of(task: str) -> dict[str, Any]:
-    """Six versions in two lineages; the second one forks."""
-    made = {"created": "2026-03-14T12:00:00Z", "code_version": COMMIT, "rounds": 4, "participants": {"c1": 9}}
+    """Describe six versions in two lineages; the first lineage forks."""
+    common = {
+        "created": "2026-03-14T12:00:00Z",
+        "code_version": COMMIT,
+        "rounds": 4,
+        "participants": {"c1": 9},
+    }
     parents = {1: None, 2: 1, 3: 2, 4: 2, 5: None, 6: 5}
     versions = [
         make_model_ref(version).model_dump()
-        | made
+        | common
         | {
             "task": task,
             "parent": parent,
@@ -72,7 +77,7 @@ async def models_of(task: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "wide", "high", "dark"),
+    ("name", "width", "height", "is_dark"),
     [
         ("light", 1280, 860, False),
         ("dark", 1280, 860, True),
@@ -80,18 +85,18 @@ async def models_of(task: str) -> dict[str, Any]:
         ("phone-dark", 400, 844, True),
     ],
 )
-async def test_every_page_shows_what_is_so(
+async def test_each_page_shows_the_state(
     simulation: SimulatedFederation,
     nats: NatsServer,
     page: BrowserPage,
     name: str,
-    wide: int,
-    high: int,
-    dark: bool,
+    width: int,
+    height: int,
+    is_dark: bool,
 ) -> None:
     await simulate_run(simulation)
-    await page.set_viewport(width=wide, height=high, is_dark=dark)
-    says = {
+    await page.set_viewport(width=width, height=height, is_dark=is_dark)
+    expected = {
         "fleet": "the battery is at 10 %",
         "runs": "2 of 4",
         "training": "mnist-1",
@@ -102,21 +107,21 @@ async def test_every_page_shows_what_is_so(
     async with run_gateway(nats.url, models=models_of) as url:
         await page.open(url)
         await page.wait_until(IS_LIVE)
-        for one in PAGES:
-            await page.evaluate(f"location.hash = '#/{one}'")
+        for page_name in PAGES:
+            await page.evaluate(f"location.hash = '#/{page_name}'")
             await page.wait_until(
-                f"document.querySelector('main').textContent.includes({json.dumps(says[one])})"
+                f"document.querySelector('main').textContent.includes({json.dumps(expected[page_name])})"
             )
-            if one == "runs":
+            if page_name == "runs":
                 await page.wait_until("document.querySelector('.gantt g')")
-            assert await page.evaluate(UNNAMED_CONTROLS) == [], one
+            assert await page.evaluate(UNNAMED_CONTROLS) == [], page_name
             assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
-                f"{one} is too wide"
+                f"{page_name} is too wide"
             )
-            await page.screenshot(SCREENSHOTS / f"{one}-{name}.png")
+            await page.screenshot(SCREENSHOTS / f"{page_name}-{name}.png")
 
 
-async def test_a_page_is_told_what_happens_while_somebody_looks(
+async def test_an_open_page_is_updated_live(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
@@ -133,11 +138,11 @@ async def test_a_page_is_told_what_happens_while_somebody_looks(
         )
 
 
-async def test_a_reload_and_a_lost_line_miss_nothing(
+async def test_no_event_is_lost_in_a_reload_or_reconnection(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulation.create_clients(["c1"])
-    heard = (
+    reasons = (
         "window.fedbus.store.recent.filter((one) => one.word === 'declined').map((one) => one.body.reason)"
     )
     async with run_gateway(nats.url) as url:
@@ -145,26 +150,26 @@ async def test_a_reload_and_a_lost_line_miss_nothing(
         await page.open(f"{url}/#/events")
         await page.wait_until(IS_LIVE)
         await simulation.publish(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="one"))
-        await page.wait_until(f"{heard}.length === 1")
+        await page.wait_until(f"{reasons}.length === 1")
     await page.wait_until("!document.getElementById('banner').hidden")
-    says = await page.text("#banner")
-    assert "no event will be lost" in says
+    banner = await page.text("#banner")
+    assert "no event will be lost" in banner
     await page.wait_until("window.fedbus.store.tries > 2")
-    assert await page.text("#banner") == says, "it is said once, and of when the line broke"
+    assert await page.text("#banner") == banner, "the time in the banner is that of the disconnection"
     await page.screenshot(SCREENSHOTS / "lost.png")
     await simulation.publish(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="two"))
     async with run_gateway(nats.url, port=port):
         await page.wait_until("document.getElementById('banner').hidden")
         await simulation.publish(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="three"))
-        await page.wait_until(f"{heard}.length === 3")
-        assert await page.evaluate(heard) == ["one", "two", "three"]
+        await page.wait_until(f"{reasons}.length === 3")
+        assert await page.evaluate(reasons) == ["one", "two", "three"]
         await page.send("Page.reload")
-        await page.wait_until(f"{IS_LIVE} && {heard}.length === 3")
-        assert await page.evaluate(heard) == ["one", "two", "three"]
-    page.errors.clear()  # Chromium's own words for a line that broke, as it was to
+        await page.wait_until(f"{IS_LIVE} && {reasons}.length === 3")
+        assert await page.evaluate(reasons) == ["one", "two", "three"]
+    page.errors.clear()  # Chromium logs the expected disconnection
 
 
-async def test_a_thousand_clients_are_a_table_of_a_few_rows(
+async def test_a_table_of_a_thousand_clients_has_few_rows_in_the_dom(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulation.create_clients([f"c{number}" for number in range(1, 1001)])
@@ -181,12 +186,12 @@ async def test_a_thousand_clients_are_a_table_of_a_few_rows(
         await page.screenshot(SCREENSHOTS / "fleet-1000.png")
         await tab_to(page, "main input[type=search]")
         await page.send("Input.insertText", text="c77")
-        await page.wait_until(f"{ROWS}.length === 11")  # c77, and c770 to c779
+        await page.wait_until(f"{ROWS}.length === 11")  # c77 and c770 to c779
         await page.wait_until("document.getElementById('spoken').textContent === '11 of 1000 clients shown'")
 
 
 def make_hostile(kind: type[Message]) -> Message:
-    """The example of a *kind*, with markup in every text that may be any text."""
+    """Return the example of *kind* with markup in each free-text field."""
     example = EXAMPLES[kind]
     return _hostile_body(example)  # type: ignore[return-value]
 
@@ -195,11 +200,11 @@ def _hostile_body(body: BaseModel) -> BaseModel:
     changed = body
     for name in type(body).model_fields:
         value = getattr(body, name)
-        for instead in _hostile_values(value):
+        for hostile in _hostile_values(value):
             try:
-                changed = type(body).model_validate(changed.model_dump() | {name: instead})
+                changed = type(body).model_validate(changed.model_dump() | {name: hostile})
             except ValueError:
-                continue  # an id, a digest, a choice: nothing may be written there
+                continue  # an id, a digest or an enum: not a free text
             break
     return changed
 
@@ -222,7 +227,7 @@ def _hostile_values(value: object) -> list[object]:
             return []
 
 
-async def test_whatever_a_message_says_is_shown_and_never_done(
+async def test_markup_in_messages_is_shown_as_text(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulation.create_clients(["c1"])
@@ -230,17 +235,17 @@ async def test_whatever_a_message_says_is_shown_and_never_done(
         message = make_hostile(kind)
         if message.family not in (Family.SVC, Family.LIFE) and message.durable:
             await simulation.publish(message)
-    about: dict[str, Any] = {"task": TASK, "client": "c1"}
-    named = ClientData(**about, code_version=MARKUP, labels={MARKUP: MARKUP})
-    await simulation.transition(named, MARKUP, "serving", MARKUP, MARKUP, MARKUP)
-    await simulation.transition(FlClientData(**about), MARKUP, "waiting", MARKUP, MARKUP)
-    await simulation.transition(InferenceData(**about, endpoint=MARKUP), MARKUP, "serving", MARKUP, MARKUP)
+    key: dict[str, Any] = {"task": TASK, "client": "c1"}
+    client = ClientData(**key, code_version=MARKUP, labels={MARKUP: MARKUP})
+    await simulation.transition(client, MARKUP, "serving", MARKUP, MARKUP, MARKUP)
+    await simulation.transition(FlClientData(**key), MARKUP, "waiting", MARKUP, MARKUP)
+    await simulation.transition(InferenceData(**key, endpoint=MARKUP), MARKUP, "serving", MARKUP, MARKUP)
     run = simulation.make_run_facts(
         1, 2, trigger=MARKUP, code_version=MARKUP, cohort=(MARKUP,), trace_id=MARKUP
     )
     rounds = [one.model_dump() | {"failures": {MARKUP: MARKUP}} for one in run.rounds]
-    hurtful = RunData.model_validate(run.model_dump() | {"rounds": rounds})
-    await simulation.transition(hurtful, MARKUP, "recruiting", MARKUP, MARKUP)
+    hostile_run = RunData.model_validate(run.model_dump() | {"rounds": rounds})
+    await simulation.transition(hostile_run, MARKUP, "recruiting", MARKUP, MARKUP)
     await simulation.create_server(cohort=(MARKUP,))
     await simulation.transition(
         CodeData(task=TASK, source=MARKUP, candidate=MARKUP, stages=(MARKUP,), rejected={MARKUP: MARKUP}),
@@ -251,42 +256,46 @@ async def test_whatever_a_message_says_is_shown_and_never_done(
     async with run_gateway(nats.url, trace_url="javascript:window.hurt=1//{trace_id}") as url:
         await page.open(url)
         await page.wait_until(IS_LIVE)
-        for one in PAGES:
-            await page.evaluate(f"location.hash = '#/{one}'")
-            await page.wait_until(f"document.querySelector('main h1') && window.fedbus.app.name === '{one}'")
+        for page_name in PAGES:
+            await page.evaluate(f"location.hash = '#/{page_name}'")
+            await page.wait_until(
+                f"document.querySelector('main h1') && window.fedbus.app.name === '{page_name}'"
+            )
             await page.wait_until("document.querySelector('main').textContent.includes('<img src=x')")
-            if one in ("fleet", "events"):
+            if page_name in ("fleet", "events"):
                 await page.wait_until(f"{ROWS}.length > 0")
                 await page.click("tr[data-key]")
                 await page.wait_until(
                     "document.querySelector('aside:not([hidden])').textContent.includes('<img')"
                 )
             assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
-                f"{one} is too wide"
+                f"{page_name} is too wide"
             )
-            await page.screenshot(SCREENSHOTS / f"{one}-hostile.png")
-        foreign = "main img, main script, aside img, aside script, a[href^=javascript]"
-        assert await page.evaluate(f"document.querySelectorAll({json.dumps(foreign)}).length") == 0
+            await page.screenshot(SCREENSHOTS / f"{page_name}-hostile.png")
+        injected = "main img, main script, aside img, aside script, a[href^=javascript]"
+        assert await page.evaluate(f"document.querySelectorAll({json.dumps(injected)}).length") == 0
         assert await page.evaluate("window.hurt === undefined")
 
 
 async def simulate_causes(simulation: SimulatedFederation) -> None:
-    """c5 declines because it was invited, because the server opened the run, because that was asked for."""
+    """Publish a chain of causes: run requested, server opens the run, update ready, c5 declines."""
     run = simulation.make_run_facts(3, 0)
-    began = await simulation.transition(run, "requested", "", "requested", "drift on 2 clients (c1, c2)")
-    with cause_scope(began):
-        opened = await simulation.create_server(3)
-    with cause_scope(opened):
-        invited = await simulation.publish(
+    requested_id = await simulation.transition(
+        run, "requested", "", "requested", "drift on 2 clients (c1, c2)"
+    )
+    with cause_scope(requested_id):
+        opened_id = await simulation.create_server(3)
+    with cause_scope(opened_id):
+        update_ready_id = await simulation.publish(
             EXAMPLES[UpdateReady].model_copy(update={"task": TASK, "run": run.run}), agent="server-manager"
         )
-    with cause_scope(invited):
+    with cause_scope(update_ready_id):
         await simulation.publish(
             ClientDeclined(task=TASK, client="c5", run=run.run, reason="battery is 12 %")
         )
 
 
-async def test_events_are_filtered_and_followed_back_to_what_began_it_all(
+async def test_events_are_filtered_and_traced_to_their_root_cause(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
@@ -324,19 +333,19 @@ async def test_events_are_filtered_and_followed_back_to_what_began_it_all(
         await page.wait_until("document.querySelector('.drawer').hidden")
 
 
-async def test_with_the_token_runs_are_started_and_models_chosen(
+async def test_with_the_token_runs_are_started_and_models_rolled_back(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulation.create_server()
-    wishes: list[object] = []
+    received: list[object] = []
 
-    async def start(wish: StartRun) -> RunStarted:
-        wishes.append(wish)
+    async def start(request: StartRun) -> RunStarted:
+        received.append(request)
         return RunStarted(run="mnist-1")
 
     async with (
         Bus.connect(nats.url, Identity(FED, "workflow-scheduler")) as scheduler,
-        _answering(scheduler, start),
+        _serve_run_requests(scheduler, start),
         run_gateway(nats.url, token=TOKEN, models=models_of) as url,
     ):
         await page.open(f"{url}/#/schedules")
@@ -345,18 +354,16 @@ async def test_with_the_token_runs_are_started_and_models_chosen(
         await page.click("#unlock")
         await page.evaluate("document.querySelector('dialog input').value = 'correct-horse'")
         await page.click("dialog button.primary")
-        await page.wait_until(
-            "document.querySelector('dialog').innerText.includes('the token is not the one')"
-        )
+        await page.wait_until("document.querySelector('dialog').innerText.includes('invalid token')")
         assert await page.evaluate("document.querySelector('dialog').open && !window.fedbus.store.mayAct")
         await page.screenshot(SCREENSHOTS / "token-wrong.png")
-        page.errors.clear()  # Chromium's own words for an answer of 401
+        page.errors.clear()  # Chromium logs the expected 401
         await page.evaluate(f"document.querySelector('dialog input').value = {json.dumps(TOKEN)}")
         await page.click("dialog button.primary")
         await page.wait_until("document.querySelector('main form')")
         await page.evaluate("document.querySelector('main form input').value = '3'")
         await page.click("main form button")
-        await eventually(lambda: wishes == [StartRun(task=TASK, rounds=3, trigger="dashboard")])
+        await eventually(lambda: received == [StartRun(task=TASK, rounds=3, trigger="dashboard")])
         await page.wait_until("document.querySelector('.toast')?.textContent.includes('done')")
         await page.evaluate("location.hash = '#/models'")
         await page.wait_until(
@@ -372,10 +379,10 @@ async def test_with_the_token_code_is_rolled_out_and_reverted(
     await simulation.create_clients(["c1"])
     code = CodeData(task=TASK, code_version=COMMIT, source="https://example.org/tasks.git main")
     await simulation.transition(code, "code_read", "", "steady")
-    wishes: list[Request] = []
+    received: list[Request] = []
 
-    async def answer(wish: Request) -> Body:
-        wishes.append(wish)
+    async def answer(request: Request) -> Body:
+        received.append(request)
         return RolloutBegun(code_version=COMMIT)
 
     handlers = dict.fromkeys(requests_answered_by("server-manager"), answer)
@@ -390,30 +397,32 @@ async def test_with_the_token_code_is_rolled_out_and_reverted(
         await page.wait_until(f"{find_button('Roll out')}")
         await page.evaluate("document.querySelector('main form input').focus()")
         await page.send("Input.insertText", text="v2.")
-        await simulation.create_server(3)  # what comes meanwhile interrupts nobody who types
+        await simulation.create_server(3)  # a redraw must not interrupt the input
         await page.wait_until("window.fedbus.store.servers.get('mnist').body.facts.term === 3")
         await page.send("Input.insertText", text="1")
         await page.press("Enter")
         await page.wait_until("document.querySelector('dialog').open")
         assert "Roll out v2.1?" in await page.text("dialog")
         await page.click("dialog button.primary")
-        await eventually(lambda: wishes == [RollOutCode(task=TASK, code_version="v2.1")])
+        await eventually(lambda: received == [RollOutCode(task=TASK, code_version="v2.1")])
         await page.wait_until("document.querySelector('.toast')?.textContent.includes('done')")
         await page.screenshot(SCREENSHOTS / "code-unlocked.png")
         await page.evaluate(f"{find_button('Revert')}.click()")
         await page.wait_until("document.querySelector('dialog').open")
         await page.click("dialog button.primary")
-        await eventually(lambda: wishes[1:] == [RevertCode(task=TASK, reason="reverted from the dashboard")])
+        await eventually(
+            lambda: received[1:] == [RevertCode(task=TASK, reason="reverted from the dashboard")]
+        )
 
 
-def _answering(scheduler: Bus, start: Any) -> Any:
-    async def stop(wish: StopRun) -> RunStopped:
-        return RunStopped(run=wish.run)
+def _serve_run_requests(scheduler: Bus, start: Any) -> Any:
+    async def stop(request: StopRun) -> RunStopped:
+        return RunStopped(run=request.run)
 
     return scheduler.serve({StartRun: start, StopRun: stop}, task=TASK, version="1.0.0")
 
 
-async def test_training_is_shown_by_client_with_its_time_its_reliability_and_what_it_brings(
+async def test_the_training_page_shows_statistics_of_each_client(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
@@ -439,7 +448,7 @@ async def test_training_is_shown_by_client_with_its_time_its_reliability_and_wha
         await page.screenshot(SCREENSHOTS / "training-client.png")
 
 
-async def test_a_filter_outlives_a_reload(
+async def test_a_filter_is_restored_after_a_reload(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
@@ -456,7 +465,7 @@ async def test_a_filter_outlives_a_reload(
         assert await page.evaluate("document.querySelector('input[name=text]').value") == "battery"
 
 
-async def test_a_device_that_captures_nothing_says_so_until_it_does_again(
+async def test_paused_capture_is_shown_until_it_resumes(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulation.create_clients(["c1"])
@@ -473,7 +482,7 @@ async def test_a_device_that_captures_nothing_says_so_until_it_does_again(
         await page.wait_until("!document.querySelector('.details').innerText.includes('Data capture paused')")
 
 
-async def test_a_model_repository_that_cannot_be_used_is_named_with_what_is_wrong_with_it(
+async def test_a_corrupt_model_repository_is_shown_with_its_reason(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulation.create_server()
@@ -481,7 +490,7 @@ async def test_a_model_repository_that_cannot_be_used_is_named_with_what_is_wron
         await page.open(f"{url}/#/fleet")
         await page.wait_until(IS_LIVE)
         facts = ServerData(task=TASK, trouble=StoreProblem.DAMAGED)
-        await simulation.transition(facts, "store_unavailable", "waiting", "waiting", "v2 is not what it was")
+        await simulation.transition(facts, "store_unavailable", "waiting", "waiting", "v2 has another digest")
         await page.wait_until(
             "document.querySelector('main').innerText.toLowerCase().includes('model repository damaged')"
         )
@@ -492,37 +501,39 @@ async def test_a_model_repository_that_cannot_be_used_is_named_with_what_is_wron
         await page.screenshot(SCREENSHOTS / "store-damaged.png")
 
 
-async def test_a_federation_with_nobody_in_it_says_what_to_do(
+async def test_the_pages_of_an_empty_federation_show_the_next_step(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     async with run_gateway(nats.url) as url:
         await page.open(url)
         await page.wait_until(IS_LIVE)
-        for one in PAGES:
-            await page.evaluate(f"location.hash = '#/{one}'")
+        for page_name in PAGES:
+            await page.evaluate(f"location.hash = '#/{page_name}'")
             await page.wait_until(
-                f"window.fedbus.app.name === '{one}' && document.querySelector('.blank h2, .runlist h2')"
+                f"window.fedbus.app.name === '{page_name}' && document.querySelector('.blank h2, .runlist h2')"
             )
             await page.wait_until("document.querySelector('main .blank code')")
-            await page.screenshot(SCREENSHOTS / f"{one}-empty.png")
+            await page.screenshot(SCREENSHOTS / f"{page_name}-empty.png")
 
 
-HELD_EVENTS = """
+DELAYED_RESPONSE = """
     const real = window.fetch;
     window.fetch = async (path, ...rest) => {
-        const answer = await real(path, ...rest);
-        if (String(path).startsWith("WHAT")) await new Promise((go) => (window.go = go));
-        return answer;
+        const response = await real(path, ...rest);
+        if (String(path).startsWith("PATH")) await new Promise((go) => (window.go = go));
+        return response;
     };
 """
-"""Answers to WHAT reach the page when the test calls ``go``."""
+"""Delays the responses whose path starts with PATH until the test calls ``go``."""
 
 
-async def test_before_anything_is_known_no_page_tells_of_an_empty_federation(
+async def test_while_the_state_loads_no_empty_federation_is_shown(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
-    await page.send("Page.addScriptToEvaluateOnNewDocument", source=HELD_EVENTS.replace("WHAT", "api/state"))
+    await page.send(
+        "Page.addScriptToEvaluateOnNewDocument", source=DELAYED_RESPONSE.replace("PATH", "api/state")
+    )
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.wait_until("window.go")
@@ -531,7 +542,7 @@ async def test_before_anything_is_known_no_page_tells_of_an_empty_federation(
         await page.wait_until(f"{IS_LIVE} && {ROWS}.length === 6")
 
 
-async def test_what_is_said_while_the_past_of_a_run_is_read_is_drawn_once(
+async def test_a_message_during_the_load_of_a_timeline_is_drawn_once(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
@@ -540,7 +551,7 @@ async def test_what_is_said_while_the_past_of_a_run_is_read_is_drawn_once(
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.wait_until(IS_LIVE)
-        await page.evaluate(f"{{{HELD_EVENTS.replace('WHAT', 'api/runs/')}}}")
+        await page.evaluate(f"{{{DELAYED_RESPONSE.replace('PATH', 'api/runs/')}}}")
         await page.evaluate("location.hash = '#/runs'")
         await page.wait_until("window.go")
         assert await page.text(".run .readout") == "Loading the timeline…"
@@ -555,7 +566,7 @@ async def test_what_is_said_while_the_past_of_a_run_is_read_is_drawn_once(
         assert await page.evaluate(third) == 1
 
 
-async def test_a_loss_is_looked_at_on_a_logarithmic_scale(
+async def test_the_loss_can_be_shown_on_a_logarithmic_scale(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
@@ -575,7 +586,7 @@ async def test_a_loss_is_looked_at_on_a_logarithmic_scale(
         await page.screenshot(SCREENSHOTS / "training-compared.png")
 
 
-async def test_the_run_that_is_looked_at_is_in_sight_among_many(
+async def test_the_selected_run_is_scrolled_into_view(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     for number in range(1, 31):
@@ -583,7 +594,7 @@ async def test_the_run_that_is_looked_at_is_in_sight_among_many(
         await simulation.transition(
             simulation.make_run_facts(number, 4), "run_finished", "running", "finished"
         )
-    shown = """(() => {
+    is_in_view = """(() => {
         const [one, all] = [".runlist [aria-current]", ".runlist"]
             .map((name) => document.querySelector(name).getBoundingClientRect());
         return [one.top - all.top, all.bottom - one.bottom, one.left - all.left, all.right - one.right]
@@ -592,11 +603,11 @@ async def test_the_run_that_is_looked_at_is_in_sight_among_many(
     async with run_gateway(nats.url) as url:
         await page.open(url)
         await page.wait_until(IS_LIVE)
-        for wide, high in ((1280, 860), (390, 844)):
+        for width, height in ((1280, 860), (390, 844)):
             await page.evaluate("location.hash = '#/fleet'")
-            await page.set_viewport(width=wide, height=high)
+            await page.set_viewport(width=width, height=height)
             await page.evaluate("location.hash = '#/runs/mnist-2'")
             await page.wait_until(
                 "document.querySelector('.run .readout')?.innerText.startsWith('Point at a bar')"
             )
-            assert await page.evaluate(shown), f"at {wide}"
+            assert await page.evaluate(is_in_view), f"at width {width}"

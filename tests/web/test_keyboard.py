@@ -1,4 +1,4 @@
-"""The dashboard by keyboard, by ear and by mouse, in a real Chromium, while its federation goes on."""
+"""Accessibility of the dashboard in Chromium: keyboard, screen reader and mouse, with live updates."""
 
 import pytest
 from support import NatsServer
@@ -25,22 +25,24 @@ from fedbus.contracts.client import (
 pytestmark = pytest.mark.timeout(240)
 
 
-async def test_a_page_is_usable_by_keyboard_and_by_ear(
+async def test_each_control_has_an_accessible_name(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(url)
         await page.wait_until(IS_LIVE)
-        for one in PAGES:
-            await page.evaluate(f"location.hash = '#/{one}'")
-            await page.wait_until(f"document.querySelector('main h1') && window.fedbus.app.name === '{one}'")
-            assert await page.evaluate(UNNAMED_CONTROLS) == [], one
+        for page_name in PAGES:
+            await page.evaluate(f"location.hash = '#/{page_name}'")
+            await page.wait_until(
+                f"document.querySelector('main h1') && window.fedbus.app.name === '{page_name}'"
+            )
+            assert await page.evaluate(UNNAMED_CONTROLS) == [], page_name
             assert await page.evaluate("document.querySelectorAll('nav [aria-current=page]').length") == 1
             assert await page.evaluate("document.querySelectorAll('h1').length") == 1
 
 
-async def test_the_first_tab_skips_to_the_content_of_the_page_that_is_shown(
+async def test_the_skip_link_moves_the_focus_to_the_content(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
@@ -53,7 +55,7 @@ async def test_the_first_tab_skips_to_the_content_of_the_page_that_is_shown(
         assert await press_keys(page, "Tab") == ("button", "Log loss")
 
 
-async def test_rows_are_walked_by_arrow_keys_and_opened_by_enter(
+async def test_rows_are_selected_by_arrow_keys_and_opened_by_enter(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
@@ -67,9 +69,7 @@ async def test_rows_are_walked_by_arrow_keys_and_opened_by_enter(
         assert (await press_keys(page, "Home", "ArrowDown"))[1].startswith("c2")
         await press_keys(page, "Enter")
         await page.wait_until("document.querySelector('.details:not([hidden]) h2')?.textContent === 'c2'")
-        assert await press_keys(page, "Tab") == ("button", "Close"), (
-            "Tab leaves the table, however long it is"
-        )
+        assert await press_keys(page, "Tab") == ("button", "Close"), "Tab leaves the table after one row"
         await page.evaluate("location.hash = '#/events?word=declined'")
         await page.wait_until(f"window.fedbus.app.name === 'events' && {ROWS}.length === 1")
         await tab_to(page, "tr[data-key]")
@@ -77,10 +77,10 @@ async def test_rows_are_walked_by_arrow_keys_and_opened_by_enter(
         await page.wait_until("!document.querySelector('.drawer').hidden")
         assert await press_keys(page, "Tab") == ("button", "Close")
         kind, name = await press_keys(page, "Escape")
-        assert (kind, "declined" in name) == ("tr", True), "the focus is where it was"
+        assert (kind, "declined" in name) == ("tr", True), "Escape restores the focus"
 
 
-async def test_who_did_what_when_is_read_by_arrow_keys_and_as_a_table(
+async def test_the_timeline_is_readable_by_arrow_keys_and_as_a_table(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
@@ -88,16 +88,14 @@ async def test_who_did_what_when_is_read_by_arrow_keys_and_as_a_table(
         await page.open(f"{url}/#/runs")
         await page.wait_until("document.querySelectorAll('.gantt g').length > 2")
         assert (await tab_to(page, ".gantt .bar")).startswith("c1: client learning (run mnist-2), ")
-        along = [(await press_keys(page, "ArrowRight"))[1] for _ in range(4)]
-        assert along[-1].startswith("c1: round 2, trained for 3.0 s, ")
-        assert along[-1].endswith(", for 3.0 s")
+        names = [(await press_keys(page, "ArrowRight"))[1] for _ in range(4)]
+        assert names[-1].startswith("c1: round 2, trained for 3.0 s, ")
+        assert names[-1].endswith(", for 3.0 s")
         assert (await press_keys(page, "ArrowDown"))[1].startswith("c2: round 2, trained for 4.0 s")
         assert (await press_keys(page, "Home"))[1].startswith("c2: client learning")
         assert (await page.text(".run .readout")).startswith("c2: client learning")
         await page.screenshot(SCREENSHOTS / "runs-keyboard.png")
-        await simulation.publish(
-            make_reply("c2", "mnist-2", 3, 4.5)
-        )  # what comes meanwhile takes nobody's place away
+        await simulation.publish(make_reply("c2", "mnist-2", 3, 4.5))  # a new bar must not move the focus
         await page.wait_until("document.querySelector('.ganttbox').textContent.includes('c2: round 3')")
         assert (await press_keys(page, "End"))[1].startswith("c2: round 3")
         assert (await tab_to(page, "summary")) == "Timeline as a table"
@@ -110,7 +108,7 @@ async def test_who_did_what_when_is_read_by_arrow_keys_and_as_a_table(
         await page.screenshot(SCREENSHOTS / "runs-table.png")
 
 
-async def test_what_the_mouse_went_down_on_is_what_is_clicked_whatever_comes_meanwhile(
+async def test_a_redraw_during_a_mouse_click_does_not_change_its_target(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
@@ -131,7 +129,7 @@ async def test_what_the_mouse_went_down_on_is_what_is_clicked_whatever_comes_mea
         await page.screenshot(SCREENSHOTS / "fleet-client.png")
 
 
-async def test_what_the_space_bar_went_down_on_is_what_is_ticked_whatever_comes_meanwhile(
+async def test_a_redraw_during_a_key_press_does_not_change_its_target(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     run = await simulate_run(simulation)
@@ -140,8 +138,8 @@ async def test_what_the_space_bar_went_down_on_is_what_is_ticked_whatever_comes_
         await page.wait_until(f"{ROWS}.length === 3")
         await page.evaluate(f"{ROWS}[2].querySelector('input').focus()")
         await page.send_key("keyDown", " ")
-        further = simulation.make_run_facts(2, 3, requested_at=run.requested_at)
-        await simulation.transition(further, "round_finished", "running", "running")
+        next_state = simulation.make_run_facts(2, 3, requested_at=run.requested_at)
+        await simulation.transition(next_state, "round_finished", "running", "running")
         await page.wait_until(
             "window.fedbus.store.recent.some((one) => one.body.facts?.rounds?.at(-1)?.round === 3)"
         )
@@ -150,12 +148,12 @@ async def test_what_the_space_bar_went_down_on_is_what_is_ticked_whatever_comes_
         await page.wait_until("document.querySelector('.chart .keys').innerText === 'c3'")
 
 
-async def test_what_comes_takes_neither_the_focus_nor_the_place_that_was_scrolled_to(
+async def test_an_update_keeps_the_focus_and_the_scroll_position(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
-    long = simulation.make_run_facts(3, 25, of=40)
-    await simulation.transition(long, "round_finished", "running", "running")
+    long_run = simulation.make_run_facts(3, 25, of=40)
+    await simulation.transition(long_run, "round_finished", "running", "running")
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/runs/mnist-3")
         await page.wait_until("document.querySelectorAll('[aria-label=Rounds] tbody tr').length === 26")
@@ -164,14 +162,14 @@ async def test_what_comes_takes_neither_the_focus_nor_the_place_that_was_scrolle
         )
         await tab_to(page, ".runlist a[href='#/runs/mnist-1']")
         await page.evaluate("document.querySelector('[aria-label=Rounds]').scrollTop = 200")
-        further = simulation.make_run_facts(3, 26, of=40, requested_at=long.requested_at)
-        await simulation.transition(further, "round_finished", "running", "running")
+        next_state = simulation.make_run_facts(3, 26, of=40, requested_at=long_run.requested_at)
+        await simulation.transition(next_state, "round_finished", "running", "running")
         await page.wait_until("document.querySelector('.run').innerText.includes('26 of 40')")
         assert await page.evaluate("document.querySelector('[aria-label=Rounds]').scrollTop") == 200
         assert await page.evaluate("document.activeElement.getAttribute('href')") == "#/runs/mnist-1"
 
 
-async def test_a_screen_reader_is_not_told_of_each_message(
+async def test_messages_are_not_announced_to_screen_readers(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
