@@ -35,6 +35,7 @@ from fedbus.contracts.client import Heartbeat, RoundReply
 from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.message import Family, Message
 from fedbus.contracts.transition import Transition
+from fedbus.domain.federation_view import Latest, Presence
 
 MAX_RECORDS: Final = 20_000
 MAX_RECORD_BYTES: Final = 64 * 1024**2
@@ -105,7 +106,8 @@ class Feed:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._latest: dict[str, FeedRecord] = {}
+        self._latest: Latest[str, FeedRecord] = Latest()
+        """By subject."""
         self._recent: deque[FeedRecord] = deque()
         self._recent_bytes = 0
         self._dropped = Cursor()
@@ -114,10 +116,9 @@ class Feed:
         self._changed = asyncio.Event()
         self.position = Cursor()
         self.ready = asyncio.Event()
-        self.heard: dict[str, datetime] = {}
-        """Time of the last message from each client."""
-        self.devices: dict[str, tuple[datetime, dict[str, Any]]] = {}
-        """Last device report of each client, with its time."""
+        self._presence = Presence()
+        self._device_reports: dict[str, dict[str, Any]] = {}
+        """Last device report of each client, as JSON data."""
 
     # --- reading the bus ----------------------------------------------------------------------
 
@@ -145,12 +146,12 @@ class Feed:
                 messages = await subscriptions.enter_async_context(
                     self._bus.watch(stream, filters, after=after)
                 )
-                group.create_task(self._follow(_iter_records(messages)), name=f"read {stream}")
+                group.create_task(self._follow(messages), name=f"read {stream}")
             for kind in (Heartbeat, DeviceReport):
-                heartbeats = await subscriptions.enter_async_context(
+                reports = await subscriptions.enter_async_context(
                     self._bus.subscribe_ephemeral(kind, task="*")
                 )
-                group.create_task(self._follow_heartbeats(heartbeats), name=f"subscribe {kind.word}")
+                group.create_task(self._follow_reports(reports), name=f"subscribe {kind.word}")
             with suppress(TimeoutError):  # an undecodable last message is never delivered
                 await wait_within(
                     END_OF_HISTORY_S, self._wait_for_position(Cursor(ends[EVENTS], ends[LIFECYCLE]))
@@ -161,46 +162,39 @@ class Feed:
             self.ready.set()
 
     async def _load_snapshot(self, streams: dict[str, tuple[str, list[str]]]) -> None:
+        for stored in await self._bus.latest(DeviceReport):
+            self._apply_report(stored.message, stored.envelope.time)
         stream, filters = streams[LIFECYCLE]
-        for message in await self._bus.last_per_subject(stream, filters):
-            self._retain(to_record(message))
+        for stored in await self._bus.last_per_subject(stream, filters):
+            self._retain(stored, to_record(stored))
         filters = [subjects.wildcard_for(self._bus.fed, kind) for kind in RETAINED_MESSAGES]
-        for message in await self._bus.last_per_subject(streams[EVENTS][0], filters):
-            self._retain(to_record(message))
-        for message in await self._bus.latest(DeviceReport):
-            self._record_heartbeat(message.message, message.envelope.time)
+        for stored in await self._bus.last_per_subject(streams[EVENTS][0], filters):
+            self._retain(stored, to_record(stored))
 
-    async def _follow(self, records: AsyncIterator[FeedRecord]) -> None:
-        async for record in records:
+    async def _follow(self, messages: AsyncIterator[StoredMessage]) -> None:
+        async for stored in messages:
+            record = to_record(stored)
             self._append(record)
-            self._retain(record)
+            self._retain(stored, record)
             self._changed.set()
 
-    async def _follow_heartbeats(self, heartbeats: AsyncIterator[Message]) -> None:
-        async for message in heartbeats:
-            self._record_heartbeat(message, datetime.now(UTC))
+    async def _follow_reports(self, reports: AsyncIterator[Message]) -> None:
+        async for report in reports:
+            self._apply_report(report, datetime.now(UTC))
 
-    def _record_heartbeat(self, message: Message, at: datetime) -> None:
-        match message:
-            case Heartbeat():
-                self.heard[message.client] = at
-            case DeviceReport():
-                self.heard[message.client] = at
-                self.devices[message.client] = (at, truncate(to_jsonable(message.model_dump())))
+    def _apply_report(self, report: Message, at: datetime) -> None:
+        self._presence.apply(report, at)
+        if isinstance(report, DeviceReport):
+            self._device_reports[report.client] = truncate(to_jsonable(report.model_dump()))
 
     async def _wait_for_position(self, end: Cursor) -> None:
         while self.position.events < end.events or self.position.life < end.life:
             await self._wait_for_more(self._count)
 
-    def _retain(self, record: FeedRecord) -> None:
-        previous = self._latest.get(record.subject)
-        if (previous is None or previous.sequence < record.sequence) and _is_retained(record):
-            self._latest[record.subject] = record
-        if (
-            record.speaker not in subjects.RESERVED_OWNERS
-            and self.heard.get(record.speaker, record.at) <= record.at
-        ):
-            self.heard[record.speaker] = record.at
+    def _retain(self, stored: StoredMessage, record: FeedRecord) -> None:
+        self._presence.apply(stored.message, record.at)
+        if _is_retained(record):
+            self._latest.offer(record.subject, record)
 
     def _append(self, record: FeedRecord) -> None:
         self._recent.append(record)
@@ -214,8 +208,12 @@ class Feed:
 
     def presence(self, since: datetime) -> dict[str, Any]:
         """Return the clients with a message after *since* and the device reports after *since*."""
-        heard = {client: at.isoformat() for client, at in self.heard.items() if at > since}
-        devices = {client: report for client, (at, report) in self.devices.items() if at > since}
+        heard = {client: at.isoformat() for client, at in self._presence.last_seen.items() if at > since}
+        devices = {
+            client: self._device_reports[client]
+            for client, device in self._presence.devices.items()
+            if device.at > since
+        }
         return {"heard": heard, "devices": devices}
 
     # --- serving browsers -------------------------------------------------------------------------
@@ -299,11 +297,6 @@ class Feed:
                 while not records or records[-1].sequence < until:
                     records.append(to_record(await wait_within(END_OF_HISTORY_S, anext(messages))))
         return [record for record in records if record.sequence <= until]
-
-
-async def _iter_records(messages: AsyncIterator[StoredMessage]) -> AsyncIterator[FeedRecord]:
-    async for message in messages:
-        yield to_record(message)
 
 
 def _is_retained(record: FeedRecord) -> bool:

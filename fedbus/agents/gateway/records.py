@@ -38,8 +38,6 @@ class FeedRecord:
     at: datetime
     trace: str
     """Trace id, or empty."""
-    speaker: str
-    """Owner of the agent that published it: a client id, ``server`` or ``people``."""
     json: str
 
 
@@ -77,7 +75,6 @@ def _record(stored: StoredMessage, shorten: Callable[[Any], Any]) -> FeedRecord:
         subject=stored.subject,
         at=stored.envelope.time,
         trace=trace,
-        speaker=stored.envelope.source.rpartition("/")[2],
         json=json.dumps(shorten(fields), ensure_ascii=False, allow_nan=False),
     )
 
