@@ -1,10 +1,10 @@
-"""The Flower client wrapper: trains a run in a process of its own, and owns the FL client's lifecycle.
+"""The Flower client: trains a run in a child process, and owns the FL client's lifecycle.
 
     waiting –client_start→ pending –round_started→ training –run_finished→ finished –reported→ waiting
 
-The process is kept warm inside a run and gives all its memory back by ending after it. What it
-does stands in `trainer_process`; a process that dies is told of as `fail_train`, at once, and the
-run goes on without this client.
+The child process exists for one run, and releases all its memory when it ends. Its code is in
+`client_app_process`. If it dies, this agent publishes `fail_train` at once, and the run continues without this
+client.
 """
 
 import asyncio
@@ -59,16 +59,16 @@ log = structlog.get_logger("fedbus.flower_client")
 
 @dataclass(frozen=True)
 class _Training:
-    run: str
-    watch: "asyncio.Task[None]"
+    task: "asyncio.Task[None]"
     stop: asyncio.Event
 
 
 @log_method_calls
 class FlowerClient:
-    """One client's trainer in one task. Its log goes to *logs*.
+    """The agent that trains for one client in one task. The training processes write their logs to *logs*.
 
-    *order* makes what a training process is told, of the run's own code; raises StoreError where that is not here.
+    *build_config* builds the configuration of a training process with the code version of the run. It raises
+    StoreError if that version is not available.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class FlowerClient:
         task: Task,
         client: ClientId,
         *,
-        order: Callable[[ClientStart], Awaitable[TrainerProcessConfig]],
+        build_config: Callable[[ClientStart], Awaitable[TrainerProcessConfig]],
         outbox: TransitionOutbox,
         logs: Path,
     ) -> None:
         self._bus = bus
         self._task = task
         self._client = client
-        self._build_config = order
+        self._build_config = build_config
         self._outbox = outbox
         self._logs = logs
         self._decision_lock = asyncio.Lock()
@@ -95,7 +95,7 @@ class FlowerClient:
         self.ready = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Train when told to, until *stop* is set; a run under way then is left, and said to be."""
+        """Train on request until *stop* is set. Then leave an active run and publish `fail_train`."""
         async with (
             LifecycleStore.open(self._bus, self._outbox) as lives,
             self._bus.listen(AgentName.FLOWER_CLIENT, task=self._task.id) as inbox,
@@ -104,7 +104,9 @@ class FlowerClient:
             await self._resume(lives)
             self.ready.set()
             await run_until(stop, handle_each(inbox, self._on_message))
-            with contextlib.suppress(TimeoutError):  # the bus is away: the silence will tell
+            with contextlib.suppress(
+                TimeoutError
+            ):  # NATS is unavailable: the server notices the missing heartbeats
                 async with asyncio.timeout(STOP_REPORT_S), self._decision_lock:
                     await self._fail("the client was stopped")
 
@@ -119,7 +121,7 @@ class FlowerClient:
                 if not self._lifecycle.born:
                     await self._lifecycle.create()
 
-    # --- what is heard -------------------------------------------------------------------
+    # --- messages ------------------------------------------------------------------------
 
     async def _on_message(self, message: Message) -> None:
         async with self._decision_lock:
@@ -133,24 +135,24 @@ class FlowerClient:
                     if message.run == self._run:
                         await self._on_run_closed(message)
                 case _:
-                    log.debug("nothing to do", word=message.word, state=str(self._state))
+                    log.debug("Ignoring message", message=message.word, state=str(self._state))
 
     async def _start(self, start: ClientStart) -> None:
         if start.run == self._run:
-            return  # told twice, or by a client manager that was restarted: it is under way
+            return  # a repeated request, for example of a restarted client manager
         if self._state is not FlClientState.WAITING:
             await self._report_failure(start.run, f"this client is busy with {self._run}")
             return
-        if start.run in self._closed_runs:  # the invitation was older than it looked
+        if start.run in self._closed_runs:  # the request was delayed until after the end of the run
             await self._report_failure(start.run, "the run is over")
             return
         await self._lifecycle.transition(FlClientEvent.CLIENT_START, {"run": start.run})
         stop = asyncio.Event()
-        watch = self._group.create_task(self._supervise_training(start, stop), name=f"trainer of {start.run}")
-        self._training = _Training(start.run, watch, stop)
+        task = self._group.create_task(self._supervise_training(start, stop), name=f"trainer of {start.run}")
+        self._training = _Training(task, stop)
 
     async def _on_run_closed(self, closed: ServerClosed) -> None:
-        """The run is over: memory back first, then the word."""
+        """Stop the process first, so that its memory is free before the event is published."""
         if self._state is FlClientState.TRAINING and closed.outcome == "finished":
             await self._lifecycle.transition(FlClientEvent.RUN_FINISHED)
             await self._stop_training()
@@ -165,7 +167,7 @@ class FlowerClient:
         await self._lifecycle.transition(FlClientEvent.REPORTED, {"run": None})
 
     async def _fail(self, reason: str, *, trainer_lost: bool = False) -> None:
-        """Leave the run and say so; nothing to say where there is none."""
+        """Leave the run and publish `fail_train`. Without a run, do nothing."""
         match self._situation:
             case FlClientPending(run=run) | FlClientTraining(run=run):
                 await self._lifecycle.transition(FlClientEvent.FAILED, {"run": None}, reason=reason)
@@ -188,7 +190,7 @@ class FlowerClient:
     # --- the process -----------------------------------------------------------------------
 
     async def _supervise_training(self, start: ClientStart, stop: asyncio.Event) -> None:
-        """The life of one training process; its end without our asking is a failure of this client alone."""
+        """Run one training process. If it ends by itself, only this client fails."""
         try:
             child = ChildProcess(
                 f"trainer of {start.run}",
@@ -207,16 +209,16 @@ class FlowerClient:
                 await self._fail(reason, trainer_lost=True)
 
     async def _send_heartbeats(self, run: str) -> None:
-        """Say that this client is there: from here and not from the process, which torch may hold for long."""
+        """Publish heartbeats. The training process cannot: torch may block it for long."""
         while True:
             await self._bus.publish(Heartbeat(task=self._task.id, client=self._client, run=run))
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _stop_training(self) -> None:
         training, self._training = self._training, None
-        if training is not None and training.watch is not asyncio.current_task():
+        if training is not None and training.task is not asyncio.current_task():
             training.stop.set()
-            await training.watch
+            await training.task
 
     @property
     def _state(self) -> FlClientState:

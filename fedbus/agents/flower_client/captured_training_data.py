@@ -1,7 +1,7 @@
-"""What a device has captured, as training data: the rows with a label, or what the task makes of all of them.
+"""Writes captured data as training data: the rows with a label, or the result of the task's own function.
 
-Rows that are held out stay out: new models are judged by them. Rows that are not as the task's tables want them
-stay out too, and are counted. Everything here blocks.
+Held-out rows are excluded, since new models are evaluated on them. Rows that do not fit the task's tables are
+excluded and counted. All functions block.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from fedbus.stores.captured.reader import read_labelled_rows, read_training_rows
 
 @dataclass(frozen=True)
 class WrittenRows:
-    """How many rows a training gets, and how many it does not get since they do not fit."""
+    """The number of rows for training, and of rows that are excluded because they do not validate."""
 
     rows: int = 0
     left_out: int = 0
@@ -26,22 +26,25 @@ NO_ROWS: Final = WrittenRows()
 
 
 def write_training_rows(task: Task, database: Path, path: Path) -> WrittenRows:
-    """Write *path*, an .npz with ``inputs`` and ``labels``; where there are none, there is no file.
+    """Write the rows of *database* to *path*, an .npz file with ``inputs`` and ``labels``. Without rows, remove it.
 
-    Raises StoreError, and BadTask where the task's own function does not make training data of them.
+    Raises:
+        StoreError: the database cannot be read, or the file cannot be written.
+        BadTask: the task's own function fails, or returns invalid training data.
+
     """
     table = task.table
     share = table.capture.holdout_share
     if table.capture.training_data is None:
         inputs, labels = read_labelled_rows(database, holdout_share=share)
-        fits = valid_rows(inputs, labels, table.serving, table.checks)
-        count = write_training_data(path, inputs[fits], labels[fits])
+        valid = valid_rows(inputs, labels, table.serving, table.checks)
+        count = write_training_data(path, inputs[valid], labels[valid])
         return WrittenRows(count, len(labels) - count)
     rows = read_training_rows(database, holdout_share=share)
-    fits = valid_rows(rows.inputs, rows.labels, table.serving, table.checks)
-    left_out = len(rows) - int(fits.sum())
+    valid = valid_rows(rows.inputs, rows.labels, table.serving, table.checks)
+    left_out = len(rows) - int(valid.sum())
     if left_out == len(rows):
         return WrittenRows(write_training_data(path, rows.inputs[:0], rows.inputs[:0]), left_out)
-    known = [label for label, one in zip(rows.labels, fits, strict=True) if one]
-    made = build_training_data(task, rows.inputs[fits], rows.outputs[fits], known)
-    return WrittenRows(write_training_data(path, *made), left_out)
+    labels_of_valid = [label for label, is_valid in zip(rows.labels, valid, strict=True) if is_valid]
+    inputs, labels = build_training_data(task, rows.inputs[valid], rows.outputs[valid], labels_of_valid)
+    return WrittenRows(write_training_data(path, inputs, labels), left_out)

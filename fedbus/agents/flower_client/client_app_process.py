@@ -1,8 +1,8 @@
 """The process that trains one run on one client: ``python -m fedbus child trainer``.
 
-It loads the ClientApp, says `joined`, and answers each Flower message of the run until it is
-asked to stop. Weights come and go as blobs, straight between here and the Flower server; what
-was captured on the device is handed to the app as ``node_config["captured-data"]``.
+It loads the ClientApp, publishes `client_joined`, and replies to each Flower message of the run until it is
+stopped. Weights are transferred as blobs between this process and the Flower server. The app gets the path of the
+captured data as ``node_config["captured-data"]``.
 """
 
 import asyncio
@@ -47,160 +47,160 @@ from fedbus.learning.flower.record_codec import RecordDecodeError
 from fedbus.learning.flower.task_code import BadTask
 from fedbus.stores.errors import StoreError
 
-CAPTURED_DATA_FILE: Final = "captured-data"
+CAPTURED_DATA_KEY: Final = "captured-data"
+"""The key of Flower's node_config with the path of the captured data."""
 MAX_OPEN_OFFERS: Final = 2
-"""Replies that may still be fetched: this round's and the one before."""
+"""Blobs of replies that stay available: those of this round and the previous one."""
 
 log = structlog.get_logger("fedbus.trainer_process")
 tracer = get_tracer("fedbus.trainer_process")
 
 
 async def main(stop: asyncio.Event) -> int:
-    """Train the run that this process was started for."""
-    order = read_process_config(TrainerProcessConfig)
+    """Train the run of this process's configuration."""
+    config = read_process_config(TrainerProcessConfig)
     otel_context.attach(parent_trace())
     set_current_cause(parent_cause())
     async with Bus.connect(
-        order.nats_url, order.identity(AgentName.TRAINER, order.client), access=order.access
+        config.nats_url, config.identity(AgentName.TRAINER, config.client), access=config.access
     ) as bus:
         try:
-            await wait_for_first(ClientAppProcess(bus, order).run(), stop.wait(), bus.lost())
+            await wait_for_first(ClientAppProcess(bus, config).run(), stop.wait(), bus.lost())
         except BadTask as error:
             return exit_with_reason(str(error))
     return 0
 
 
 class ClientAppProcess:
-    """One client's ClientApp at work in one run."""
+    """Runs the ClientApp of one client in one run."""
 
-    def __init__(self, bus: Bus, order: TrainerProcessConfig) -> None:
+    def __init__(self, bus: Bus, config: TrainerProcessConfig) -> None:
         self._bus = bus
-        self._order = order
-        self._task = order.task
+        self._config = config
+        self._task = config.task
         self._host = ClientAppHost(
-            Path(order.task.path),
-            order.task.clientapp,
-            client=order.client,
-            run=order.run,
-            run_config={**order.task.run_config, **order.plan.config},
-            node_config=order.node_config,
+            Path(config.task.path),
+            config.task.clientapp,
+            client=config.client,
+            run=config.run,
+            run_config={**config.task.run_config, **config.plan.config},
+            node_config=config.node_config,
         )
-        self._answered: set[str] = set()
+        self._handled_ids: set[str] = set()
         self._offers: deque[OfferProtocol] = deque()
 
     async def run(self) -> None:
+        """Load the app, join the run and handle its messages. Raises BadTask."""
         async with self._bus.listen(AgentName.TRAINER, task=self._task.id) as inbox:
             await asyncio.to_thread(self._host.load)
             await self._bus.publish(
                 ClientJoined(
                     task=self._task.id,
-                    client=self._order.client,
-                    run=self._order.run,
+                    client=self._config.client,
+                    run=self._config.run,
                     code_version=self._task.code_version,
                 )
             )
-            await self._work(inbox)
+            await self._handle_messages(inbox)
 
-    async def _work(self, inbox: AsyncIterator[Delivery]) -> None:
-        """Each message once; one of an earlier run, or one that comes again, is let go."""
+    async def _handle_messages(self, inbox: AsyncIterator[Delivery]) -> None:
+        """Handle each message once. Drop messages of earlier runs and repeated ones."""
         async for delivery in inbox:
             await delivery.ack()
             message = delivery.message
             assert isinstance(message, RoundMessage)
-            if message.run != self._order.run or message.message_id in self._answered:
+            if message.run != self._config.run or message.message_id in self._handled_ids:
                 continue
-            self._answered.add(message.message_id)
+            self._handled_ids.add(message.message_id)
             with delivery.process():
-                if len(self._answered) == 1:
-                    await self._say_started(message)
-                await self._answer(message)
+                if len(self._handled_ids) == 1:
+                    await self._publish_started(message)
+                await self._handle(message)
 
-    async def _say_started(self, message: RoundMessage) -> None:
+    async def _publish_started(self, message: RoundMessage) -> None:
         await self._bus.publish(
             RoundStarted(
-                task=self._task.id, client=self._order.client, run=self._order.run, round=message.round
+                task=self._task.id, client=self._config.client, run=self._config.run, round=message.round
             )
         )
 
-    async def _answer(self, message: RoundMessage) -> None:
-        """Download, train, upload: each a span, so that a slow one shows."""
+    async def _handle(self, message: RoundMessage) -> None:
+        """Download, train and upload, each in a span of its own."""
         try:
             with self._phase("download", message):
                 data = await fetch_content(
-                    message.content, self._bus.blobs, timeout_s=self._order.plan.round_s
+                    message.content, self._bus.blobs, timeout_s=self._config.plan.round_s
                 )
-            answer, parcel = await asyncio.to_thread(self._trained, message, data)
+            reply, payload = await asyncio.to_thread(self._run_app, message, data)
         except (BlobUnavailable, BlobCorrupt, RecordDecodeError) as error:
-            log.warning("the message could not be fetched", run=message.run, reason=str(error))
+            log.warning("Message download failed", run=message.run, reason=str(error))
             await self._bus.publish(make_undelivered_reply(message, str(error)).event(None))
             return
         with self._phase("upload", message):
-            await self._bus.publish(await self._posted(answer, parcel))
+            await self._bus.publish(await self._offer(reply, payload))
 
-    def _trained(
+    def _run_app(
         self, message: RoundMessage, data: bytes | memoryview
     ) -> tuple[ClientAppReply, MessagePayload | None]:
-        """All that blocks, in one go: each change of threads costs a small round more than its work."""
+        """Do all blocking work in one call: a switch of threads costs more than the work of a small round."""
         content = record_codec.decode(data)
         phase = message.message_type.partition(".")[0]
         with self._phase(phase, message) as span:
-            captured = self._captured(message)
-            answer = self._host.handle(message, content, node_config=self._node_config(captured))
-            if answer.error_code is not None:
-                mark_failed(span, answer.error_kind, answer.error_reason)
-        answer = replace(answer, left_out=captured.left_out)
-        self._measure(phase, answer)
-        return answer, None if answer.content is None else MessagePayload.of(
-            record_codec.encode(answer.content)
-        )
+            captured = self._write_captured(message)
+            reply = self._host.handle(message, content, node_config=self._node_config(captured))
+            if reply.error_code is not None:
+                mark_failed(span, reply.error_kind, reply.error_reason)
+        reply = replace(reply, left_out=captured.left_out)
+        self._record_metrics(phase, reply)
+        if reply.content is None:
+            return reply, None
+        return reply, MessagePayload.of(record_codec.encode(reply.content))
 
-    def _captured(self, message: RoundMessage) -> WrittenRows:
-        """What the device has captured and knows the truth of by now, written for a training."""
-        database = Path(self._order.captured)
+    def _write_captured(self, message: RoundMessage) -> WrittenRows:
+        """Write the captured data for a training message. If that fails, train without it."""
+        database = Path(self._config.captured)
         if not message.message_type.startswith("train") or not database.exists():
             return NO_ROWS
         try:
             return write_training_rows(self._task, database, self._snapshot)
         except (StoreError, BadTask) as error:
-            log.warning("trained without captured data", reason=str(error))
+            log.warning("Training without captured data", reason=str(error))
             return NO_ROWS
 
     def _node_config(self, captured: WrittenRows) -> dict[str, Scalar]:
-        """The device's own configuration, with where the captured rows are."""
+        """Return the device's node_config, with the path of the captured rows if there are any."""
         if captured.left_out:
-            log.warning(
-                "captured rows are not as the task wants them, and are left out", rows=captured.left_out
-            )
-        more: dict[str, Scalar] = {CAPTURED_DATA_FILE: str(self._snapshot)} if captured.rows else {}
-        return {**self._order.node_config, **more}
+            log.warning("Captured rows do not validate; excluding them", rows=captured.left_out)
+        captured_data: dict[str, Scalar] = {CAPTURED_DATA_KEY: str(self._snapshot)} if captured.rows else {}
+        return {**self._config.node_config, **captured_data}
 
     @property
     def _snapshot(self) -> Path:
-        return Path(self._order.captured).with_name("captured.npz")
+        return Path(self._config.captured).with_name("captured.npz")
 
-    async def _posted(self, answer: ClientAppReply, parcel: MessagePayload | None) -> RoundReply:
-        if parcel is None:
-            return answer.event(None)
-        content, offer = await parcel.post(self._bus.blobs, receivers=1)
+    async def _offer(self, reply: ClientAppReply, payload: MessagePayload | None) -> RoundReply:
+        if payload is None:
+            return reply.event(None)
+        content, offer = await payload.post(self._bus.blobs, receivers=1)
         if offer is not None:
-            self._keep(offer)
-        return answer.event(content)
+            self._add_offer(offer)
+        return reply.event(content)
 
-    def _keep(self, offer: OfferProtocol) -> None:
+    def _add_offer(self, offer: OfferProtocol) -> None:
         self._offers.append(offer)
         if len(self._offers) > MAX_OPEN_OFFERS:
             self._offers.popleft().release()
 
-    def _measure(self, phase: str, answer: ClientAppReply) -> None:
-        about = {TASK: self._task.id, CLIENT: self._order.client}
-        record(TRAIN_DURATION, answer.train_s, about | {"fedbus.phase": phase})
-        if (loss := answer.figures.get("train_loss")) is not None and math.isfinite(loss):
-            set_gauge(TRAIN_LOSS, loss, about)
+    def _record_metrics(self, phase: str, reply: ClientAppReply) -> None:
+        attributes = {TASK: self._task.id, CLIENT: self._config.client}
+        record(TRAIN_DURATION, reply.train_s, attributes | {"fedbus.phase": phase})
+        if (loss := reply.figures.get("train_loss")) is not None and math.isfinite(loss):
+            set_gauge(TRAIN_LOSS, loss, attributes)
 
     def _phase(self, name: str, message: RoundMessage) -> AbstractContextManager[trace.Span]:
         attributes: dict[str, str | int] = {
             "fedbus.run": message.run,
-            "fedbus.client": self._order.client,
+            "fedbus.client": self._config.client,
             "fedbus.round": message.round or 0,
         }
         return tracer.start_as_current_span(name, attributes=attributes)

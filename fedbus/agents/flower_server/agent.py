@@ -1,9 +1,8 @@
-"""The Flower server wrapper: runs the task's own code on the server side, in processes of its own.
+"""The Flower server: runs the task's own code on the server side, in child processes or Kubernetes Jobs.
 
-One process builds the initial model; one runs the ServerApp of a run, from `server_started` to
-`run_finished` or `run_failed`, and gives all its memory back by ending. What the process does
-itself stands in `server_process`; here it is started, watched and stopped. A process that goes
-without a word is told of as `server_lost`.
+One process builds the initial model. Another runs the ServerApp of a run, from `server_started` to `run_finished`
+or `run_failed`, and releases all its memory when it ends; its code is in `server_app_process`. This agent starts,
+supervises and stops these processes. It publishes `server_lost` for a process that ends without reporting its end.
 """
 
 import asyncio
@@ -48,29 +47,27 @@ from fedbus.stores.code.open import CodeRejected, CodeRepository, DirectoryCodeR
 from fedbus.stores.errors import StoreCorrupt, StoreError
 from fedbus.stores.models.open import ModelStore
 
-GRID_AGENT = AgentName.FLOWER_SERVER_GRID
-
 log = structlog.get_logger("fedbus.flower_server")
 
 
 @dataclass(frozen=True)
 class RunningServer:
     run: str
-    watch: "asyncio.Task[None]"
+    task: "asyncio.Task[None]"
     stop: asyncio.Event
 
 
 @log_method_calls
 class FlowerServer:
-    """Starts and ends the processes that run the task's server-side code. Logs go to *logs*.
+    """The agent that runs the server-side code of one task. The processes write their logs to *logs*.
 
-    *launcher*: where the ServerApps of runs are at work; left out: in child processes.
+    *launcher* runs the ServerApps; the default is child processes.
     """
 
     def __init__(
         self,
         bus: Bus,
-        order: ProcessConfig,
+        config: ProcessConfig,
         models: ModelStore,
         *,
         logs: Path,
@@ -78,9 +75,9 @@ class FlowerServer:
         launcher: Launcher | None = None,
     ) -> None:
         self._bus = bus
-        self._config = order
+        self._config = config
         self._models = models
-        self._code = code or DirectoryCodeRepository(Path(order.task.path))
+        self._code = code or DirectoryCodeRepository(Path(config.task.path))
         self._logs = logs
         self._launcher = launcher or ChildLauncher(logs)
         self._running: RunningServer | None = None
@@ -88,8 +85,8 @@ class FlowerServer:
         self.ready = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until *stop* is set; a run under way then is taken up by the next Flower server."""
-        answers: dict[type[Request], Handler] = {
+        """Serve requests until *stop* is set. The next Flower server resumes a run that is active then."""
+        handlers: dict[type[Request], Handler] = {
             InitModel: self._init_model,
             StartServer: self._start,
             StopServer: self._stop,
@@ -99,65 +96,65 @@ class FlowerServer:
         await self._bus.create_streams()
         await self._launcher.sweep()
         async with asyncio.TaskGroup() as self._group:
-            async with self._bus.serve(answers, task=self._config.task.id, version=__version__):
+            async with self._bus.serve(handlers, task=self._config.task.id, version=__version__):
                 await self._report_orphaned_run()
                 self.ready.set()
                 await stop.wait()
             await self._stop_running()
 
     async def _config_at(self, version: str) -> ProcessConfig:
-        """The order for the task's code at *version*; empty: as it was when we started. Raises StoreError."""
+        """Return the configuration with the task's code at *version*; "" is the version at start. Raises StoreError."""
         if version in ("", self._config.task.code_version):
             return self._config
         return self._config.model_copy(update={"task": await self._code.task_at(version)})
 
     async def _check_code(self, request: CheckCode) -> Body:
-        """Import the code and build its model in a process, beside whatever runs."""
+        """Import the code and build its model in a child process, without effect on a run."""
         try:
-            at = await self._config_at(request.code_version)
+            config = await self._config_at(request.code_version)
             like = str(await self._models.path_of(request.like)) if request.like else ""
-            order = CheckProcessConfig(**dict(at), like=like, server_side=True)
-            return await check(order, log_file=self._logs / "check.log")
+            check_config = CheckProcessConfig(**dict(config), like=like, server_side=True)
+            return await check(check_config, log_file=self._logs / "check.log")
         except (CodeRejected, CheckFailed) as error:
             return Refused(reason=str(error))
-        except StoreError as error:  # which says nothing of the code
+        except StoreError as error:  # not a fault of the code
             return Refused(reason=str(error), kind=RefusalKind.RETRYABLE)
 
     async def _init_model(self, request: InitModel) -> Body:
-        """Build the model in a process: torch is loaded there and gone with it."""
+        """Build the initial model in a child process, which imports torch and releases its memory at its end."""
         try:
-            at = await self._config_at(request.code_version)
+            config = await self._config_at(request.code_version)
             builder = ChildProcess(
                 "model builder",
                 *child_command("init"),
-                environment=InitProcessConfig(**dict(at), store=self._models.url).environment(),
+                environment=InitProcessConfig(**dict(config), store=self._models.url).environment(),
                 output=self._logs / "init.log",
             )
             async with builder:
-                code = await builder.ended()
+                exit_code = await builder.ended()
         except (StoreError, ChildNotStarted) as error:
             return Refused(reason=str(error))
-        if code != 0 or not builder.answer:
-            why = builder.answer or f"the process that builds it {builder.describe_exit()}"
-            return Refused(reason=f"the first model was not built: {why}")
+        if exit_code != 0 or not builder.answer:
+            reason = builder.answer or f"the process {builder.describe_exit()}"
+            return Refused(reason=f"cannot build the initial model: {reason}")
         return ModelInitialised(artifact=Artifact.model_validate_json(builder.answer))
 
     async def _start(self, request: StartServer) -> Body:
-        await self._stop_running()  # who opens a run is done with the one before
+        await self._stop_running()  # a new run ends the previous one
         await self._bus.forget(
-            GRID_AGENT, task=self._config.task.id
-        )  # what was said to an earlier run's server
+            AgentName.FLOWER_SERVER_GRID, task=self._config.task.id
+        )  # drops messages to an earlier run's server
         try:
             await self._check_model_available(request.artifact)
-            at = await self._config_at(request.code_version)
+            config = await self._config_at(request.code_version)
         except CodeRejected as error:
             return Refused(reason=str(error))
         except StoreError as error:
-            is_damaged = isinstance(error, StoreCorrupt)
-            kind = RefusalKind.NEEDS_OPERATOR if is_damaged else RefusalKind.RETRYABLE
+            is_corrupt = isinstance(error, StoreCorrupt)
+            kind = RefusalKind.NEEDS_OPERATOR if is_corrupt else RefusalKind.RETRYABLE
             return Refused(reason=str(error), kind=kind)
-        order = ServerProcessConfig(
-            **dict(at),
+        server_config = ServerProcessConfig(
+            **dict(config),
             run=request.run,
             plan=request.plan,
             first_round=request.first_round,
@@ -165,16 +162,16 @@ class FlowerServer:
             store=self._models.url,
         )
         stop = asyncio.Event()
-        watch = self._group.create_task(
-            self._supervise_run(order, stop), name=f"Flower server of {request.run}"
+        task = self._group.create_task(
+            self._supervise_run(server_config, stop), name=f"Flower server of {request.run}"
         )
-        self._running = RunningServer(request.run, watch, stop)
+        self._running = RunningServer(request.run, task, stop)
         return ServerStarting()
 
     async def _check_model_available(self, artifact: Artifact) -> None:
-        """Whether a run can begin with this model is seen before its process is; raises StoreError.
+        """Raise StoreError if the model of a run is not available, before its process starts.
 
-        A ServerApp elsewhere fetches it for itself.
+        A ServerApp without access to this machine's files checks the model itself.
         """
         if self._launcher.shares_files:
             await self._models.path_of(artifact.sha256)
@@ -186,33 +183,33 @@ class FlowerServer:
 
     async def _find(self, request: FindServer) -> Body:
         running = self._running
-        up = running is not None and running.run == request.run and not running.watch.done()
+        up = running is not None and running.run == request.run and not running.task.done()
         if request.say_so and not up:
-            await self._report_lost(request.run, "the Flower server is gone")
+            await self._report_lost(request.run, "the Flower server does not run")
         return ServerFound(up=up)
 
     async def _report_orphaned_run(self) -> None:
-        """A Flower server that ran when we ended has ended with us, and nobody has said so."""
+        """Report the run of the previous agent process as lost: its child process has ended with it."""
         for server in await self._bus.states("server", self._config.task.id):
             assert isinstance(server.facts, ServerData)
             match server_situation(ServerState(server.target), server.facts):
-                case ServerRecruiting() | ServerTraining() as under_way:
-                    with tracing.use_trace(under_way.traceparent):
-                        await self._report_lost(under_way.run, "the flower-server agent was restarted")
+                case ServerRecruiting() | ServerTraining() as situation:
+                    with tracing.use_trace(situation.traceparent):
+                        await self._report_lost(situation.run, "the flower-server agent was restarted")
                 case _:
                     pass
 
     async def _stop_running(self) -> None:
         if self._running is not None:
             self._running.stop.set()
-            await self._running.watch
+            await self._running.task
             self._running = None
 
-    async def _supervise_run(self, order: ServerProcessConfig, stop: asyncio.Event) -> None:
-        """The life of one run's server; its end without a word is told."""
-        if lost := await self._launcher.run(order, stop):
-            await self._report_lost(order.run, lost)
+    async def _supervise_run(self, config: ServerProcessConfig, stop: asyncio.Event) -> None:
+        """Run one ServerApp, and report it if it is lost."""
+        if reason := await self._launcher.run(config, stop):
+            await self._report_lost(config.run, reason)
 
     async def _report_lost(self, run: str, reason: str) -> None:
-        log.warning("the Flower server is lost", run=run, reason=reason)
+        log.warning("Flower server lost", run=run, reason=reason)
         await self._bus.publish(ServerLost(task=self._config.task.id, run=run, reason=reason[:500]))

@@ -1,8 +1,7 @@
-"""Where the ServerApp of a run is at work: in a child process beside the wrapper, or in a Kubernetes Job.
+"""Launchers, which run the ServerApp of a run in a child process or in a Kubernetes Job.
 
-The wrapper orders, watches and stops; a launcher knows how that is done in one place. It answers in
-words how the work was lost, and with nothing where it ended as it should: then it has said so itself,
-on the bus.
+The Flower server agent starts and stops a ServerApp through a launcher. The launcher returns the reason if the
+ServerApp was lost, and "" if it ended normally: then it has published its end itself.
 """
 
 import asyncio
@@ -15,33 +14,33 @@ from fedbus.agents.common.process_orders import ServerProcessConfig, child_comma
 
 
 class Launcher(Protocol):
-    """Somewhere a ServerApp can be run."""
+    """Runs ServerApps in one kind of place."""
 
     @property
     def shares_files(self) -> bool:
-        """Whether what lies on the wrapper's disk lies there as well."""
+        """Whether the ServerApp has access to the files of the agent's machine."""
 
-    async def run(self, order: ServerProcessConfig, stop: asyncio.Event) -> str:
-        """Run *order* until it ends or *stop* is set, and leave nothing of it behind. How it was lost, or nothing."""
+    async def run(self, config: ServerProcessConfig, stop: asyncio.Event) -> str:
+        """Run a ServerApp until it ends or *stop* is set, and clean up. Returns how it was lost, or ""."""
 
     async def sweep(self) -> None:
-        """End what an earlier wrapper of this task started and could not end."""
+        """End ServerApps of this task that an earlier agent has left behind."""
 
 
 class ChildLauncher:
-    """In a process of its own on this machine, which ends with us whatever happens. Its log goes to *logs*."""
+    """Runs ServerApps in child processes, which end with this process. They write their logs to *logs*."""
 
     shares_files = True
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
 
-    async def run(self, order: ServerProcessConfig, stop: asyncio.Event) -> str:
+    async def run(self, config: ServerProcessConfig, stop: asyncio.Event) -> str:
         child = ChildProcess(
-            f"Flower server of {order.run}",
+            f"Flower server of {config.run}",
             *child_command("server"),
-            environment=order.environment(),
-            output=self._logs / f"{order.run}.log",
+            environment=config.environment(),
+            output=self._logs / f"{config.run}.log",
         )
         try:
             async with child:
@@ -54,4 +53,4 @@ class ChildLauncher:
         return f"the Flower server {child.describe_exit()}"
 
     async def sweep(self) -> None:
-        """There is nothing: a child ends with its parent."""
+        """Do nothing: a child process ends with its parent."""

@@ -1,7 +1,7 @@
-"""The process that builds a task's first model: ``python -m fedbus child init``.
+"""The process that builds a task's initial model: ``python -m fedbus child init``.
 
-Torch is loaded here and gone with the process. Its answer is the artifact, stored, as JSON; or, with exit
-code 1, why there is none.
+It imports torch, whose memory is released when the process ends. Its answer is the stored artifact as JSON, or,
+with exit code 1, the reason for the failure.
 """
 
 import asyncio
@@ -18,12 +18,13 @@ from fedbus.stores.models.open import open_model_store
 
 
 async def main(_: asyncio.Event) -> int:
-    order = read_process_config(InitProcessConfig)
-    store = open_model_store(order.store, order.task.id)
+    """Build the model, store it, and return the exit code."""
+    config = read_process_config(InitProcessConfig)
+    store = open_model_store(config.store, config.task.id)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "first.safetensors"
         try:
-            artifact = await asyncio.to_thread(_build, order, path)
+            artifact = await asyncio.to_thread(_build, config, path)
             await store.put(path, artifact.sha256)
         except (task_code.BadTask, StoreError) as error:
             return exit_with_reason(str(error))
@@ -31,12 +32,12 @@ async def main(_: asyncio.Event) -> int:
     return 0
 
 
-def _build(order: InitProcessConfig, path: Path) -> Artifact:
-    builder = task_code.load_function(Path(order.task.path), order.task.table.model)
+def _build(config: InitProcessConfig, path: Path) -> Artifact:
+    builder = task_code.load_function(Path(config.task.path), config.task.table.model)
     try:
         model = builder()
         return weights.save(weights.from_torch(model.state_dict()), path)
     except Exception as error:
         raise task_code.BadTask(
-            f"{order.task.table.model} did not make a model: {task_code.format_error(error)}"
+            f"{config.task.table.model} did not build a model: {task_code.format_error(error)}"
         ) from error

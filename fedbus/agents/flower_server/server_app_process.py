@@ -2,9 +2,9 @@
 
     ServerApp (a thread)  ⇄  BusGrid  ⇄  the loop (this thread)  ⇄  the bus
 
-It says `server_started`, waits for the quorum, runs the app, keeps the global model after each
-round, and ends with `run_finished` or `run_failed`. It exits with 0 when it has said so; any
-other end is for the wrapper to tell.
+It publishes `server_started`, waits for the quorum, runs the app, stores the global model after each round, and
+ends with `run_finished` or `run_failed`. It exits with 0 after it has published one of them. After any other end,
+the Flower server agent publishes `server_lost`.
 """
 
 import asyncio
@@ -43,57 +43,56 @@ from fedbus.learning.weights import Arrays, BadWeights, SafetensorsFile
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models.open import ModelStore, open_model_store
 
-GRID_AGENT = AgentName.FLOWER_SERVER_GRID
 EXPECTED_ERRORS = (task_code.BadTask, BadWeights, NotEnoughClients, GridClosed, ServerAppFailed, StoreError)
-"""What ends a run with a word; anything else is a bug, and the process falls."""
+"""Errors that end a run with `run_failed`. Any other error is a bug and ends the process."""
 
 log = structlog.get_logger("fedbus.server_process")
 tracer = get_tracer("fedbus.server_process")
 
 
 async def main(stop: asyncio.Event) -> int:
-    """Run the ServerApp that this process was started for, in the trace of who started it."""
-    order = read_process_config(ServerProcessConfig)
+    """Run the ServerApp of this process's configuration, in the trace of the parent process."""
+    config = read_process_config(ServerProcessConfig)
     otel_context.attach(parent_trace())
     set_current_cause(parent_cause())
     async with Bus.connect(
-        order.nats_url, order.identity(AgentName.FLOWER_SERVER), access=order.access
+        config.nats_url, config.identity(AgentName.FLOWER_SERVER), access=config.access
     ) as bus:
-        await wait_for_first(ServerAppProcess(bus, order).run(), stop.wait(), bus.lost())
+        await wait_for_first(ServerAppProcess(bus, config).run(), stop.wait(), bus.lost())
     return 0
 
 
 class ServerAppProcess:
-    """One run's ServerApp at work."""
+    """Runs the ServerApp of one run."""
 
-    def __init__(self, bus: Bus, order: ServerProcessConfig) -> None:
+    def __init__(self, bus: Bus, config: ServerProcessConfig) -> None:
         self._bus = bus
-        self._order = order
-        self._task = order.task
-        self._store = open_model_store(order.store, order.task.id)
-        self._grid = BusGrid(bus, task=order.task.id, run=order.run, plan=order.plan)
+        self._config = config
+        self._task = config.task
+        self._store = open_model_store(config.store, config.task.id)
+        self._grid = BusGrid(bus, task=config.task.id, run=config.run, plan=config.plan)
         self._begin: asyncio.Future[tuple[BeginTraining, str]] = asyncio.get_running_loop().create_future()
-        """Whom to begin with, and the id of the message that says so."""
+        """The `BeginTraining` of this run, with the id of its message."""
 
     async def run(self) -> None:
-        """From the first word to the last."""
+        """Run the ServerApp, and publish its start, rounds and end."""
         async with (
-            self._bus.listen(GRID_AGENT, task=self._task.id) as inbox,
+            self._bus.listen(AgentName.FLOWER_SERVER_GRID, task=self._task.id) as inbox,
             self._bus.subscribe_ephemeral(Heartbeat, task=self._task.id) as beats,
         ):
-            hearing = asyncio.gather(self._hear(inbox), self._feel(beats))
+            consumers = asyncio.gather(self._consume(inbox), self._relay_heartbeats(beats))
             try:
-                await wait_for_first(self._train(), hearing)
+                await wait_for_first(self._train(), consumers)
             finally:
                 self._grid.close("the run is over")
 
-    async def _hear(self, inbox: AsyncIterator[Delivery]) -> None:
+    async def _consume(self, inbox: AsyncIterator[Delivery]) -> None:
         async for delivery in inbox:
             match delivery.message:
-                case BeginTraining() as begin if begin.run == self._order.run and not self._begin.done():
+                case BeginTraining() as begin if begin.run == self._config.run and not self._begin.done():
                     self._begin.set_result((begin, delivery.envelope.id))
                 case ClientJoined() as joined if joined.code_version != self._task.code_version:
-                    log.warning("a client with other code may not join", client=joined.client)
+                    log.warning("Ignoring client with another code version", client=joined.client)
                 case RoundReply() as reply:
                     self._grid.deliver(
                         reply, sender_span=delivery.sender_span, message_id=delivery.envelope.id
@@ -102,85 +101,87 @@ class ServerAppProcess:
                     self._grid.deliver(event)
             await delivery.ack()
 
-    async def _feel(self, beats: AsyncIterator[Any]) -> None:
+    async def _relay_heartbeats(self, beats: AsyncIterator[Any]) -> None:
         async for beat in beats:
             self._grid.deliver(beat)
 
     async def _train(self) -> None:
         try:
-            job = await asyncio.to_thread(self._job, await self._initial(), await self._selection())
-            await self._bus.publish(ServerStarted(task=self._task.id, run=self._order.run))
-            begin, said_in = await self._begin
-            set_current_cause(said_in)
+            job = await asyncio.to_thread(
+                self._make_job, await self._fetch_initial_model(), await self._client_selection()
+            )
+            await self._bus.publish(ServerStarted(task=self._task.id, run=self._config.run))
+            begin, message_id = await self._begin
+            set_current_cause(message_id)
             self._grid.admit(begin.cohort)
             await self._run_app(job)
         except EXPECTED_ERRORS as error:
-            log.warning("the run failed", run=self._order.run, reason=str(error))
+            log.warning("Run failed", run=self._config.run, reason=str(error))
             await self._bus.publish(
-                RunFailed(task=self._task.id, run=self._order.run, reason=" ".join(str(error).split())[:500])
+                RunFailed(task=self._task.id, run=self._config.run, reason=" ".join(str(error).split())[:500])
             )
 
-    async def _initial(self) -> Path:
-        """The file that the run begins with, verified by this process, whatever others saw of it."""
-        return await self._store.path_of(self._order.initial_sha256)
+    async def _fetch_initial_model(self) -> Path:
+        """Fetch the initial model and verify it in this process. Raises StoreError."""
+        return await self._store.path_of(self._config.initial_sha256)
 
-    async def _selection(self) -> ClientSelection:
-        """Who is to train and what updates weigh, by what the log tells of each client; this run's rounds included."""
+    async def _client_selection(self) -> ClientSelection:
+        """Build the client selection from all recorded rounds of the task, those of this run included."""
         table = self._task.table.selection
         if table.clients is None and table.weigh_by == "samples":
             return ClientSelection()
-        known = collect_client_stats(task_rounds(self._task.id, await self._bus.states("run")))
+        stats = collect_client_stats(task_rounds(self._task.id, await self._bus.states("run")))
         return ClientSelection(
             most=table.clients,
             explore=table.explore,
-            scores=compute_scores(known, table.by),
-            weights=None if table.weigh_by == "samples" else compute_scores(known, table.weigh_by),
+            scores=compute_scores(stats, table.by),
+            weights=None if table.weigh_by == "samples" else compute_scores(stats, table.weigh_by),
         )
 
-    def _job(self, initial: Path, selection: ClientSelection) -> ServerJob:
-        """What is to be run; the app is loaded once here, so that a broken one fails before clients come."""
+    def _make_job(self, initial: Path, selection: ClientSelection) -> ServerJob:
+        """Build the job. Load the app once, so that an invalid one fails before clients join."""
         path = Path(self._task.path)
         task_code.load_server_app(path, self._task.serverapp)
         return ServerJob(
             path=path,
             serverapp=self._task.serverapp,
-            plan=self._order.plan,
+            plan=self._config.plan,
             model=weights.load(initial),
             run_config=dict(self._task.run_config),
-            first_round=self._order.first_round,
+            first_round=self._config.first_round,
             streaming=self._task.table.aggregation == "streaming",
             selection=selection,
             contribution=ContributionLimits(**self._task.table.contribution.model_dump(by_alias=False)),
         )
 
     async def _run_app(self, job: ServerJob) -> None:
-        with CheckpointWriter(self._bus, self._order, self._store) as checkpoints:
-            with _start_span("run the ServerApp", self._order.run):
+        with CheckpointWriter(self._bus, self._config, self._store) as checkpoints:
+            with _start_span("run the ServerApp", self._config.run):
                 final = await asyncio.to_thread(run_server_app, self._grid, job, checkpoints.round_finished)
             await asyncio.to_thread(checkpoints.all_told)
             set_current_cause(checkpoints.last_published or current_cause())
-        artifact = await _store_model(weights.pack(final), self._store, self._order)
+        artifact = await _store_model(weights.pack(final), self._store, self._config)
         await self._bus.publish(
             RunFinished(
-                task=self._task.id, run=self._order.run, artifact=artifact, rounds=self._order.plan.rounds
+                task=self._task.id, run=self._config.run, artifact=artifact, rounds=self._config.plan.rounds
             )
         )
 
 
 class CheckpointWriter:
-    """Keeps the global model after each round and says so, while the next round is under way.
+    """Stores the global model after each round and publishes `round_finished`, during the next round.
 
-    One at a time: if the disk is slower than the rounds, the app waits for it.
+    It stores one model at a time: if the store is slower than the rounds, the app waits.
     """
 
-    def __init__(self, bus: Bus, order: ServerProcessConfig, store: ModelStore) -> None:
+    def __init__(self, bus: Bus, config: ServerProcessConfig, store: ModelStore) -> None:
         self._bus = bus
-        self._order = order
+        self._config = config
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._last: Future[None] | None = None
         self.last_published = ""
-        """The id of the last word on a round."""
+        """The message id of the last `round_finished`."""
 
     def __enter__(self) -> Self:
         return self
@@ -190,41 +191,44 @@ class CheckpointWriter:
             self._last.cancel()
 
     def round_finished(self, result: RoundResult, arrays: Arrays) -> None:
-        """Called by the app's thread after each round."""
+        """Start to store the model of a round. The app's thread calls this after each round."""
         self.all_told()
-        work = self._keep_and_tell(result, weights.pack(arrays))
-        self._last = asyncio.run_coroutine_threadsafe(work, self._loop)
+        coroutine = self._store_and_publish(result, weights.pack(arrays))
+        self._last = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def all_told(self) -> None:
-        """Wait for the round before; raises what kept it from being kept."""
+        """Wait until the last round is stored and published. Raises its error."""
         if self._last is not None:
             self._last.result()
 
-    async def _keep_and_tell(self, result: RoundResult, model: SafetensorsFile) -> None:
+    async def _store_and_publish(self, result: RoundResult, model: SafetensorsFile) -> None:
         finished = RoundFinished(
-            task=self._order.task.id,
-            run=self._order.run,
+            task=self._config.task.id,
+            run=self._config.run,
             round=result.round,
             result=result,
-            checkpoint=await _store_model(model, self._store, self._order, result.round),
+            checkpoint=await _store_model(model, self._store, self._config, result.round),
         )
-        told = uuid7()
-        await self._bus.publish(finished, id=told)
-        self.last_published = told
+        message_id = uuid7()
+        await self._bus.publish(finished, id=message_id)
+        self.last_published = message_id
 
 
 async def _store_model(
-    model: SafetensorsFile, store: ModelStore, order: ServerProcessConfig, number: int | None = None
+    model: SafetensorsFile, store: ModelStore, config: ServerProcessConfig, round_number: int | None = None
 ) -> Artifact:
-    """*model* in *store*, from where it lies in memory, its digest taken on the way."""
-    about: dict[str, str | int] = {"fedbus.run": order.run, "fedbus.round": number or order.plan.rounds}
-    with tracer.start_as_current_span("store", attributes=about):
+    """Write *model* from memory to *store*, and return its artifact. Raises StoreError."""
+    attributes: dict[str, str | int] = {
+        "fedbus.run": config.run,
+        "fedbus.round": round_number or config.plan.rounds,
+    }
+    with tracer.start_as_current_span("store", attributes=attributes):
         return model.artifact(await store.put(model.buffers))
 
 
 @contextmanager
 def _start_span(name: str, run: str) -> Iterator[None]:
-    """What is done inside hangs on a span that is sent at once: one that lasts as long as a run shows too late."""
+    """Open a parent span that is exported at once. A span as long as the run would be visible only at its end."""
     span = tracer.start_span(name, attributes={"fedbus.run": run})
     span.end()
     with trace.use_span(span):

@@ -1,4 +1,4 @@
-"""The Flower client wrapper, heard from outside; the processes that train are real ones."""
+"""The Flower client, observed on the bus, with real training processes."""
 
 import signal
 import time
@@ -64,10 +64,12 @@ async def send_round_message(
     run: str = RUN,
     *,
     to: str = "evaluate",
-    **more: ArrayRecord,
+    **records: ArrayRecord,
 ) -> None:
-    """A Flower message of the run: evaluate, which needs no weights, or another that is given *more*."""
-    content = record_codec.encode(RecordDict({"config": ConfigRecord({"server-round": 1}), **more})).joined()
+    """Send a Flower message of the run: evaluate, which needs no weights, or another with *records*."""
+    content = record_codec.encode(
+        RecordDict({"config": ConfigRecord({"server-round": 1}), **records})
+    ).joined()
     message = RoundMessage(
         task=TASK,
         client=CLIENT,
@@ -83,12 +85,12 @@ async def send_round_message(
 
 
 async def send_server_closed(fed: FederationHarness, outcome: str = "finished", run: str = RUN) -> None:
-    closed = {"task": TASK, "run": run, "outcome": outcome, "rounds": 1, "reason": "it was so"}
+    closed = {"task": TASK, "run": run, "outcome": outcome, "rounds": 1, "reason": "a test"}
     await fed.publish(ServerClosed.model_validate(closed), sender="server-manager")
 
 
 async def train(fed: FederationHarness) -> psutil.Process:
-    """The process of a client that is in the middle of its run."""
+    """Start a run, and return the training process after its first message."""
     await start_training(fed)
     await fed.wait_for_message(ClientJoined)
     await send_round_message(fed)
@@ -100,7 +102,7 @@ async def train(fed: FederationHarness) -> psutil.Process:
 # --- a run -------------------------------------------------------------------------------------------
 
 
-async def test_a_client_trains_a_run_in_a_process_that_goes_when_it_is_over(
+async def test_a_client_trains_a_run_in_a_process_that_ends_with_it(
     fed: FederationHarness, trainer: RunningAgent
 ) -> None:
     process = await train(fed)
@@ -120,9 +122,7 @@ async def test_a_client_trains_a_run_in_a_process_that_goes_when_it_is_over(
     ]
 
 
-async def test_a_message_that_comes_twice_is_answered_once(
-    fed: FederationHarness, trainer: RunningAgent
-) -> None:
+async def test_a_repeated_message_gets_one_reply(fed: FederationHarness, trainer: RunningAgent) -> None:
     await train(fed)
     await send_round_message(fed, "m1")
     await send_round_message(fed, "m2")
@@ -130,7 +130,7 @@ async def test_a_message_that_comes_twice_is_answered_once(
     assert [reply.reply_to for reply in fed.messages_of(RoundReply)] == ["m1", "m2"]
 
 
-async def test_a_client_that_trains_says_so_all_the_time(
+async def test_a_client_that_trains_publishes_heartbeats(
     fed: FederationHarness, trainer: RunningAgent
 ) -> None:
     async with fed.bus.subscribe_ephemeral(Heartbeat, task=TASK) as beats:
@@ -138,25 +138,25 @@ async def test_a_client_that_trains_says_so_all_the_time(
         assert await anext(beats) == Heartbeat(task=TASK, client=CLIENT, run=RUN)
 
 
-async def test_an_app_that_raises_is_an_answer_and_a_failed_training_and_the_process_goes_on(
+async def test_an_app_that_raises_gives_an_error_reply_and_a_failed_span(
     fed: FederationHarness, trainer: RunningAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = Path(fed.config.task.path) / "tiny" / "client_app.py"
     app.write_text(app.read_text().replace('MetricRecord({"num-examples": 1})', "1 / 0"))
-    async with record_telemetry(monkeypatch) as heard:
+    async with record_telemetry(monkeypatch) as telemetry:
         await train(fed)
         reply = await fed.wait_for_message(RoundReply)
         assert "ZeroDivisionError" in reply.error_reason
         assert child_processes("trainer")
-        await fed.wait_until(lambda: any(span.name == "upload" for span in heard.spans))
-    (training,) = [span for span in heard.spans if span.name in ("train", "evaluate")]
+        await fed.wait_until(lambda: any(span.name == "upload" for span in telemetry.spans))
+    (training,) = [span for span in telemetry.spans if span.name in ("train", "evaluate")]
     assert training.attributes["error.type"] == "ZeroDivisionError"
 
 
-async def test_a_training_says_how_many_captured_rows_it_did_not_get(
+async def test_a_training_counts_the_captured_rows_that_are_excluded(
     fed: FederationHarness, enrolled: None
 ) -> None:
-    """Of four, one has a label that is none of the two classes: by it every training of the device would fail."""
+    """One of four rows has a label outside the two classes, with which each training would fail."""
     tables = {"capture": {"holdout-share": 0.0}, "checks": {"classes": 2}}
     table = fed.config.task.table.model_validate({**fed.config.task.table.model_dump(), **tables})
     fed.config = replace(fed.config, task=fed.config.task.model_copy(update={"table": table}))
@@ -172,24 +172,22 @@ async def test_a_training_says_how_many_captured_rows_it_did_not_get(
         await send_round_message(fed, "m1", to="train", arrays=weights)
         await send_round_message(fed, "m2")
         await fed.wait_for_message(RoundReply, times=2)
-        trained, evaluated = fed.messages_of(RoundReply)
-        assert (trained.error_reason, trained.left_out, evaluated.left_out) == ("", 1, 0)
+        train_reply, evaluate_reply = fed.messages_of(RoundReply)
+        assert (train_reply.error_reason, train_reply.left_out, evaluate_reply.left_out) == ("", 1, 0)
         with np.load(device.captured().with_name("captured.npz")) as data:
             assert data["labels"].tolist() == [0, 1]
 
 
-# --- failures are this client's alone -----------------------------------------------------------------
+# --- failures of one client ---------------------------------------------------------------------------
 
 
-async def test_a_trainer_that_is_killed_is_told_of_at_once(
-    fed: FederationHarness, trainer: RunningAgent
-) -> None:
+async def test_a_killed_trainer_is_reported_at_once(fed: FederationHarness, trainer: RunningAgent) -> None:
     (await train(fed)).send_signal(signal.SIGKILL)
     failed = await fed.wait_for_message(FailTrain)
     assert failed.trainer_lost
     assert failed.reason.startswith("the trainer was killed (SIGKILL")
     assert (await fed.wait_for_state("fl_client", "waiting")).source == "training"
-    await start_training(fed, f"{TASK}-2")  # and may train again
+    await start_training(fed, f"{TASK}-2")  # the client can train again
     await fed.wait_for_message(ClientJoined, times=2)
 
 
@@ -205,16 +203,16 @@ async def test_an_app_that_cannot_be_loaded_fails_before_it_joins(
     assert not fed.messages_of(ClientJoined)
 
 
-async def test_a_run_that_failed_is_left_with_the_reason(
+async def test_a_client_leaves_a_failed_run_with_its_reason(
     fed: FederationHarness, trainer: RunningAgent
 ) -> None:
     process = await train(fed)
     await send_server_closed(fed, "failed")
-    assert (await fed.wait_for_message(FailTrain)).reason == "the run failed: it was so"
+    assert (await fed.wait_for_message(FailTrain)).reason == "the run failed: a test"
     assert not process.is_running()
 
 
-async def test_a_run_that_ended_without_this_client_is_left_too(
+async def test_a_client_leaves_a_run_that_ended_without_it(
     fed: FederationHarness, trainer: RunningAgent
 ) -> None:
     await start_training(fed)
@@ -223,7 +221,7 @@ async def test_a_run_that_ended_without_this_client_is_left_too(
     await fed.wait_for_message(FailTrain)
 
 
-async def test_the_end_of_another_run_changes_nothing(fed: FederationHarness, trainer: RunningAgent) -> None:
+async def test_the_end_of_another_run_has_no_effect(fed: FederationHarness, trainer: RunningAgent) -> None:
     await train(fed)
     await send_server_closed(fed, run=f"{TASK}-7")
     await send_server_closed(fed)
@@ -231,9 +229,7 @@ async def test_the_end_of_another_run_changes_nothing(fed: FederationHarness, tr
     assert not fed.messages_of(FailTrain)
 
 
-async def test_a_run_that_was_over_before_it_began_here_is_not_begun(
-    fed: FederationHarness, trainer: RunningAgent
-) -> None:
+async def test_a_run_that_has_ended_is_not_started(fed: FederationHarness, trainer: RunningAgent) -> None:
     await send_server_closed(fed)
     await start_training(fed)
     assert (await fed.wait_for_message(FailTrain)).reason == "the run is over"
@@ -242,17 +238,17 @@ async def test_a_run_that_was_over_before_it_began_here_is_not_begun(
 
 async def test_a_client_trains_one_run_at_a_time(fed: FederationHarness, trainer: RunningAgent) -> None:
     await start_training(fed)
-    await start_training(fed)  # the client manager was restarted: it is the same run
+    await start_training(fed)  # repeated by a restarted client manager
     await start_training(fed, f"{TASK}-2")
     failed = await fed.wait_for_message(FailTrain)
     assert (failed.run, failed.reason) == (f"{TASK}-2", f"this client is busy with {RUN}")
     assert len(child_processes("trainer")) <= 1
 
 
-# --- coming and going ------------------------------------------------------------------------------------
+# --- stop and restart ------------------------------------------------------------------------------------
 
 
-async def test_asked_to_stop_it_leaves_its_run_and_says_so(
+async def test_a_stopped_client_leaves_its_run_and_reports_it(
     fed: FederationHarness, trainer: RunningAgent
 ) -> None:
     process = await train(fed)
@@ -262,7 +258,7 @@ async def test_asked_to_stop_it_leaves_its_run_and_says_so(
     trainer.start()
 
 
-async def test_killed_and_back_it_says_that_it_is_out_of_its_run(
+async def test_a_restarted_client_reports_that_it_left_its_run(
     fed: FederationHarness, trainer: RunningAgent
 ) -> None:
     await train(fed)
@@ -272,25 +268,21 @@ async def test_killed_and_back_it_says_that_it_is_out_of_its_run(
     await fed.wait_for_message(ClientJoined, times=2)
 
 
-async def test_killed_between_the_end_and_the_report_it_reports(
-    fed: FederationHarness, enrolled: None
-) -> None:
+async def test_a_restarted_client_reports_a_finished_run(fed: FederationHarness, enrolled: None) -> None:
     device = fed.client_config(CLIENT)
     bus = await fed.connect_as("flower-client", CLIENT)
-    async with LifecycleStore.open(bus, device.outbox("flower-client")) as lives:
-        life = await lives.of(FL_CLIENT, FlClientData(task=TASK, client=CLIENT, run=RUN))
-        await life.create()
+    async with LifecycleStore.open(bus, device.outbox("flower-client")) as store:
+        lifecycle = await store.of(FL_CLIENT, FlClientData(task=TASK, client=CLIENT, run=RUN))
+        await lifecycle.create()
         for event in (FlClientEvent.CLIENT_START, FlClientEvent.ROUND_STARTED, FlClientEvent.RUN_FINISHED):
-            await life.transition(event)
+            await lifecycle.transition(event)
     async with fed.run_agent(lambda stop: flower_client(device, stop)):
         await fed.wait_for_message(FinTrain)
         await fed.wait_for_state("fl_client", "waiting")
     assert fed.last_transition("fl_client").event == "reported"
 
 
-async def test_what_an_earlier_run_still_wanted_is_let_go(
-    fed: FederationHarness, trainer: RunningAgent
-) -> None:
+async def test_messages_of_an_earlier_run_are_dropped(fed: FederationHarness, trainer: RunningAgent) -> None:
     await send_round_message(fed, "of the run before", run=f"{TASK}-0")
     await train(fed)
     await fed.wait_for_message(RoundReply)

@@ -1,4 +1,4 @@
-"""The Flower server wrapper, heard from outside; the processes it starts are real ones."""
+"""The Flower server, observed on the bus, with real child processes."""
 
 import asyncio
 import signal
@@ -42,12 +42,12 @@ from fedbus.stores.models.open import open_model_store
 
 RUN = f"{TASK}-1"
 PLAN = RunPlan(rounds=2, quorum=1, recruit_s=30, round_s=30)
-OF_THE_RUN = ServerData(task=TASK, run=RUN, plan=PLAN, model=MODEL, recruit_until=NOON)
+SERVER_DATA = ServerData(task=TASK, run=RUN, plan=PLAN, model=MODEL, recruit_until=NOON)
 
 
 @pytest.fixture
 async def model(fed: FederationHarness) -> Artifact:
-    """The first model, in the repository."""
+    """The initial model, stored in the repository."""
     store = open_model_store(fed.config.store_url, TASK)
     await store.prepare()
     arrays = {"weight": np.zeros((4, 3), np.float32), "bias": np.zeros(4, np.float32)}
@@ -57,7 +57,7 @@ async def model(fed: FederationHarness) -> Artifact:
 
 
 @pytest.fixture
-async def wrapper(fed: FederationHarness) -> AsyncIterator[RunningAgent]:
+async def agent(fed: FederationHarness) -> AsyncIterator[RunningAgent]:
     async with fed.run_agent(lambda stop: flower_server(fed.config, stop)) as agent:
         await eventually(lambda: is_answered(fed))
         yield agent
@@ -75,32 +75,32 @@ async def is_up(fed: FederationHarness, run: str = RUN) -> bool:
 async def start_server(
     fed: FederationHarness, model: Artifact, run: str = RUN, first_round: int = 1
 ) -> psutil.Process:
-    """The process of a run's Flower server, once it has said that it is up."""
-    before = len(fed.messages_of(ServerStarted))
+    """Start the server of a run, wait for `server_started`, and return its process."""
+    count = len(fed.messages_of(ServerStarted))
     await fed.bus.request(StartServer(task=TASK, run=run, plan=PLAN, artifact=model, first_round=first_round))
-    await fed.wait_for_message(ServerStarted, times=before + 1)
+    await fed.wait_for_message(ServerStarted, times=count + 1)
     (process,) = child_processes("server")
     return process
 
 
-# --- the first model ---------------------------------------------------------------------------
+# --- the initial model -------------------------------------------------------------------------
 
 
-async def test_the_first_model_is_built_in_a_process_and_lies_in_the_repository(
-    fed: FederationHarness, wrapper: RunningAgent
+async def test_the_initial_model_is_built_in_a_process_and_stored(
+    fed: FederationHarness, agent: RunningAgent
 ) -> None:
     store = open_model_store(fed.config.store_url, TASK)
     await store.prepare()
-    made = await fed.bus.request(InitModel(task=TASK), timeout_s=60)
-    arrays = weights.load(await store.path_of(made.artifact.sha256))
+    reply = await fed.bus.request(InitModel(task=TASK), timeout_s=60)
+    arrays = weights.load(await store.path_of(reply.artifact.sha256))
     assert {name: array.shape for name, array in arrays.items()} == {"weight": (4, 3), "bias": (4,)}
     assert await store.latest() is None  # an artifact, not yet a version
     assert not child_processes("init")
 
 
-async def test_a_builder_that_is_not_there_is_refused_in_one_line(fed: FederationHarness) -> None:
+async def test_a_missing_model_builder_is_refused_in_one_line(fed: FederationHarness) -> None:
     table = fed.config.task.table.model_copy(update={"model": "tiny.samples:Nothing"})
-    order = fed.config.order().model_copy(
+    config = fed.config.order().model_copy(
         update={"task": fed.config.task.model_copy(update={"table": table})}
     )
     store = open_model_store(fed.config.store_url, TASK)
@@ -108,34 +108,34 @@ async def test_a_builder_that_is_not_there_is_refused_in_one_line(fed: Federatio
 
     async def run(stop: asyncio.Event) -> None:
         async with fed.config.bus("flower-server") as bus:
-            await FlowerServer(bus, order, store, logs=fed.config.logs).run(stop)
+            await FlowerServer(bus, config, store, logs=fed.config.logs).run(stop)
 
     async with fed.run_agent(run):
         await eventually(lambda: is_answered(fed))
-        with pytest.raises(RequestRefused, match=r"the first model was not built: .*Nothing") as refused:
+        with pytest.raises(RequestRefused, match=r"cannot build the initial model: .*Nothing") as refused:
             await fed.bus.request(InitModel(task=TASK), timeout_s=60)
     assert "\n" not in refused.value.reason
 
 
-async def test_a_check_that_a_store_which_is_away_hinders_is_no_fault_of_the_code(
-    fed: FederationHarness, wrapper: RunningAgent, model: Artifact
+async def test_a_check_without_its_model_store_can_be_retried(
+    fed: FederationHarness, agent: RunningAgent, model: Artifact
 ) -> None:
     version = fed.config.task.code_version
     check = CheckCode(task=TASK, code_version=version, like=model.sha256)
     models = fed.config.home / "models"
-    away = models.rename(models.with_name("away"))
-    with pytest.raises(RequestRefused, match="is not mounted") as hindered:
+    unmounted = models.rename(models.with_name("unmounted"))
+    with pytest.raises(RequestRefused, match="is not mounted") as refused:
         await fed.bus.request(check, timeout_s=60)
-    assert hindered.value.kind is RefusalKind.RETRYABLE
-    away.rename(models)
+    assert refused.value.kind is RefusalKind.RETRYABLE
+    unmounted.rename(models)
     assert (await fed.bus.request(check, timeout_s=60)).differs == ""
     with pytest.raises(RequestRefused, match="one version") as refused:
         await fed.bus.request(check.model_copy(update={"code_version": "b" * 40}), timeout_s=60)
     assert refused.value.kind is RefusalKind.CALLER
 
 
-async def test_a_run_that_would_begin_from_damaged_weights_is_refused_for_good_and_is_no_fault_of_its_code(
-    fed: FederationHarness, wrapper: RunningAgent, model: Artifact
+async def test_a_run_with_corrupt_weights_needs_an_operator(
+    fed: FederationHarness, agent: RunningAgent, model: Artifact
 ) -> None:
     store = open_model_store(fed.config.store_url, TASK)
     await store.prepare()
@@ -149,7 +149,7 @@ async def test_a_run_that_would_begin_from_damaged_weights_is_refused_for_good_a
 
 
 async def test_a_server_is_up_from_its_start_to_its_stop(
-    fed: FederationHarness, wrapper: RunningAgent, model: Artifact
+    fed: FederationHarness, agent: RunningAgent, model: Artifact
 ) -> None:
     process = await start_server(fed, model)
     assert await is_up(fed)
@@ -160,8 +160,8 @@ async def test_a_server_is_up_from_its_start_to_its_stop(
     assert not fed.messages_of(ServerLost)
 
 
-async def test_a_server_that_is_killed_is_told_of_and_another_may_take_its_place(
-    fed: FederationHarness, wrapper: RunningAgent, model: Artifact
+async def test_a_killed_server_is_reported_and_can_be_replaced(
+    fed: FederationHarness, agent: RunningAgent, model: Artifact
 ) -> None:
     (await start_server(fed, model)).send_signal(signal.SIGKILL)
     lost = await fed.wait_for_message(ServerLost)
@@ -172,8 +172,8 @@ async def test_a_server_that_is_killed_is_told_of_and_another_may_take_its_place
     assert await is_up(fed)
 
 
-async def test_who_opens_a_run_is_done_with_the_one_before(
-    fed: FederationHarness, wrapper: RunningAgent, model: Artifact
+async def test_a_new_run_ends_the_server_of_the_previous_run(
+    fed: FederationHarness, agent: RunningAgent, model: Artifact
 ) -> None:
     first = await start_server(fed, model)
     second = await start_server(fed, model, run=f"{TASK}-2")
@@ -181,21 +181,21 @@ async def test_who_opens_a_run_is_done_with_the_one_before(
     assert not fed.messages_of(ServerLost)
 
 
-async def test_a_wrapper_that_ends_takes_its_server_with_it(
-    fed: FederationHarness, wrapper: RunningAgent, model: Artifact
+async def test_the_server_of_a_run_ends_with_the_agent(
+    fed: FederationHarness, agent: RunningAgent, model: Artifact
 ) -> None:
     process = await start_server(fed, model)
-    await wrapper.stop()
+    await agent.stop()
     assert not process.is_running()
-    wrapper.start()
+    agent.start()
     await eventually(lambda: is_answered(fed))
 
 
-async def test_a_wrapper_that_was_restarted_tells_of_the_server_that_went_with_it(
+async def test_a_restarted_agent_reports_the_server_that_ended_with_it(
     fed: FederationHarness,
 ) -> None:
-    async with LifecycleStore.open(await fed.connect_as("server-manager")) as lives:
-        server = await lives.of(SERVER, OF_THE_RUN)
+    async with LifecycleStore.open(await fed.connect_as("server-manager")) as store:
+        server = await store.of(SERVER, SERVER_DATA)
         await server.create()
         for event in (ServerEvent.MODEL_READY, ServerEvent.RUN_REQUESTED, ServerEvent.QUORUM_REACHED):
             await server.transition(event)
@@ -203,34 +203,32 @@ async def test_a_wrapper_that_was_restarted_tells_of_the_server_that_went_with_i
         assert (await fed.wait_for_message(ServerLost)).run == RUN
 
 
-async def test_what_a_wrapper_that_was_restarted_tells_is_in_the_trace_of_the_run(
+async def test_the_report_of_a_restarted_agent_is_in_the_trace_of_the_run(
     fed: FederationHarness,
 ) -> None:
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
-    async with LifecycleStore.open(await fed.connect_as("server-manager")) as lives:
-        facts = OF_THE_RUN.model_copy(update={"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"})
-        server = await lives.of(SERVER, facts)
+    async with LifecycleStore.open(await fed.connect_as("server-manager")) as store:
+        facts = SERVER_DATA.model_copy(update={"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"})
+        server = await store.of(SERVER, facts)
         await server.create()
         for event in (ServerEvent.MODEL_READY, ServerEvent.RUN_REQUESTED, ServerEvent.QUORUM_REACHED):
             await server.transition(event)
     with record_spans() as spans:
         async with fed.run_agent(lambda stop: flower_server(fed.config, stop)):
             await fed.wait_for_message(ServerLost)
-    said = [one for one in spans.get_finished_spans() if one.name == "publish server_lost"]
-    assert [f"{one.context.trace_id:032x}" for one in said if one.context] == [trace_id]
+    published = [span for span in spans.get_finished_spans() if span.name == "publish server_lost"]
+    assert [f"{span.context.trace_id:032x}" for span in published if span.context] == [trace_id]
 
 
-async def test_the_absence_of_a_server_is_told_where_it_is_asked_for(
-    fed: FederationHarness, wrapper: RunningAgent
-) -> None:
+async def test_a_missing_server_is_reported_on_request(fed: FederationHarness, agent: RunningAgent) -> None:
     await fed.bus.request(FindServer(task=TASK, run=RUN))
     assert not fed.messages_of(ServerLost)
     await fed.bus.request(FindServer(task=TASK, run=RUN, say_so=True))
     await fed.wait_for_message(ServerLost)
 
 
-async def test_an_app_that_is_not_there_fails_the_run_before_a_client_is_asked(
-    fed: FederationHarness, wrapper: RunningAgent, model: Artifact
+async def test_a_missing_app_fails_the_run_before_clients_join(
+    fed: FederationHarness, agent: RunningAgent, model: Artifact
 ) -> None:
     app = Path(fed.config.task.path) / "tiny" / "server_app.py"
     app.write_text(app.read_text().replace("app = ServerApp()", "app = SeverApp()"))
@@ -240,14 +238,14 @@ async def test_an_app_that_is_not_there_fails_the_run_before_a_client_is_asked(
     assert not fed.messages_of(ServerStarted)
 
 
-async def test_a_client_with_other_code_is_sent_nothing(
-    fed: FederationHarness, wrapper: RunningAgent, model: Artifact
+async def test_a_client_with_another_code_version_gets_no_message(
+    fed: FederationHarness, agent: RunningAgent, model: Artifact
 ) -> None:
     await start_server(fed, model)
-    other = ClientJoined(task=TASK, client="c9", run=RUN, code_version="sha256:other")
-    await fed.publish(other, sender="trainer")
-    ours = ClientJoined(task=TASK, client="c1", run=RUN, code_version=fed.config.task.code_version)
-    await fed.publish(ours, sender="trainer")
+    other_code = ClientJoined(task=TASK, client="c9", run=RUN, code_version="sha256:other")
+    await fed.publish(other_code, sender="trainer")
+    same_code = ClientJoined(task=TASK, client="c1", run=RUN, code_version=fed.config.task.code_version)
+    await fed.publish(same_code, sender="trainer")
     await fed.publish(BeginTraining(task=TASK, run=RUN, cohort=("c1",)), sender="server-manager")
     await fed.wait_for_message(RoundMessage)
     assert {message.client for message in fed.messages_of(RoundMessage)} == {"c1"}

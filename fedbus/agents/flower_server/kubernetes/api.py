@@ -1,7 +1,7 @@
-"""The few words of the Kubernetes API that a launcher needs, in plain HTTP, as the service account of our pod.
+"""The part of the Kubernetes API that a launcher needs, over HTTP, with the service account of this pod.
 
-The token is read for each request, since the kubelet renews it. What the API server refuses is
-Refused, with its own words; when it is away, Away.
+The client reads the token for each request, since the kubelet renews it. A rejected request raises
+ApiRequestRejected with the server's message; an unavailable server raises ApiUnavailable.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import aiohttp
 SERVICE_ACCOUNT_DIRECTORY: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 REQUEST_TIMEOUT_S: Final = 15.0
 WATCH_S: Final = 240
-"""How long one watch lasts; then the next begins."""
+"""The duration of one watch request, in seconds. The caller starts the next one."""
 MAX_LINE_BYTES: Final = 4 * 1024**2
 JOBS: Final = "/apis/batch/v1/namespaces/{namespace}/jobs"
 PODS: Final = "/api/v1/namespaces/{namespace}/pods"
@@ -27,18 +27,19 @@ EVENTS: Final = "/api/v1/namespaces/{namespace}/events"
 TEMPLATES: Final = "/api/v1/namespaces/{namespace}/podtemplates"
 
 Object = dict[str, Any]
+"""A Kubernetes object as JSON."""
 
 
 class KubernetesError(Exception):
-    """What was asked of the cluster was not done."""
+    """A request to the Kubernetes API failed."""
 
 
 class NotInACluster(KubernetesError):
-    """This process has no service account of a cluster."""
+    """This process does not run in a pod with a service account."""
 
 
 class ApiRequestRejected(KubernetesError):
-    """The API server said no."""
+    """The API server rejected the request with an HTTP *status*."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -50,12 +51,12 @@ class ApiRequestRejected(KubernetesError):
 
 
 class ApiUnavailable(KubernetesError):
-    """The API server does not answer, or cannot now: ask again."""
+    """The API server does not answer, or cannot serve the request now. A retry may succeed."""
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Where the API server is, and as whom we speak to it."""
+    """The address of the API server and the credentials of this process."""
 
     url: str
     namespace: str
@@ -66,13 +67,13 @@ class ClusterConfig:
     def of_this_pod(
         cls, environment: Mapping[str, str] | None = None, mounted: Path = SERVICE_ACCOUNT_DIRECTORY
     ) -> Self:
-        """The cluster that we run in; raises NotInACluster."""
-        found = os.environ if environment is None else environment
-        host, port = found.get("KUBERNETES_SERVICE_HOST"), found.get("KUBERNETES_SERVICE_PORT", "443")
+        """Return the cluster of this pod. Raises NotInACluster."""
+        variables = os.environ if environment is None else environment
+        host, port = variables.get("KUBERNETES_SERVICE_HOST"), variables.get("KUBERNETES_SERVICE_PORT", "443")
         if host is None or not (mounted / "token").exists():
             raise NotInACluster(
-                "there is no service account here: run this in a pod that has one (automountServiceAccountToken), "
-                "or set FEDBUS_LAUNCHER=process"
+                "this process has no service account of a Kubernetes cluster. Run it in a pod with one "
+                "(automountServiceAccountToken), or set FEDBUS_LAUNCHER=process"
             )
         host = f"[{host}]" if ":" in host else host
         namespace = (mounted / "namespace").read_text().strip()
@@ -80,7 +81,7 @@ class ClusterConfig:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["KubernetesClient"]:
-        """The API, for as long as the block runs."""
+        """Open an HTTP session with the API server."""
         tls = ssl.create_default_context(cafile=self.ca) if self.ca else None
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=tls if tls is not None else True),
@@ -91,14 +92,17 @@ class ClusterConfig:
 
 
 class KubernetesClient:
-    """Jobs, their pods and their logs, in one namespace."""
+    """A client for Jobs, their pods, events and logs in one namespace.
+
+    All methods raise KubernetesError.
+    """
 
     def __init__(self, cluster: ClusterConfig, session: aiohttp.ClientSession) -> None:
         self._cluster = cluster
         self._session = session
 
     async def template(self, name: str) -> Object:
-        """The PodTemplate *name*."""
+        """Get the PodTemplate *name*."""
         return await self._json("GET", f"{TEMPLATES}/{name}")
 
     async def create_job(self, job: Object) -> Object:
@@ -108,27 +112,28 @@ class KubernetesClient:
         return await self._json("GET", f"{JOBS}/{name}")
 
     async def jobs(self, labels: Mapping[str, str]) -> list[Object]:
-        found = await self._json("GET", JOBS, {"labelSelector": _label_selector(labels)})
-        return list(found["items"])
+        """List the Jobs with all of *labels*."""
+        response = await self._json("GET", JOBS, {"labelSelector": _label_selector(labels)})
+        return list(response["items"])
 
     async def delete_job(self, name: str) -> None:
-        """Ask for its end; it is there until its pods have gone. One that is not there is fine."""
+        """Delete a Job in the foreground: it exists until its pods are deleted. A missing Job is not an error."""
         try:
             await self._json("DELETE", f"{JOBS}/{name}", {"propagationPolicy": "Foreground"})
-        except ApiRequestRejected as refused:
-            if not refused.is_gone:
+        except ApiRequestRejected as rejected:
+            if not rejected.is_gone:
                 raise
 
     async def watch_job(self, name: str, since: str) -> AsyncIterator[tuple[str, Object]]:
-        """What happens to the job after the resource version *since*, and how it is then: ``MODIFIED``, ``DELETED``."""
+        """Yield the changes of a Job after the resource version *since*: their type (``MODIFIED``, …) and the Job."""
         query = {
             "watch": "true",
             "fieldSelector": f"metadata.name={name}",
             "resourceVersion": since,
             "timeoutSeconds": str(WATCH_S),
         }
-        async with self._asked("GET", JOBS, query, total_s=WATCH_S + REQUEST_TIMEOUT_S) as answer:
-            async for line in answer.content:
+        async with self._request("GET", JOBS, query, total_s=WATCH_S + REQUEST_TIMEOUT_S) as response:
+            async for line in response.content:
                 event = json.loads(line)
                 if event["type"] == "ERROR":
                     raise ApiRequestRejected(
@@ -137,28 +142,29 @@ class KubernetesClient:
                 yield event["type"], event["object"]
 
     async def pods_of(self, job: str) -> list[Object]:
-        found = await self._json("GET", PODS, {"labelSelector": f"batch.kubernetes.io/job-name={job}"})
-        return list(found["items"])
+        """List the pods of a Job."""
+        response = await self._json("GET", PODS, {"labelSelector": f"batch.kubernetes.io/job-name={job}"})
+        return list(response["items"])
 
-    async def events_of(self, thing: str) -> list[Object]:
-        """What the cluster remarked on the object named *thing* in the last hour or so."""
-        found = await self._json("GET", EVENTS, {"fieldSelector": f"involvedObject.name={thing}"})
-        return list(found["items"])
+    async def events_of(self, name: str) -> list[Object]:
+        """List the events of the object *name*, which Kubernetes keeps for about an hour."""
+        response = await self._json("GET", EVENTS, {"fieldSelector": f"involvedObject.name={name}"})
+        return list(response["items"])
 
     async def last_words(self, pod: str, lines: int = 1) -> str:
-        """The end of its log, on one line."""
-        async with self._asked("GET", f"{PODS}/{pod}/log", {"tailLines": str(lines)}) as answer:
-            return " | ".join((await answer.text()).splitlines())
+        """Return the last *lines* of a pod's log, joined to one line."""
+        async with self._request("GET", f"{PODS}/{pod}/log", {"tailLines": str(lines)}) as response:
+            return " | ".join((await response.text()).splitlines())
 
     async def _json(
         self, method: str, path: str, query: Mapping[str, str] | None = None, body: Object | None = None
     ) -> Object:
-        async with self._asked(method, path, query, body) as answer:
-            found: Object = await answer.json()
-            return found
+        async with self._request(method, path, query, body) as response:
+            result: Object = await response.json()
+            return result
 
     @asynccontextmanager
-    async def _asked(
+    async def _request(
         self,
         method: str,
         path: str,
@@ -176,26 +182,26 @@ class KubernetesClient:
                 json=body,
                 headers={"Authorization": f"Bearer {token.strip()}"},
                 timeout=aiohttp.ClientTimeout(total=total_s),
-            ) as answer:
-                await _raise_for_status(answer)
-                yield answer
+            ) as response:
+                await _raise_for_status(response)
+                yield response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiUnavailable(
-                f"the API server at {self._cluster.url} does not answer: {error or 'too late'}"
+                f"the Kubernetes API at {self._cluster.url} does not answer: {error or 'timeout'}"
             ) from None
 
 
-async def _raise_for_status(answer: aiohttp.ClientResponse) -> None:
-    if answer.status < 400:
+async def _raise_for_status(response: aiohttp.ClientResponse) -> None:
+    if response.status < 400:
         return
-    said = await answer.text()
+    text = await response.text()
     try:
-        message = json.loads(said).get("message") or said
+        message = json.loads(text).get("message") or text
     except ValueError:
-        message = said or (answer.reason or "")
-    if answer.status == 429 or answer.status >= 500:
-        raise ApiUnavailable(f"the API server cannot now: {message}")
-    raise ApiRequestRejected(answer.status, message)
+        message = text or (response.reason or "")
+    if response.status == 429 or response.status >= 500:
+        raise ApiUnavailable(f"the Kubernetes API is unavailable (HTTP {response.status}): {message}")
+    raise ApiRequestRejected(response.status, message)
 
 
 def _label_selector(labels: Mapping[str, str]) -> str:

@@ -1,21 +1,22 @@
-"""The ServerApp of a run as a Kubernetes Job: scheduled where there is room, and gone with its run.
+"""A launcher that runs the ServerApp of a run as a Kubernetes Job.
 
-    wrapper –creates→ Job ← watches ← wrapper      the pod speaks on the bus like every Flower server
+    Flower server –creates, watches and deletes→ Job      its pod uses the bus like every ServerApp process
 
-What its pod is like stands in a PodTemplate of the same namespace, so that an image, resources or a
-GPU are set where everything else of the cluster is set. Here only three things are added: the
-command, the order, and labels by which whoever comes after us finds what we left.
+A PodTemplate of the same namespace defines the pod: its image, resources and GPU. The launcher adds the command,
+the process configuration, and labels by which a restarted agent finds Jobs that its predecessor left behind.
 
-A pod that does not start, for want of an image, of room or of a permission, is lost after a while, with what
-the cluster says of it. A Job is tried once: whether a run is taken up again is the server manager's to decide.
+If a pod does not start, because of a missing image, resources or permission, the run counts as lost after
+`START_TIMEOUT_S`, with the reason that Kubernetes reports. A Job has one attempt: the server manager decides
+whether a run resumes.
 """
 
 import asyncio
 import copy
 import re
 import secrets
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Final, TypeVar
 
 import structlog
 
@@ -28,20 +29,21 @@ from fedbus.agents.flower_server.kubernetes.api import (
     ClusterConfig,
     KubernetesClient,
     KubernetesError,
+    Object,
 )
 from fedbus.agents.flower_server.kubernetes.pod_status import has_started, last_warning, scheduling_problem
 from fedbus.common.retry import retry
 
-"""The module that a Job's process begins in. A name and not an import: the edge stands above the agents."""
 CONTAINER: Final = "flower-server"
+"""The container of the PodTemplate that runs the ServerApp."""
 TERMINATION_LOG: Final = "/dev/termination-log"
-"""What a container writes there is its last word to the cluster, unless its template names another file."""
+"""The default `terminationMessagePath`: Kubernetes reports the content of this file."""
 DELETE_TIMEOUT_S: Final = 90.0
-"""How long the pod of a Job that was deleted may take to go."""
+"""The limit for the deletion of a Job and its pod."""
 FINISHED_JOB_TTL_S: Final = 3600
-"""How long Kubernetes keeps a Job that ended and that nobody removed."""
+"""`ttlSecondsAfterFinished`: Kubernetes deletes an ended Job after this time if the launcher has not."""
 START_TIMEOUT_S: Final = 30.0
-"""How long something may keep a pod from starting: the cluster may mend it, and clients wait meanwhile."""
+"""The limit for a start problem of a pod, which may be temporary. Clients wait in this time."""
 LABEL_PREFIX: Final = "fedbus.dev/"
 
 log = structlog.get_logger("fedbus.kubernetes_jobs")
@@ -49,7 +51,7 @@ T = TypeVar("T")
 
 
 class KubernetesLauncher:
-    """Runs ServerApps of one task in *cluster*, in pods like the PodTemplate *template*."""
+    """Runs ServerApps of one task as Jobs in *cluster*, with the PodTemplate *template*."""
 
     shares_files = False
 
@@ -60,10 +62,10 @@ class KubernetesLauncher:
         template: str,
         federation: str,
         task: str,
-        starts_within_s: float = START_TIMEOUT_S,
+        start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
         self._cluster = cluster
-        self._starts_within_s = starts_within_s
+        self._start_timeout_s = start_timeout_s
         self._template = template
         self._labels = {
             "app.kubernetes.io/part-of": "fedbus",
@@ -72,73 +74,76 @@ class KubernetesLauncher:
             f"{LABEL_PREFIX}task": task,
         }
 
-    async def run(self, order: ServerProcessConfig, stop: asyncio.Event) -> str:
+    async def run(self, config: ServerProcessConfig, stop: asyncio.Event) -> str:
         async with self._cluster.open() as api:
-            name = job_name(order.run)
+            name = job_name(config.run)
             try:
-                lost = await self._until_ended(api, name, order, stop)
+                reason = await self._run_job(api, name, config, stop)
             except KubernetesError as error:
-                lost = f"the Flower server was not run as a Job: {error}"
+                reason = f"cannot run the Flower server as a Kubernetes Job: {error}"
             finally:
-                await asyncio.shield(asyncio.ensure_future(self._remove(api, name)))
-            return "" if stop.is_set() else lost
+                await asyncio.shield(asyncio.ensure_future(self._delete(api, name)))
+            return "" if stop.is_set() else reason
 
     async def sweep(self) -> None:
         async with self._cluster.open() as api:
             for job in await _retry(lambda: api.jobs(self._labels)):
                 name = job["metadata"]["name"]
-                log.warning("a Job of an earlier Flower server is removed", job=name)
-                await self._remove(api, name)
+                log.warning("Deleting Job of an earlier Flower server", job=name)
+                await self._delete(api, name)
 
-    async def _until_ended(
-        self, api: KubernetesClient, name: str, order: ServerProcessConfig, stop: asyncio.Event
+    async def _run_job(
+        self, api: KubernetesClient, name: str, config: ServerProcessConfig, stop: asyncio.Event
     ) -> str:
-        lost: list[str] = []
+        reasons: list[str] = []
 
-        async def work() -> None:
+        async def create_and_wait() -> None:
             template = await _retry(lambda: api.template(self._template))
-            job = render_job(name, template, order, self._labels)
+            job = render_job(name, template, config, self._labels)
             await _retry(lambda: _create_job(api, job))
-            log.info("the Flower server is a Job", job=name, run=order.run)
-            await wait_for_first(end(), no_start())
+            log.info("Job created", job=name, run=config.run)
+            await wait_for_first(wait_for_end(), wait_for_start_problem())
 
-        async def end() -> None:
-            lost.append(await _describe_end(api, await _wait_for_end(api, name)))
+        async def wait_for_end() -> None:
+            reasons.append(await _describe_end(api, await _wait_for_end(api, name)))
 
-        async def no_start() -> None:
-            reason = await _wait_for_start_problem(api, name, self._starts_within_s)
-            lost.append(f"the pod of the Flower server does not start: {reason}")
+        async def wait_for_start_problem() -> None:
+            problem = await _wait_for_start_problem(api, name, self._start_timeout_s)
+            reasons.append(f"the pod of the Flower server does not start: {problem}")
 
-        await wait_for_first(work(), stop.wait())
-        return lost[0] if lost else ""
+        await wait_for_first(create_and_wait(), stop.wait())
+        return reasons[0] if reasons else ""
 
-    async def _remove(self, api: KubernetesClient, name: str) -> None:
-        """End it, and wait until its pod has gone: two servers of a task would hear each other's words."""
+    async def _delete(self, api: KubernetesClient, name: str) -> None:
+        """Delete a Job and wait for the end of its pod: two ServerApps of a task would share messages."""
         try:
             async with asyncio.timeout(DELETE_TIMEOUT_S):
                 await _retry(lambda: api.delete_job(name))
                 await _wait_until_deleted(api, name)
         except (TimeoutError, KubernetesError) as error:
-            log.warning("a Job is left to the cluster", job=name, reason=str(error) or "it does not end")
+            log.warning("Job deletion failed", job=name, reason=str(error) or "timeout")
 
 
 def job_name(run: str) -> str:
-    """A name for a Job of *run* that no other has; two tries of one run differ."""
+    """Return a unique name for a Job of *run*, of at most 63 characters. Two attempts of a run have two names."""
     return f"{re.sub(r'[^a-z0-9-]', '-', run.lower())[:40].strip('-')}-server-{secrets.token_hex(3)}"
 
 
-def render_job(
-    name: str, template: dict[str, Any], order: ServerProcessConfig, labels: dict[str, str]
-) -> dict[str, Any]:
-    """The Job *name* that runs *order* in a pod like *template*; raises Refused where that has no such container."""
+def render_job(name: str, template: Object, config: ServerProcessConfig, labels: dict[str, str]) -> Object:
+    """Build the Job *name* from the PodTemplate.
+
+    Raises:
+        ApiRequestRejected: the PodTemplate has no container `CONTAINER`.
+
+    """
     pod = copy.deepcopy(template["template"])
-    containers = [one for one in pod["spec"]["containers"] if one["name"] == CONTAINER]
+    containers = [container for container in pod["spec"]["containers"] if container["name"] == CONTAINER]
     if not containers:
         raise ApiRequestRejected(422, f"the PodTemplate has no container {CONTAINER!r}")
-    labels = {**labels, f"{LABEL_PREFIX}run": order.run[:63].rstrip("-")}
+    labels = {**labels, f"{LABEL_PREFIX}run": config.run[:63].rstrip("-")}
     containers[0]["command"] = ["python3", "-m", "fedbus", "job", "server"]
-    answer = containers[0].get("terminationMessagePath", TERMINATION_LOG)
-    containers[0]["env"] = [*containers[0].get("env", []), *_environment_variables(order, answer)]
+    answer_file = containers[0].get("terminationMessagePath", TERMINATION_LOG)
+    containers[0]["env"] = [*containers[0].get("env", []), *_environment_variables(config, answer_file)]
     metadata = pod.setdefault("metadata", {})
     metadata["labels"] = {**metadata.get("labels", {}), **labels}
     pod["spec"]["restartPolicy"] = "Never"
@@ -150,64 +155,76 @@ def render_job(
     }
 
 
-def _environment_variables(order: ProcessConfig, answer: str) -> list[dict[str, str]]:
-    """The order itself, in the trace of now, and where its answer goes. The home is the pod's own."""
-    given = (
-        order.model_copy(update={"home": ""}).environment() | trace_environment() | {ANSWER_VARIABLE: answer}
+def _environment_variables(config: ProcessConfig, answer_file: str) -> list[dict[str, str]]:
+    """Return the variables with *config*, the current trace, and the answer file. The pod sets its own home."""
+    variables = (
+        config.model_copy(update={"home": ""}).environment()
+        | trace_environment()
+        | {ANSWER_VARIABLE: answer_file}
     )
-    return [{"name": name, "value": value} for name, value in given.items()]
+    return [{"name": name, "value": value} for name, value in variables.items()]
 
 
-async def _retry(ask: Callable[[], Awaitable[T]]) -> T:
-    """The API server's answer, however long it is away; raises Refused."""
+async def _retry(request: Callable[[], Awaitable[T]]) -> T:
+    """Repeat *request* while the API server is unavailable. Raises ApiRequestRejected."""
 
     def report(error: Exception, failed_before: int) -> None:
         if failed_before == 0:
-            log.warning("the cluster is away", reason=str(error))
+            log.warning("Kubernetes API unavailable; retrying", reason=str(error))
 
-    return await retry(ask, on=ApiUnavailable, on_failure=report)
+    return await retry(request, on=ApiUnavailable, on_failure=report)
 
 
-async def _create_job(api: KubernetesClient, job: dict[str, Any]) -> None:
-    """Create it; a conflict is an answer to our own first try, whose answer was lost."""
+async def _create_job(api: KubernetesClient, job: Object) -> None:
+    """Create a Job. A conflict means that an earlier attempt created it and its response was lost."""
     try:
         await api.create_job(job)
-    except ApiRequestRejected as refused:
-        if refused.status != 409:
+    except ApiRequestRejected as rejected:
+        if rejected.status != 409:
             raise
 
 
-async def _wait_for_end(api: KubernetesClient, name: str) -> dict[str, Any] | None:
-    """The Job when it has ended; None when it is no more."""
+async def _job_states(api: KubernetesClient, name: str) -> AsyncIterator[Object]:
+    """Yield a Job now and after each change, until it is deleted. Raises ApiRequestRejected."""
     while True:
         try:
             job = await _retry(lambda: api.job(name))
-            if _has_ended(job):
-                return job
-            async for what, changed in api.watch_job(name, job["metadata"]["resourceVersion"]):
-                if what == "DELETED" or "deletionTimestamp" in changed["metadata"]:
-                    return None
-                if _has_ended(changed):
-                    return changed
+            yield job
+            async with aclosing(api.watch_job(name, job["metadata"]["resourceVersion"])) as changes:
+                async for change, changed_job in changes:
+                    if change == "DELETED":
+                        return
+                    yield changed_job
         except ApiUnavailable:
-            continue  # the next question waits for it
-        except ApiRequestRejected as refused:
-            if refused.status == 404:
-                return None
-            if not refused.is_gone:  # 410: what happened since is forgotten, so look anew
+            continue  # the next request waits until it is available
+        except ApiRequestRejected as rejected:
+            if rejected.status == 404:
+                return
+            if not rejected.is_gone:  # 410: the resource version is too old to watch, so read the Job again
                 raise
 
 
-async def _wait_for_start_problem(api: KubernetesClient, name: str, within_s: float) -> str:
-    """What keeps the Job's pod from starting, *within_s* or more after it was created; waits for ever where it starts.
+async def _wait_for_end(api: KubernetesClient, name: str) -> Object | None:
+    """Wait for the end of a Job and return it; None if it is deleted before it completes."""
+    async with aclosing(_job_states(api, name)) as states:
+        async for job in states:
+            if "deletionTimestamp" in job["metadata"] and _true_condition(job, "Complete") is None:
+                return None
+            if _has_ended(job):
+                return job
+    return None
 
-    Looked up now and then until it has started, since what matters is what does not change.
+
+async def _wait_for_start_problem(api: KubernetesClient, name: str, interval_s: float) -> str:
+    """Return why the pod of a Job does not start. If the pod starts, never return.
+
+    It checks every *interval_s* seconds, so that it ignores a problem that is resolved before.
     """
     while True:
-        await asyncio.sleep(within_s)
+        await asyncio.sleep(interval_s)
         pods = await _retry(lambda: api.pods_of(name))
         if any(has_started(pod) for pod in pods):
-            await asyncio.Event().wait()  # there is nothing more to look for
+            await asyncio.Event().wait()  # until the caller cancels it
         if (
             reason := next(filter(None, map(scheduling_problem, pods)), "")
             if pods
@@ -217,67 +234,57 @@ async def _wait_for_start_problem(api: KubernetesClient, name: str, within_s: fl
 
 
 async def _read_warnings(api: KubernetesClient, name: str) -> str:
-    """What is remarked on a Job that has no pod; nothing where we may not read it."""
+    """Return the last warning about a Job without a pod; "" if this service account may not read events."""
     try:
         return last_warning(await _retry(lambda: api.events_of(name)))
-    except ApiRequestRejected as refused:
-        log.warning("the events of a Job cannot be read", job=name, reason=str(refused))
+    except ApiRequestRejected as rejected:
+        log.warning("Reading Job events failed", job=name, reason=str(rejected))
         return ""
 
 
 async def _wait_until_deleted(api: KubernetesClient, name: str) -> None:
-    """Wait until there is no such Job."""
-    while True:
-        try:
-            job = await _retry(lambda: api.job(name))
-            async for what, _ in api.watch_job(name, job["metadata"]["resourceVersion"]):
-                if what == "DELETED":
-                    return
-        except ApiUnavailable:
-            continue
-        except ApiRequestRejected as refused:
-            if refused.status == 404:
-                return
-            if not refused.is_gone:
-                raise
+    async for _ in _job_states(api, name):
+        pass
 
 
-def _has_ended(job: dict[str, Any]) -> bool:
+def _true_condition(job: Object, *types: str) -> Object | None:
+    """Return the first condition of *types* with the status True, or None."""
     conditions = job.get("status", {}).get("conditions") or []
-    return any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in conditions)
+    return next((entry for entry in conditions if entry["type"] in types and entry["status"] == "True"), None)
 
 
-async def _describe_end(api: KubernetesClient, job: dict[str, Any] | None) -> str:
-    """In words where it was lost; nothing where it ended well."""
+def _has_ended(job: Object) -> bool:
+    return _true_condition(job, "Complete", "Failed") is not None
+
+
+async def _describe_end(api: KubernetesClient, job: Object | None) -> str:
+    """Return how the ServerApp was lost; "" if the Job completed."""
     if job is None:
-        return "the Job of the Flower server was removed by somebody else"
-    failed = [
-        one for one in job["status"]["conditions"] if one["type"] == "Failed" and one["status"] == "True"
-    ]
-    if not failed:
+        return "the Job of the Flower server was deleted from outside fedbus"
+    failed = _true_condition(job, "Failed")
+    if failed is None:
         return ""
     try:
-        return await _describe_pod_end(api, job["metadata"]["name"]) or _describe_condition(failed[0])
-    except KubernetesError:  # its pod has gone: evicted, or its node lost
-        return _describe_condition(failed[0])
+        return await _describe_pod_end(api, job["metadata"]["name"]) or _describe_condition(failed)
+    except KubernetesError:  # the pod is deleted, because it was evicted or its node was lost
+        return _describe_condition(failed)
 
 
 async def _describe_pod_end(api: KubernetesClient, job: str) -> str:
     for pod in await api.pods_of(job):
         for container in pod.get("status", {}).get("containerStatuses") or []:
-            if (end := container.get("state", {}).get("terminated")) is not None:
-                last = end.get("message") or await api.last_words(pod["metadata"]["name"])
-                return f"the Flower server {_describe_termination(end)}: {last}"
+            if (terminated := container.get("state", {}).get("terminated")) is not None:
+                message = terminated.get("message") or await api.last_words(pod["metadata"]["name"])
+                return f"the Flower server {_describe_termination(terminated)}: {message}"
     return ""
 
 
-def _describe_termination(end: dict[str, Any]) -> str:
-    if end.get("reason") == "OOMKilled":
-        return "was killed for want of memory (OOMKilled: see resources.limits in its PodTemplate)"
-    return f"ended with code {end.get('exitCode')}"
+def _describe_termination(terminated: Object) -> str:
+    if terminated.get("reason") == "OOMKilled":
+        return "exceeded its memory limit (OOMKilled; raise resources.limits in its PodTemplate)"
+    return f"ended with code {terminated.get('exitCode')}"
 
 
-def _describe_condition(failed: dict[str, Any]) -> str:
-    return (
-        f"the Job of the Flower server failed: {failed.get('reason', '')} {failed.get('message', '')}".strip()
-    )
+def _describe_condition(condition: Object) -> str:
+    text = f"{condition.get('reason', '')} {condition.get('message', '')}"
+    return f"the Job of the Flower server failed: {text}".strip()

@@ -1,38 +1,40 @@
-"""Why a pod does not start, in the cluster's own words: no image, no room, no permission, no such Secret.
+"""The reason why a pod does not start, as Kubernetes reports it: image, resources, permission, missing Secret.
 
-Kubernetes goes on trying, and a Job without an end tells nobody. What stands in the way is read off
-the pod's conditions and containers, and off the Job's events where there is no pod at all.
+Kubernetes retries forever, and the Job does not fail. So the reason is read from the conditions and containers of
+the pod, or from the events of the Job if there is no pod.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-Object = dict[str, Any]
+from fedbus.agents.flower_server.kubernetes.api import Object
 
 STARTING_REASONS: Final = frozenset({"ContainerCreating", "PodInitializing"})
-"""Reasons for which a container waits that are none for worry: images are pulled, volumes mounted."""
+"""Waiting reasons of a normal start: Kubernetes pulls images and mounts volumes."""
 
 
 def has_started(pod: Object) -> bool:
-    """Whether one of its containers runs or has run."""
-    return any(one.get("state", {}).keys() & {"running", "terminated"} for one in _containers(pod))
+    """Return whether a container of *pod* runs or has run."""
+    return any(
+        container.get("state", {}).keys() & {"running", "terminated"} for container in _containers(pod)
+    )
 
 
 def scheduling_problem(pod: Object) -> str:
-    """What keeps *pod* from starting now; nothing where it is on its way."""
+    """Return why *pod* does not start; "" if it is starting normally."""
     for condition in pod.get("status", {}).get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return _describe(condition)
     for container in _containers(pod):
-        waits = container.get("state", {}).get("waiting") or {}
-        if waits.get("reason", "ContainerCreating") not in STARTING_REASONS:
-            return _describe(waits)
+        waiting = container.get("state", {}).get("waiting") or {}
+        if waiting.get("reason", "ContainerCreating") not in STARTING_REASONS:
+            return _describe(waiting)
     return ""
 
 
 def last_warning(events: Sequence[Object]) -> str:
-    """The last warning among *events*; nothing where there is none."""
-    warnings = [one for one in events if one.get("type") == "Warning"]
+    """Return the text of the last warning in *events*; "" if there is none."""
+    warnings = [event for event in events if event.get("type") == "Warning"]
     return _describe(max(warnings, key=_event_time)) if warnings else ""
 
 
@@ -44,5 +46,5 @@ def _event_time(event: Object) -> str:
     return event.get("lastTimestamp") or event.get("eventTime") or ""
 
 
-def _describe(about: Object) -> str:
-    return ": ".join(filter(None, (about.get("reason"), about.get("message"))))
+def _describe(status: Object) -> str:
+    return ": ".join(filter(None, (status.get("reason"), status.get("message"))))

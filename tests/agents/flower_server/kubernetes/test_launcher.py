@@ -1,4 +1,4 @@
-"""ServerApps as Kubernetes Jobs: real processes, started, watched and ended through an API server."""
+"""ServerApps as Kubernetes Jobs: a fake API server runs them as real processes."""
 
 import signal
 from collections.abc import AsyncIterator
@@ -55,7 +55,7 @@ async def model(fed: FederationHarness) -> Artifact:
 
 @pytest.fixture
 async def cluster(fed: FederationHarness, tmp_path: Path) -> AsyncIterator[FakeKubernetes]:
-    """Its pods have a disk of their own, and the task where its image has it."""
+    """A cluster whose pods have a home directory of their own, and the task in their image."""
     pods = tmp_path / "pods"
     pods.mkdir()
     environment = {"FEDBUS_HOME": str(pods / "home"), "FEDBUS_TASK": fed.config.task.path}
@@ -67,32 +67,32 @@ def make_launcher(
     fed: FederationHarness, cluster: FakeKubernetes, template: str = "flower-server"
 ) -> KubernetesLauncher:
     return KubernetesLauncher(
-        cluster.cluster(), template=template, federation=fed.config.federation, task=TASK, starts_within_s=0.2
+        cluster.cluster(), template=template, federation=fed.config.federation, task=TASK, start_timeout_s=0.2
     )
 
 
 @pytest.fixture
-async def wrapper(fed: FederationHarness, cluster: FakeKubernetes) -> AsyncIterator[RunningAgent]:
+async def agent(fed: FederationHarness, cluster: FakeKubernetes) -> AsyncIterator[RunningAgent]:
     async with fed.run_agent(lambda stop: run_flower_server(fed, make_launcher(fed, cluster), stop)) as agent:
         await eventually(lambda: fed.is_answered(FindServer(task=TASK, run=RUN)))
         yield agent
 
 
 async def run_flower_server(
-    fed: FederationHarness, launcher: KubernetesLauncher, stop: Any, order: ProcessConfig | None = None
+    fed: FederationHarness, launcher: KubernetesLauncher, stop: Any, config: ProcessConfig | None = None
 ) -> None:
     async with fed.config.bus("flower-server") as bus:
         models = open_model_store(fed.config.store_url, TASK)
-        order = order or fed.config.order()
-        await FlowerServer(bus, order, models, logs=fed.config.logs, launcher=launcher).run(stop)
+        config = config or fed.config.order()
+        await FlowerServer(bus, config, models, logs=fed.config.logs, launcher=launcher).run(stop)
 
 
 async def request_start(fed: FederationHarness, model: Artifact) -> None:
     await fed.bus.request(StartServer(task=TASK, run=RUN, plan=PLAN, artifact=model))
 
 
-async def test_a_run_is_a_job_like_the_template_that_gets_its_model_out_of_the_repository(
-    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
+async def test_a_job_follows_the_pod_template_and_loads_its_model(
+    fed: FederationHarness, cluster: FakeKubernetes, agent: RunningAgent, model: Artifact
 ) -> None:
     await request_start(fed, model)
     await fed.wait_for_message(ServerStarted)
@@ -102,12 +102,12 @@ async def test_a_run_is_a_job_like_the_template_that_gets_its_model_out_of_the_r
     assert pod["metadata"]["labels"]["fedbus.dev/run"] == RUN
     assert pod["spec"]["containers"][0]["image"] == "fedbus-torch:0.1.0"
     assert (job["spec"]["backoffLimit"], pod["spec"]["restartPolicy"]) == (0, "Never")
-    order = next(one["value"] for one in pod["spec"]["containers"][0]["env"] if one["name"] == "FEDBUS_ORDER")
-    assert model.sha256 in order
+    variables = {entry["name"]: entry["value"] for entry in pod["spec"]["containers"][0]["env"]}
+    assert model.sha256 in variables["FEDBUS_ORDER"]
 
 
-async def test_a_run_that_is_stopped_leaves_no_job_behind(
-    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
+async def test_a_stopped_run_leaves_no_job(
+    fed: FederationHarness, cluster: FakeKubernetes, agent: RunningAgent, model: Artifact
 ) -> None:
     await request_start(fed, model)
     await fed.wait_for_message(ServerStarted)
@@ -118,48 +118,53 @@ async def test_a_run_that_is_stopped_leaves_no_job_behind(
     assert not fed.messages_of(ServerLost)
 
 
-async def test_a_pod_that_is_killed_is_told_of_with_its_reason(
-    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
+async def test_a_killed_pod_is_reported_with_its_reason(
+    fed: FederationHarness, cluster: FakeKubernetes, agent: RunningAgent, model: Artifact
 ) -> None:
     await request_start(fed, model)
     await fed.wait_for_message(ServerStarted)
     (job,) = cluster.jobs.values()
     job.process.send_signal(signal.SIGKILL)
     lost = await fed.wait_for_message(ServerLost)
-    assert lost.reason.startswith("the Flower server was killed for want of memory")
+    assert lost.reason.startswith("the Flower server exceeded its memory limit")
     await eventually(lambda: not cluster.jobs)
 
 
-async def test_a_job_that_falls_is_told_of_in_its_own_word_whatever_is_logged_after_it(
+async def test_a_failed_job_is_reported_with_its_termination_message(
     fed: FederationHarness, cluster: FakeKubernetes, model: Artifact
 ) -> None:
     cluster.environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
-    nowhere = fed.config.order().model_copy(update={"nats_url": "nats://127.0.0.1:9"})
-    async with fed.run_agent(lambda stop: run_flower_server(fed, make_launcher(fed, cluster), stop, nowhere)):
+    unreachable = fed.config.order().model_copy(update={"nats_url": "nats://127.0.0.1:9"})
+    async with fed.run_agent(
+        lambda stop: run_flower_server(fed, make_launcher(fed, cluster), stop, unreachable)
+    ):
         await eventually(lambda: fed.is_answered(FindServer(task=TASK, run=RUN)))
         await request_start(fed, model)
         lost = await fed.wait_for_message(ServerLost)
     assert lost.reason.startswith("the Flower server ended with code 3: BusUnreachable: ")
 
 
-async def test_a_job_that_somebody_removes_is_told_of(
-    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
+async def test_a_deleted_job_is_reported(
+    fed: FederationHarness, cluster: FakeKubernetes, agent: RunningAgent, model: Artifact
 ) -> None:
     await request_start(fed, model)
     await fed.wait_for_message(ServerStarted)
     await cluster.remove(next(iter(cluster.jobs)))
     assert (
         await fed.wait_for_message(ServerLost)
-    ).reason == "the Job of the Flower server was removed by somebody else"
+    ).reason == "the Job of the Flower server was deleted from outside fedbus"
 
 
-async def test_a_cluster_that_says_no_is_told_of_in_its_own_words(
-    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
+async def test_a_rejected_job_is_reported_with_the_message_of_the_api(
+    fed: FederationHarness, cluster: FakeKubernetes, agent: RunningAgent, model: Artifact
 ) -> None:
     cluster.refusals["POST"] = (403, "jobs.batch is forbidden: exceeded quota")
     await request_start(fed, model)
     lost = await fed.wait_for_message(ServerLost)
-    assert lost.reason == "the Flower server was not run as a Job: jobs.batch is forbidden: exceeded quota"
+    assert (
+        lost.reason
+        == "cannot run the Flower server as a Kubernetes Job: jobs.batch is forbidden: exceeded quota"
+    )
 
 
 NO_ROOM = {
@@ -186,10 +191,10 @@ NO_IMAGE = {
     ("status", "reason"),
     [(NO_ROOM, "Unschedulable: 0/3 nodes: too little memory"), (NO_IMAGE, "ImagePullBackOff: no such image")],
 )
-async def test_a_pod_that_never_starts_is_told_of_with_what_keeps_it(
+async def test_a_pod_that_does_not_start_is_reported_with_the_reason(
     fed: FederationHarness,
     cluster: FakeKubernetes,
-    wrapper: RunningAgent,
+    agent: RunningAgent,
     model: Artifact,
     status: Any,
     reason: str,
@@ -201,8 +206,8 @@ async def test_a_pod_that_never_starts_is_told_of_with_what_keeps_it(
     await eventually(lambda: not cluster.jobs)
 
 
-async def test_a_job_whose_pod_is_not_let_in_is_told_of_with_what_its_event_says(
-    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
+async def test_a_job_without_a_pod_is_reported_with_its_event(
+    fed: FederationHarness, cluster: FakeKubernetes, agent: RunningAgent, model: Artifact
 ) -> None:
     cluster.pod_creation_error = 'pods "x" is forbidden: violates PodSecurity "restricted"'
     await request_start(fed, model)
@@ -211,14 +216,14 @@ async def test_a_job_whose_pod_is_not_let_in_is_told_of_with_what_its_event_says
     )
 
 
-def test_a_pod_whose_image_is_being_pulled_is_on_its_way() -> None:
+def test_a_pod_that_pulls_its_image_is_starting() -> None:
     pulling = {"status": {"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}}
     assert not scheduling_problem(pulling)
     assert not has_started(pulling)
 
 
-async def test_a_cluster_that_is_away_is_waited_for(
-    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
+async def test_the_launcher_waits_for_an_unavailable_api(
+    fed: FederationHarness, cluster: FakeKubernetes, agent: RunningAgent, model: Artifact
 ) -> None:
     cluster.refusals["POST"] = (503, "etcdserver: leader changed")
     await request_start(fed, model)
@@ -226,8 +231,8 @@ async def test_a_cluster_that_is_away_is_waited_for(
     await fed.wait_for_message(ServerStarted)
 
 
-async def test_a_model_that_the_repository_does_not_hold_fails_its_run_and_the_job_is_done(
-    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
+async def test_a_missing_model_fails_the_run_and_ends_the_job(
+    fed: FederationHarness, cluster: FakeKubernetes, agent: RunningAgent, model: Artifact
 ) -> None:
     absent = Artifact(sha256="0" * 64, size_bytes=1, architecture="0" * 64)
     await request_start(fed, absent)
@@ -236,21 +241,21 @@ async def test_a_model_that_the_repository_does_not_hold_fails_its_run_and_the_j
     assert not fed.messages_of(ServerLost)
 
 
-async def test_a_new_wrapper_removes_what_the_one_before_left(
-    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
+async def test_a_restarted_agent_deletes_jobs_left_behind(
+    fed: FederationHarness, cluster: FakeKubernetes, agent: RunningAgent, model: Artifact
 ) -> None:
     await request_start(fed, model)
     await fed.wait_for_message(ServerStarted)
-    (left,) = cluster.jobs.values()
+    (job,) = cluster.jobs.values()
     cluster.refusals["DELETE"] = (403, "not now")
-    await wrapper.stop()
-    assert left.process.returncode is None
+    await agent.stop()
+    assert job.process.returncode is None
     del cluster.refusals["DELETE"]
-    wrapper.start()
+    agent.start()
     await eventually(lambda: not cluster.jobs)
 
 
-async def test_a_template_that_is_not_there_is_named(
+async def test_a_missing_pod_template_is_named(
     fed: FederationHarness, cluster: FakeKubernetes, model: Artifact
 ) -> None:
     async with fed.run_agent(
@@ -261,12 +266,12 @@ async def test_a_template_that_is_not_there_is_named(
         assert 'podtemplates "no-such" not found' in (await fed.wait_for_message(ServerLost)).reason
 
 
-def test_a_jobs_name_fits_whatever_the_runs_name() -> None:
+def test_a_job_name_is_short_enough_for_any_run_name() -> None:
     name = job_name(f"{'a' * 63}-1234")
     assert len(name) <= 63
     assert name != job_name(f"{'a' * 63}-1234")
 
 
-def test_outside_of_a_cluster_one_is_told_so(tmp_path: Path) -> None:
+def test_outside_a_cluster_the_error_gives_advice(tmp_path: Path) -> None:
     with pytest.raises(NotInACluster, match="FEDBUS_LAUNCHER=process"):
         ClusterConfig.of_this_pod({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, tmp_path)
