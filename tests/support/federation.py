@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from fedbus.app.composition.agents import AgentConfig, ClientConfig
-from fedbus.bus.bus import Bus, Identity
+from fedbus.app.views.federation_status import apply_stored
+from fedbus.bus.bus import Bus, Identity, StoredMessage
 from fedbus.bus.errors import NoResponse, RequestRefused
 from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
@@ -32,12 +33,14 @@ from fedbus.contracts.server import ServerData
 from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.task.task import ScheduleTable, Task
 from fedbus.contracts.transition import LIFECYCLES, Transition
+from fedbus.domain.federation_view import FederationView
 from fedbus.stores.tasks.task_directory import read_task
 from support.lifecycle_coverage import OBSERVED
 from support.waiting import ConditionNotMet, eventually
 
 FED: Final = FederationId("test")
 TASK: Final = "tiny"
+MAX_TRANSITIONS: Final = 100_000
 TINY_TASK: Final = Path(__file__).with_name("tiny_task")
 
 AgentFunction = Callable[[asyncio.Event], Awaitable[None]]
@@ -114,7 +117,7 @@ class FederationHarness:
     config: AgentConfig
     bus: Bus
     """The test's own, on the server side."""
-    transitions: list[Transition] = field(default_factory=list)
+    view: FederationView = field(default_factory=lambda: FederationView(max_history=MAX_TRANSITIONS))
     messages: list[Message] = field(default_factory=list)
     _agents: list[RunningAgent] = field(default_factory=list)
     _buses: dict[tuple[str, str], Bus] = field(default_factory=dict)
@@ -172,6 +175,11 @@ class FederationHarness:
 
     # --- what was told -----------------------------------------------------------------------
 
+    @property
+    def transitions(self) -> list[Transition]:
+        """All transitions, in the order of the stream."""
+        return [one.transition for one in self.view.history]
+
     def transitions_of(self, kind: str, key: str | None = None) -> list[Transition]:
         return [one for one in self.transitions if one.kind == kind and key in (None, one.thing)]
 
@@ -183,14 +191,10 @@ class FederationHarness:
         return self.transitions_of(kind, key)[-1]
 
     def run_facts(self, number: int = 1) -> RunData:
-        facts = self.last_transition("run", f"{TASK}-{number}").facts
-        assert isinstance(facts, RunData)
-        return facts
+        return self.view.runs[f"{TASK}-{number}"].data
 
     def server_facts(self) -> ServerData:
-        facts = self.last_transition("server").facts
-        assert isinstance(facts, ServerData)
-        return facts
+        return self.view.servers[self.config.task.id].data
 
     def messages_of(self, kind: type[MessageT]) -> list[MessageT]:
         """What was said of one *kind* of event, in order."""
@@ -265,10 +269,10 @@ async def open_federation(
         bus = await stack.enter_async_context(Bus.connect(url, Identity(FED, "test")))
         await bus.create_streams()
         fed = FederationHarness(site, bus, _open=stack)
-        lives = bus.watch(lifecycle_stream(FED), [subjects.wildcard_for(FED, Transition)])
-        words = bus.watch(events_stream(FED), stream_subjects(FED))
+        lives = bus.read_stream(lifecycle_stream(FED), [subjects.wildcard_for(FED, Transition)])
+        words = bus.read_stream(events_stream(FED), stream_subjects(FED))
         hearing = [  # no TaskGroup: a fixture's two halves run in two tasks
-            asyncio.ensure_future(_collect(await stack.enter_async_context(lives), fed.transitions)),
+            asyncio.ensure_future(_apply_transitions(await stack.enter_async_context(lives), fed.view)),
             asyncio.ensure_future(_collect(await stack.enter_async_context(words), fed.messages)),
         ]
         try:
@@ -278,6 +282,11 @@ async def open_federation(
                 ear.cancel()
             await asyncio.wait(hearing)
         check_lifecycles(await read_transitions(bus))
+
+
+async def _apply_transitions(stream: AsyncIterator[StoredMessage], view: FederationView) -> None:
+    async for stored in stream:
+        apply_stored(view, stored)
 
 
 async def _collect(seen: AsyncIterator[Any], heard: list[Any]) -> None:
@@ -292,7 +301,7 @@ async def read_transitions(bus: Bus) -> list[Transition]:
     """All that the life stream holds, in order."""
     held = (await bus.list_streams() or {})[lifecycle_stream(bus.fed)]
     told: list[Transition] = []
-    async with bus.watch(
+    async with bus.read_stream(
         lifecycle_stream(bus.fed), [subjects.wildcard_for(bus.fed, Transition)], whole=True
     ) as seen:
         while len(told) < held:
