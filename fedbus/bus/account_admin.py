@@ -1,4 +1,4 @@
-"""Telling a running nats-server that an account has changed: it takes effect at once, for those connected too."""
+"""Push updated account JWTs to a running nats-server; they take effect at once, also for open connections."""
 
 import json
 from collections.abc import Sequence
@@ -21,17 +21,26 @@ class AccountUpdateRejected(BusError):
 
 
 async def push_account_jwts(url: str, access: BusAccess, jwts: Sequence[str], *, host: str = "") -> None:
-    """Have the server at *url* go by *jwts* from now on. *access* is that of the system account.
+    """Replace the accounts of the server at *url* with *jwts*. Revoked users are disconnected, on leaf nodes too.
 
-    *host*: the name that its certificate is for, where that is not the one in *url*. Whoever is put out is
-    disconnected, by the leaf nodes too. Raises BusUnreachable, AccessDenied and AccountRefused.
+    Args:
+        url: The address of the server.
+        access: The credentials of the system account.
+        jwts: The account JWTs.
+        host: The name in the server's certificate, if it is not the host in *url*.
+
+    Raises:
+        BusUnreachable: No nats-server responds at *url*.
+        AccessDenied: The server rejected the connection.
+        AccountUpdateRejected: The server rejected the claims.
+
     """
-    options = access.options() | ({"tls_hostname": host} if host else {})
+    options = access.connect_options() | ({"tls_hostname": host} if host else {})
     async with open_connection(
         url, name="fedbus provision", inbox="_INBOX.provision", options=options
-    ) as bus:
+    ) as connection:
         for jwt in jwts:
-            await _push(bus.client, url, jwt)
+            await _push(connection.client, url, jwt)
 
 
 async def _push(client: Client, url: str, jwt: str) -> None:

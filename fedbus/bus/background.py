@@ -1,4 +1,4 @@
-"""Work that goes on beside a block, and ends it when it breaks."""
+"""A background task for the duration of a block."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -8,7 +8,7 @@ from typing import Any
 
 @asynccontextmanager
 async def background_task(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterator[None]:
-    """Do *work* for as long as the block runs. An error in it ends the block, and is raised in its place."""
+    """Run *work* for the duration of the block. If it raises, the block is cancelled and the error is raised."""
     try:
         async with asyncio.TaskGroup() as group:
             task = group.create_task(work, name=name)

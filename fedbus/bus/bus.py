@@ -1,13 +1,13 @@
-"""Typed messages over NATS, each carrying its trace.
+"""Typed messages over NATS, each with its trace context.
 
-    publish    an event or command; when it returns, the stream has it
-    request    a question to the server side, and its answer; a refusal is an exception of its own
-    serve      the other end of it, as a NATS micro service that `nats micro ls` shows
-    listen     what the agent's durable consumer holds, from where it left off
-    watch      what a stream holds and will hold, for people and dashboards; acknowledges nothing
+    publish    publish an event or a command; a durable one is stored in its stream when the call returns
+    request    send a request to the server side and wait for its reply; a refusal raises RequestRefused
+    serve      answer requests, as a NATS micro service that `nats micro ls` shows
+    listen     consume from the agent's durable consumer, from its last acknowledgement
+    watch      read a stream, for command line and dashboard; acknowledges nothing
 
-What cannot be read is set aside as a dead letter with the reason; nobody dies of it. How
-lifecycles move stands in `lives`, how weights travel in `blobs`.
+A message that cannot be decoded is stored as a dead letter with the reason; the consumer continues. Lifecycles
+are in `lifecycles`, blobs in `blobs`.
 """
 
 import asyncio
@@ -70,13 +70,13 @@ from fedbus.contracts.transition import Transition
 ACK_TIMEOUT_S: Final = 2.0
 RETRY_S: Final = 0.2
 READ_ATTEMPTS: Final = 5
-"""How often a read is tried that JetStream does not answer within ACK_TIMEOUT_S, as on a machine that is overloaded."""
+"""Attempts of a read that JetStream does not answer within ACK_TIMEOUT_S, for example on an overloaded machine."""
 SUBSCRIPTION_PENDING_BYTES: Final = 64 * 1024**2
-"""What may wait in this process for a listener that is busy."""
+"""Bytes that nats-py buffers in this process for a subscription whose handler is busy."""
 DEAD_LETTER_BYTES: Final = 16 * 1024
-"""How much of an unreadable message is kept with the reason."""
+"""The part of an undecodable message that is stored with the reason."""
 CLOCK_SKEW_WARNING_S: Final = 3.0
-"""By so much two clocks may differ before anybody is told."""
+"""The clock difference from which a warning is logged."""
 
 TRANSIENT_ERRORS: Final = (
     NatsTimeout,
@@ -86,7 +86,7 @@ TRANSIENT_ERRORS: Final = (
     StaleConnectionError,
     OSError,
 )
-"""What nats-py raises while the server is gone or not up again: try again, for as long as it takes."""
+"""The exceptions of nats-py while the server is unavailable; operations retry on them without limit."""
 
 log = structlog.get_logger("fedbus.bus")
 
@@ -96,7 +96,7 @@ Handler = Callable[[Any], Awaitable[Body]]
 
 @dataclass(frozen=True)
 class Identity:
-    """Who speaks: an agent, of one client or of the server side, in one federation."""
+    """The identity on the bus: an agent of one client or of the server side, in one federation."""
 
     fed: FederationId
     agent: str
@@ -107,54 +107,56 @@ class Identity:
         return f"fedbus/{self.fed}/{self.agent}/{self.owner}"
 
     @property
-    def of_client(self) -> bool:
+    def is_client(self) -> bool:
         return self.owner not in subjects.RESERVED_OWNERS
 
     @property
-    def holder(self) -> str:
-        """Under which name blobs are given out, one for each process: two of one name never mix."""
+    def blob_holder(self) -> str:
+        """The name under which this process offers blobs; unique, so that two processes of one agent do not mix."""
         return f"{self.owner}.{self.agent}_{uuid7()[-12:]}"
 
     @property
     def inbox(self) -> str:
-        """Where answers go: a place of its own, so that nobody is permitted to read another's."""
+        """The inbox prefix for replies; one for each agent, so that permissions can exclude the inboxes of others."""
         return subjects.inbox(self.owner, self.agent)
 
     @property
     def can_transfer_blobs(self) -> bool:
-        """Whether it may give or take blobs at all."""
+        """True if the agent may send or receive blobs."""
         return self.owner != subjects.USERS and self.agent not in NO_BLOB_AGENTS
 
 
 @dataclass
 class Delivery:
-    """A message that a durable consumer handed over, until it is acknowledged."""
+    """A message from a durable consumer, to be acknowledged."""
 
     message: Message
     envelope: Envelope
     _raw: Msg = field(repr=False)
     consumer: str = ""
-    """The agent whose consumer it is, in full: ``fedbus/dev/client-manager/c1``."""
+    """The source name of the consuming agent: ``fedbus/dev/client-manager/c1``."""
 
     @property
     def sender_span(self) -> SpanContext | None:
-        """The span in which it was said, where its sender traced anything."""
+        """The span in which the message was published; None if the sender did not trace."""
         return tracing.span_context_from(self.envelope.trace)
 
     async def ack(self) -> None:
-        with contextlib.suppress(NatsError):  # disconnected: NATS redelivers it, and it is dropped then
+        with contextlib.suppress(
+            NatsError
+        ):  # disconnected: NATS redelivers the message, which changes nothing
             await self._raw.ack()
 
     @contextmanager
     def process(self) -> Iterator[None]:
-        """What is done inside continues the trace of the sender."""
+        """Continue the sender's trace inside the block."""
         with tracing.consumer_span(self.envelope, "process", self.message, self._raw.subject, self.consumer):
             yield
 
 
 @dataclass(frozen=True)
 class StoredMessage:
-    """A message as a watcher sees it."""
+    """A message as stored in a stream."""
 
     message: Message
     envelope: Envelope
@@ -164,7 +166,7 @@ class StoredMessage:
 
 @dataclass(frozen=True)
 class ServiceInfo:
-    """A NATS micro service that says that it is there."""
+    """A NATS micro service that replied to a discovery ping."""
 
     name: str
     """``fedbus-trainer``"""
@@ -173,7 +175,7 @@ class ServiceInfo:
 
 
 class Bus:
-    """The bus as one agent sees it. Make one with `connect`."""
+    """The bus for one agent. Create it with `connect`."""
 
     def __init__(
         self,
@@ -185,12 +187,12 @@ class Bus:
     ) -> None:
         self.identity = identity
         self.blobs = blobs
-        self.lost = connected.lost
-        """Wait for the end of the connection, which raises BusClosed."""
+        self.wait_closed = connected.wait_closed
+        """Wait until the connection is closed for good, then raise BusClosed."""
         self._connection = connected
         self._client = client = connected.client
         self._has_warned_of_skew = False
-        self._is_restricted = confined and identity.of_client
+        self._is_restricted = confined and identity.is_client
         self._js: JetStreamContext = client.jetstream(timeout=ACK_TIMEOUT_S)
 
     @property
@@ -202,8 +204,8 @@ class Bus:
         return self.identity.source
 
     @property
-    def connected(self) -> bool:
-        """While it is not, silence says nothing about anybody."""
+    def is_connected(self) -> bool:
+        """True while connected to NATS. While disconnected, missing messages do not mean that a sender has failed."""
         return bool(self._client.is_connected)
 
     @classmethod
@@ -216,29 +218,40 @@ class Bus:
         access: BusAccess = ANONYMOUS,
         options: dict[str, Any] | None = None,
     ) -> AsyncIterator["Bus"]:
-        """The bus for as long as the block runs; raises BusUnreachable, AccessDenied and AccessUnusable."""
-        access.check_use(identity.fed, identity.owner if identity.of_client else "")
+        """Connect to the bus for the duration of the block.
+
+        Raises:
+            BusUnreachable: No nats-server responds at *url*.
+            AccessDenied: The server rejected the connection, or its certificate failed verification.
+            InvalidCredentialsFile: The credentials or the CA file is invalid.
+
+        """
+        access.check_use(identity.fed, identity.owner if identity.is_client else "")
         name = f"{identity.agent} {identity.owner}"
-        all_options = access.options() | (options or {})
+        all_options = access.connect_options() | (options or {})
         async with (
             open_connection(url, name=name, inbox=identity.inbox, options=all_options) as connected,
             _open_blobs(connected.client, identity) as blobs,
         ):
-            yield cls(connected, identity, blobs, confined=access.confined)
+            yield cls(connected, identity, blobs, confined=access.is_restricted)
 
-    # --- saying ------------------------------------------------------------------------
+    # --- publish -----------------------------------------------------------------------
 
     async def publish(self, message: Message, *, id: str | None = None) -> None:
-        """Publish *message*. A durable one is stored in the stream when this returns, after any number of retries.
+        """Publish *message*. A durable message is stored in its stream when this returns; retries have no limit.
 
-        *id*: a key under which the stream drops a repeat. Raises PublishRefused where the stream says no,
-        and ValueError for a message that is too large.
+        The stream drops a message whose *id* it has already stored.
+
+        Raises:
+            PublishRefused: The stream rejected the message.
+            ValueError: The message is too large.
+
         """
         subject, key, body = subjects.subject_for(self.fed, message), id or uuid7(), pack(message)
         if message.durable:
             with tracing.publish_span(message, subject, "publish", key, self.source):
-                await self.store(subject, self._build_headers(message, key), body)
-        else:  # a heartbeat is no step of anything: it carries the trace and makes no span
+                await self.publish_to_stream(subject, self._build_headers(message, key), body)
+        else:  # a span for each heartbeat would flood the trace; the headers still carry the trace context
             await self._client.publish(subject, body, headers=self._build_headers(message, key))
         tracing.count_message(message, "transmit", len(body))
 
@@ -247,10 +260,14 @@ class Bus:
             message, source=self.source, id=key, trace=tracing.current_trace_headers()
         ).headers()
 
-    async def store(self, subject: str, headers: Mapping[str, str], body: bytes) -> int:
-        """Put *body* in its stream, through every reconnect; the sequence it got.
+    async def publish_to_stream(self, subject: str, headers: Mapping[str, str], body: bytes) -> int:
+        """Store *body* in its stream, across reconnects, and return its sequence.
 
-        A repeat is dropped by its ``Nats-Msg-Id``. Raises PublishRefused where the stream says no.
+        The stream drops a repeated ``Nats-Msg-Id``.
+
+        Raises:
+            PublishRefused: The stream rejected the message.
+
         """
 
         async def publish() -> int:
@@ -261,10 +278,16 @@ class Bus:
 
         return await _retry(publish, TRANSIENT_ERRORS, "Publish not acknowledged; retrying", subject)
 
-    # --- asking and answering -------------------------------------------------------------
+    # --- request and reply ----------------------------------------------------------------
 
     async def request(self, request: Request, *, timeout_s: float = 5.0) -> Any:
-        """The answer to *request*, of the class that it declares; raises RequestRefused and NoAnswer."""
+        """Send *request* and return its reply, of the class that the request declares.
+
+        Raises:
+            RequestRefused: The reply is a refusal.
+            NoResponse: No agent serves the request, or the reply did not arrive in time.
+
+        """
         subject, key, body = subjects.subject_for(self.fed, request), uuid7(), pack(request)
         with tracing.publish_span(request, subject, "request", key, self.source):
             headers = self._build_headers(request, key)
@@ -281,9 +304,9 @@ class Bus:
     async def serve(
         self, handlers: Mapping[type[Request], Handler], *, task: str, version: str
     ) -> AsyncIterator[None]:
-        """Answer requests of *task* for as long as the block runs. All requests of the agent need a handler."""
+        """Answer requests of *task* for the duration of the block. Every request of the agent needs a handler."""
         assert set(handlers) == set(requests_answered_by(self.identity.agent)), (
-            "each request needs its handler"
+            "Every request of an agent needs a handler."
         )
         async with self._open_service(task, version) as service:
             for kind, handler in handlers.items():
@@ -292,11 +315,11 @@ class Bus:
                     subject=subjects.wildcard_for(self.fed, kind, task=task),
                     handler=_make_endpoint(handler, self.source),
                 )
-            await flush_subscriptions(self._client)  # from here on no request is missed
+            await flush_subscriptions(self._client)  # from here on no request is lost
             yield
 
     @asynccontextmanager
-    async def offer(
+    async def serve_raw(
         self,
         name: str,
         endpoints: Mapping[str, tuple[str, raw_service.RawHandler]],
@@ -304,7 +327,7 @@ class Bus:
         task: str,
         version: str,
     ) -> AsyncIterator[None]:
-        """Answer plain questions, bytes for bytes, for as long as the block runs: see `fedbus.bus.raw_service`."""
+        """Answer raw requests, bytes in and bytes out, for the duration of the block; see `fedbus.bus.raw_service`."""
         description = f"{name} of {self.identity.owner}, task {task} in federation {self.fed}"
         metadata = {"task": task, "federation": self.fed, "owner": self.identity.owner}
         async with raw_service.serve_raw(
@@ -312,69 +335,67 @@ class Bus:
         ):
             yield
 
-    # --- hearing -----------------------------------------------------------------------------
+    # --- discovery and consumers -------------------------------------------------------------
 
     @asynccontextmanager
     async def advertise_service(self, *, task: str, version: str) -> AsyncIterator[None]:
-        """For as long as the block runs `nats micro ls` shows the agent, also where it answers no request."""
+        """Make the agent visible to `nats micro ls` for the duration of the block, even if it answers no request."""
         if not self._is_restricted:
             self._warn_on_clock_skew(await self.measure_clock_skew_s())
-        if requests_answered_by(self.identity.agent):  # then `serve` does
+        if requests_answered_by(self.identity.agent):  # `serve` already advertises the agent
             yield
             return
         async with self._open_service(task, version):
             yield
 
     def _open_service(self, task: str, version: str) -> AbstractAsyncContextManager[Service]:
-        whose = f" of {self.identity.owner}" if self.identity.of_client else ""
+        owner = f" of {self.identity.owner}" if self.identity.is_client else ""
         return micro_service(
             self._client,
             name=f"fedbus-{self.identity.agent}",
             version=version,
-            description=f"{self.identity.agent}{whose}, task {task} in federation {self.fed}",
+            description=f"{self.identity.agent}{owner}, task {task} in federation {self.fed}",
             metadata={"task": task, "federation": self.fed, "owner": self.identity.owner},
         )
 
     async def discover_agents(self, *, within_s: float = 1.0) -> list[ServiceInfo]:
-        """Which agents of the federation say within that time that they are there. Not for a device to ask."""
-        inbox, found = self._client.new_inbox(), []
-        async with self.subscribe(inbox) as answers:
+        """Return the agents of the federation that reply to a ping within *within_s*. Devices have no permission."""
+        inbox, services = self._client.new_inbox(), []
+        async with self.subscribe(inbox) as replies:
             await self._client.publish("$SRV.PING", reply=inbox)
             with contextlib.suppress(NatsError, TimeoutError):
                 async with asyncio.timeout(within_s):
-                    while said := (await answers.next_msg(timeout=within_s)).data:  # nothing: there is nobody
-                        found.append(json.loads(said))
-        of_each = [(one["name"], one.get("metadata") or {}) for one in found]
+                    while reply := (await replies.next_msg(timeout=within_s)).data:  # empty: no responders
+                        services.append(json.loads(reply))
+        known = [(one["name"], one.get("metadata") or {}) for one in services]
         return [
-            ServiceInfo(name, its["owner"], its["task"])
-            for name, its in of_each
-            if its.get("federation") == self.fed
+            ServiceInfo(name, metadata["owner"], metadata["task"])
+            for name, metadata in known
+            if metadata.get("federation") == self.fed
         ]
 
     async def create_streams(self) -> None:
-        """Make what the federation needs. For the server side, which alone may."""
+        """Create the streams of the federation. Only the server side has the permission."""
         await streams.create_streams(self._js, self.fed)
 
     async def create_client_consumer(self, agent: AgentName, *, task: str, client: str) -> str:
-        """Make the durable consumer of a client's *agent*. For the server side, which alone may."""
+        """Create the durable consumer of a client's *agent*. Only the server side has the permission."""
         return await streams.create_consumer(
             self._js, self.fed, agent, task=task, owner=client, client=client
         )
 
-    async def forget(self, agent: AgentName, *, task: str) -> None:
-        """Drop the server side's consumer of *agent*, with all that waits in it."""
+    async def delete_consumer(self, agent: AgentName, *, task: str) -> None:
+        """Delete the server side's consumer of *agent* with its pending messages."""
         await streams.delete_consumer(self._js, self.fed, agent, task=task, owner=SERVER_SIDE)
 
     @asynccontextmanager
-    async def listen(self, agent: AgentName, *, task: str) -> AsyncIterator[AsyncIterator[Delivery]]:
-        """What the durable consumer of *agent* holds and will hold, in order.
+    async def consume(self, agent: AgentName, *, task: str) -> AsyncIterator[AsyncIterator[Delivery]]:
+        """Consume the messages of *agent*'s durable consumer, in order; NATS redelivers what is not acknowledged.
 
-        What is not acknowledged comes again.
-
-        A client's consumer is made for it when it enrolls; before that nothing comes.
+        The server side creates a client's consumer when the client enrolls; before that no message arrives.
         """
         owner = self.identity.owner
-        if not self.identity.of_client:
+        if not self.identity.is_client:
             await streams.create_consumer(self._js, self.fed, agent, task=task, owner=owner)
         subject = subjects.deliver(self.fed, owner, f"{task}.{agent}")
         async with self.subscribe(subject) as subscription:
@@ -397,13 +418,13 @@ class Bus:
     async def subscribe_ephemeral(
         self, kind: type[Message], *, task: str
     ) -> AsyncIterator[AsyncIterator[Message]]:
-        """Messages of one *kind* as they come, kept or not: for what is only worth hearing at once."""
+        """Subscribe to messages of one *kind*, durable or not, from now on."""
         async with self.subscribe(subjects.wildcard_for(self.fed, kind, task=task)) as subscription:
             yield _iter_messages(self._connection.messages(subscription))
 
     @asynccontextmanager
     async def subscribe(self, subject: str) -> AsyncIterator[Subscription]:
-        """What is said on *subject*, unread; once the block begins nothing is missed. For the package's own."""
+        """Subscribe to *subject*, undecoded; no message is lost once the block begins. For use within `fedbus.bus`."""
         subscription = await self._client.subscribe(subject, pending_bytes_limit=SUBSCRIPTION_PENDING_BYTES)
         await flush_subscriptions(self._client)
         try:
@@ -413,18 +434,18 @@ class Bus:
                 await subscription.unsubscribe()
 
     async def _dead_letter(self, raw: Msg, agent: AgentName, reason: DecodeError) -> None:
-        """A dead letter, and the consumer goes on: what is wrong with it will not get better."""
+        """Store an undecodable message as a dead letter; redelivery cannot fix it."""
         log.warning("Message dead-lettered", subject=raw.subject, reason=str(reason))
         increment(DEAD_LETTERS)
         headers = {"fedbus-reason": " ".join(str(reason).split())[:500], "fedbus-subject": raw.subject}
         dead = subjects.dead_letter(self.fed, self.identity.owner, agent)
-        await self.store(dead, headers, raw.data[:DEAD_LETTER_BYTES])
+        await self.publish_to_stream(dead, headers, raw.data[:DEAD_LETTER_BYTES])
         await raw.term()
 
-    # --- watching ------------------------------------------------------------------------------
+    # --- reading streams -----------------------------------------------------------------------
 
     @asynccontextmanager
-    async def watch(
+    async def read_stream(
         self,
         stream: str,
         wanted: list[str],
@@ -433,9 +454,10 @@ class Bus:
         after: int | None = None,
         whole: bool = False,
     ) -> AsyncIterator[AsyncIterator[StoredMessage]]:
-        """What *stream* holds of the *wanted* subjects, and what comes; nothing is acknowledged.
+        """Read the messages of *stream* on the *wanted* subjects, stored and new; nothing is acknowledged.
 
-        What it holds *since* then, *after* that sequence, or as a *whole*; without any, only what comes.
+        Starts at the time *since*, after the sequence *after*, or with *whole* at the first stored message; without
+        any of these, only new messages.
         """
         config = ConsumerConfig(
             deliver_policy=_deliver_policy(since, after, whole=whole),
@@ -451,10 +473,10 @@ class Bus:
                 await subscription.unsubscribe()
 
     async def last_per_subject(self, stream: str, wanted: list[str]) -> list[StoredMessage]:
-        """The last message on each of the *wanted* subjects that *stream* holds now.
+        """Return the last message of *stream* on each of the *wanted* subjects.
 
         Raises:
-            FederationNotFound: there is no such stream.
+            FederationNotFound: The stream does not exist.
             NoResponse: JetStream does not answer.
 
         """
@@ -463,23 +485,25 @@ class Bus:
     async def _read_last_per_subject(self, stream: str, wanted: list[str]) -> list[StoredMessage]:
         config = ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT, filter_subjects=wanted)
         subscription = await self._subscribe_ordered(stream, wanted, config)
-        found: list[StoredMessage] = []
+        messages: list[StoredMessage] = []
         try:
             info = await subscription.consumer_info()
-            # What has left the broker may not be here yet: the count is what both sides of the wire hold.
-            handed_out = info.delivered.consumer_seq if info.delivered else 0
-            for _ in range((info.num_pending or 0) + handed_out):
+            # Delivered messages may still be in transit, so the total is pending plus delivered.
+            delivered = info.delivered.consumer_seq if info.delivered else 0
+            for _ in range((info.num_pending or 0) + delivered):
                 raw = await next_message(subscription, ACK_TIMEOUT_S)
                 with contextlib.suppress(DecodeError):
                     envelope, message = decode_message(raw.subject, raw.headers, raw.data)
-                    found.append(StoredMessage(message, envelope, raw.subject, raw.metadata.sequence.stream))
+                    messages.append(
+                        StoredMessage(message, envelope, raw.subject, raw.metadata.sequence.stream)
+                    )
         finally:
             with contextlib.suppress(NatsError):
                 await subscription.unsubscribe()
-        return found
+        return messages
 
-    async def latest(self, kind: type[Message]) -> list[StoredMessage]:
-        """The last message of this *kind* of each device; none where the federation is older than what keeps them."""
+    async def last_per_device(self, kind: type[Message]) -> list[StoredMessage]:
+        """Return the last message of *kind* of each device; empty if an older federation lacks the stream."""
         assert kind.keeps_last_value, kind.word
         with contextlib.suppress(FederationNotFound):
             return await self.last_per_subject(
@@ -496,10 +520,10 @@ class Bus:
             raise FederationNotFound(self.fed) from None
 
     async def sequence_range(self, stream: str) -> tuple[int, int]:
-        """The sequences of the first and the last message that *stream* holds.
+        """Return the sequences of the first and the last message in *stream*.
 
         Raises:
-            FederationNotFound: there is no such stream.
+            FederationNotFound: The stream does not exist.
             NoResponse: JetStream does not answer.
 
         """
@@ -510,57 +534,57 @@ class Bus:
         return state.first_seq, state.last_seq
 
     async def measure_clock_skew_s(self, task: str = "") -> float | None:
-        """By how many seconds this machine's clock is ahead of the broker's; None where nobody tells.
+        """Return by how many seconds this machine's clock is ahead of the NATS server's; None without a reply.
 
-        A client with credentials may not ask the broker, and asks the server side of *task*. Right to half of
-        what the question took.
+        A client with credentials has no permission to query the NATS server and queries the server side of *task*
+        instead. The error is at most half of the round-trip time.
         """
-        asked = datetime.now(UTC)
+        asked_at = datetime.now(UTC)
         if self._is_restricted:
             request = GetLastTransition.model_validate(
                 {"task": task, "client": self.identity.owner, "kind": "client"}
             )
             try:
-                return _clock_skew_s(asked, (await self.request(request)).answered_at)
+                return _clock_skew_s(asked_at, (await self.request(request)).answered_at)
             except (NoResponse, RequestRefused):
                 return None
         try:
             raw = await self._client.request(f"$JS.API.STREAM.INFO.{streams.events_stream(self.fed)}")
         except NatsError:
             return None
-        if not (said := json.loads(raw.data).get("ts")):
+        if not (timestamp := json.loads(raw.data).get("ts")):
             return None
-        return _clock_skew_s(asked, datetime.fromisoformat(said).timestamp())
+        return _clock_skew_s(asked_at, datetime.fromisoformat(timestamp).timestamp())
 
     def _warn_on_clock_skew(self, ahead_s: float | None) -> None:
-        """One line, once: deadlines, credentials and traces are told by several clocks."""
+        """Log a large skew, once: deadlines, credentials and traces compare several clocks."""
         if ahead_s is not None and abs(ahead_s) > CLOCK_SKEW_WARNING_S and not self._has_warned_of_skew:
             self._has_warned_of_skew = True
-            advice = "set the clock of this machine, or that of the server, whichever is wrong"
+            advice = "set the clock of this machine or of the server"
             log.warning("Clock skew against the NATS server", ahead_s=round(ahead_s, 1), advice=advice)
 
     async def list_streams(self) -> dict[str, int] | None:
-        """The federation's streams that are there, with their messages; None where JetStream is off."""
+        """Return the number of messages in each stream of the federation; None if JetStream is disabled."""
         return await streams.list_streams(self._js, self.fed)
 
-    async def states(self, kind: str, thing: str = ">") -> list[Transition]:
-        """The last transition of every *kind* of thing, or of one: the state of the federation."""
-        seen = await self.last_transitions(kind, thing)
-        return [one.message for one in seen if isinstance(one.message, Transition)]
+    async def current_states(self, kind: str, thing: str = ">") -> list[Transition]:
+        """Return the last transition of every entity of *kind*, or of one entity."""
+        stored = await self.last_transitions(kind, thing)
+        return [one.message for one in stored if isinstance(one.message, Transition)]
 
     async def last_transitions(self, kind: str, thing: str = ">") -> list[StoredMessage]:
-        """The same, with what is known of each message: when it was said."""
+        """Return the last transitions as stored messages, with envelope and sequence."""
         return await self.last_per_subject(
             streams.lifecycle_stream(self.fed), [subjects.lifecycle(self.fed, kind, thing)]
         )
 
     async def last_per_sender(self, kind: type[Message], *, task: str) -> list[Message]:
-        """The last message of this *kind* that each of its senders has said."""
+        """Return the last message of *kind* of each sender."""
         wanted = subjects.wildcard_for(self.fed, kind, task=task)
         return [one.message for one in await self.last_per_subject(streams.events_stream(self.fed), [wanted])]
 
-    async def last(self, subject: str) -> StoredMessage | None:
-        """The last message of the lifecycle stream on *subject*; disconnections are retried without limit."""
+    async def last_on_subject(self, subject: str) -> StoredMessage | None:
+        """Return the last message of the lifecycle stream on *subject*; retries without limit while disconnected."""
         if self._is_restricted:
             return await self._request_last_transition(subject)
         raw = await self.last_raw_message(streams.lifecycle_stream(self.fed), subject)
@@ -570,7 +594,7 @@ class Bus:
         return StoredMessage(message, envelope, subject, int(raw.seq or 0))
 
     async def last_raw_message(self, stream: str, subject: str) -> RawStreamMsg | None:
-        """The last message of any stream, unread: for the package's own."""
+        """Return the last message of *stream* on *subject*, undecoded. For use within `fedbus.bus`."""
 
         async def read() -> RawStreamMsg | None:
             try:
@@ -582,28 +606,28 @@ class Bus:
         return await _retry(read, errors, "Stream read failed; retrying", subject)
 
     async def _request_last_transition(self, subject: str) -> StoredMessage | None:
-        """The same, as a client with credentials learns it: see `fedbus.contracts.state_recall`."""
+        """Request the last message from the server side, for a client with credentials: see `state_recall`."""
         *_, kind, client, task = subject.split(".")
         request = GetLastTransition.model_validate({"task": task, "client": client, "kind": kind})
 
-        async def ask() -> LastTransition:
-            asked = datetime.now(UTC)
-            answer: LastTransition = await self.request(request)
-            self._warn_on_clock_skew(_clock_skew_s(asked, answer.answered_at))
-            return answer
+        async def send() -> LastTransition:
+            asked_at = datetime.now(UTC)
+            reply: LastTransition = await self.request(request)
+            self._warn_on_clock_skew(_clock_skew_s(asked_at, reply.answered_at))
+            return reply
 
-        last = await _retry(ask, (NoResponse, RequestRefused), "State read failed; retrying", subject)
+        last = await _retry(send, (NoResponse, RequestRefused), "State read failed; retrying", subject)
         if not last.sequence:
             return None
         envelope, message = decode_message(subject, last.headers, last.body)
         return StoredMessage(message, envelope, subject, last.sequence)
 
     async def answer_last_transition(self, request: GetLastTransition) -> LastTransition:
-        """The answer to a client that asks where it stands. For the server side."""
-        life = streams.lifecycle_stream(self.fed)
+        """Answer a client's request for its last transition. For the server side."""
+        stream = streams.lifecycle_stream(self.fed)
         try:
             raw = await self._js.get_last_msg(
-                life, subjects.lifecycle(self.fed, request.kind, f"{request.client}.{request.task}")
+                stream, subjects.lifecycle(self.fed, request.kind, f"{request.client}.{request.task}")
             )
         except NotFoundError:
             return LastTransition(answered_at=time.time())
@@ -617,12 +641,12 @@ class Bus:
 
 @asynccontextmanager
 async def _open_blobs(client: Client, identity: Identity) -> AsyncIterator[Blobs]:
-    """Who carries no weights is not there for blobs: he may not even listen."""
+    """Open the blob transfer; agents without blob permission do not subscribe to blob subjects."""
     if identity.can_transfer_blobs:
-        async with Blobs.open(client, identity.fed, identity.holder) as blobs:
+        async with Blobs.open(client, identity.fed, identity.blob_holder) as blobs:
             yield blobs
     else:
-        yield Blobs(client, identity.fed, identity.holder)
+        yield Blobs(client, identity.fed, identity.blob_holder)
 
 
 async def _retry(
@@ -638,10 +662,10 @@ async def _retry(
     )
 
 
-def _clock_skew_s(asked: datetime, said_s: float) -> float | None:
-    """How far our clock is ahead of one that said *said_s* in answer to what we *asked*; None where it said nothing."""
+def _clock_skew_s(asked_at: datetime, answered_s: float) -> float | None:
+    """Return how far the local clock is ahead of a clock that replied *answered_s*; None if it replied no time."""
     now_s = datetime.now(UTC).timestamp()
-    return (asked.timestamp() + now_s) / 2 - said_s if said_s else None
+    return (asked_at.timestamp() + now_s) / 2 - answered_s if answered_s else None
 
 
 def _deliver_policy(since: datetime | None, after: int | None, *, whole: bool) -> DeliverPolicy:
@@ -663,8 +687,8 @@ def _parse_reply(request: Request, reply: Msg) -> Any:
     return decode_body(request.answer, reply.data)
 
 
-def _make_endpoint(handler: Handler, who: str) -> Callable[[MicroRequest], Awaitable[None]]:
-    """*handler* of *who* as a micro endpoint. What is wrong with a request is the sender's to hear of."""
+def _make_endpoint(handler: Handler, source: str) -> Callable[[MicroRequest], Awaitable[None]]:
+    """Wrap *handler* of the agent *source* as a micro endpoint. An invalid request gets a refusal."""
 
     async def answer(raw: MicroRequest) -> None:
         if not raw._msg.reply.startswith(f"{subjects.INBOX}."):  # noqa: SLF001 - no public way in nats-py 2.16
@@ -676,7 +700,7 @@ def _make_endpoint(handler: Handler, who: str) -> Callable[[MicroRequest], Await
             await raw.respond(pack(Refused(reason=str(error))), headers={REFUSED_HEADER: "unreadable"})
             return
         tracing.count_message(message, "receive", len(raw.data))
-        with tracing.consumer_span(envelope, "answer", message, raw.subject, who):
+        with tracing.consumer_span(envelope, "answer", message, raw.subject, source):
             body = await handler(message)
         await raw.respond(
             pack(body), headers={REFUSED_HEADER: "refused"} if isinstance(body, Refused) else {}
@@ -687,12 +711,17 @@ def _make_endpoint(handler: Handler, who: str) -> Callable[[MicroRequest], Await
 
 async def _iter_messages(messages: AsyncIterator[Msg]) -> AsyncIterator[Message]:
     async for raw in messages:
-        with contextlib.suppress(DecodeError):  # nobody waits for it and nothing is lost by it
+        with contextlib.suppress(DecodeError):  # no consumer waits for this message, so it is dropped
             yield decode_message(raw.subject, raw.headers, raw.data)[1]
 
 
 async def _retry_read(stream: str, read: Callable[[], Awaitable[T]]) -> T:
-    """Try *read* again while JetStream does not answer; raises NoResponse when it has not in the end."""
+    """Retry *read* while JetStream does not answer.
+
+    Raises:
+        NoResponse: JetStream did not answer in `READ_ATTEMPTS` attempts.
+
+    """
     for _ in range(READ_ATTEMPTS):
         try:
             return await read()

@@ -1,7 +1,7 @@
-"""What a connection needs beside an address, off the laptop: credentials, and whom to believe.
+"""Credentials and CA certificate of a connection, in a federation beyond one machine.
 
-Both are files, so that nothing secret is ever in an environment, an argument or a log, and a
-connection that comes back reads them anew: credentials that were renewed in place are used.
+Both are files, so that no secret is in the environment, an argument or a log. A reconnect reads them again, so
+that credentials can be renewed in place.
 """
 
 import ssl
@@ -15,22 +15,26 @@ from fedbus.contracts.credentials import InvalidCredentials, UserClaims, extract
 
 @dataclass(frozen=True)
 class BusAccess:
-    """Neither: the bus of a laptop, which asks nobody who he is."""
+    """The credentials and the CA of a connection; without either, the NATS server requires no authentication."""
 
     creds: Path | None = None
-    """A NATS credentials file: a JWT that says who we are, and the key that proves it."""
+    """A NATS credentials file: a user JWT and its private key."""
     ca: Path | None = None
-    """The certificate authority of the bus, the S3 and the dashboard; left out: those the system knows."""
+    """The CA certificate of the bus, S3 and the dashboard; None: the CAs of the system."""
 
     @property
-    def confined(self) -> bool:
-        """Whether the bus lets us do less than everything."""
+    def is_restricted(self) -> bool:
+        """True if the NATS server restricts our permissions."""
         return self.creds is not None
 
     def check_use(self, fed: str, client: str) -> None:
-        """That the credentials are those of that *client* (empty: of no client) of *fed*; raises AccessUnusable.
+        """Check that the credentials belong to *client* (empty: to no client) of *fed*.
 
-        The broker would let them in, and then forbid one thing after the other.
+        The NATS server would accept them and then deny every single operation.
+
+        Raises:
+            InvalidCredentialsFile: They belong to another identity, or the file is invalid.
+
         """
         if self.creds is None:
             return
@@ -38,18 +42,18 @@ class BusAccess:
         if mistake := claims.mismatch(fed, client):
             raise InvalidCredentialsFile(f"FEDBUS_CREDS: {self.creds}: {mistake}")
 
-    def options(self) -> dict[str, Any]:
-        """As nats-py has them; raises AccessUnusable."""
+    def connect_options(self) -> dict[str, Any]:
+        """Return the connect options for nats-py; raises InvalidCredentialsFile."""
         options: dict[str, Any] = {}
         if self.creds is not None:
             _read_credentials(self.creds)
             options["user_credentials"] = str(self.creds)
         if self.ca is not None:
-            options["tls"] = self.tls()
+            options["tls"] = self.tls_context()
         return options
 
-    def tls(self) -> ssl.SSLContext:
-        """What a TLS client of any of our servers believes; raises AccessUnusable."""
+    def tls_context(self) -> ssl.SSLContext:
+        """Return the TLS context for clients of the federation's servers; raises InvalidCredentialsFile."""
         context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
         if self.ca is not None:
             _check_readable(self.ca, "FEDBUS_CA")

@@ -60,7 +60,7 @@ class NoResponse(BusError):
 
     def __init__(self, word: str, server: str, reason: str) -> None:
         super().__init__(f"no reply to {word}: {reason}. Check that the {server} is running")
-        self.word = word
+        self.message_name = word
         self.server = server
 
 
@@ -69,7 +69,7 @@ class RequestRefused(BusError):
 
     def __init__(self, word: str, reason: str, *, kind: RefusalKind = RefusalKind.CALLER) -> None:
         super().__init__(reason)
-        self.word = word
+        self.message_name = word
         self.reason = reason
         self.kind = kind
 
@@ -87,7 +87,8 @@ class StaleOwner(BusError):
 
     def __init__(self, kind: str, thing: str) -> None:
         super().__init__(
-            f"another owner changed {kind} {thing}: two agents with the same identity are running, and this one exits"
+            f"another owner changed {kind} {thing}: two agents with the same identity are running. "
+            "This one exits; stop one of the two"
         )
         self.kind = kind
         self.thing = thing

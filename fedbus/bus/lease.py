@@ -1,13 +1,13 @@
-"""A lease: of several agents that could act, one does, and another takes over soon after it falls silent.
+"""A lease: one of several equal agents acts, and another takes over soon after it fails.
 
-A lease is one message in a stream that forgets after `LEASE_S`. Taking it is to say it where nothing is
-(``Nats-Expected-Last-Subject-Sequence: 0``), keeping it is to say it again behind one's own last word: so
-the broker decides, by its own clock, and no two agents' clocks need agree. Who lets go says an
-empty word, and the next one has it at once.
+A lease is one message in a stream with a maximum age of `LEASE_S`. An agent acquires the lease by publishing to
+the empty subject (``Nats-Expected-Last-Subject-Sequence: 0``), and renews it by publishing after its own last
+message. So the NATS server decides, by its own clock, and the agents' clocks need not agree. To release the
+lease, the holder publishes an empty message, and the next agent acquires it at once.
 
-A lease alone does not keep two from acting: who was frozen learns only afterwards that it has lost
-it. What it guards must be moved behind its own last transition (see `lives`), by whoever takes the
-lease first of all: from then on the old holder is refused.
+A lease alone does not prevent two agents from acting: a process that was frozen notices only afterwards that it
+has lost the lease. What the lease protects must therefore be a lifecycle (see `lifecycles`): the new holder
+publishes a transition first, and from then on NATS rejects the transitions of the old holder.
 """
 
 import asyncio
@@ -31,13 +31,13 @@ from fedbus.contracts.agent_names import AgentName
 
 RENEW_S: Final = LEASE_S / 4
 RELEASE_TIMEOUT_S: Final = 1.0
-"""How long whoever ends may take to say so: after that the lease runs out by itself."""
+"""The limit for releasing the lease at shutdown; after that it expires by itself."""
 
 log = structlog.get_logger("fedbus.lease")
 
 
 class Lease:
-    """The right to be the one *agent* of a task. Make one with `held`."""
+    """The exclusive right to act as the *agent* of a task. Create it with `held`."""
 
     def __init__(self, bus: Bus, *, task: str, agent: AgentName) -> None:
         self._bus = bus
@@ -47,8 +47,13 @@ class Lease:
 
     @classmethod
     @asynccontextmanager
-    async def held(cls, bus: Bus, *, task: str, agent: AgentName) -> AsyncIterator["Lease"]:
-        """Wait for the lease, and keep it for as long as the block runs; raises LeaseLost inside where it cannot."""
+    async def acquire(cls, bus: Bus, *, task: str, agent: AgentName) -> AsyncIterator["Lease"]:
+        """Wait for the lease and renew it for the duration of the block.
+
+        Raises:
+            LeaseLost: Inside the block, when the lease cannot be renewed.
+
+        """
         lease = cls(bus, task=task, agent=agent)
         await lease._wait_until_acquired()
         try:
@@ -59,34 +64,39 @@ class Lease:
 
     @property
     def holder(self) -> str:
-        """Who we are, to whoever looks."""
-        return self._bus.identity.holder
+        """The content of the lease message: the name of this process."""
+        return self._bus.identity.blob_holder
 
     async def check(self) -> None:
-        """Raises LeaseLost where another has it by now."""
-        await self._write(self.holder.encode())
+        """Renew the lease now.
+
+        Raises:
+            LeaseLost: Another agent has acquired it.
+
+        """
+        await self._publish(self.holder.encode())
 
     async def _wait_until_acquired(self) -> None:
-        waits = False
-        async with self._bus.subscribe(self._subject) as said:
+        is_waiting = False
+        async with self._bus.subscribe(self._subject) as renewals:
             while not await self._try_acquire():
-                if not waits:
+                if not is_waiting:
                     log.info("Lease held by another agent; waiting", lease=self._subject)
-                waits = True
+                is_waiting = True
                 with contextlib.suppress(NatsTimeout):
-                    while (await next_message(said, LEASE_S)).data:  # its holder is there
+                    while (await next_message(renewals, LEASE_S)).data:  # the holder renews it
                         pass
         log.info("Lease acquired", lease=self._subject)
 
     async def _try_acquire(self) -> bool:
-        """Try once."""
+        """Try to acquire the lease once."""
         last = await self._bus.last_raw_message(self._stream, self._subject)
         if last is not None and last.data:
             return False
         self._sequence = int(last.seq or 0) if last else 0
         try:
             await self.check()
-        except LeaseLost:  # somebody was faster
+        except LeaseLost:  # another agent was faster
             return False
         return True
 
@@ -98,12 +108,12 @@ class Lease:
     async def _release(self) -> None:
         with contextlib.suppress(LeaseLost, TimeoutError, NatsError):
             async with asyncio.timeout(RELEASE_TIMEOUT_S):
-                await self._write(b"")
+                await self._publish(b"")
 
-    async def _write(self, word: bytes) -> None:
+    async def _publish(self, body: bytes) -> None:
         headers = {EXPECTED_SEQUENCE_HEADER: str(self._sequence)}
         try:
-            self._sequence = await self._bus.store(self._subject, headers, word)
+            self._sequence = await self._bus.publish_to_stream(self._subject, headers, body)
         except PublishRefused as refused:
             if WRONG_SEQUENCE_CODE not in str(refused):
                 raise

@@ -1,16 +1,16 @@
 """Lifecycles on the bus: the log is the state.
 
-A transition is one message on the thing's own subject, and the stream takes it only if
-nobody has moved that thing since (``Nats-Expected-Last-Subject-Sequence``). So the last
-message is the state, a second owner is refused, and a restarted owner reads one message and
-goes on.
+A transition is one message on the entity's own subject. The stream stores it only if the last message on that
+subject is the one that the owner knows (``Nats-Expected-Last-Subject-Sequence``). So the last message is the
+state, a second owner is rejected, and a restarted owner continues from the last message.
 
-Two ways to move, chosen by who could own the thing:
+There are two modes:
 
-- with an *outbox*: a thing with one possible owner (a client, its FL client, its inference
-  agent) moves at once, even when cut off; its transitions wait in the outbox, in order,
-  until the bus takes them.
-- without: what several could own (a server, a run) has moved only when the bus says so.
+- with an *outbox*, for an entity with one possible owner (a client, its FL client, its inference agent): the
+  entity changes its state at once, even while disconnected; its transitions stay in the outbox, in order, until
+  NATS has stored them.
+- without an outbox, for an entity that several processes could own (a server, a run): the state changes only
+  when NATS has stored the transition.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ log = structlog.get_logger("fedbus.lives")
 
 
 class OutboxEntry(Protocol):
-    """One message that waits in an outbox."""
+    """One message in an outbox."""
 
     @property
     def number(self) -> int: ...
@@ -52,7 +52,7 @@ class OutboxEntry(Protocol):
 
 
 class TransitionOutbox(Protocol):
-    """Keeps messages in order, on disk, until they are removed. See `fedbus.stores.outbox`."""
+    """Stores messages in order, on disk, until they are removed. See `fedbus.stores.outbox`."""
 
     def append(self, subject: str, headers: dict[str, str], body: bytes) -> int: ...
     def first(self) -> OutboxEntry | None: ...
@@ -61,29 +61,29 @@ class TransitionOutbox(Protocol):
 
 
 class LifecycleHandle(Generic[State, Event, Data, Changes]):
-    """One thing's lifecycle, as its owner moves it. Make one with `Lives.of`."""
+    """The lifecycle of one entity, for its owner. `LifecycleStore` creates it."""
 
     def __init__(
         self,
-        lives: "LifecycleStore",
+        store: "LifecycleStore",
         lifecycle: Lifecycle[State, Event, Data, Changes],
         facts: Data,
         last: Transition | None = None,
-        told: str = "",
+        last_message_id: str = "",
     ) -> None:
-        self._lives = lives
+        self._store = store
         self._lifecycle = lifecycle
         self._facts = facts
         self._state = lifecycle.states(last.target) if last else None
         self.event: Event | None = lifecycle.events(last.event) if last else None
         """The event of the last transition."""
         self.reason = last.reason if last else ""
-        self.last_message_id = told
-        """The id of the message that said so."""
+        self.last_message_id = last_message_id
+        """The id of the message that carried the last transition."""
 
     @property
     def state(self) -> State:
-        """Where it stands. A thing that was never told of stands in its first state."""
+        """The current state. An entity without transitions is in its initial state."""
         return self._state or self._lifecycle.initial
 
     @property
@@ -92,7 +92,7 @@ class LifecycleHandle(Generic[State, Event, Data, Changes]):
         return self._facts
 
     @property
-    def born(self) -> bool:
+    def exists(self) -> bool:
         return self._state is not None
 
     def allows(self, event: Event) -> bool:
@@ -100,9 +100,9 @@ class LifecycleHandle(Generic[State, Event, Data, Changes]):
 
     async def create(self, *, reason: str = "") -> None:
         """Publish the creation of a new entity, in its initial state."""
-        assert not self.born
+        assert not self.exists
         run = getattr(self._facts, "run", None)
-        await self._tell(
+        await self._publish_transition(
             self._lifecycle.creation, "", self._lifecycle.initial, self._facts, reason=reason, run=run
         )
 
@@ -122,26 +122,26 @@ class LifecycleHandle(Generic[State, Event, Data, Changes]):
         Raises:
             IllegalTransition: The table has no such arrow.
             IllegalChange: The table does not allow these changes.
-            MovedByAnother: Another owner has moved this entity.
+            StaleOwner: Another owner has moved this entity.
 
         """
         target = self._lifecycle.advance(self.state, event)
         data = self._lifecycle.change(event, self._facts, changes)
-        run = getattr(data, "run", None) if changes.get("run") else self._run_in_hand
+        run = getattr(data, "run", None) if changes.get("run") else self._current_run
         failure = ""
-        if event in self._lifecycle.failures:
+        if event in self._lifecycle.failure_events:
             failure = str(changes.get("trouble") or event)
-        await self._tell(
+        await self._publish_transition(
             event, str(self.state), target, data, reason=reason, deadline=deadline, run=run, failure=failure
         )
 
     @property
-    def _run_in_hand(self) -> str | None:
-        """The run that it is in, where it is in one and does not merely remember it."""
-        is_in_one = self.state not in self._lifecycle.between_runs
-        return getattr(self._facts, "run", None) if is_in_one else None
+    def _current_run(self) -> str | None:
+        """The run that the entity takes part in; None if its data only names the last one."""
+        is_in_run = self.state not in self._lifecycle.between_runs
+        return getattr(self._facts, "run", None) if is_in_run else None
 
-    async def _tell(
+    async def _publish_transition(
         self,
         event: Event,
         source: str,
@@ -172,21 +172,20 @@ class LifecycleHandle(Generic[State, Event, Data, Changes]):
         ) as span:
             if failure:
                 mark_failed(span, failure, reason)
-            waited = source in self._lifecycle.waits  # then its own clock may have moved it
-            self.last_message_id = await self._lives.tell(
-                transition, cause=self.last_message_id if waited else ""
+            # A waiting state may end by its deadline, without a message; the cause is then the last transition.
+            is_waiting = source in self._lifecycle.waits
+            self.last_message_id = await self._store.append(
+                transition, cause=self.last_message_id if is_waiting else ""
             )
-        moved = {"fedbus.kind": transition.kind, "fedbus.from": source, "fedbus.to": str(target)}
-        increment(TRANSITIONS, moved)
+        attributes = {"fedbus.kind": transition.kind, "fedbus.from": source, "fedbus.to": str(target)}
+        increment(TRANSITIONS, attributes)
         self._state, self._facts = target, data
         self.event, self.reason = event, reason
-        say = (
-            log.debug if source == str(target) else log.info
-        )  # a round further is in the trace and the event
-        say(
+        write = log.debug if source == str(target) else log.info  # trace and events already show each round
+        write(
             span_name(transition.kind, source or "•", str(target)),
-            thing=transition.thing,
-            event_word=str(event),
+            entity=transition.thing,
+            lifecycle_event=str(event),
             reason=reason or None,
         )
 
@@ -198,39 +197,39 @@ class LifecycleStore:
         self._bus = bus
         self._outbox = outbox
         self._sequences: dict[str, int] = {}
-        self._waiting = asyncio.Event()
-        self._said = asyncio.Event()
-        self._said.set()
+        self._has_entries = asyncio.Event()
+        self._is_flushed = asyncio.Event()
+        self._is_flushed.set()
 
     @classmethod
     @asynccontextmanager
     async def open(cls, bus: Bus, outbox: TransitionOutbox | None = None) -> AsyncIterator["LifecycleStore"]:
-        """The agent's lifecycles for as long as the block runs; what still waits in the outbox stays there."""
-        lives = cls(bus, outbox)
+        """Open the agent's lifecycles for the duration of the block; entries left in the outbox stay there."""
+        store = cls(bus, outbox)
         if outbox is None:
-            yield lives
+            yield store
             return
-        await lives._drop_what_was_overtaken(outbox)
-        async with background_task(lives._empty(outbox), name="empty the outbox"):
-            yield lives
-            await lives._say_the_rest()
+        await store._discard_superseded(outbox)
+        async with background_task(store._flush_outbox_forever(outbox), name="flush the outbox"):
+            yield store
+            await store._flush_before_close()
 
-    async def of(
+    async def load(
         self, lifecycle: Lifecycle[State, Event, Data, Changes], facts: Data
     ) -> LifecycleHandle[State, Event, Data, Changes]:
-        """The life of the thing that *facts* names, as the log tells it; with *facts* where it tells nothing."""
+        """Load the entity that *facts* names from the log; with *facts* as its data if it has no transition yet."""
         subject = self._subject(lifecycle.kind, facts.thing)
-        told = await self._told(subject)
-        if told is None:
+        found = await self._last_transition(subject)
+        if found is None:
             return LifecycleHandle(self, lifecycle, facts)
-        last, said_in = told
-        known = type(facts).model_validate(last.facts.model_dump())
-        return LifecycleHandle(self, lifecycle, known, last, said_in)
+        last, message_id = found
+        data = type(facts).model_validate(last.facts.model_dump())
+        return LifecycleHandle(self, lifecycle, data, last, message_id)
 
-    async def tell(self, transition: Transition, *, cause: str = "") -> str:
-        """Append *transition* to the log: at once by the outbox, or when the bus has taken it. The message's id.
+    async def append(self, transition: Transition, *, cause: str = "") -> str:
+        """Append *transition* to the outbox, or publish it and wait until NATS has stored it. Return the message id.
 
-        *cause*: what led to it, where nothing is being handled.
+        *cause* is the id of the message that led to it, for a transition outside of any message handler.
         """
         subject = self._subject(transition.kind, transition.thing)
         envelope = make_envelope(
@@ -241,27 +240,27 @@ class LifecycleStore:
             await self._store(subject, headers, body)
         else:
             self._outbox.append(subject, headers, body)
-            self._said.clear()
-            self._waiting.set()
+            self._is_flushed.clear()
+            self._has_entries.set()
         return envelope.id
 
-    async def _told(self, subject: str) -> tuple[Transition, str] | None:
-        """The last transition and its id: what still waits in the outbox is newer than what the stream has."""
-        seen = await self._bus.last(subject)
-        told_until = self._sequences.get(subject, 0)  # the outbox may have been quicker than this answer
-        self._sequences[subject] = max(told_until, seen.sequence if seen else 0)
+    async def _last_transition(self, subject: str) -> tuple[Transition, str] | None:
+        """Return the last transition and its message id; an entry in the outbox is newer than the stream."""
+        stored = await self._bus.last_on_subject(subject)
+        published = self._sequences.get(subject, 0)  # the outbox may have published more during this read
+        self._sequences[subject] = max(published, stored.sequence if stored else 0)
         entry = self._outbox.last(subject) if self._outbox else None
         if entry is not None:
             envelope, message = decode_message(entry.subject, entry.headers, entry.body)
             assert isinstance(message, Transition)
             return message, envelope.id
-        if seen is None:
+        if stored is None:
             return None
-        assert isinstance(seen.message, Transition)
-        return seen.message, seen.envelope.id
+        assert isinstance(stored.message, Transition)
+        return stored.message, stored.envelope.id
 
-    async def _empty(self, outbox: TransitionOutbox) -> None:
-        """Hand the bus what waits, in order, and wait for more."""
+    async def _flush_outbox_forever(self, outbox: TransitionOutbox) -> None:
+        """Publish the entries of the outbox, in order, and wait for more."""
         while True:
             while (entry := outbox.first()) is not None:
                 try:
@@ -270,60 +269,65 @@ class LifecycleStore:
                     _remove_from_outbox(outbox, entry.subject)
                     raise
                 outbox.remove(entry.number)
-            self._said.set()
-            await self._waiting.wait()
-            self._waiting.clear()
+            self._is_flushed.set()
+            await self._has_entries.wait()
+            self._has_entries.clear()
 
-    async def _drop_what_was_overtaken(self, outbox: TransitionOutbox) -> None:
-        """Another owner may have moved the thing while we were away: then what we would say is of the past."""
+    async def _discard_superseded(self, outbox: TransitionOutbox) -> None:
+        """Discard the entries of an entity that another owner moved while this process was not running."""
         if (entry := outbox.first()) is None:
             return
-        seen = await self._bus.last(entry.subject)
-        _, waiting = decode_message(entry.subject, entry.headers, entry.body)
-        assert isinstance(waiting, Transition)
-        stands = getattr(seen.message, "target", "") if seen else ""
-        said_already = seen is not None and seen.envelope.id == entry.headers["ce-id"]
-        if waiting.source != stands and not said_already:
+        stored = await self._bus.last_on_subject(entry.subject)
+        _, pending = decode_message(entry.subject, entry.headers, entry.body)
+        assert isinstance(pending, Transition)
+        state = getattr(stored.message, "target", "") if stored else ""
+        is_published = stored is not None and stored.envelope.id == entry.headers["ce-id"]
+        if pending.source != state and not is_published:
             log.warning(
                 "Discarding stale outbox transition: another owner has moved this entity",
-                entity=waiting.thing,
+                entity=pending.thing,
             )
             _remove_from_outbox(outbox, entry.subject)
 
-    async def _say_the_rest(self, within_s: float = 2.0) -> None:
+    async def _flush_before_close(self, within_s: float = 2.0) -> None:
         """Flush the outbox for at most *within_s* at shutdown; the rest is published after the next start."""
         try:
             async with asyncio.timeout(within_s):
-                await self._said.wait()
+                await self._is_flushed.wait()
         except TimeoutError:
             log.warning("Shutdown timeout: transitions stay in the outbox until the next start")
 
     async def _store(self, subject: str, headers: dict[str, str], body: bytes) -> None:
         if subject not in self._sequences:
-            seen = await self._bus.last(subject)
-            self._sequences[subject] = seen.sequence if seen else 0
+            stored = await self._bus.last_on_subject(subject)
+            self._sequences[subject] = stored.sequence if stored else 0
         expected = {EXPECTED_SEQUENCE_HEADER: str(self._sequences[subject])}
         try:
-            self._sequences[subject] = await self._bus.store(subject, headers | expected, body)
+            self._sequences[subject] = await self._bus.publish_to_stream(subject, headers | expected, body)
         except PublishRefused as refused:
             if WRONG_SEQUENCE_CODE not in str(refused):
                 raise
-            self._sequences[subject] = await self._ours(subject, headers["ce-id"])
+            self._sequences[subject] = await self._confirm_own_publish(subject, headers["ce-id"])
 
-    async def _ours(self, subject: str, ce_id: str) -> int:
-        """The sequence of our own message, where a lost acknowledgement made us say it twice."""
-        seen = await self._bus.last(subject)
-        if seen is None or seen.envelope.id != ce_id:
-            kind, thing = subject.split(".life.", 1)[1].split(".", 1)
-            raise StaleOwner(kind, thing)
-        return seen.sequence
+    async def _confirm_own_publish(self, subject: str, ce_id: str) -> int:
+        """Return the sequence of our own message, which was published twice because its acknowledgement was lost.
+
+        Raises:
+            StaleOwner: The last message is not ours.
+
+        """
+        stored = await self._bus.last_on_subject(subject)
+        if stored is None or stored.envelope.id != ce_id:
+            kind, entity = subject.split(".life.", 1)[1].split(".", 1)
+            raise StaleOwner(kind, entity)
+        return stored.sequence
 
     def _subject(self, kind: str, thing: str) -> str:
         return subjects.lifecycle(self._bus.fed, kind, thing)
 
 
 def _remove_from_outbox(outbox: TransitionOutbox, subject: str) -> None:
-    """Let go of what waits to be said on *subject*: whoever it is about has another owner now."""
+    """Remove the leading entries on *subject*, whose entity has another owner."""
     while (entry := outbox.first()) is not None and entry.subject == subject:
         outbox.remove(entry.number)
 

@@ -1,7 +1,7 @@
-"""Questions from people and programs that know nothing of our envelope: bytes in, bytes out, by `nats req`.
+"""Requests without the fedbus envelope, for example predictions by `nats req`: bytes in, bytes out.
 
-A micro service like the others (`nats micro ls`), for what is asked often and by anybody: predictions. A
-refusal is the service's error, with its code and its reason, and its body is what it would be by HTTP.
+The service is a NATS micro service (`nats micro ls`). A rejection is a service error with an HTTP status code, a
+reason, and the body that the same request would get over HTTP.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -16,13 +16,13 @@ from fedbus.bus.nats.flush import flush_subscriptions
 from fedbus.bus.nats.micro_service import micro_service
 
 RawHandler: TypeAlias = Callable[[bytes], Awaitable[bytes]]
-"""Answers one question; raises TurnedAway."""
+"""Answers one request; raises RequestRejected."""
 
 log = structlog.get_logger("fedbus.bus")
 
 
 class RequestRejected(Exception):
-    """The answer is no: a *code* as HTTP has it, one line that says why, and a *body* that says it to programs."""
+    """The rejection of a raw request: an HTTP status code, a one-line reason, and a machine-readable body."""
 
     def __init__(self, code: int, reason: str, body: bytes) -> None:
         super().__init__(reason)
@@ -41,23 +41,23 @@ async def serve_raw(
     description: str,
     metadata: dict[str, str],
 ) -> AsyncIterator[None]:
-    """The service *name* for as long as the block runs; of each endpoint the subject, and who answers."""
+    """Run the micro service *name* for the duration of the block. *endpoints*: subject and handler by name."""
     async with micro_service(
         client, name=name, version=version, description=description, metadata=metadata
     ) as service:
-        for endpoint, (subject, answer) in endpoints.items():
-            await service.add_endpoint(name=endpoint, subject=subject, handler=_make_endpoint(answer))
+        for endpoint, (subject, handler) in endpoints.items():
+            await service.add_endpoint(name=endpoint, subject=subject, handler=_make_endpoint(handler))
         await flush_subscriptions(client)
         yield
 
 
-def _make_endpoint(answer: RawHandler) -> Callable[[Request], Awaitable[None]]:
-    async def handle(request: Request) -> None:
+def _make_endpoint(handler: RawHandler) -> Callable[[Request], Awaitable[None]]:
+    async def answer(request: Request) -> None:
         try:
-            body = await answer(request.data)
-        except RequestRejected as no:
-            await request.respond_error(str(no.code), no.reason, data=no.body)
+            body = await handler(request.data)
+        except RequestRejected as rejected:
+            await request.respond_error(str(rejected.code), rejected.reason, data=rejected.body)
         else:
             await request.respond(body)
 
-    return handle
+    return answer

@@ -1,13 +1,13 @@
-"""What the bus keeps: five streams, and a durable consumer for each agent that must miss nothing.
+"""The JetStream streams of a federation, and the durable consumers of its agents.
 
-    FEDBUS_<fed>_EVENTS   the durable words of the catalogue, for a week
-    FEDBUS_<fed>_LIFE     the transitions: the last one on a subject is that thing's state
-    FEDBUS_<fed>_DEVICES  of each device the last word on how it is: nobody waits for it to be written
-    FEDBUS_<fed>_DEAD     what could not be read, with the reason
-    FEDBUS_<fed>_LEASES   who does what only one may do, for seconds: see `lease`
+    FEDBUS_<fed>_EVENTS   the durable messages of the catalogue, for a week
+    FEDBUS_<fed>_LIFE     the transitions: the last one on a subject is the entity's state
+    FEDBUS_<fed>_DEVICES  the last report of each device; published without waiting for an acknowledgement
+    FEDBUS_<fed>_DEAD     messages that could not be decoded, with the reason
+    FEDBUS_<fed>_LEASES   the leases, for seconds: see `lease`
 
-The server side makes them all, the clients' consumers too: a client that could make a
-consumer could read everything.
+The server side creates all of them, including the consumers of clients: a client with the permission to create
+a consumer could read everything.
 """
 
 from contextlib import suppress
@@ -38,17 +38,17 @@ LIFECYCLE_BYTES = 1024**3
 DEVICES_BYTES = 64 * 1024**2
 DEAD_BYTES = 64 * 1024**2
 LEASE_S = 5.0
-"""After this long without a word of its holder a lease is free."""
+"""A lease expires when its holder has not renewed it for this long."""
 LEASE_BYTES = 1024**2
 MAX_TRANSITIONS_PER_SUBJECT = 1000
-"""Of one thing: its history, as `fedbus run show` and the trace tell it."""
+"""The history of one entity, for `fedbus run show` and the trace."""
 DUPLICATE_WINDOW_S = 120.0
 ACK_WAIT_S = 5.0
-"""After this long without an acknowledgement a message is delivered again: its reader died, or the server did."""
+"""A message that is not acknowledged for this long is redelivered: its consumer or the NATS server failed."""
 MAX_DELIVER = 10
 MAX_ACK_PENDING = 1000
 MAX_ACK_PENDING_IN_ORDER = 1
-"""Of a consumer that follows a lifecycle: with more, a redelivered transition comes after newer ones."""
+"""For consumers of lifecycles: with more, a redelivered transition would arrive after newer ones."""
 
 
 def events_stream(fed: FederationId) -> str:
@@ -72,12 +72,12 @@ def lease_stream(fed: FederationId) -> str:
 
 
 def stream_for(fed: FederationId, agent: AgentName) -> str:
-    """The stream that *agent* listens to."""
+    """Return the stream that *agent* consumes."""
     return lifecycle_stream(fed) if agent in catalogue.FOLLOWS_LIFECYCLES else events_stream(fed)
 
 
 def stream_names(fed: FederationId) -> list[str]:
-    """All streams of *fed*."""
+    """Return the names of all streams of *fed*."""
     return [
         events_stream(fed),
         lifecycle_stream(fed),
@@ -88,22 +88,22 @@ def stream_names(fed: FederationId) -> list[str]:
 
 
 def consumer_name(owner: str, task: str, agent: AgentName) -> str:
-    """The durable consumer of one agent in one task: ``c1_mnist_inference``."""
+    """Return the name of an agent's durable consumer in one task: ``c1_mnist_inference``."""
     return f"{owner}_{task}_{agent}"
 
 
 async def create_streams(js: JetStreamContext, fed: FederationId) -> None:
-    """The streams of *fed*, made or brought up to date. Repeating it changes nothing."""
-    for plain in _stream_configs(fed):
-        config = replace(plain, metadata={"fedbus-federation": fed})
+    """Create the streams of *fed*, or update their settings; idempotent."""
+    for base in _stream_configs(fed):
+        config = replace(base, metadata={"fedbus-federation": fed})
         try:
             await js.add_stream(config)
-        except BadRequestError:  # it is there, with another version's settings
+        except BadRequestError:  # it exists with the settings of another version
             await js.update_stream(config)
 
 
 async def list_streams(js: JetStreamContext, fed: FederationId) -> dict[str, int] | None:
-    """The streams of *fed* that are there, with the messages in each; None where the server has no JetStream."""
+    """Return the number of messages in each existing stream of *fed*; None if the server has no JetStream."""
     found: dict[str, int] = {}
     try:
         for name in stream_names(fed):
@@ -117,11 +117,11 @@ async def list_streams(js: JetStreamContext, fed: FederationId) -> dict[str, int
 async def create_consumer(
     js: JetStreamContext, fed: FederationId, agent: AgentName, *, task: str, owner: str, client: str = "*"
 ) -> str:
-    """The durable consumer of *agent*: what comes from now on waits in it. Repeating it changes nothing."""
+    """Create the durable consumer of *agent*, which stores messages from now on; idempotent. Return its name."""
     name = consumer_name(owner, task, agent)
     config = ConsumerConfig(
         durable_name=name,
-        description=f"what the {agent} of {owner} hears of {task}",
+        description=f"Messages of task {task} for the {agent} of {owner}",
         deliver_subject=subjects.deliver(fed, owner, f"{task}.{agent}"),
         deliver_policy=DeliverPolicy.NEW,
         ack_policy=AckPolicy.EXPLICIT,
@@ -140,7 +140,7 @@ async def create_consumer(
 async def delete_consumer(
     js: JetStreamContext, fed: FederationId, agent: AgentName, *, task: str, owner: str
 ) -> None:
-    """Forget the consumer of *agent*, and what waits in it."""
+    """Delete the consumer of *agent* with its pending messages; no error if it does not exist."""
     try:
         await js.delete_consumer(stream_for(fed, agent), consumer_name(owner, task, agent))
     except NotFoundError:
@@ -172,25 +172,25 @@ def _stream_configs(fed: FederationId) -> list[StreamConfig]:
         ),
         _stream_config(
             devices_stream(fed),
-            f"How the devices of the federation {fed} are: of each its last report",
+            f"The last report of each device of the federation {fed}",
             catalogue.last_value_subjects(fed),
             max_age=RETENTION_S,
             max_bytes=DEVICES_BYTES,
             max_msg_size=2 * MAX_EVENT_BYTES,
             max_msgs_per_subject=1,
-            duplicate_window=LEASE_S,  # no report is sent twice, and each id that is remembered costs memory
+            duplicate_window=LEASE_S,  # reports are not repeated, and each remembered id costs memory
             allow_direct=True,
         ),
         _stream_config(
             dead_letter_stream(fed),
-            f"What nobody in the federation {fed} could read, with the reason",
+            f"Messages of the federation {fed} that could not be decoded, with the reason",
             [subjects.dead_letter(fed, "*", "*")],
             max_age=RETENTION_S,
             max_bytes=DEAD_BYTES,
         ),
         _stream_config(
             lease_stream(fed),
-            f"Who in the federation {fed} does what only one may do: gone after {LEASE_S:g} s of silence",
+            f"Leases of the federation {fed}: they expire {LEASE_S:g} s after the last renewal",
             [subjects.lease(fed, "*", "*")],
             max_age=LEASE_S,
             max_bytes=LEASE_BYTES,
@@ -200,12 +200,12 @@ def _stream_configs(fed: FederationId) -> list[StreamConfig]:
     ]
 
 
-def _stream_config(name: str, description: str, kept: list[str], **limits: Any) -> StreamConfig:
-    """On disk, where it outlives a restart (one in memory is gone then, and not only empty); the oldest go first."""
+def _stream_config(name: str, description: str, stream_subjects: list[str], **limits: Any) -> StreamConfig:
+    """Configure a stream on disk: a stream in memory would not exist any more after a restart of the server."""
     return StreamConfig(
         name=name,
         description=description,
-        subjects=kept,
+        subjects=stream_subjects,
         storage=StorageType.FILE,
         retention=RetentionPolicy.LIMITS,
         discard=DiscardPolicy.OLD,

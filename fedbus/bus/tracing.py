@@ -1,7 +1,8 @@
-"""What the bus tells of itself: a span for each durable message said and each one heard, and how much goes by.
+"""Telemetry of the bus: a span for each durable message published or consumed, and metrics of the traffic.
 
-Names and attributes are those of OpenTelemetry's semantic conventions for messaging, and our own; the trace
-travels as W3C writes it. What is not kept, such as a heartbeat, is counted and carries the trace, and is no span.
+Span names and attributes follow OpenTelemetry's semantic conventions for messaging, with fedbus attributes added;
+the trace context is propagated in W3C format. A message that is not durable, such as a heartbeat, is counted and
+carries the trace context, but has no span.
 """
 
 import re
@@ -32,18 +33,18 @@ from fedbus.contracts.telemetry import (
 )
 
 OPERATION_TYPES: Final = {"publish": "send", "request": "send", "process": "process", "answer": "process"}
-"""What each is called in OpenTelemetry's semantic conventions for messaging."""
+"""The operation types of OpenTelemetry's semantic conventions for messaging."""
 SPAN_KINDS: Final = {"publish": SpanKind.PRODUCER, "request": SpanKind.CLIENT}
 W3C_PROPAGATOR: Final = TraceContextTextMapPropagator()
-"""By itself: the global one looks for baggage too, which nobody here carries."""
+"""Only the trace context: the global propagator also parses baggage, which fedbus does not use."""
 TRACEPARENT: Final = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
-"""A traceparent as everybody writes it."""
+"""A traceparent of version 00 (W3C Trace Context)."""
 
 tracer = get_tracer("fedbus.bus")
 
 
 def current_trace_headers() -> dict[str, str]:
-    """The current trace, as headers."""
+    """Return the current trace context as headers; empty outside of a trace."""
     trace_id, span_id, _, flags, state, is_valid = trace.get_current_span().get_span_context()
     if not is_valid:
         return {}
@@ -52,17 +53,20 @@ def current_trace_headers() -> dict[str, str]:
 
 
 def span_context_from(headers: Mapping[str, str]) -> SpanContext | None:
-    """The span in *headers*, where they name one."""
+    """Return the span context in *headers*; None if they have none."""
     span = trace.get_current_span(_extract_context(headers, Context())).get_span_context()
     return span if span.is_valid else None
 
 
 def _extract_context(headers: Mapping[str, str], context: Context | None = None) -> Context | None:
-    """*context*, or the current one, with the span in *headers*. What is usual at once, the rest by OpenTelemetry."""
-    usual = TRACEPARENT.fullmatch(headers.get("traceparent", ""))
-    if not usual or "tracestate" in headers:
+    """Return *context*, or the current one, with the span in *headers*.
+
+    The common format is parsed here, which is faster; OpenTelemetry parses the rest.
+    """
+    match = TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+    if not match or "tracestate" in headers:
         return W3C_PROPAGATOR.extract(headers, context)
-    trace_id, span_id, flags = usual.groups()
+    trace_id, span_id, flags = match.groups()
     span = SpanContext(
         int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16))
     )
@@ -70,25 +74,25 @@ def _extract_context(headers: Mapping[str, str], context: Context | None = None)
 
 
 def publish_span(
-    message: Message, subject: str, operation: str, id: str, who: str
+    message: Message, subject: str, operation: str, id: str, source: str
 ) -> AbstractContextManager[Span]:
-    """The span of saying or asking something."""
+    """Start the span of a publish or a request."""
     return tracer.start_as_current_span(
         f"{operation} {message.word}",
         kind=SPAN_KINDS[operation],
-        attributes=_span_attributes(message, subject, operation, id, who),
+        attributes=_span_attributes(message, subject, operation, id, source),
     )
 
 
 @contextmanager
 def consumer_span(
-    envelope: Envelope, operation: str, message: Message, subject: str, who: str
+    envelope: Envelope, operation: str, message: Message, subject: str, source: str
 ) -> Iterator[None]:
-    """The trace of the sender goes on; log lines in it name the event."""
-    attributes = _span_attributes(message, subject, operation, envelope.id, who)
+    """Continue the sender's trace in a span for the block; log lines in it have the `event_id`."""
+    attributes = _span_attributes(message, subject, operation, envelope.id, source)
     if operation == "process":
-        attributes["messaging.consumer.group.name"] = who
-    named = structlog.contextvars.bind_contextvars(event_id=envelope.id)
+        attributes["messaging.consumer.group.name"] = source
+    tokens = structlog.contextvars.bind_contextvars(event_id=envelope.id)
     try:
         with (
             tracer.start_as_current_span(
@@ -101,32 +105,32 @@ def consumer_span(
         ):
             yield
     finally:
-        structlog.contextvars.reset_contextvars(**named)
+        structlog.contextvars.reset_contextvars(**tokens)
 
 
 def cause_for_effects(message: Message, envelope: Envelope) -> str:
-    """Which message whatever is done about this one is due to: what nobody keeps, nobody could find again."""
+    """Return the cause id for the effects of *message*: its own id, or its cause's if it is not stored."""
     return envelope.id if message.durable else envelope.cause
 
 
 def count_message(message: Message, direction: str, size_bytes: int) -> None:
-    """So much was sent (``transmit``) or came (``receive``)."""
-    about = {"fedbus.word": message.word, "network.io.direction": direction}
-    increment(MESSAGES, about)
-    increment(MESSAGE_IO, about, size_bytes)
+    """Count a message that was sent (``transmit``) or received (``receive``)."""
+    attributes = {"fedbus.word": message.word, "network.io.direction": direction}
+    increment(MESSAGES, attributes)
+    increment(MESSAGE_IO, attributes, size_bytes)
 
 
 def record_receive(message: Message, envelope: Envelope, raw: Msg) -> None:
-    """How old it is and whether it came before; two clocks may disagree, but no event is from the future."""
-    about = {"fedbus.word": message.word}
-    record(EVENT_AGE, max(0.0, time.time() - envelope.time.timestamp()), about)
+    """Record the age of a received message and whether it is a redelivery. Clock skew may not make the age negative."""
+    attributes = {"fedbus.word": message.word}
+    record(EVENT_AGE, max(0.0, time.time() - envelope.time.timestamp()), attributes)
     if raw.metadata.num_delivered > 1:
-        increment(REDELIVERIES, about)
+        increment(REDELIVERIES, attributes)
     count_message(message, "receive", len(raw.data))
 
 
 def _span_attributes(
-    message: Message, subject: str, operation: str, id: str, who: str
+    message: Message, subject: str, operation: str, id: str, source: str
 ) -> dict[str, str | int]:
     attributes: dict[str, str | int] = {
         "messaging.system": "nats",
@@ -135,13 +139,13 @@ def _span_attributes(
         "messaging.destination.name": subject,
         "messaging.destination.template": template(type(message)),
         "messaging.message.id": id,
-        "messaging.client.id": who,
+        "messaging.client.id": source,
         "fedbus.word": message.word,
         "fedbus.task": message.task,
-        "fedbus.about": message.about,
+        "fedbus.about": message.subject_ref,
     }
-    told = vars(message)  # pydantic takes longer to say that a field is not there than all the rest does
+    fields = vars(message)  # getattr of a missing field is slow in pydantic: slower than all the rest here
     for name in ("run", "round", "client"):
-        if (value := told.get(name)) is not None:
+        if (value := fields.get(name)) is not None:
             attributes[f"fedbus.{name}"] = value
     return attributes

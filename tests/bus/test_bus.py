@@ -1,4 +1,4 @@
-"""The bus, heard from both ends over a real nats-server."""
+"""The bus from both ends, over a real nats-server."""
 
 import asyncio
 import itertools
@@ -35,7 +35,7 @@ async def next_message(inbox: "asyncio.Queue[Message]") -> Message:
 
 
 class RecordingConsumer:
-    """Everything that an agent is sent, acknowledged."""
+    """Consumes and acknowledges everything that an agent is sent."""
 
     def __init__(self, bus: Bus, agent: AgentName) -> None:
         self._bus, self._agent = bus, agent
@@ -55,7 +55,7 @@ class RecordingConsumer:
         await asyncio.wait([self._task])
 
     async def _listen(self) -> None:
-        async with self._bus.listen(self._agent, task="mnist") as inbox:
+        async with self._bus.consume(self._agent, task="mnist") as inbox:
             self._listening.set()
             async for delivery in inbox:
                 await delivery.ack()
@@ -63,34 +63,34 @@ class RecordingConsumer:
                 self.heard.put_nowait(delivery.message)
 
 
-async def test_what_is_published_arrives_as_it_was_said(server_bus: Bus, client_bus: Bus) -> None:
-    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as ear:
+async def test_a_published_message_arrives_unchanged(server_bus: Bus, client_bus: Bus) -> None:
+    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as consumer:
         await client_bus.publish(JOINED)
-        assert await next_message(ear.heard) == JOINED
-    assert ear.deliveries[0].envelope.source == "fedbus/test/flower-client/c1"
+        assert await next_message(consumer.heard) == JOINED
+    assert consumer.deliveries[0].envelope.source == "fedbus/test/flower-client/c1"
 
 
-async def test_a_durable_message_waits_for_a_listener_that_is_away(
+async def test_a_durable_message_waits_for_an_absent_consumer(
     server_bus: Bus, client_bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "ACK_WAIT_S", 0.5)  # the broker may send it to who has just gone
+    monkeypatch.setattr(streams, "ACK_WAIT_S", 0.5)  # NATS may deliver it to the consumer that has just ended
     async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER):
         pass
     await client_bus.publish(JOINED)
-    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as ear:
-        assert await next_message(ear.heard) == JOINED
+    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as consumer:
+        assert await next_message(consumer.heard) == JOINED
 
 
 async def test_a_repeat_under_the_same_key_is_dropped(server_bus: Bus, client_bus: Bus) -> None:
-    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as ear:
+    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as consumer:
         for _ in range(3):
             await client_bus.publish(JOINED, id="once")
         await client_bus.publish(JOINED.model_copy(update={"run": "mnist-2"}))
-        assert await next_message(ear.heard) == JOINED
-        assert await next_message(ear.heard) != JOINED
+        assert await next_message(consumer.heard) == JOINED
+        assert await next_message(consumer.heard) != JOINED
 
 
-async def test_what_is_not_durable_reaches_who_listens_and_is_kept_nowhere(
+async def test_a_heartbeat_reaches_subscribers_and_is_not_stored(
     server_bus: Bus, client_bus: Bus, nats: NatsServer
 ) -> None:
     beat = Heartbeat(task="mnist", client="c1", run="mnist-1")
@@ -103,10 +103,10 @@ async def test_what_is_not_durable_reaches_who_listens_and_is_kept_nowhere(
     assert info.state.messages == 0
 
 
-async def test_a_killed_server_loses_nothing_that_was_published_before_or_during(
+async def test_a_killed_server_loses_no_durable_message(
     own_nats: OwnNatsServer, server_bus: Bus, client_bus: Bus
 ) -> None:
-    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as ear:
+    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as consumer:
         await client_bus.publish(JOINED)
         await own_nats.kill()
         during = asyncio.create_task(client_bus.publish(JOINED.model_copy(update={"run": "mnist-2"})))
@@ -114,23 +114,23 @@ async def test_a_killed_server_loses_nothing_that_was_published_before_or_during
         await asyncio.wait_for(during, 20)
         runs: set[str] = set()
         while len(runs) < 2:
-            message = await asyncio.wait_for(ear.heard.get(), 20)
+            message = await asyncio.wait_for(consumer.heard.get(), 20)
             assert isinstance(message, ClientJoined)
             runs.add(message.run)
     assert runs == {"mnist-1", "mnist-2"}
 
 
-async def test_the_trace_of_the_sender_goes_on_at_the_listener(server_bus: Bus, client_bus: Bus) -> None:
-    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as ear:
+async def test_a_consumer_continues_the_trace_of_the_sender(server_bus: Bus, client_bus: Bus) -> None:
+    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as consumer:
         with trace.get_tracer("test").start_as_current_span("a user does something") as root:
             await client_bus.publish(JOINED)
-        await next_message(ear.heard)
-        with ear.deliveries[0].process():
-            here = trace.get_current_span().get_span_context()
-    assert here.trace_id == root.get_span_context().trace_id
+        await next_message(consumer.heard)
+        with consumer.deliveries[0].process():
+            current = trace.get_current_span().get_span_context()
+    assert current.trace_id == root.get_span_context().trace_id
 
 
-# --- what cannot be read ----------------------------------------------------------------
+# --- dead letters -----------------------------------------------------------------------
 
 
 async def dead_letters(nats: NatsServer) -> list[str]:
@@ -157,7 +157,7 @@ async def dead_letters(nats: NatsServer) -> list[str]:
     ],
     ids=["foreign version", "forged source", "foreign spec", "unreadable", "forged identity", "oversized"],
 )
-async def test_what_cannot_be_read_is_set_aside_with_the_reason_and_the_listener_goes_on(
+async def test_an_undecodable_message_becomes_a_dead_letter(
     server_bus: Bus, client_bus: Bus, nats: NatsServer, change: dict[str, str | bytes], reason: str
 ) -> None:
     headers = make_envelope(JOINED, source=client_bus.source).headers()
@@ -165,17 +165,15 @@ async def test_what_cannot_be_read_is_set_aside_with_the_reason_and_the_listener
     assert isinstance(body, bytes)
     headers |= {name: str(value) for name, value in change.items()}
 
-    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as ear:
-        await client_bus.store(subjects.subject_for(FED, JOINED), headers, body)
+    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as consumer:
+        await client_bus.publish_to_stream(subjects.subject_for(FED, JOINED), headers, body)
         await client_bus.publish(JOINED.model_copy(update={"run": "mnist-2"}))
-        assert await next_message(ear.heard) == JOINED.model_copy(update={"run": "mnist-2"})
+        assert await next_message(consumer.heard) == JOINED.model_copy(update={"run": "mnist-2"})
 
     assert [letter for letter in await dead_letters(nats) if reason in letter]
 
 
-async def test_a_message_that_is_too_large_is_refused_before_it_leaves(
-    server_bus: Bus, client_bus: Bus
-) -> None:
+async def test_a_message_that_is_too_large_is_not_sent(server_bus: Bus, client_bus: Bus) -> None:
     await server_bus.create_streams()
     big = FinTrain.model_construct(task="mnist", client="c1", run="x" * (MAX_EVENT_BYTES + 1), rounds=0)
     with pytest.raises(ValueError, match="send large content as a blob"):
@@ -186,7 +184,7 @@ async def test_a_message_that_is_too_large_is_refused_before_it_leaves(
 
 
 class FakeScheduler:
-    """Answers what a scheduler is asked, and counts the runs."""
+    """Answers the requests of a scheduler, and counts the runs."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
@@ -202,19 +200,17 @@ class FakeScheduler:
         return RunStopped(run=request.run)
 
 
-async def run_scheduler(nats: NatsServer, asked: "asyncio.Future[None]", done: asyncio.Event) -> None:
+async def run_scheduler(nats: NatsServer, ready: "asyncio.Future[None]", done: asyncio.Event) -> None:
     scheduler = FakeScheduler()
     async with (
         Bus.connect(nats.url, Identity(FED, "workflow-scheduler")) as bus,
         bus.serve({StartRun: scheduler.start, StopRun: scheduler.stop}, task="mnist", version="0.1.0"),
     ):
-        asked.set_result(None)
+        ready.set_result(None)
         await done.wait()
 
 
-async def test_a_request_is_answered_refused_or_broken_and_each_is_told_apart(
-    nats: NatsServer, client_bus: Bus
-) -> None:
+async def test_a_reply_a_refusal_and_an_internal_error_differ(nats: NatsServer, client_bus: Bus) -> None:
     ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     done = asyncio.Event()
     async with asyncio.TaskGroup() as group:
@@ -229,13 +225,13 @@ async def test_a_request_is_answered_refused_or_broken_and_each_is_told_apart(
         done.set()
 
 
-async def test_a_request_that_nobody_serves_says_who_should(server_bus: Bus, client_bus: Bus) -> None:
+async def test_an_unserved_request_names_the_responsible_agent(server_bus: Bus, client_bus: Bus) -> None:
     assert isinstance(server_bus, Bus)
     with pytest.raises(NoResponse, match="Check that the workflow-scheduler is running"):
         await client_bus.request(StartRun(task="mnist"))
 
 
-async def test_an_unreadable_request_is_answered_with_what_is_wrong(nats: NatsServer) -> None:
+async def test_an_undecodable_request_is_refused_with_the_reason(nats: NatsServer) -> None:
     ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     done = asyncio.Event()
     async with asyncio.TaskGroup() as group:
@@ -245,7 +241,7 @@ async def test_an_unreadable_request_is_answered_with_what_is_wrong(nats: NatsSe
         reply = await connection.request("fedbus.test.svc.mnist.start_run", b"?", headers={"a": "b"})
         await connection.close()
         done.set()
-    assert b"no header ce-specversion" in reply.data
+    assert b"header ce-specversion is missing" in reply.data
 
 
 def test_every_request_names_its_answer() -> None:
@@ -253,20 +249,22 @@ def test_every_request_names_its_answer() -> None:
         assert not issubclass(kind, Request) or issubclass(kind.answer, Body)
 
 
-# --- coming and going ---------------------------------------------------------------------
+# --- connection and reads -----------------------------------------------------------------
 
 
-async def test_no_nats_server_is_one_clear_line() -> None:
+async def test_a_missing_nats_server_is_reported_with_its_address() -> None:
     with pytest.raises(BusUnreachable, match=r"no nats-server at nats://127\.0\.0\.1:1"):
         async with Bus.connect("nats://127.0.0.1:1", Identity(FED, "server-manager")):
             pass
 
 
-async def test_snapshot_tells_the_last_word_on_each_subject_and_ends(server_bus: Bus) -> None:
-    assert await server_bus.states("run") == []
+async def test_the_states_of_a_new_federation_are_empty(server_bus: Bus) -> None:
+    assert await server_bus.current_states("run") == []
 
 
-async def test_a_bus_comes_back_as_often_as_its_server_does(own_nats: OwnNatsServer, server_bus: Bus) -> None:
+async def test_a_bus_reconnects_as_often_as_its_server_restarts(
+    own_nats: OwnNatsServer, server_bus: Bus
+) -> None:
     for _ in range(3):
         await own_nats.kill()
         await own_nats.start()
@@ -275,9 +273,11 @@ async def test_a_bus_comes_back_as_often_as_its_server_does(own_nats: OwnNatsSer
 
 async def test_a_consumer_raises_when_the_connection_is_closed(server_bus: Bus) -> None:
     async with (
-        server_bus.listen(AgentName.SERVER_MANAGER, task="mnist") as inbox,
+        server_bus.consume(AgentName.SERVER_MANAGER, task="mnist") as inbox,
         server_bus.subscribe_ephemeral(Heartbeat, task="mnist") as heartbeats,
-        server_bus.watch(streams.lifecycle_stream(FED), [subjects.wildcard_for(FED, Transition)]) as moves,
+        server_bus.read_stream(
+            streams.lifecycle_stream(FED), [subjects.wildcard_for(FED, Transition)]
+        ) as moves,
     ):
         consuming = [asyncio.ensure_future(anext(one)) for one in (inbox, heartbeats, moves)]
         await asyncio.sleep(0)
@@ -299,14 +299,14 @@ async def test_a_consumer_ends_with_its_own_bus(nats: NatsServer) -> None:
 
 @pytest.fixture
 async def impatient(own_nats: OwnNatsServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bus]:
-    """A bus that waits a moment for JetStream."""
+    """A bus with a short timeout for JetStream."""
     monkeypatch.setattr(bus_module, "ACK_TIMEOUT_S", 0.1)
     async with Bus.connect(own_nats.url, Identity(FED, "test")) as bus:
         yield bus
 
 
 READS: dict[str, Callable[[Bus], Awaitable[object]]] = {
-    "last of each": lambda bus: bus.states("run"),
+    "last of each": lambda bus: bus.current_states("run"),
     "range": lambda bus: bus.sequence_range(streams.lifecycle_stream(FED)),
 }
 
@@ -328,7 +328,7 @@ async def test_a_read_that_jetstream_never_answers_fails_in_the_end(
         own_nats.freeze(),
         pytest.raises(NoResponse, match="a read of FEDBUS_test_LIFE: no reply in 5 attempts"),
     ):
-        await impatient.states("run")
+        await impatient.current_states("run")
 
 
 async def publish_update_ready(bus: Bus) -> bool:
@@ -342,8 +342,8 @@ JOINED_BY_SERVER = UpdateReady.model_validate(
 
 
 async def test_a_follower_of_a_lifecycle_has_one_transition_in_flight(server_bus: Bus) -> None:
-    """Otherwise a transition that is delivered again, after a loss, comes behind newer ones."""
-    async with server_bus.listen(AgentName.WORKFLOW_SCHEDULER, task="mnist"):
+    """Otherwise a redelivered transition would arrive after newer ones."""
+    async with server_bus.consume(AgentName.WORKFLOW_SCHEDULER, task="mnist"):
         name = streams.consumer_name(server_bus.identity.owner, "mnist", AgentName.WORKFLOW_SCHEDULER)
         found = await server_bus._js.consumer_info(streams.lifecycle_stream(FED), name)
 

@@ -1,4 +1,4 @@
-"""Of several that could act, one does; another takes over when it lets go or falls silent."""
+"""One of several agents holds the lease; another takes over when the holder releases it or fails."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ SHORT_LEASE_S = 2.0
 
 @pytest.fixture
 async def buses(nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Bus]]:
-    """Two schedulers, whose lease is shorter than it is in a federation."""
+    """Two schedulers with a lease that is shorter than in production."""
     for module in (streams, leases):
         monkeypatch.setattr(module, "LEASE_S", SHORT_LEASE_S)
     monkeypatch.setattr(leases, "RENEW_S", SHORT_LEASE_S / 4)
@@ -35,72 +35,72 @@ async def buses(nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
 
 class LeaseHolder:
-    """Takes the lease in a task of its own, until told to let go."""
+    """Holds the lease in a task of its own, until it is released."""
 
     def __init__(self, bus: Bus) -> None:
         self.holds = False
         self.lost = False
-        self._let_go = asyncio.Event()
+        self._released = asyncio.Event()
         self.task = asyncio.ensure_future(self._hold(bus))
 
     async def _hold(self, bus: Bus) -> None:
         try:
-            async with Lease.held(bus, task="tiny", agent=AgentName.WORKFLOW_SCHEDULER):
+            async with Lease.acquire(bus, task="tiny", agent=AgentName.WORKFLOW_SCHEDULER):
                 self.holds = True
-                await self._let_go.wait()
+                await self._released.wait()
         except LeaseLost:
             self.lost = True
         finally:
             self.holds = False
 
-    async def let_go(self) -> None:
-        self._let_go.set()
+    async def release(self) -> None:
+        self._released.set()
         await self.task
 
 
-async def test_only_one_holds_it_and_the_next_has_it_when_it_lets_go(buses: list[Bus]) -> None:
+async def test_the_next_agent_acquires_a_released_lease(buses: list[Bus]) -> None:
     first = LeaseHolder(buses[0])
     await eventually(lambda: first.holds)
     second = LeaseHolder(buses[1])
     await asyncio.sleep(3 * leases.RENEW_S)
     assert first.holds
     assert not second.holds
-    await first.let_go()
+    await first.release()
     await eventually(lambda: second.holds)
-    await second.let_go()
+    await second.release()
 
 
-async def test_whoever_is_cancelled_lets_go(buses: list[Bus]) -> None:
+async def test_a_cancelled_holder_releases_the_lease(buses: list[Bus]) -> None:
     first = LeaseHolder(buses[0])
     await eventually(lambda: first.holds)
     first.task.cancel()
     second = LeaseHolder(buses[1])
     await eventually(lambda: second.holds)
-    await second.let_go()
+    await second.release()
 
 
-async def test_who_falls_silent_loses_it_and_is_told_so(
+async def test_a_silent_holder_loses_the_lease_and_gets_an_error(
     buses: list[Bus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patience:
-        patience.setattr(leases, "RENEW_S", 2 * SHORT_LEASE_S)
+    with monkeypatch.context() as context:
+        context.setattr(leases, "RENEW_S", 2 * SHORT_LEASE_S)
         silent = LeaseHolder(buses[0])
         await eventually(lambda: silent.holds)
         second = LeaseHolder(buses[1])
         await eventually(lambda: second.holds)
     await eventually(lambda: silent.lost)
     assert second.holds
-    await second.let_go()
+    await second.release()
 
 
-async def test_a_lease_outlives_a_broker_that_is_killed(buses: list[Bus], own_nats: OwnNatsServer) -> None:
+async def test_a_lease_survives_a_killed_nats_server(buses: list[Bus], own_nats: OwnNatsServer) -> None:
     first = LeaseHolder(buses[0])
     await eventually(lambda: first.holds)
     await own_nats.kill()
     await own_nats.start()
     second = LeaseHolder(buses[1])
     await eventually(lambda: first.holds or second.holds)
-    await (first if first.holds else second).let_go()
+    await (first if first.holds else second).release()
     await eventually(lambda: second.holds or second.task.done())
     second.task.cancel()
     await asyncio.wait([second.task])

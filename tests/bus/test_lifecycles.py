@@ -1,4 +1,4 @@
-"""The log is the state: lifecycles moved over a real nats-server."""
+"""The log is the state: lifecycles over a real nats-server."""
 
 import asyncio
 from pathlib import Path
@@ -25,31 +25,31 @@ C1 = ClientData(task="mnist", client="c1")
 
 
 async def current_transitions(bus: Bus, kind: str) -> list[Transition]:
-    return await bus.states(kind)
+    return await bus.current_states(kind)
 
 
-async def test_a_thing_that_was_never_told_of_stands_in_its_first_state(server_bus: Bus) -> None:
+async def test_an_entity_without_transitions_is_in_its_initial_state(server_bus: Bus) -> None:
     async with LifecycleStore.open(server_bus) as lives:
-        life = await lives.of(SERVER, MNIST)
+        life = await lives.load(SERVER, MNIST)
     assert life.state is ServerState.MODEL_INIT
-    assert not life.born
+    assert not life.exists
 
 
-async def test_a_restarted_owner_goes_on_from_the_last_transition(server_bus: Bus) -> None:
+async def test_a_restarted_owner_continues_from_the_last_transition(server_bus: Bus) -> None:
     async with LifecycleStore.open(server_bus) as lives:
-        life = await lives.of(SERVER, MNIST)
+        life = await lives.load(SERVER, MNIST)
         await life.create()
         await life.transition(ServerEvent.MODEL_READY, {"code_version": "abc"})
 
     async with LifecycleStore.open(server_bus) as lives:
-        again = await lives.of(SERVER, MNIST)
+        again = await lives.load(SERVER, MNIST)
     assert again.state is ServerState.WAITING
     assert again.facts.code_version == "abc"
 
 
-async def test_an_arrow_that_the_table_has_not_is_refused_and_nothing_is_told(server_bus: Bus) -> None:
+async def test_an_illegal_transition_is_rejected_and_not_published(server_bus: Bus) -> None:
     async with LifecycleStore.open(server_bus) as lives:
-        life = await lives.of(SERVER, MNIST)
+        life = await lives.load(SERVER, MNIST)
         with pytest.raises(IllegalTransition, match="run_finished is not possible in state model_init"):
             await life.transition(ServerEvent.RUN_FINISHED)
     assert await current_transitions(server_bus, "server") == []
@@ -63,12 +63,12 @@ async def test_an_arrow_that_the_table_has_not_is_refused_and_nothing_is_told(se
         (ServerEvent.MODEL_READY, {}, ""),
     ],
 )
-async def test_the_span_of_a_failure_says_of_what_kind_it_is(
+async def test_the_span_of_a_failure_has_its_kind(
     server_bus: Bus, event: ServerEvent, facts: ServerChanges, kind: str
 ) -> None:
     with record_spans() as spans:
         async with LifecycleStore.open(server_bus) as lives:
-            life = await lives.of(SERVER, MNIST)
+            life = await lives.load(SERVER, MNIST)
             await life.create()
             await life.transition(event, facts, reason="as it is")
     moved = spans.get_finished_spans()[-1]
@@ -79,10 +79,10 @@ async def test_the_span_of_a_failure_says_of_what_kind_it_is(
     )
 
 
-async def test_what_happens_between_two_runs_does_not_name_the_one_before(server_bus: Bus) -> None:
+async def test_a_span_between_two_runs_does_not_name_the_last_run(server_bus: Bus) -> None:
     with record_spans() as spans:
         async with LifecycleStore.open(server_bus) as lives:
-            life = await lives.of(SERVER, MNIST)
+            life = await lives.load(SERVER, MNIST)
             await life.create()
             await life.transition(ServerEvent.MODEL_READY)
             await life.transition(ServerEvent.RUN_REQUESTED, {"run": "mnist-1"})
@@ -97,11 +97,11 @@ async def test_what_happens_between_two_runs_does_not_name_the_one_before(server
     assert "fedbus.run" not in moves["store_unavailable"]
 
 
-async def test_a_change_that_the_table_has_not_publishes_nothing(server_bus: Bus) -> None:
+async def test_an_illegal_change_publishes_nothing(server_bus: Bus) -> None:
     async with LifecycleStore.open(server_bus) as lives:
-        life = await lives.of(SERVER, MNIST)
+        life = await lives.load(SERVER, MNIST)
         await life.create()
-        with pytest.raises(IllegalChange, match="changes code_versoin, which is no field"):
+        with pytest.raises(IllegalChange, match="changes code_versoin, which is not a field"):
             await life.transition(ServerEvent.MODEL_READY, {"code_versoin": "x"})  # type: ignore[typeddict-unknown-key]
         with pytest.raises(IllegalChange, match="sets term to a wrong value"):
             await life.transition(ServerEvent.MODEL_READY, {"term": "first"})  # type: ignore[typeddict-item]
@@ -113,48 +113,48 @@ async def test_a_change_that_the_table_has_not_publishes_nothing(server_bus: Bus
     assert (life.state, life.facts) == (ServerState.MODEL_INIT, MNIST)
 
 
-async def test_a_transition_that_is_not_taken_changes_neither_state_nor_data(server_bus: Bus) -> None:
+async def test_a_rejected_transition_changes_neither_state_nor_data(server_bus: Bus) -> None:
     async with LifecycleStore.open(server_bus) as ours, LifecycleStore.open(server_bus) as theirs:
-        mine = await ours.of(SERVER, MNIST)
+        mine = await ours.load(SERVER, MNIST)
         await mine.create()
-        other = await theirs.of(SERVER, MNIST)
+        other = await theirs.load(SERVER, MNIST)
         await mine.transition(ServerEvent.MODEL_READY)
         with pytest.raises(StaleOwner):
             await other.transition(ServerEvent.MODEL_READY, {"code_version": "abc"})
     assert (other.state, other.facts, other.event) == (ServerState.MODEL_INIT, MNIST, ServerEvent.STARTED)
 
 
-async def test_data_are_changed_by_a_transition_and_by_nothing_else(server_bus: Bus) -> None:
+async def test_only_a_transition_changes_the_data(server_bus: Bus) -> None:
     async with LifecycleStore.open(server_bus) as lives:
-        life = await lives.of(SERVER, MNIST)
+        life = await lives.load(SERVER, MNIST)
         with pytest.raises(AttributeError):
             life.facts = MNIST  # type: ignore[misc]
 
 
 async def test_a_second_owner_is_refused(server_bus: Bus) -> None:
     async with LifecycleStore.open(server_bus) as ours, LifecycleStore.open(server_bus) as theirs:
-        mine, other = await ours.of(SERVER, MNIST), await theirs.of(SERVER, MNIST)
+        mine, other = await ours.load(SERVER, MNIST), await theirs.load(SERVER, MNIST)
         await mine.create()
         with pytest.raises(StaleOwner, match="two agents with the same identity"):
             await other.create()
 
 
-async def test_a_transition_says_what_the_new_state_waits_for(server_bus: Bus) -> None:
+async def test_a_transition_names_what_the_new_state_waits_for(server_bus: Bus) -> None:
     async with LifecycleStore.open(server_bus) as lives:
-        life = await lives.of(SERVER, MNIST)
+        life = await lives.load(SERVER, MNIST)
         await life.create()
     (transition,) = await current_transitions(server_bus, "server")
     assert transition.waits_for == "the model repository"
 
 
-async def test_a_client_that_is_cut_off_moves_on_and_the_bus_hears_of_it_in_order(
+async def test_a_disconnected_client_publishes_its_transitions_later(
     own_nats: OwnNatsServer, server_bus: Bus, tmp_path: Path
 ) -> None:
     async with (
         Bus.connect(own_nats.url, Identity(FED, "client-manager", "c1")) as bus,
         LifecycleStore.open(bus, SqliteOutbox(tmp_path / "outbox.db")) as lives,
     ):
-        life = await lives.of(CLIENT, C1)
+        life = await lives.load(CLIENT, C1)
         await life.create()
         await own_nats.kill()
         await life.transition(ClientEvent.MODEL_FETCHED)
@@ -162,19 +162,19 @@ async def test_a_client_that_is_cut_off_moves_on_and_the_bus_hears_of_it_in_orde
         assert life.state is ClientState.SERVING
         await own_nats.start()
 
-        async def all_told() -> bool:
+        async def all_published() -> bool:
             return [one.target for one in await current_transitions(server_bus, "client")] == ["serving"]
 
-        await eventually(all_told)
+        await eventually(all_published)
 
 
-async def test_what_waited_in_the_outbox_is_told_after_a_restart(
+async def test_the_outbox_is_published_after_a_restart(
     nats: NatsServer, server_bus: Bus, tmp_path: Path
 ) -> None:
     outbox = SqliteOutbox(tmp_path / "outbox.db")
     async with Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus:
-        cut_off = LifecycleStore(bus, outbox)  # never empties its outbox: killed before it could
-        life = await cut_off.of(CLIENT, C1)
+        cut_off = LifecycleStore(bus, outbox)  # never flushes its outbox: killed before it could
+        life = await cut_off.load(CLIENT, C1)
         await life.create()
         await life.transition(ClientEvent.MODEL_FETCHED)
     assert await current_transitions(server_bus, "client") == []
@@ -183,7 +183,7 @@ async def test_what_waited_in_the_outbox_is_told_after_a_restart(
         Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus,
         LifecycleStore.open(bus, outbox) as lives,
     ):
-        again = await lives.of(CLIENT, C1)
+        again = await lives.load(CLIENT, C1)
         assert again.state is ClientState.PENDING_APPLICATION
         await again.transition(ClientEvent.INFER_READY)
 
@@ -191,23 +191,23 @@ async def test_what_waited_in_the_outbox_is_told_after_a_restart(
     assert transition.target == "serving"
 
 
-async def test_what_another_owner_has_overtaken_is_not_said_after_a_restart(
+async def test_superseded_outbox_entries_are_discarded_after_a_restart(
     nats: NatsServer, server_bus: Bus, tmp_path: Path
 ) -> None:
     outbox = SqliteOutbox(tmp_path / "outbox.db")
     async with Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus:
         async with LifecycleStore.open(bus, outbox) as lives:
-            life = await lives.of(CLIENT, C1)
+            life = await lives.load(CLIENT, C1)
             await life.create()
-        cut_off = LifecycleStore(bus, outbox)  # never empties its outbox: killed before it could
-        await (await cut_off.of(CLIENT, C1)).transition(ClientEvent.MODEL_FETCHED)
+        cut_off = LifecycleStore(bus, outbox)  # never flushes its outbox: killed before it could
+        await (await cut_off.load(CLIENT, C1)).transition(ClientEvent.MODEL_FETCHED)
 
         async with LifecycleStore.open(bus, SqliteOutbox(tmp_path / "other.db")) as lives:
-            other = await lives.of(CLIENT, C1)
+            other = await lives.load(CLIENT, C1)
             await other.transition(ClientEvent.BOOTSTRAP_FAILED)
 
         async with LifecycleStore.open(bus, outbox) as lives:
-            again = await lives.of(CLIENT, C1)
+            again = await lives.load(CLIENT, C1)
             assert again.state is ClientState.TERMINATED
             await again.transition(ClientEvent.RESTARTED)
 
@@ -215,17 +215,15 @@ async def test_what_another_owner_has_overtaken_is_not_said_after_a_restart(
     assert (transition.source, transition.target) == ("terminated", "s0")
 
 
-async def test_a_refused_owner_forgets_what_it_still_wanted_to_say(
-    nats: NatsServer, server_bus: Bus, tmp_path: Path
-) -> None:
+async def test_a_stale_owner_discards_its_outbox(nats: NatsServer, server_bus: Bus, tmp_path: Path) -> None:
     outbox, other = SqliteOutbox(tmp_path / "outbox.db"), SqliteOutbox(tmp_path / "other.db")
     async with Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus:
 
         async def move_what_another_has_moved() -> None:
             async with LifecycleStore.open(bus, outbox) as ours:
-                life = await ours.of(CLIENT, C1)
+                life = await ours.load(CLIENT, C1)
                 async with LifecycleStore.open(bus, other) as theirs:
-                    await (await theirs.of(CLIENT, C1)).create()
+                    await (await theirs.load(CLIENT, C1)).create()
                 await life.create()
                 await life.transition(ClientEvent.MODEL_FETCHED)
                 await asyncio.Event().wait()
@@ -235,15 +233,15 @@ async def test_a_refused_owner_forgets_what_it_still_wanted_to_say(
     assert outbox.first() is None
 
 
-async def test_an_owner_that_comes_while_the_bus_is_away_waits_for_it(
+async def test_an_owner_that_starts_while_nats_is_down_waits_for_it(
     own_nats: OwnNatsServer, server_bus: Bus
 ) -> None:
     async with LifecycleStore.open(server_bus) as lives:
-        await (await lives.of(SERVER, MNIST)).create()
+        await (await lives.load(SERVER, MNIST)).create()
         await own_nats.kill()
-        finding = asyncio.ensure_future(lives.of(SERVER, MNIST))
-        given_up, _ = await asyncio.wait({finding}, timeout=ACK_TIMEOUT_S + 0.5)
-        assert not given_up
+        loading = asyncio.ensure_future(lives.load(SERVER, MNIST))
+        done, _ = await asyncio.wait({loading}, timeout=ACK_TIMEOUT_S + 0.5)
+        assert not done
         await own_nats.start()
         async with asyncio.timeout(20):
-            assert (await finding).born
+            assert (await loading).exists

@@ -1,7 +1,7 @@
-"""Every role against everything that it is not to do, on a real nats-server as `fedbus provision` configures it.
+"""Each role tries everything that it has no permission for, on a nats-server as `fedbus provision` configures it.
 
-A probe is an actual attempt by somebody with valid credentials. It was denied when the broker
-says so to whoever tried, and nobody heard of it.
+A probe is an actual attempt with valid credentials. It counts as denied if the server reports the violation to the
+client.
 """
 
 import contextlib
@@ -84,7 +84,7 @@ DEVICE_MAY_NOT_PUBLISH = [
     f"{ROOT}.life.server.mnist",
     f"{ROOT}.life.run.mnist-1",
     f"{ROOT}.dead.server.server-manager",
-    # what people ask
+    # requests of users
     f"{ROOT}.svc.mnist.start_run",
     f"{ROOT}.svc.mnist.stop_run",
     f"{ROOT}.svc.mnist.open_run",
@@ -128,7 +128,7 @@ DEVICE_MAY_NOT_PUBLISH = [
     "$SRV.PING",
     "$SYS.REQ.CLAIMS.UPDATE",
     "$SYS.REQ.SERVER.PING",
-    # another federation, and nothing of ours
+    # another federation, and subjects outside of fedbus
     "fedbus.other.client.c1.mnist.fin_train",
     "elsewhere",
 ]
@@ -280,64 +280,66 @@ async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
 
 @dataclass
 class PermissionProber:
-    """Somebody with credentials, who tries things."""
+    """Tries to publish and subscribe with given credentials."""
 
     client: Client
-    complaints: list[str]
+    errors: list[str]
 
-    async def may_say(self, subject: str, body: bytes = b"{}", reply: str = "") -> bool:
-        return await self._undisturbed(
+    async def can_publish(self, subject: str, body: bytes = b"{}", reply: str = "") -> bool:
+        return await self._is_permitted(
             lambda: self.client.publish(subject, body, reply=reply), f'publish to "{subject}"'
         )
 
-    async def may_hear(self, subject: str) -> bool:
-        return await self._undisturbed(
+    async def can_subscribe(self, subject: str) -> bool:
+        return await self._is_permitted(
             partial(self.client.subscribe, subject), f'subscription to "{subject}"'
         )
 
-    async def _undisturbed(self, attempt: Callable[[], Awaitable[object]], what: str) -> bool:
-        self.complaints.clear()
+    async def _is_permitted(self, attempt: Callable[[], Awaitable[object]], violation: str) -> bool:
+        self.errors.clear()
         await attempt()
         await self.client.flush()
         try:
-            await eventually(lambda: any(what.lower() in one.lower() for one in self.complaints), within_s=2)
+            await eventually(lambda: any(violation.lower() in one.lower() for one in self.errors), within_s=2)
         except TimeoutError:
             return True
         return False
 
 
 async def probe_denied(
-    bus: TrustedBus, who: Role | str, said: list[str], heard: list[str]
+    bus: TrustedBus, identity: Role | str, publish: list[str], subscribe: list[str]
 ) -> tuple[list[str], int]:
-    """What was *not* denied of all this, and how many probes there were."""
-    async with bus.connect(bus.access_for(who), inbox="_INBOX.c1.probe") as (client, complaints):
-        prober = PermissionProber(client, complaints)
-        through = [f"say {subject}" for subject in said if await prober.may_say(subject, CONSUMER)]
-        through += [f"hear {subject}" for subject in heard if await prober.may_hear(subject)]
-    return through, len(said) + len(heard)
+    """Return the probes that were *not* denied, and the number of all probes."""
+    async with bus.connect(bus.access_for(identity), inbox="_INBOX.c1.probe") as (client, errors):
+        prober = PermissionProber(client, errors)
+        permitted = [
+            f"publish {subject}" for subject in publish if await prober.can_publish(subject, CONSUMER)
+        ]
+        permitted += [f"subscribe {subject}" for subject in subscribe if await prober.can_subscribe(subject)]
+    return permitted, len(publish) + len(subscribe)
 
 
 async def test_a_device_is_denied_all_that_is_not_its_own(bus: TrustedBus) -> None:
-    through, probes = await probe_denied(bus, DEVICE, DEVICE_MAY_NOT_PUBLISH, DEVICE_MAY_NOT_SUBSCRIBE)
+    permitted, probes = await probe_denied(bus, DEVICE, DEVICE_MAY_NOT_PUBLISH, DEVICE_MAY_NOT_SUBSCRIBE)
 
-    assert not through
+    assert not permitted
     assert probes >= 60
 
 
 @pytest.mark.parametrize("role", MAY_NOT_PUBLISH)
 async def test_each_role_is_denied_what_is_not_its_own(bus: TrustedBus, role: Role) -> None:
-    through, _ = await probe_denied(bus, role, MAY_NOT_PUBLISH[role], MAY_NOT_SUBSCRIBE[role])
-    assert not through
+    permitted, _ = await probe_denied(bus, role, MAY_NOT_PUBLISH[role], MAY_NOT_SUBSCRIBE[role])
+    assert not permitted
 
 
-# --- all that the others may, which is the complement of each one's table -------------------------------------
+# --- permissions of other roles: the complement of each role's own table --------------------------------------
 
 HOSTILE_NAMES = ("c2.>", "a.b", "c1 c2", "{{name()}}", "{{tag(client)}}", " ", "")
 OTHERS = "c2"
 
 
 def expand_template(subject: str, client: str) -> str:
-    """One subject that a template or pattern stands for, of this *client*."""
+    """Return one concrete subject for a template or pattern, of this *client*."""
     concrete = subject
     for template in (NAME_TEMPLATE, CLIENT_TAG_TEMPLATE):
         concrete = concrete.replace(template, client)
@@ -345,40 +347,42 @@ def expand_template(subject: str, client: str) -> str:
 
 
 def covers(allowed: str, subject: str) -> bool:
-    """Whether the pattern *allowed* matches the *subject*, which has no wildcards."""
+    """Return whether the pattern *allowed* matches *subject*, which has no wildcards."""
     pattern = re.escape(allowed).replace(r"\*", "[^.]+").replace(">", ".+")
     return re.fullmatch(pattern, subject) is not None
 
 
 def complement(role: Role, what: Callable[[Permissions], tuple[str, ...]]) -> list[str]:
-    """What other roles, and another device, may say or hear and *role*, as c1 where it is a device, may not."""
+    """Return the permissions of other roles, and of another device, that *role* does not have (a device is c1)."""
     own = [
         one.replace(NAME_TEMPLATE, DEVICE)
         .replace(CLIENT_TAG_TEMPLATE, DEVICE)
         .replace(TASK_TAG_TEMPLATE, "mnist")
         for one in what(permissions_for(FED, role))
     ]
-    anybody_s = {expand_template(one, OTHERS) for other in Role for one in what(permissions_for(FED, other))}
-    return sorted(one for one in anybody_s if not any(covers(allowed, one) for allowed in own))
+    all_subjects = {
+        expand_template(one, OTHERS) for other in Role for one in what(permissions_for(FED, other))
+    }
+    return sorted(one for one in all_subjects if not any(covers(allowed, one) for allowed in own))
 
 
 async def probe_all(
-    client: Client, complaints: list[str], said: list[str], heard: list[str], *, within_s: float = 10
+    client: Client, errors: list[str], publish: list[str], subscribe: list[str], *, within_s: float = 10
 ) -> list[str]:
-    """What of it the broker did not complain of, all tried at once."""
-    complaints.clear()
-    for subject in said:
+    """Try everything at once, and return what the server did not deny."""
+    errors.clear()
+    for subject in publish:
         await client.publish(subject, b"{}")
-    for subject in heard:
+    for subject in subscribe:
         await client.subscribe(subject)
     await client.flush()
-    wanted = {f'publish to "{one}"'.lower() for one in said} | {
-        f'subscription to "{one}"'.lower() for one in heard
+    expected = {f'publish to "{one}"'.lower() for one in publish} | {
+        f'subscription to "{one}"'.lower() for one in subscribe
     }
 
     def missing() -> list[str]:
-        told = "\n".join(complaints).lower()
-        return sorted(one for one in wanted if one not in told)
+        reported = "\n".join(errors).lower()
+        return sorted(one for one in expected if one not in reported)
 
     with contextlib.suppress(TimeoutError):
         await eventually(lambda: not missing(), within_s=within_s)
@@ -400,15 +404,15 @@ def access_of(bus: TrustedBus, role: Role, directory: Path) -> BusAccess:
 async def test_each_role_is_denied_all_that_only_others_may(
     bus: TrustedBus, tmp_path: Path, role: Role
 ) -> None:
-    said = complement(role, lambda one: one.publish)
-    heard = complement(role, lambda one: one.subscribe)
-    assert len(said) + len(heard) >= 60, "or the table says too little to be tried"
-    async with bus.connect(access_of(bus, role, tmp_path), inbox="_INBOX.c1.probe") as (client, complaints):
-        assert not await probe_all(client, complaints, said, heard)
+    publish = complement(role, lambda one: one.publish)
+    subscribe = complement(role, lambda one: one.subscribe)
+    assert len(publish) + len(subscribe) >= 60, "the table has too few entries for this test"
+    async with bus.connect(access_of(bus, role, tmp_path), inbox="_INBOX.c1.probe") as (client, errors):
+        assert not await probe_all(client, errors, publish, subscribe)
 
 
 def sign_device(bus: TrustedBus, name: str, directory: Path) -> BusAccess:
-    """Credentials of a device of any *name*, made by whoever has the signing key and not our program."""
+    """Sign credentials of a device of any *name*, as with the signing key but without our checks."""
     key = Key.new(KeyType.USER)
     signing = Key.read(bus.federation.folder / "keys" / "signing" / "device.nk")
     account = bus.federation.server_claims().account
@@ -419,36 +423,34 @@ def sign_device(bus: TrustedBus, name: str, directory: Path) -> BusAccess:
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-async def test_a_hostile_name_that_was_signed_all_the_same_is_let_through_nowhere(
+async def test_a_signed_hostile_name_has_no_additional_permission(
     bus: TrustedBus, tmp_path: Path, name: str
 ) -> None:
-    said = complement(Role.DEVICE, lambda one: one.publish)
-    heard = complement(Role.DEVICE, lambda one: one.subscribe)
+    publish = complement(Role.DEVICE, lambda one: one.publish)
+    subscribe = complement(Role.DEVICE, lambda one: one.subscribe)
     try:
         access = sign_device(bus, name, tmp_path)
-        async with bus.connect(access, inbox="_INBOX.c1.probe") as (client, complaints):
-            through = await probe_all(client, complaints, said, heard)
+        async with bus.connect(access, inbox="_INBOX.c1.probe") as (client, errors):
+            permitted = await probe_all(client, errors, publish, subscribe)
     except NatsError as refused:
         assert "authorization" in str(refused).lower()  # noqa: PT017 (either is a denial)
     else:
-        assert not through
+        assert not permitted
 
 
 @pytest.mark.parametrize("name", ["*", ">", "*.*", "c2.*"])
-async def test_a_name_of_wildcards_is_kept_out_by_us_and_by_nobody_else(
-    bus: TrustedBus, tmp_path: Path, name: str
-) -> None:
-    """nats-server 2.15 puts it into the template as it is: where this fails, there is a second wall at last."""
+async def test_only_our_check_rejects_a_name_of_wildcards(bus: TrustedBus, tmp_path: Path, name: str) -> None:
+    """nats-server 2.15 inserts the name into the template unchanged; if this test fails, a later version checks it."""
     async with bus.connect(sign_device(bus, name, tmp_path), inbox="_INBOX.c1.probe") as (
         client,
-        complaints,
+        errors,
     ):
-        assert await probe_all(client, complaints, [f"{ROOT}.svc.x.enroll.c2"], ["_INBOX.c2.x.y"], within_s=1)
+        assert await probe_all(client, errors, [f"{ROOT}.svc.x.enroll.c2"], ["_INBOX.c2.x.y"], within_s=1)
     with pytest.raises((BadId, CliError)):
         bus.federation.admit(name)
 
 
-async def test_none_of_it_came_to_anything(bus: TrustedBus) -> None:
+async def test_denied_probes_leave_no_message_and_no_consumer(bus: TrustedBus) -> None:
     async with bus.connect(bus.access_for(Role.SERVER_MANAGER), inbox="_INBOX.server.server-manager") as (
         server,
         _,
@@ -462,7 +464,7 @@ async def test_none_of_it_came_to_anything(bus: TrustedBus) -> None:
     assert consumers == {"c1_mnist_trainer", "c2_mnist_trainer"}
 
 
-async def test_nobody_without_credentials_comes_in(bus: TrustedBus) -> None:
+async def test_a_client_without_credentials_is_rejected(bus: TrustedBus) -> None:
     with pytest.raises(AccessDenied, match="requires credentials"):
         async with Bus.connect(
             bus.url, Identity(FED, "trainer", "c1"), access=BusAccess(ca=bus.federation.ca)
@@ -470,7 +472,7 @@ async def test_nobody_without_credentials_comes_in(bus: TrustedBus) -> None:
             pass
 
 
-# --- by the back door: having somebody else speak ------------------------------------------------------
+# --- indirect: making another agent publish ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -483,9 +485,7 @@ async def test_nobody_without_credentials_comes_in(bus: TrustedBus) -> None:
         f"{ROOT}.cast.mnist.update_ready",
     ],
 )
-async def test_the_acknowledgement_of_the_stream_harms_nothing_wherever_it_is_sent(
-    bus: TrustedBus, place: str
-) -> None:
+async def test_a_stream_acknowledgement_to_any_subject_is_harmless(bus: TrustedBus, place: str) -> None:
     async with (
         bus.connect(bus.access_for(Role.SERVER_MANAGER), inbox="_INBOX.server.server-manager") as (server, _),
         bus.connect(bus.access_for("c1"), inbox="_INBOX.c1.trainer") as (device, _),
@@ -508,8 +508,8 @@ async def test_the_acknowledgement_of_the_stream_harms_nothing_wherever_it_is_se
         }
 
 
-async def test_who_answers_requests_does_not_speak_for_whoever_asks(bus: TrustedBus) -> None:
-    """The answer to a request that names a cast as its inbox is sent nowhere."""
+async def test_a_requester_cannot_choose_another_subject_for_the_reply(bus: TrustedBus) -> None:
+    """The reply to a request whose reply subject is a cast is not sent."""
     request = GetLastTransition(task="mnist", client="c1", kind="client")
     headers = make_envelope(request, source="fedbus/test/client-manager/c1", trace={}).headers()
     async with (
@@ -518,19 +518,19 @@ async def test_who_answers_requests_does_not_speak_for_whoever_asks(bus: Trusted
         bus.connect(bus.access_for(Role.OBSERVER), inbox="_INBOX.people.x") as (watcher, _),
         bus.connect(bus.access_for("c1"), inbox="_INBOX.c1.client-manager") as (device, _),
     ):
-        heard = await watcher.subscribe(f"{ROOT}.cast.>")
+        casts = await watcher.subscribe(f"{ROOT}.cast.>")
         await watcher.flush()
-        where = subjects.subject_for(FED, request)
-        await device.publish(where, pack(request), reply=f"{ROOT}.cast.mnist.update_ready", headers=headers)
-        answer = await device.request(where, pack(request), headers=headers, timeout=5)
-        assert answer.data
-        assert heard.pending_msgs == 0
+        subject = subjects.subject_for(FED, request)
+        await device.publish(subject, pack(request), reply=f"{ROOT}.cast.mnist.update_ready", headers=headers)
+        reply = await device.request(subject, pack(request), headers=headers, timeout=5)
+        assert reply.data
+        assert casts.pending_msgs == 0
 
 
-async def test_a_device_acknowledges_what_it_was_sent_and_only_that(bus: TrustedBus) -> None:
+async def test_a_device_acknowledges_only_its_own_messages(bus: TrustedBus) -> None:
     async with (
         bus.connect(bus.access_for(Role.FLOWER_SERVER), inbox="_INBOX.server.flower-server") as (server, _),
-        bus.connect(bus.access_for("c1"), inbox="_INBOX.c1.trainer") as (device, complaints),
+        bus.connect(bus.access_for("c1"), inbox="_INBOX.c1.trainer") as (device, errors),
     ):
         inbox = await device.subscribe(f"{ROOT}.deliver.c1.mnist.trainer")
         await device.flush()
@@ -549,7 +549,7 @@ async def test_a_device_acknowledges_what_it_was_sent_and_only_that(bus: Trusted
             return (own.num_ack_pending, own.num_pending) == (0, 0)
 
         async def refused() -> bool:
-            return any("c2_mnist_trainer" in complaint for complaint in complaints)
+            return any("c2_mnist_trainer" in error for error in errors)
 
         await eventually(acknowledged)
         await eventually(refused)
@@ -557,14 +557,14 @@ async def test_a_device_acknowledges_what_it_was_sent_and_only_that(bus: Trusted
     assert (waiting.num_ack_pending or 0) + (waiting.num_pending or 0) == 1
 
 
-async def test_who_may_not_hear_answers_with_its_credentials_is_told_so_and_does_not_wait(
+async def test_a_request_without_permission_for_its_inbox_fails_at_once(
     bus: TrustedBus,
 ) -> None:
-    """What `fedbus run ls` meets with the credentials of a server agent, whose inbox is not that of people."""
-    person = Identity(FED, "cli", subjects.USERS)
-    async with Bus.connect(bus.url, person, access=bus.access_for(Role.SERVER_MANAGER)) as looking:
+    """For example `fedbus run ls` with the credentials of a server agent, which has another inbox than a user."""
+    user = Identity(FED, "cli", subjects.USERS)
+    async with Bus.connect(bus.url, user, access=bus.access_for(Role.SERVER_MANAGER)) as user_bus:
         for _ in range(2):
             with pytest.raises(
-                PermissionDenied, match=r"hear answers on _inbox\.people\.cli with these credentials"
+                PermissionDenied, match=r"receive replies on _inbox\.people\.cli with these credentials"
             ):
-                await looking.last_per_subject(LIFE, [f"{ROOT}.life.run.>"])
+                await user_bus.last_per_subject(LIFE, [f"{ROOT}.life.run.>"])

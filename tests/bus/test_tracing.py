@@ -1,4 +1,4 @@
-"""What the bus tells of itself: spans of what is kept, figures of all, and events named in log lines."""
+"""Telemetry of the bus: spans of durable messages, metrics of all, and the event id in log lines."""
 
 import asyncio
 
@@ -23,35 +23,33 @@ FED = FederationId("test")
 JOINED = ClientJoined(task="mnist", client="c1", run="mnist-1", code_version="0" * 40)
 
 
-async def test_what_is_said_and_heard_is_one_trace_and_lines_in_it_name_the_event(
-    server_bus: Bus, client_bus: Bus
-) -> None:
+async def test_publish_and_process_are_one_trace_with_the_event_id(server_bus: Bus, client_bus: Bus) -> None:
     with record_spans() as spans:
-        async with server_bus.listen(AgentName.SERVER_MANAGER, task="mnist") as inbox:
+        async with server_bus.consume(AgentName.SERVER_MANAGER, task="mnist") as inbox:
             await client_bus.publish(JOINED)
             delivery = await asyncio.wait_for(anext(inbox), 20)
             with delivery.process():
                 assert structlog.contextvars.get_contextvars()["event_id"] == delivery.envelope.id
             assert "event_id" not in structlog.contextvars.get_contextvars()
             await delivery.ack()
-    said, heard = spans.get_finished_spans()
+    publish, process = spans.get_finished_spans()
 
-    assert (said.name, heard.name) == ("publish joined", "process joined")
-    assert said.context
-    assert heard.parent
-    assert heard.parent.span_id == said.context.span_id
+    assert (publish.name, process.name) == ("publish joined", "process joined")
+    assert publish.context
+    assert process.parent
+    assert process.parent.span_id == publish.context.span_id
     assert delivery.sender_span
-    assert delivery.sender_span.span_id == said.context.span_id
-    assert said.attributes
-    assert said.attributes["messaging.message.id"] == delivery.envelope.id
-    assert said.attributes["messaging.destination.name"] == "fedbus.test.client.c1.mnist.joined"
+    assert delivery.sender_span.span_id == publish.context.span_id
+    assert publish.attributes
+    assert publish.attributes["messaging.message.id"] == delivery.envelope.id
+    assert publish.attributes["messaging.destination.name"] == "fedbus.test.client.c1.mnist.joined"
     assert (
-        said.attributes["messaging.destination.template"]
+        publish.attributes["messaging.destination.template"]
         == "fedbus.{federation}.client.{client}.{task}.joined"
     )
 
 
-async def test_a_heartbeat_is_no_span_and_carries_the_trace(nats: NatsServer, server_bus: Bus) -> None:
+async def test_a_heartbeat_has_no_span(nats: NatsServer, server_bus: Bus) -> None:
     with record_spans() as spans:
         async with (
             server_bus.subscribe_ephemeral(Heartbeat, task="mnist") as beats,
@@ -63,11 +61,11 @@ async def test_a_heartbeat_is_no_span_and_carries_the_trace(nats: NatsServer, se
     assert spans.get_finished_spans() == ()
 
 
-async def test_what_comes_again_and_what_nobody_can_read_is_counted(server_bus: Bus, client_bus: Bus) -> None:
+async def test_redeliveries_and_dead_letters_are_counted(server_bus: Bus, client_bus: Bus) -> None:
     enable_metrics()
-    async with server_bus.listen(AgentName.SERVER_MANAGER, task="mnist") as inbox:
+    async with server_bus.consume(AgentName.SERVER_MANAGER, task="mnist") as inbox:
         headers = make_envelope(JOINED, source=client_bus.source).headers()
-        await client_bus.store(subjects.subject_for(FED, JOINED), headers, b"no message at all")
+        await client_bus.publish_to_stream(subjects.subject_for(FED, JOINED), headers, b"no message at all")
         await client_bus.publish(JOINED)
         first = await asyncio.wait_for(anext(inbox), 20)
         await first._raw.nak()
@@ -80,10 +78,8 @@ async def test_what_comes_again_and_what_nobody_can_read_is_counted(server_bus: 
     )
 
 
-async def test_what_is_said_while_a_message_is_handled_names_it_and_what_is_begun_meanwhile_too(
-    server_bus: Bus, client_bus: Bus
-) -> None:
-    async with server_bus.listen(AgentName.SERVER_MANAGER, task="mnist") as inbox:
+async def test_a_message_published_in_a_handler_names_its_cause(server_bus: Bus, client_bus: Bus) -> None:
+    async with server_bus.consume(AgentName.SERVER_MANAGER, task="mnist") as inbox:
         await client_bus.publish(JOINED)
         first = await asyncio.wait_for(anext(inbox), 20)
         with first.process():
@@ -95,13 +91,11 @@ async def test_what_is_said_while_a_message_is_handled_names_it_and_what_is_begu
     assert [one.envelope.cause for one in (first, second, third)] == ["", first.envelope.id, ""]
 
 
-async def test_a_request_which_nobody_keeps_hands_on_what_led_to_it(
-    nats: NatsServer, server_bus: Bus
-) -> None:
-    heard: list[str] = []
+async def test_a_request_passes_on_its_own_cause(nats: NatsServer, server_bus: Bus) -> None:
+    causes: list[str] = []
 
     async def answer(_: Request) -> Body:
-        heard.append(current_cause())
+        causes.append(current_cause())
         return Refused(reason="no")
 
     handlers = dict.fromkeys(requests_answered_by("registrar"), answer)
@@ -111,4 +105,4 @@ async def test_a_request_which_nobody_keeps_hands_on_what_led_to_it(
     ):
         with cause_scope("what-led-to-it"), pytest.raises(RequestRefused):
             await server_bus.request(GetLastTransition(task="mnist", client="c1", kind="client"))
-    assert heard == ["what-led-to-it"]
+    assert causes == ["what-led-to-it"]

@@ -1,4 +1,4 @@
-"""The one object of a process that offers and fetches blobs."""
+"""Offer and fetch blobs: one `Blobs` object for each process."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -24,7 +24,7 @@ from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.model import MAX_BLOB_BYTES, BlobRef
 
 TIMEOUT_S: Final = 30.0
-"""Without a single chunk. A holder or broker that restarts is back before."""
+"""The time without any chunk after which a fetch fails; longer than a restart of the sender or the NATS server."""
 
 
 class Blobs:
@@ -38,16 +38,15 @@ class Blobs:
     @classmethod
     @asynccontextmanager
     async def open(cls, connection: Client, fed: FederationId, holder: str) -> AsyncIterator[Self]:
-        """Serves what is offered, under the name *holder*, which no other process may have, until
-        the block ends; so leave it before the connection is closed.
+        """Serve offers under the name *holder* for the duration of the block.
+
+        No other process may have the same name. Leave the block before the connection closes.
         """
         configure_malloc()
         blobs = cls(connection, fed, holder)
-        asked = await connection.subscribe(protocol.request_subject(fed, holder), cb=blobs._sender.hear)
-        arriving = await connection.subscribe(
-            protocol.inbox_subject(fed, holder, ">"), cb=blobs._receiver.hear
-        )
-        await flush_subscriptions(connection)  # whoever hears of an offer from now on, finds us
+        requests = await connection.subscribe(protocol.request_subject(fed, holder), cb=blobs._sender.on_request)
+        chunks = await connection.subscribe(protocol.inbox_subject(fed, holder, ">"), cb=blobs._receiver.on_message)
+        await flush_subscriptions(connection)  # from here on a receiver of a reference can reach this process
         try:
             async with background_task(blobs._sender.serve(), name=f"blobs of {holder}"):
                 try:
@@ -55,13 +54,21 @@ class Blobs:
                 finally:
                     blobs._sender.close()
         finally:
-            await _unsubscribe(asked, arriving)
+            await _unsubscribe(requests, chunks)
 
     async def offer(self, data: BlobData, *, receivers: int = 1, sha256: str | None = None) -> BlobOffer:
-        """Give *data* to whoever asks for it, until the Offer is released.
+        """Offer *data* to all receivers until the offer is released.
 
-        A list of buffers is one blob, as if they were joined. *receivers* are expected at about the
-        same time: more than one get it by cast. *sha256*, where it is known, saves the hashing.
+        A list of buffers is one blob, as if they were joined.
+
+        Args:
+            data: The content.
+            receivers: How many receivers are expected at about the same time; several are served by multicast.
+            sha256: The digest, if it is known; it saves the hashing.
+
+        Raises:
+            ValueError: The content is too large for a blob.
+
         """
         content = await _open_source(data) if isinstance(data, Path) else open_source(data)
         try:
@@ -75,10 +82,12 @@ class Blobs:
     async def fetch(
         self, ref: BlobRef, into: memoryview | None = None, *, timeout_s: float = TIMEOUT_S
     ) -> memoryview:
-        """The blob, verified, at the beginning of *into* or in new memory.
+        """Fetch and verify a blob, into the beginning of *into* or into new memory.
 
-        Raises BlobCorrupt, and BlobUnavailable when nothing has come for *timeout_s*; *into* holds
-        nothing of worth then.
+        Raises:
+            BlobCorrupt: The sender sent other content; *into* is undefined.
+            BlobUnavailable: No chunk arrived for *timeout_s*; *into* is undefined.
+
         """
         _check_size(ref)
         sink = MemorySink(ref, into)
@@ -86,10 +95,10 @@ class Blobs:
         return sink.view
 
     async def fetch_to(self, ref: BlobRef, path: Path, *, timeout_s: float = TIMEOUT_S) -> None:
-        """The blob as the file *path*, which is there as a whole and verified, or as it was before.
+        """Fetch a blob into the file *path*, which is replaced atomically after the content is verified.
 
-        What had come when a fetch broke off stays beside *path*, and the next fetch of the same blob
-        goes on from there. Raises as `fetch` does.
+        The chunks of an interrupted fetch stay in a part file next to *path*, and the next fetch of the same blob
+        continues from there. Raises as `fetch` does.
         """
         _check_size(ref)
         while True:
@@ -98,7 +107,7 @@ class Blobs:
                     return await self._receiver.fetch(ref, sink, timeout_s)
                 except BlobCorrupt:
                     await sink.discard()
-                    if not sink.held_bytes:  # or what was left here may be what was wrong: once more without
+                    if not sink.resumed_bytes:  # otherwise the old part file may be corrupt: try once without it
                         raise
 
 

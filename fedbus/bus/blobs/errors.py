@@ -1,10 +1,10 @@
-"""What can go wrong with a blob, each with the one who must act."""
+"""Exceptions of blob transfers."""
 
 from fedbus.contracts.model import BlobRef
 
 
 class BlobError(Exception):
-    """A blob was not had; *ref* says which."""
+    """The transfer of the blob *ref* failed."""
 
     def __init__(self, ref: BlobRef, what: str) -> None:
         super().__init__(f"blob {ref.sha256[:12]} from {ref.holder} {what}")
@@ -12,15 +12,15 @@ class BlobError(Exception):
 
 
 class BlobCorrupt(BlobError):
-    """What the holder sends is not what the reference says. Nothing of it was kept."""
+    """The sender sends content that does not match the reference; nothing was stored."""
 
     def __init__(self, ref: BlobRef, what: str) -> None:
-        super().__init__(ref, f"is corrupt: {what}; have it offered again")
+        super().__init__(ref, f"is corrupt: {what}; the sender must offer it again")
 
 
 class BlobUnavailable(BlobError):
-    """The blob cannot be had now. *reason* says why, and what to do."""
+    """The blob is not available now; *reason* contains the cause and the remedy."""
 
     def __init__(self, ref: BlobRef, reason: str) -> None:
-        super().__init__(ref, f"cannot be had: {reason}")
+        super().__init__(ref, f"is unavailable: {reason}")
         self.reason = reason

@@ -1,8 +1,8 @@
-"""A word with glibc: what was freed stays mapped, for the next chunk.
+"""Configure glibc malloc: keep freed pages mapped.
 
-Every message passes through a few short-lived buffers of its own size. By default glibc gives
-such memory back to the kernel at once, and the first touch of fresh pages costs more than all
-the copying: sending took three times the CPU. Elsewhere than on glibc this does nothing.
+Every message passes through a few short-lived buffers of its own size. By default glibc returns such memory to the
+kernel at once, and the page faults of new pages cost more than all the copying: sending took three times the CPU.
+On systems without glibc this has no effect.
 """
 
 import ctypes
@@ -12,14 +12,14 @@ import sys
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 TRIM_THRESHOLD_BYTES = 64 * 1024**2
-"""How much freed memory a process may keep: a few windows."""
+"""Freed memory that a process keeps mapped: a few windows."""
 MMAP_THRESHOLD_BYTES = 32 * 1024**2
-"""The most that glibc takes; from here on (whole models) memory is given back when freed."""
+"""The maximum of glibc; larger allocations (whole models) are returned to the kernel when freed."""
 
 
 @functools.cache
 def configure_malloc() -> bool:
-    """Ask once a process; says whether the allocator has agreed."""
+    """Configure the allocator, once for each process; return whether it accepted the settings."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

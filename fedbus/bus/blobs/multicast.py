@@ -1,9 +1,9 @@
-"""The pace of a cast: one blob, sent once, to all of a cohort. Decisions only; no I/O, no clock.
+"""The flow control of a multicast: one blob, sent once, to a whole cohort. Decisions only; no I/O, no clock.
 
-A cast gathers: everyone who asks is invited. It begins when all who are expected have accepted,
-or some patience after the first asked, with those who have. From then on it goes as far as
-its slowest listener has asked. One who holds it up for too long falls out, and fetches
-the rest alone; the others gather again under another number, which he does not hear.
+A multicast gathers first: every receiver that requests the blob is invited. It starts when all expected receivers
+have accepted, or after a timeout from the first request with those that have. It sends only the chunks that the
+slowest receiver has requested. A receiver that delays it for too long is dropped and fetches the rest by unicast;
+the others gather again under a new number, to which the dropped receiver does not subscribe.
 """
 
 import secrets
@@ -13,8 +13,8 @@ from enum import StrEnum
 
 class MulticastPhase(StrEnum):
     GATHERING = "gathering"
-    CASTING = "casting"
-    OVER = "over"
+    SENDING = "casting"
+    DONE = "over"
 
 
 class MulticastState:
@@ -26,57 +26,62 @@ class MulticastState:
         self.phase = MulticastPhase.GATHERING
         self.number = _random_number()
         self.position = 0
-        """The chunk that is cast next."""
+        """The next chunk to send."""
 
     @property
-    def all_here(self) -> bool:
+    def has_all_receivers(self) -> bool:
         return len(self._credit) >= self._expected
 
     @property
-    def held_up(self) -> bool:
-        """Whether a listener has not asked for the next chunk yet."""
-        return self.phase is MulticastPhase.CASTING and min(self._credit.values()) <= self.position
+    def is_blocked(self) -> bool:
+        """True if a receiver has not requested the next chunk yet."""
+        return self.phase is MulticastPhase.SENDING and min(self._credit.values()) <= self.position
 
     def covers(self, place: str) -> bool:
-        """Whether *place* is sent what it asks for by this cast: by now, the chunks below `position`."""
+        """Return whether this multicast serves the receiver at *place*; the chunks below `position` are sent."""
         return place in self._invited
 
-    def invite(self, place: str, asked: range) -> bool:
-        """Whether whoever asks at *place*, outside of the cast, is to listen to it instead of being answered."""
+    def invite(self, place: str, chunks: range) -> bool:
+        """Decide whether a unicast request from *place* is answered by an invitation to this multicast."""
         if self.phase is not MulticastPhase.GATHERING or len(self._invited.keys() | {place}) > self._expected:
             return False
-        if asked or place not in self._invited:  # a probe asks for nothing, and takes nothing back
-            self._invited[place] = asked
+        if (
+            chunks or place not in self._invited
+        ):  # a probe requests no chunks, and must not reset those requested
+            self._invited[place] = chunks
         return True
 
-    def grant(self, place: str, number: int, until: int) -> bool:
-        """The listener at *place* can take the chunks below *until*. False where it is no listener:
-        it has accepted too late, or has fallen out.
+    def grant_credit(self, place: str, number: int, until: int) -> bool:
+        """Record that the receiver at *place* can take the chunks below *until*.
+
+        Returns:
+            False if it does not take part: it accepted too late, or was dropped.
+
         """
         if number != self.number or place not in self._invited:
             return False
         self._credit[place] = max(until, self._credit.get(place, 0))
         return True
 
-    def begin(self) -> Mapping[str, range]:
-        """Enough waited. Returns who was invited and is not here, with what each is still owed."""
-        left_behind = {place: asked for place, asked in self._invited.items() if place not in self._credit}
-        for place in left_behind:
+    def start(self) -> Mapping[str, range]:
+        """Start sending. Return the invited receivers that have not accepted, with the chunks that each requested."""
+        missing = {place: chunks for place, chunks in self._invited.items() if place not in self._credit}
+        for place in missing:
             del self._invited[place]
-        self.phase = MulticastPhase.CASTING if self._credit else MulticastPhase.OVER
-        return left_behind
+        self.phase = MulticastPhase.SENDING if self._credit else MulticastPhase.DONE
+        return missing
 
     def next_chunk(self) -> int | None:
-        """The chunk to send now, if there is one that every listener has asked for."""
-        if self.phase is not MulticastPhase.CASTING or self.held_up:
+        """Return the chunk to send now; None if some receiver has not requested the next one."""
+        if self.phase is not MulticastPhase.SENDING or self.is_blocked:
             return None
         chunk, self.position = self.position, self.position + 1
         if self.position == self._chunks:
-            self.phase = MulticastPhase.OVER
+            self.phase = MulticastPhase.DONE
         return chunk
 
-    def drop_laggards(self) -> frozenset[str]:
-        """Gather again without those who hold it up. Returns who is left, to be invited."""
+    def drop_slow_receivers(self) -> frozenset[str]:
+        """Gather again without the receivers that delay the multicast. Return the remaining ones, to be invited."""
         self._invited = {
             place: range(self.position, until)
             for place, until in self._credit.items()
@@ -85,10 +90,10 @@ class MulticastState:
         self._credit = {}
         self._expected = len(self._invited)
         self.number = _random_number()
-        self.phase = MulticastPhase.GATHERING if self._invited else MulticastPhase.OVER
+        self.phase = MulticastPhase.GATHERING if self._invited else MulticastPhase.DONE
         return frozenset(self._invited)
 
 
 def _random_number() -> int:
-    """Never 0, which in an Ask says: in no cast."""
+    """Return a random number, never 0: in a ChunkRequest, 0 means unicast."""
     return secrets.randbits(62) + 1

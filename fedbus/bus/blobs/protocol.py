@@ -1,21 +1,20 @@
-"""What the two sides of a transfer say to each other.
+"""The protocol of blob transfers.
 
-    fedbus.<fed>.blob.<holder>.ask.<asker>            Ask; the reply subject says where to put the chunks
-    fedbus.<fed>.blob.<receiver>.in.<fetch>.<index>   a chunk, and nothing but its bytes
-    fedbus.<fed>.blob.<receiver>.in.<fetch>.here      Here: what has been sent before this answer to a probe
-    fedbus.<fed>.blob.<receiver>.in.<fetch>.no        why there will be nothing
-    fedbus.<fed>.blob.<receiver>.in.<fetch>.cast      a cast to listen to instead
+    fedbus.<fed>.blob.<holder>.ask.<asker>            ChunkRequest; the reply subject is where the chunks go
+    fedbus.<fed>.blob.<receiver>.in.<fetch>.<index>   a chunk: only its bytes
+    fedbus.<fed>.blob.<receiver>.in.<fetch>.here      ProbeReply: everything requested before has been sent
+    fedbus.<fed>.blob.<receiver>.in.<fetch>.no        the blob is unavailable, with the reason
+    fedbus.<fed>.blob.<receiver>.in.<fetch>.cast      an invitation to a multicast
     fedbus.<fed>.blob.<holder>.cast.<cast>.<index>    a chunk for a whole cohort
 
-An Ask is a grant of credit as well: the holder sends what is asked for, and nothing else. Where
-nothing comes, a probe tells a slow way from a loss: its answer comes behind every chunk that was
-sent before, so what has not come by then never will, and is asked for again. The index is the
-last token of the subject, so a chunk needs no header and no prefix, and its bytes go from the
-wire to their place untouched. Nobody subscribes to a cast before being told of it, so whoever
-falls out of one is left behind with nothing on its way to it.
+A ChunkRequest also grants credit: the sender sends what is requested, and nothing else. If nothing arrives, a probe
+distinguishes a slow connection from a loss: its reply follows every chunk that was sent before, so a chunk that has
+not arrived by then is lost, and is requested again. The index is the last token of the subject, so a chunk needs no
+header and no prefix, and its bytes are not copied. A receiver subscribes to a multicast only after its invitation,
+so a receiver that was dropped gets no more of its chunks.
 
-A holder is an owner and a name, ``c1.trainer_0123``, and an asker is an owner: so the broker can
-see to it that nobody asks in another's name, and the holder that nobody has chunks sent to another.
+A holder is an owner and a name, ``c1.trainer_0123``, and an asker is an owner. So NATS permissions can prevent
+requests in the name of another owner, and the sender can prevent chunks from being sent to another owner.
 """
 
 import re
@@ -27,13 +26,13 @@ from fedbus.contracts import subjects
 from fedbus.contracts.identifiers import FederationId
 
 CHUNK_BYTES: Final = 2 * 1024**2
-"""Measured: see `benchmarks/blobs.py`. A chunk is also the least that a receiver must be able to hold."""
+"""Measured: see `benchmarks/blobs.py`. A receiver needs memory for at least one chunk."""
 WINDOW_BYTES: Final = 8 * 1024**2
-"""What one fetch has in flight: asked for, and not yet in its place."""
+"""Bytes of one fetch in flight: requested, and not yet written to the sink."""
 SHARED_WINDOW_BYTES: Final = 64 * 1024**2
-"""What all fetches of a process have in flight together, as long as each has a chunk."""
+"""Bytes in flight for all fetches of a process together, if each still has one chunk."""
 MAX_REQUEST_CHUNKS: Final = 4096
-"""The most that a holder remembers for one fetch."""
+"""Chunks that a sender queues for one fetch, at most."""
 
 PROBE_REPLY: Final = "here"
 UNAVAILABLE: Final = "no"
@@ -45,26 +44,28 @@ _PROBE_REPLY: Final = struct.Struct(">II")
 
 @dataclass(frozen=True)
 class ChunkRequest:
-    """Send me the chunks from *first* up to, not including, *until*; by *cast*, if I am in one.
-    With a *probe*, say so when all has been sent.
+    """A request for the chunks from *first* up to, not including, *until*.
+
+    *cast* is the number of the multicast that the receiver takes part in; 0: none. A *probe* other than 0 requests
+    a `ProbeReply` after these chunks.
     """
 
     sha256: str
     first: int
     until: int
-    cast: int = 0
+    multicast: int = 0
     probe: int = 0
 
     def pack(self) -> bytes:
-        return _CHUNK_REQUEST.pack(bytes.fromhex(self.sha256), self.first, self.until, self.cast, self.probe)
+        return _CHUNK_REQUEST.pack(bytes.fromhex(self.sha256), self.first, self.until, self.multicast, self.probe)
 
-    def within(self, chunks: int) -> range:
-        """What of a blob of so many chunks is asked for, as far as a holder remembers it."""
+    def clip_to(self, chunks: int) -> range:
+        """Return the requested range of a blob with *chunks* chunks, limited to `MAX_REQUEST_CHUNKS`."""
         return range(self.first, min(self.until, chunks, self.first + MAX_REQUEST_CHUNKS))
 
     @classmethod
     def unpack(cls, packed: bytes) -> "ChunkRequest | None":
-        """The Ask in *packed*, or None where there is none."""
+        """Decode a request; None if *packed* is invalid."""
         if len(packed) != _CHUNK_REQUEST.size:
             return None
         digest, *numbers = _CHUNK_REQUEST.unpack(packed)
@@ -73,7 +74,7 @@ class ChunkRequest:
 
 @dataclass(frozen=True)
 class ProbeReply:
-    """What was asked for before the *probe* has been sent, as far as it lies below *until*."""
+    """The reply to *probe*: every chunk below *until* that was requested before the probe has been sent."""
 
     probe: int
     until: int
@@ -83,31 +84,31 @@ class ProbeReply:
 
     @classmethod
     def unpack(cls, packed: bytes) -> "ProbeReply | None":
-        """The Here in *packed*, or None where there is none."""
+        """Decode a reply; None if *packed* is invalid."""
         return cls(*_PROBE_REPLY.unpack(packed)) if len(packed) == _PROBE_REPLY.size else None
 
 
 def request_subject(fed: FederationId, holder: str, asker: str = "*") -> str:
-    """Where *holder* is asked: by anybody, or by one *asker*."""
+    """Return the subject for requests to *holder*, from one *asker* or from all."""
     return subjects.blob(fed, holder, f"ask.{asker}")
 
 
 def owner_of(holder: str) -> str:
-    """Whose process *holder* is: a client's, or the server side's."""
+    """Return the owner of the process *holder*: a client, or the server side."""
     return holder.partition(".")[0]
 
 
 def inbox_subject(fed: FederationId, receiver: str, fetch: str) -> str:
-    """Where the chunks of one *fetch* go, less the index."""
+    """Return the subject for the chunks of one *fetch*, without the index."""
     return subjects.blob(fed, receiver, f"in.{fetch}")
 
 
 def multicast_subject(fed: FederationId, holder: str, number: int) -> str:
-    """Where the chunks of one cast go, less the index."""
+    """Return the subject for the chunks of one multicast, without the index."""
     return subjects.blob(fed, holder, f"cast.{number}")
 
 
 def is_inbox_of(fed: FederationId, place: str, asker: str) -> bool:
-    """Whether *place* is one of the *asker*'s own: a holder sends nowhere else, whoever asks."""
+    """Return whether *place* is an inbox of *asker*; a sender sends to no other subject."""
     root = re.escape(subjects.blob(fed, asker, ""))
     return re.fullmatch(rf"{root}([A-Za-z0-9_-]+\.)?in\.[A-Za-z0-9_-]+", place) is not None

@@ -1,7 +1,7 @@
-"""How far a fetch is: which chunks to ask for, which have come, which are next. No I/O.
+"""The progress of a fetch: which chunks to request, which have arrived, which are next. No I/O.
 
-At any time the chunks of a blob are, from the left: taken (in their place), arrived or
-awaited (one window at most), and not yet asked for.
+At any time the chunks of a blob are, in order: taken (written to the sink), arrived or awaited (one window at
+most), and not yet requested.
 """
 
 from collections.abc import Iterator
@@ -12,51 +12,51 @@ class ReceiveProgress:
         self._chunks = chunks
         self._first = first
         self._taken = first
-        self._asked = first
+        self._requested = first
         self._awaited: set[int] = set()
         self._arrived: dict[int, bytes] = {}
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         return self._taken == self._chunks
 
     @property
-    def begun(self) -> bool:
-        """Whether anything has come."""
+    def has_begun(self) -> bool:
+        """True if any chunk has arrived."""
         return self._taken > self._first or bool(self._arrived)
 
     @property
-    def asked_until(self) -> int:
-        return self._asked
+    def requested_until(self) -> int:
+        return self._requested
 
-    def ask(self, window: int) -> range:
-        """The chunks to ask for now, so that *window* of them are under way; they are awaited from here on."""
-        until = min(self._chunks, max(self._asked, self._taken + window))
-        chunks = range(self._asked, until)
-        self._asked = until
+    def request_window(self, window: int) -> range:
+        """Return the chunks to request now, so that at most *window* are in flight; they are awaited from here on."""
+        until = min(self._chunks, max(self._requested, self._taken + window))
+        chunks = range(self._requested, until)
+        self._requested = until
         self._awaited.update(chunks)
         return chunks
 
-    def arrive(self, index: int, chunk: bytes) -> bool:
-        """Whether this one was awaited: a repeat is no news, nor is what nobody asked for."""
+    def record_arrival(self, index: int, chunk: bytes) -> bool:
+        """Add a chunk that arrived; return False for a repeated chunk or one that was not requested."""
         if index not in self._awaited:
             return False
         self._awaited.remove(index)
         self._arrived[index] = chunk
         return True
 
-    def take(self) -> list[bytes]:
-        """The chunks that are next in order, as far as they have come."""
-        ripe = []
+    def take_ready(self) -> list[bytes]:
+        """Remove and return the chunks that are next in order and have arrived."""
+        chunks = []
         while self._taken in self._arrived:
-            ripe.append(self._arrived.pop(self._taken))
+            chunks.append(self._arrived.pop(self._taken))
             self._taken += 1
-        return ripe
+        return chunks
 
-    def missing(self, below: int) -> Iterator[range]:
-        """What was asked for *below* and has not come, as unbroken ranges."""
+    def missing_ranges(self, below: int) -> Iterator[range]:
+        """Yield the contiguous ranges of requested chunks *below* that index that have not arrived."""
         first = None
-        end = min(below, self._asked)
+        end = min(below, self._requested)
         for index in range(self._taken, end + 1):
             if index in self._awaited and index < end:
                 first = index if first is None else first

@@ -1,9 +1,8 @@
-"""The holder's side: what is offered, and to whom the next chunk goes.
+"""The sender's side: the offers, and which transfer sends the next chunk.
 
-The holder knows nothing of a receiver but the chunks that it has asked for and not got, and
-may forget even that, for it asks again. One task sends everything, a chunk for each in
-turn, as fast as the connection takes it: what is not written yet stays small, whatever the
-connection would let wait.
+The only state about a receiver is the chunks that it has requested and not received. It may be dropped at any time,
+since the receiver repeats its requests. One task sends everything, one chunk for each transfer in round-robin
+order, as fast as the socket accepts it, so that the unwritten data stays small.
 """
 
 import asyncio
@@ -31,85 +30,85 @@ from fedbus.contracts.model import BlobRef
 from fedbus.contracts.telemetry import BLOB_IO, increment
 
 MULTICAST_GATHER_S: Final = 0.05
-"""How long a cast waits for the rest of its cohort, after the first has asked."""
+"""How long a multicast waits for the rest of its cohort after the first request."""
 SLOW_RECEIVER_S: Final = 0.3
-"""How long one listener may hold up the others."""
+"""How long one receiver may delay the others."""
 MAX_FETCHES_SERVED: Final = 4096
-"""Beyond, an Ask is dropped; its sender will repeat it."""
+"""Requests beyond this many fetches are dropped; the receiver repeats them."""
 MAX_UNWRITTEN_BYTES: Final = protocol.CHUNK_BYTES
-"""What may wait for the socket before the next chunk is read."""
+"""Unwritten bytes from which the sender waits for the socket before it reads the next chunk."""
 TRANSMIT_ATTRIBUTES: Final = {"network.io.direction": "transmit"}
-NO_SUCH_BLOB: Final = "it does not hold this blob (any more); ask for a new reference"
+NO_SUCH_BLOB: Final = "the sender does not offer this blob (any more); request a new reference"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Stands behind the chunks that were asked for before it."""
+    """A queued probe; it follows the chunks that were requested before it."""
 
     number: int
 
 
 class UnicastTransfer:
-    """What one fetch has asked for and not got."""
+    """The chunks that one fetch has requested and that are not sent yet."""
 
     def __init__(self, offer: BlobOffer, place: str) -> None:
         self.offer = offer
-        self.place = place
-        self.queued = False
-        self._owed: deque[int | Probe] = deque()
+        self.inbox = place
+        self.is_queued = False
+        self._pending: deque[int | Probe] = deque()
 
-    def owe(self, owed: Iterable[int | Probe]) -> None:
-        known = set(self._owed)
-        self._owed.extend(one for one in owed if one not in known)
-        while len(self._owed) > protocol.MAX_REQUEST_CHUNKS:
-            self._owed.pop()
+    def add_pending(self, chunks: Iterable[int | Probe]) -> None:
+        known = set(self._pending)
+        self._pending.extend(one for one in chunks if one not in known)
+        while len(self._pending) > protocol.MAX_REQUEST_CHUNKS:
+            self._pending.pop()
 
     async def next_message(self) -> tuple[str, BytesLike] | None:
-        """What is sent next, and where; None when nothing is owed now. Raises Gone."""
-        match self._owed.popleft() if self._owed else None:
+        """Return subject and body of the next message; None if nothing is queued. Raises BlobGone."""
+        match self._pending.popleft() if self._pending else None:
             case None:
                 return None
             case Probe(number):
-                return f"{self.place}.{protocol.PROBE_REPLY}", protocol.ProbeReply(
+                return f"{self.inbox}.{protocol.PROBE_REPLY}", protocol.ProbeReply(
                     number, self._sent_until()
                 ).pack()
             case index:
-                return f"{self.place}.{index}", await self.offer.chunk(index)
+                return f"{self.inbox}.{index}", await self.offer.read_chunk(index)
 
     def _sent_until(self) -> int:
-        """A cast is ahead of this turn or behind it; below its position all is sent."""
-        cast = self.offer.cast
-        return cast.position if cast is not None and cast.covers(self.place) else self.offer.ref.chunk_count
+        """Return the index below which all requested chunks are sent: a multicast has its own position."""
+        cast = self.offer.multicast
+        return cast.position if cast is not None and cast.covers(self.inbox) else self.offer.ref.chunk_count
 
 
 class MulticastTransfer:
-    """A cast, and the clock that it waits by."""
+    """A multicast, and the timer that it waits on."""
 
     def __init__(self, fed: FederationId, offer: BlobOffer, cast: MulticastState) -> None:
         self.offer = offer
-        self.cast = cast
-        self.queued = False
+        self.state = cast
+        self.is_queued = False
         self._fed = fed
         self._timer: asyncio.TimerHandle | None = None
 
     async def next_message(self) -> tuple[str, BytesLike] | None:
-        """What is sent next, and where; None when nothing is owed now. Raises Gone."""
-        place = protocol.multicast_subject(self._fed, self.offer.ref.holder, self.cast.number)
-        if (index := self.cast.next_chunk()) is None:
+        """Return subject and body of the next message; None if a receiver is not ready for it. Raises BlobGone."""
+        place = protocol.multicast_subject(self._fed, self.offer.ref.holder, self.state.number)
+        if (index := self.state.next_chunk()) is None:
             return None
-        return f"{place}.{index}", await self.offer.chunk(index)
+        return f"{place}.{index}", await self.offer.read_chunk(index)
 
-    def wait(self, seconds: float, then: Callable[["MulticastTransfer"], None]) -> None:
-        """Do *then* after some time, unless it goes on before. A wait that runs already is the one that counts."""
+    def schedule(self, seconds: float, then: Callable[["MulticastTransfer"], None]) -> None:
+        """Call *then* after *seconds*, unless `go_on` is called before. A timer that is running is not changed."""
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._time_is_up, then)
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._timer_fired, then)
 
-    def go_on(self) -> None:
+    def cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _time_is_up(self, then: Callable[["MulticastTransfer"], None]) -> None:
+    def _timer_fired(self, then: Callable[["MulticastTransfer"], None]) -> None:
         self._timer = None
         then(self)
 
@@ -120,9 +119,9 @@ class BlobSender:
         self._fed = fed
         self._holder = holder
         self._offers: dict[str, list[BlobOffer]] = {}
-        self._fetches: dict[str, UnicastTransfer] = {}
-        self._casts: dict[BlobOffer, MulticastTransfer] = {}
-        self._turns: deque[UnicastTransfer | MulticastTransfer] = deque()
+        self._unicasts: dict[str, UnicastTransfer] = {}
+        self._multicasts: dict[BlobOffer, MulticastTransfer] = {}
+        self._transfers: deque[UnicastTransfer | MulticastTransfer] = deque()
         self._notices: deque[tuple[str, bytes]] = deque()
         self._work = asyncio.Event()
         self._closed = False
@@ -136,12 +135,12 @@ class BlobSender:
         )
         offer = BlobOffer(ref, content, receivers=receivers, withdraw=self._withdraw)
         self._offers.setdefault(sha256, []).append(offer)
-        if offer.cast is not None:
-            self._casts[offer] = MulticastTransfer(self._fed, offer, offer.cast)
+        if offer.multicast is not None:
+            self._multicasts[offer] = MulticastTransfer(self._fed, offer, offer.multicast)
         return offer
 
     def close(self) -> None:
-        """Serve no more, and let go of what is still offered."""
+        """Stop serving and release all offers."""
         self._closed = True
         self._work.set()
         for offer in [offer for offers in self._offers.values() for offer in offers]:
@@ -152,85 +151,82 @@ class BlobSender:
         offers.remove(offer)
         if not offers:
             del self._offers[offer.ref.sha256]
-        if (cast := self._casts.pop(offer, None)) is not None:
-            cast.go_on()
+        if (cast := self._multicasts.pop(offer, None)) is not None:
+            cast.cancel_timer()
 
-    # --- what is asked ------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------
 
-    async def hear(self, message: Msg) -> None:
-        """Someone asks. Whoever is no receiver of this federation gets no answer."""
-        ask, place = ChunkRequest.unpack(message.data), message.reply
+    async def on_request(self, message: Msg) -> None:
+        """Handle a request. An invalid one, or one whose reply subject is not the requester's, is dropped."""
+        request, place = ChunkRequest.unpack(message.data), message.reply
         asker = message.subject.rpartition(".")[2]
-        if ask is None or not protocol.is_inbox_of(self._fed, place, asker):
+        if request is None or not protocol.is_inbox_of(self._fed, place, asker):
             return
-        if not (offers := self._offers.get(ask.sha256)):
+        if not (offers := self._offers.get(request.sha256)):
             self._notify(f"{place}.{protocol.UNAVAILABLE}", NO_SUCH_BLOB.encode())
             return
-        if not self._answered_by_cast(offers[-1], ask, place):
-            self._owe(offers[-1], place, ask.within(offers[-1].ref.chunk_count))
-        if ask.probe:
-            self._owe(offers[-1], place, [Probe(ask.probe)])
+        if not self._served_by_multicast(offers[-1], request, place):
+            self._send_later(offers[-1], place, request.clip_to(offers[-1].ref.chunk_count))
+        if request.probe:
+            self._send_later(offers[-1], place, [Probe(request.probe)])
 
-    def _answered_by_cast(self, offer: BlobOffer, ask: ChunkRequest, place: str) -> bool:
-        if (turn := self._casts.get(offer)) is None:
+    def _served_by_multicast(self, offer: BlobOffer, request: ChunkRequest, place: str) -> bool:
+        if (transfer := self._multicasts.get(offer)) is None:
             return False
-        if ask.cast and turn.cast.grant(place, ask.cast, ask.until):
-            self._owe(offer, place, range(ask.first, min(ask.until, turn.cast.position)))
-            self._go_on(turn)
+        if request.multicast and transfer.state.grant_credit(place, request.multicast, request.until):
+            self._send_later(offer, place, range(request.first, min(request.until, transfer.state.position)))
+            self._advance_multicast(transfer)
             return True
-        if turn.cast.invite(place, ask.within(offer.ref.chunk_count)):
-            self._invite(turn, place)
+        if transfer.state.invite(place, request.clip_to(offer.ref.chunk_count)):
+            self._invite(transfer, place)
             return True
         return False
 
-    def _owe(self, offer: BlobOffer, place: str, owed: Sequence[int | Probe]) -> None:
-        fetch = self._fetches.get(place)
+    def _send_later(self, offer: BlobOffer, place: str, chunks: Sequence[int | Probe]) -> None:
+        fetch = self._unicasts.get(place)
         if fetch is None or fetch.offer is not offer:
-            if not owed or len(self._fetches) >= MAX_FETCHES_SERVED:
+            if not chunks or len(self._unicasts) >= MAX_FETCHES_SERVED:
                 return
-            fetch = self._fetches[place] = UnicastTransfer(offer, place)
-        fetch.owe(owed)
-        self._queue(fetch)
+            fetch = self._unicasts[place] = UnicastTransfer(offer, place)
+        fetch.add_pending(chunks)
+        self._enqueue(fetch)
 
-    # --- casts --------------------------------------------------------------------
+    # --- multicast ----------------------------------------------------------------
 
-    def _invite(self, turn: MulticastTransfer, place: str) -> None:
-        self._notify(f"{place}.{protocol.MULTICAST}", str(turn.cast.number).encode())
-        turn.wait(MULTICAST_GATHER_S, self._begin)
+    def _invite(self, transfer: MulticastTransfer, place: str) -> None:
+        self._notify(f"{place}.{protocol.MULTICAST}", str(transfer.state.number).encode())
+        transfer.schedule(MULTICAST_GATHER_S, self._start_multicast)
 
-    def _go_on(self, turn: MulticastTransfer) -> None:
-        """A listener has accepted, or asked for more."""
-        if turn.cast.phase is MulticastPhase.GATHERING and turn.cast.all_here:
-            turn.go_on()
-            self._begin(turn)
-        elif turn.cast.phase is MulticastPhase.CASTING and not turn.cast.held_up:
-            turn.go_on()
-            self._queue(turn)
+    def _advance_multicast(self, transfer: MulticastTransfer) -> None:
+        """Continue after a receiver has accepted, or requested more."""
+        if transfer.state.phase is MulticastPhase.GATHERING and transfer.state.has_all_receivers:
+            transfer.cancel_timer()
+            self._start_multicast(transfer)
+        elif transfer.state.phase is MulticastPhase.SENDING and not transfer.state.is_blocked:
+            transfer.cancel_timer()
+            self._enqueue(transfer)
 
-    def _begin(self, turn: MulticastTransfer) -> None:
-        for place, owed in turn.cast.begin().items():
-            self._owe(turn.offer, place, owed)
-        self._queue(turn)
+    def _start_multicast(self, transfer: MulticastTransfer) -> None:
+        for place, chunks in transfer.state.start().items():
+            self._send_later(transfer.offer, place, chunks)
+        self._enqueue(transfer)
 
-    def _go_on_without_laggards(self, turn: MulticastTransfer) -> None:
-        for place in turn.cast.drop_laggards():
-            self._invite(turn, place)
+    def _drop_slow_receivers(self, transfer: MulticastTransfer) -> None:
+        for place in transfer.state.drop_slow_receivers():
+            self._invite(transfer, place)
 
-    # --- what is sent ---------------------------------------------------------------
+    # --- sending --------------------------------------------------------------------
 
     async def serve(self) -> None:
-        """Send what is owed, until closed."""
+        """Send queued messages until closed."""
         while not self._closed:
             await self._work.wait()
             self._work.clear()
             try:
-                while (self._notices or self._turns) and not self._closed:
+                while (self._notices or self._transfers) and not self._closed:
                     await self._send_next()
-            except (
-                OutboundBufferLimitError,
-                ConnectionReconnectingError,
-            ):  # the broker is away; who still wants something will ask again
-                self._forget_all()
+            except (OutboundBufferLimitError, ConnectionReconnectingError):
+                self._remove_all_transfers()  # disconnected; receivers repeat their requests
             except (ConnectionClosedError, ConnectionDrainingError):
                 return
 
@@ -238,54 +234,54 @@ class BlobSender:
         if self._notices:
             await self._connection.publish(*self._notices.popleft())
             return
-        turn = self._turns.popleft()
-        turn.queued = False
+        transfer = self._transfers.popleft()
+        transfer.is_queued = False
         try:
-            await self._take(turn)
+            await self._send_chunk(transfer)
         except BlobGone:
-            turn.offer.release()
-            self._forget(turn)
+            transfer.offer.release()
+            self._remove_transfer(transfer)
 
-    async def _take(self, turn: UnicastTransfer | MulticastTransfer) -> None:
-        """One turn is one chunk."""
-        if (message := await turn.next_message()) is None:
-            self._forget(turn)
+    async def _send_chunk(self, transfer: UnicastTransfer | MulticastTransfer) -> None:
+        """Send one chunk, and queue the transfer again behind the others."""
+        if (message := await transfer.next_message()) is None:
+            self._remove_transfer(transfer)
             return
-        self._queue(turn)
+        self._enqueue(transfer)
         place, body = message
-        await self._connection.publish(place, body)  # type: ignore[arg-type]  # any buffer will do
+        await self._connection.publish(place, body)  # type: ignore[arg-type]  # nats-py accepts any buffer
         increment(BLOB_IO, TRANSMIT_ATTRIBUTES, len(body))
-        await self._written()
+        await self._wait_for_socket()
 
-    async def _written(self) -> None:
-        """Wait for the socket. nats-py 2.16 has no public way: its `flush` sends a PING ahead of all that waits."""
+    async def _wait_for_socket(self) -> None:
+        """Wait until little data is unwritten. nats-py 2.16 has no public method: `flush` sends its PING first."""
         if self._connection.pending_data_size >= MAX_UNWRITTEN_BYTES:
             await self._connection._flush_pending(force_flush=True)  # noqa: SLF001
         if not self._connection.is_connected:
             raise ConnectionReconnectingError
 
-    def _forget(self, turn: UnicastTransfer | MulticastTransfer) -> None:
-        """Nothing is owed here now."""
-        match turn:
+    def _remove_transfer(self, transfer: UnicastTransfer | MulticastTransfer) -> None:
+        """Drop a transfer that has nothing to send now; a delayed multicast waits for its slow receivers."""
+        match transfer:
             case UnicastTransfer():
-                if self._fetches.get(turn.place) is turn:
-                    del self._fetches[turn.place]
-            case MulticastTransfer() if turn.cast.held_up:
-                turn.wait(SLOW_RECEIVER_S, self._go_on_without_laggards)
+                if self._unicasts.get(transfer.inbox) is transfer:
+                    del self._unicasts[transfer.inbox]
+            case MulticastTransfer() if transfer.state.is_blocked:
+                transfer.schedule(SLOW_RECEIVER_S, self._drop_slow_receivers)
 
-    def _forget_all(self) -> None:
+    def _remove_all_transfers(self) -> None:
         self._notices.clear()
-        for turn in self._turns:
-            turn.queued = False
-        self._turns.clear()
-        self._fetches.clear()
+        for transfer in self._transfers:
+            transfer.is_queued = False
+        self._transfers.clear()
+        self._unicasts.clear()
 
-    def _queue(self, turn: UnicastTransfer | MulticastTransfer) -> None:
-        if not turn.queued:
-            turn.queued = True
-            self._turns.append(turn)
+    def _enqueue(self, transfer: UnicastTransfer | MulticastTransfer) -> None:
+        if not transfer.is_queued:
+            transfer.is_queued = True
+            self._transfers.append(transfer)
             self._work.set()
 
-    def _notify(self, place: str, what: bytes) -> None:
-        self._notices.append((place, what))
+    def _notify(self, place: str, body: bytes) -> None:
+        self._notices.append((place, body))
         self._work.set()

@@ -1,6 +1,6 @@
-"""Where a blob is put, chunk after chunk, in order, with its digest taken on the way.
+"""Sinks: where a blob is written, chunk by chunk, in order, while its digest is computed.
 
-What blocks is done in threads; a chunk so small that the thread would cost more is not.
+Blocking work runs in threads, except for chunks so small that the thread would cost more.
 """
 
 import fcntl
@@ -21,25 +21,25 @@ from fedbus.common.filesystem import publish_file
 from fedbus.contracts.model import BlobRef
 
 INLINE_BYTES = 64 * 1024
-"""Hashed on the loop in 40 µs, which is less than a thread takes to begin."""
+"""Hashing this much takes 40 µs on the event loop, less than starting a thread."""
 _BLOCK_BYTES = 1024**2
 
 
 class BlobSink(Protocol):
-    held_bytes: int
-    """What was there before: whole chunks from the left."""
+    resumed_bytes: int
+    """The bytes of an earlier fetch that are reused: whole chunks from the beginning."""
 
     async def put(self, chunks: Sequence[bytes]) -> None:
-        """Take the next *chunks*."""
+        """Write the next *chunks*."""
 
     async def finish(self) -> None:
-        """All is there; raises BlobCorrupt where it is not what the reference says."""
+        """Verify the complete blob; raises BlobCorrupt if it does not match the reference."""
 
 
 class MemorySink:
-    """Into a buffer: the caller's, or a new one."""
+    """Writes a blob into memory: the caller's buffer, or a new one."""
 
-    held_bytes = 0
+    resumed_bytes = 0
 
     def __init__(self, ref: BlobRef, into: memoryview | None) -> None:
         self._ref = ref
@@ -66,8 +66,9 @@ class MemorySink:
 
 
 class FileSink:
-    """Into a file beside *path*, which holds a beginning of the blob and never a gap: after a
-    crash, what is in it is gone on from. It becomes *path* when the digest is right.
+    """Writes a blob into a part file next to *path*, which replaces *path* after the digest is verified.
+
+    The part file contains a prefix of the blob without gaps, so a fetch can resume after a crash.
     """
 
     def __init__(self, ref: BlobRef, path: Path, part: Path, file: FileIO) -> None:
@@ -76,7 +77,7 @@ class FileSink:
         self._part = part
         self._file = file
         self._digest = hashlib.sha256()
-        self.held_bytes = 0
+        self.resumed_bytes = 0
 
     @classmethod
     @asynccontextmanager
@@ -96,17 +97,17 @@ class FileSink:
         await run_in_thread(self._finish)
 
     async def discard(self) -> None:
-        """Keep nothing of it."""
+        """Delete the part file."""
         await run_in_thread(self._part.unlink, missing_ok=True)
 
     def _resume(self) -> None:
-        """Keep the whole chunks that are there, and take their digest anew."""
-        there = min(os.fstat(self._file.fileno()).st_size, self._ref.size_bytes)
-        whole = there if there == self._ref.size_bytes else there - there % self._ref.chunk_bytes
-        self._file.truncate(whole)
-        while (left := whole - self._file.tell()) > 0:
-            self._digest.update(self._file.read(min(left, _BLOCK_BYTES)))
-        self.held_bytes = whole
+        """Keep the whole chunks in the part file, and compute their digest."""
+        size = min(os.fstat(self._file.fileno()).st_size, self._ref.size_bytes)
+        reused = size if size == self._ref.size_bytes else size - size % self._ref.chunk_bytes
+        self._file.truncate(reused)
+        while (remaining := reused - self._file.tell()) > 0:
+            self._digest.update(self._file.read(min(remaining, _BLOCK_BYTES)))
+        self.resumed_bytes = reused
 
     def _put(self, chunks: Sequence[bytes]) -> None:
         for chunk in chunks:
@@ -122,11 +123,11 @@ class FileSink:
 
 def _check_digest(ref: BlobRef, digest: str) -> None:
     if digest != ref.sha256:
-        raise BlobCorrupt(ref, f"its sha256 is {digest[:12]}…")
+        raise BlobCorrupt(ref, f"its SHA-256 digest is {digest[:12]}…")
 
 
 def _allocate(size_bytes: int) -> memoryview:
-    """Memory that is touched for the first time when a chunk is put there, and not before."""
+    """Allocate memory without touching its pages, so that it is committed only as chunks arrive."""
     return numpy.empty(size_bytes, dtype=numpy.uint8).data.cast("B")
 
 
@@ -135,9 +136,7 @@ def _as_bytes(buffer: memoryview) -> memoryview:
 
 
 def _open_part(ref: BlobRef, path: Path) -> tuple[Path, FileIO]:
-    """The part of *path* that an earlier fetch has left, or a new one. It is locked: of two fetches
-    at once, the second begins a part of its own.
-    """
+    """Open and lock the part file of an earlier fetch, or a new one; a concurrent fetch gets its own part file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{ref.sha256[:16]}.part")
     while True:
@@ -147,7 +146,7 @@ def _open_part(ref: BlobRef, path: Path) -> tuple[Path, FileIO]:
         except BlockingIOError:
             part = part.with_name(f"{part.name}.{secrets.token_hex(4)}")
         else:
-            if _is_current(part, file):  # or it was renamed between the opening and the lock
+            if _is_current(part, file):  # false if it was renamed between open and lock
                 return part, file
         file.close()
 

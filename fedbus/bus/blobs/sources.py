@@ -1,4 +1,4 @@
-"""What is offered: buffers in memory, or a file. Neither is ever copied or read as a whole."""
+"""Sources: what is offered, as buffers in memory or as a file. Neither is copied or read as a whole."""
 
 import hashlib
 import os
@@ -18,23 +18,23 @@ _BLOCK_BYTES = 1024**2
 
 
 class BlobGone(Exception):
-    """The bytes that were offered are no longer there."""
+    """The offered bytes no longer exist."""
 
 
 class BlobSource(Protocol):
     size_bytes: int
 
     async def read(self, start: int, end: int) -> BytesLike:
-        """The bytes from *start* up to *end*; raises Gone."""
+        """Return the bytes from *start* up to *end*; raises BlobGone."""
 
-    def blocks(self) -> Iterator[BytesLike]:
-        """All of it, in pieces, in order. Blocks: for a thread."""
+    def iter_blocks(self) -> Iterator[BytesLike]:
+        """Yield the whole content in pieces, in order. Blocking: call it in a thread."""
 
     def close(self) -> None: ...
 
 
 def open_source(data: BlobData) -> BlobSource:
-    """*data* as something to be read in pieces. Opens a file, so: for a thread."""
+    """Open *data* as a source. Opens a file: call it in a thread."""
     match data:
         case Path():
             return _FileSource(data)
@@ -45,15 +45,15 @@ def open_source(data: BlobData) -> BlobSource:
 
 
 def compute_digest(content: BlobSource) -> str:
-    """Blocks: for a thread."""
+    """Compute the SHA-256 digest. Blocking: call it in a thread."""
     digest = hashlib.sha256()
-    for block in content.blocks():
+    for block in content.iter_blocks():
         digest.update(block)
     return digest.hexdigest()
 
 
 class _BufferSource:
-    """Buffers one after the other, as if they were one. They must not change while they are offered."""
+    """Concatenated buffers, which must not change while they are offered."""
 
     def __init__(self, buffers: Sequence[BytesLike]) -> None:
         self._views = [memoryview(buffer).cast("B") for buffer in buffers if memoryview(buffer).nbytes]
@@ -64,7 +64,7 @@ class _BufferSource:
         pieces = list(self._pieces(start, end))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def blocks(self) -> Iterator[BytesLike]:
+    def iter_blocks(self) -> Iterator[BytesLike]:
         return iter(self._views)
 
     def close(self) -> None:
@@ -82,17 +82,19 @@ class _BufferSource:
 
 
 class _FileSource:
-    """A file, opened once: what was offered stays the same when the path gets another file."""
+    """A file that is opened once, so that replacing the path does not change the offered content."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
-        self._closing = threading.Lock()  # a descriptor closed under a read may already be another file's
+        self._closing = (
+            threading.Lock()
+        )  # a descriptor closed during a read may already belong to another file
         self.size_bytes = os.fstat(self._file.fileno()).st_size
 
     async def read(self, start: int, end: int) -> BytesLike:
         return await run_in_thread(self._read, start, end)
 
-    def blocks(self) -> Iterator[BytesLike]:
+    def iter_blocks(self) -> Iterator[BytesLike]:
         for start in range(0, self.size_bytes, _BLOCK_BYTES):
             yield self._read(start, min(start + _BLOCK_BYTES, self.size_bytes))
 

@@ -1,4 +1,4 @@
-"""Work that would block the loop, and how it ends."""
+"""Blocking work in threads, with safe cancellation."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,8 +9,9 @@ T = TypeVar("T")
 
 
 async def run_in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """*work*, done in a thread. When this returns, even by a cancellation, the thread has let go:
-    the caller may use the buffer again, or close the file.
+    """Run *work* in a thread. When this returns, even by cancellation, the thread has finished.
+
+    So the caller may reuse the buffer, or close the file.
     """
     job = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
     try:
@@ -21,7 +22,7 @@ async def run_in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
 
 
 async def open_in_thread(opening: Callable[[], T], close: Callable[[T], None]) -> T:
-    """What *opening* opens in a thread; closed again where we are cancelled, so that nobody has it."""
+    """Return what *opening* opens in a thread. On cancellation it is closed, since the caller never receives it."""
     job = asyncio.ensure_future(asyncio.to_thread(opening))
     try:
         return await asyncio.shield(job)

@@ -72,11 +72,11 @@ def access_denied_from(url: str, error: Exception, creds: Path | None) -> Access
     """Explain an authentication or TLS *error* of the server at *url*; None for any other error."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return AccessDenied(url, *_explain_certificate_error(error))
-    said = str(error).lower()
-    for word, reason, advice in _AUTH_ERRORS:
-        if word in said:
+    text = str(error).lower()
+    for pattern, reason, advice in _AUTH_ERRORS:
+        if pattern in text:
             return AccessDenied(url, reason, advice)
-    if "authorization violation" in said or "authorization" in type(error).__name__.lower():
+    if "authorization violation" in text or "authorization" in type(error).__name__.lower():
         return AccessDenied(url, *_explain_credentials_error(creds))
     if isinstance(error, ValueError) and creds is not None:
         return AccessDenied(url, f"{creds} contains no valid credentials", "Copy it from the kit again")
@@ -84,9 +84,9 @@ def access_denied_from(url: str, error: Exception, creds: Path | None) -> Access
 
 
 def _explain_certificate_error(error: ssl.SSLCertVerificationError) -> tuple[str, str]:
-    said = (error.verify_message or str(error)).lower()
-    for word, reason, advice in _CERTIFICATE_ERRORS:
-        if word in said:
+    text = (error.verify_message or str(error)).lower()
+    for pattern, reason, advice in _CERTIFICATE_ERRORS:
+        if pattern in text:
             return f"{reason} ({error.verify_message})", advice
     advice = "The kit may belong to another federation, or the address to another server"
     return (
@@ -105,8 +105,8 @@ def _explain_credentials_error(creds: Path | None) -> tuple[str, str]:
         claims = parse_user(creds.read_text())
     except (OSError, InvalidCredentials) as error:
         return f"{creds} is invalid ({error})", "Copy it from the kit again"
-    if complaint := claims.validity_problem(datetime.now(UTC)):
-        reason, _, advice = complaint.partition(": ")
+    if problem := claims.validity_problem(datetime.now(UTC)):
+        reason, _, advice = problem.partition(": ")
         return reason, f"{advice[0].upper()}{advice[1:]}"
     return (
         f"the credentials of {claims.name} are revoked, forged or from another federation",

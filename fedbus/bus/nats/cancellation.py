@@ -1,8 +1,8 @@
-"""A task that was asked to end, ends: what nats-py loses of cancellations is not lost here.
+"""Propagate cancellations that nats-py loses.
 
-nats-py 2.16 waits by ``asyncio.wait_for``, which up to Python 3.11 forgets that it was cancelled when what it
-waits for comes in the same moment (python/cpython#86296), and it swallows a cancellation while it waits for its
-flusher. The task would go on, and whoever waits for its end would wait for ever.
+nats-py 2.16 uses ``asyncio.wait_for``, which up to Python 3.11 loses a cancellation if its future completes at the
+same moment (python/cpython#86296); it also swallows a cancellation while it waits for its flusher. The cancelled
+task would continue, and the task that awaits its end would wait for ever.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from nats.aio.subscription import Subscription
 
 @contextmanager
 def propagate_cancellation() -> Iterator[None]:
-    """Raises CancelledError at the end of a block in which the current task was cancelled, if nothing else did."""
+    """Raise CancelledError at the end of the block if the current task was cancelled inside and the error was lost."""
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
     yield
@@ -24,6 +24,6 @@ def propagate_cancellation() -> Iterator[None]:
 
 
 async def next_message(subscription: Subscription, within_s: float) -> Msg:
-    """The next message of *subscription*; raises nats.errors.TimeoutError where none comes."""
+    """Return the next message of *subscription*; raises nats.errors.TimeoutError after *within_s*."""
     with propagate_cancellation():
         return await subscription.next_msg(timeout=within_s)

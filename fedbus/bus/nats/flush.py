@@ -1,4 +1,4 @@
-"""From here on the broker knows of our subscriptions."""
+"""Flush a connection, so that its subscriptions are active on the NATS server."""
 
 import asyncio
 
@@ -6,10 +6,10 @@ from nats.aio.client import Client
 
 
 async def flush_subscriptions(connection: Client) -> None:
-    """Wait until all that was sent so far, a subscription for one, has reached the broker.
+    """Wait until the NATS server has received everything sent so far, including subscriptions.
 
-    nats-py 2.16 writes the PING of a flush ahead of what waits to be sent: only a second one comes
-    behind it. Shielded, because a cancelled flush kills nats-py's read loop.
+    nats-py 2.16 writes the PING of a flush before the pending data, so that only a second flush follows the data.
+    Shielded, because a cancelled flush stops nats-py's read loop.
     """
     for _ in range(2):
         await asyncio.shield(connection.flush())

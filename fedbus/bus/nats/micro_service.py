@@ -1,4 +1,4 @@
-"""A NATS micro service for as long as a block runs, and not a moment of trouble more."""
+"""A NATS micro service for the duration of a block."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -14,10 +14,10 @@ from nats.micro.service import Service
 async def micro_service(
     client: Client, *, name: str, version: str, description: str, metadata: dict[str, str]
 ) -> AsyncIterator[Service]:
-    """The service *name*, without an endpoint yet.
+    """Run the service *name*, without endpoints yet.
 
-    A connection that is gone has taken it along. To say goodbye on it then is an error in nats-py, which would
-    stand in the place of the reason why the connection is gone.
+    Stopping it on a closed connection raises in nats-py. That error is suppressed: it would hide the reason why the
+    connection was closed.
     """
     service = await nats.micro.add_service(
         client, name=name, version=version, description=description, metadata=metadata

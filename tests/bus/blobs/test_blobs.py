@@ -1,4 +1,4 @@
-"""Blobs between two processes' worth of connections, over a real nats-server."""
+"""Blob transfers between two connections, over a real nats-server."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ Party: TypeAlias = Callable[[str], Awaitable[Blobs]]
 
 
 async def quiet(_: Exception) -> None:
-    """A broker that is killed on purpose is no news."""
+    """Ignore the errors of a nats-server that the test kills."""
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def connect(nats: NatsServer, exits: AsyncExitStack) -> Connect:
 
 @pytest.fixture
 def party(connect: Connect, exits: AsyncExitStack) -> Party:
-    """Someone with a connection of their own."""
+    """Make a blob endpoint with a connection of its own."""
 
     async def opened(name: str) -> Blobs:
         return await exits.enter_async_context(Blobs.open(await connect(), FED, name))
@@ -83,7 +83,7 @@ def reference_to(data: bytes, *, chunk_bytes: int = CHUNK_BYTES, holder: str = H
     return BlobRef(sha256=digest, size_bytes=len(data), chunk_bytes=chunk_bytes, holder=holder)
 
 
-# --- what is offered arrives --------------------------------------------------------------
+# --- transfers ----------------------------------------------------------------------------
 
 
 async def test_a_list_of_buffers_arrives_as_one_blob(holder: Blobs, receiver: Blobs) -> None:
@@ -104,9 +104,7 @@ async def test_a_file_arrives_even_when_its_path_gets_another_file(
         assert await receiver.fetch(offer.ref) == data
 
 
-async def test_a_fetch_uses_the_buffer_it_is_given_and_touches_no_more_than_its_part(
-    holder: Blobs, receiver: Blobs
-) -> None:
+async def test_a_fetch_writes_only_its_part_of_the_given_buffer(holder: Blobs, receiver: Blobs) -> None:
     buffer = bytearray(b"x" * 100)
     async with await holder.offer(b"weights") as offer:
         view = await receiver.fetch(offer.ref, memoryview(buffer))
@@ -114,16 +112,14 @@ async def test_a_fetch_uses_the_buffer_it_is_given_and_touches_no_more_than_its_
     assert (bytes(view), bytes(buffer)) == (b"weights", b"weights" + b"x" * 93)
 
 
-async def test_a_buffer_that_is_too_small_or_may_not_be_written_is_refused(
-    holder: Blobs, receiver: Blobs
-) -> None:
+async def test_a_buffer_that_is_too_small_or_read_only_is_rejected(holder: Blobs, receiver: Blobs) -> None:
     async with await holder.offer(b"weights") as offer:
         for buffer in (memoryview(bytearray(6)), memoryview(bytes(7))):
             with pytest.raises(ValueError, match="writable and have 7 bytes"):
                 await receiver.fetch(offer.ref, buffer)
 
 
-async def test_two_fetches_of_one_blob_at_once_both_have_it(holder: Blobs, receiver: Blobs) -> None:
+async def test_two_concurrent_fetches_of_one_blob_succeed(holder: Blobs, receiver: Blobs) -> None:
     data = os.urandom(SEVERAL)
     async with await holder.offer(data) as offer:
         one, other = await asyncio.gather(receiver.fetch(offer.ref), receiver.fetch(offer.ref))
@@ -139,7 +135,7 @@ async def test_two_offers_of_one_blob_are_released_one_by_one(holder: Blobs, rec
         await receiver.fetch(first.ref)
 
 
-async def test_a_digest_that_the_offerer_knows_is_not_computed_again(holder: Blobs) -> None:
+async def test_a_known_digest_is_not_computed_again(holder: Blobs) -> None:
     async with await holder.offer(b"weights", sha256="ab" * 32) as offer:
         assert offer.ref.sha256 == "ab" * 32
 
@@ -169,7 +165,7 @@ async def test_an_empty_blob_becomes_an_empty_file(holder: Blobs, receiver: Blob
     assert (tmp_path / "empty").read_bytes() == b""
 
 
-async def test_a_broken_download_goes_on_from_where_it_was(
+async def test_an_interrupted_download_resumes(
     holder: Blobs, receiver: Blobs, connect: Connect, tmp_path: Path
 ) -> None:
     data, path = os.urandom(SEVERAL), tmp_path / "m"
@@ -179,19 +175,17 @@ async def test_a_broken_download_goes_on_from_where_it_was(
     fetching.cancel()
     with pytest.raises(asyncio.CancelledError):
         await fetching
-    there, sent = part_bytes(path), sent_bytes(holder)
+    resumed, sent = part_bytes(path), sent_bytes(holder)
     if path.exists():
         pytest.skip("it was faster than the cancellation")
 
     await receiver.fetch_to(offer.ref, path)
 
     assert path.read_bytes() == data
-    assert sent_bytes(holder) - sent < len(data) - there + CHUNK_BYTES + WINDOW_BYTES
+    assert sent_bytes(holder) - sent < len(data) - resumed + CHUNK_BYTES + WINDOW_BYTES
 
 
-async def test_what_was_left_of_a_download_is_dropped_when_it_was_wrong(
-    holder: Blobs, receiver: Blobs, tmp_path: Path
-) -> None:
+async def test_a_corrupt_part_file_is_discarded(holder: Blobs, receiver: Blobs, tmp_path: Path) -> None:
     data = os.urandom(SEVERAL)
     offer = await holder.offer(data)
     part = tmp_path / f".m.{offer.ref.sha256[:16]}.part"
@@ -219,38 +213,36 @@ def part_bytes(path: Path) -> int:
     return sum(part.stat().st_size for part in path.parent.glob(f".{path.name}.*.part"))
 
 
-# --- what cannot be had -------------------------------------------------------------------
+# --- unavailable blobs --------------------------------------------------------------------
 
 
-async def test_a_holder_that_does_not_have_it_says_so_at_once(holder: Blobs, receiver: Blobs) -> None:
-    with pytest.raises(BlobUnavailable, match="does not hold this blob"):
+async def test_a_sender_refuses_an_unknown_blob_at_once(holder: Blobs, receiver: Blobs) -> None:
+    with pytest.raises(BlobUnavailable, match="does not offer this blob"):
         await asyncio.wait_for(receiver.fetch(reference_to(b"never offered")), 2)
 
 
-async def test_a_holder_that_is_gone_is_waited_for_and_then_named(receiver: Blobs) -> None:
-    with pytest.raises(
-        BlobUnavailable, match=f"from {HOLDER} cannot be had.*nobody of that name is on the bus"
-    ):
+async def test_a_missing_sender_is_named_after_the_timeout(receiver: Blobs) -> None:
+    with pytest.raises(BlobUnavailable, match=f"from {HOLDER} is unavailable.*the sender is not connected"):
         await receiver.fetch(reference_to(b"weights"), timeout_s=0.5)
 
 
-async def test_a_holder_that_comes_within_the_time_is_in_time(receiver: Blobs, party: Party) -> None:
+async def test_a_sender_that_starts_within_the_timeout_is_found(receiver: Blobs, party: Party) -> None:
     fetching = asyncio.create_task(receiver.fetch(reference_to(b"weights")))
-    await asyncio.sleep(0.1)  # so that the first Ask has found nobody
+    await asyncio.sleep(0.1)  # so that the first request finds no sender
     holder = await party(HOLDER)
     await holder.offer(b"weights")
     assert bytes(await fetching) == b"weights"
 
 
-async def test_more_than_a_blob_may_have_is_refused_before_anything_is_asked(receiver: Blobs) -> None:
+async def test_a_too_large_reference_is_rejected_without_a_request(receiver: Blobs) -> None:
     ref = reference_to(b"x").model_copy(update={"size_bytes": MAX_BLOB_BYTES + 1})
     with pytest.raises(BlobUnavailable, match="is too large"):
         await receiver.fetch(ref)
 
 
-async def test_a_closed_connection_is_said(receiver: Blobs) -> None:
+async def test_a_closed_connection_is_reported(receiver: Blobs) -> None:
     await receiver._connection.close()
-    with pytest.raises(BlobUnavailable, match="connection to the bus is closed"):
+    with pytest.raises(BlobUnavailable, match="connection to NATS is closed"):
         await receiver.fetch(reference_to(b"x"))
 
 
@@ -261,12 +253,12 @@ async def test_a_file_that_shrinks_while_it_is_offered_is_withdrawn(
     path.write_bytes(os.urandom(SEVERAL))
     offer = await holder.offer(path)
     os.truncate(path, CHUNK_BYTES)
-    with pytest.raises(BlobUnavailable, match="does not hold this blob"):
+    with pytest.raises(BlobUnavailable, match="does not offer this blob"):
         await receiver.fetch(offer.ref, timeout_s=1)
-    assert offer.released
+    assert offer.is_released
 
 
-# --- a hostile holder -----------------------------------------------------------------------
+# --- a hostile sender -----------------------------------------------------------------------
 
 
 Answers: TypeAlias = Callable[[int], list[tuple[str, bytes]]]
@@ -274,31 +266,31 @@ ServeAnswers: TypeAlias = Callable[[Answers], Awaitable[None]]
 
 
 @pytest.fixture
-async def liar(connect: Connect) -> ServeAnswers:
-    """Answers each chunk that is asked for with whatever it is told to say."""
+async def hostile_sender(connect: Connect) -> ServeAnswers:
+    """A sender that answers each requested chunk with the messages that the test chooses."""
     connection = await connect()
 
-    async def lie(say: Answers) -> None:
+    async def serve(answers: Answers) -> None:
         async def answer(message: Msg) -> None:
-            ask = ChunkRequest.unpack(message.data)
-            assert ask is not None
-            for index in range(ask.first, ask.until):
-                for word, body in say(index):
-                    await connection.publish(f"{message.reply}.{word}", body)
+            request = ChunkRequest.unpack(message.data)
+            assert request is not None
+            for index in range(request.first, request.until):
+                for kind, body in answers(index):
+                    await connection.publish(f"{message.reply}.{kind}", body)
 
         await connection.subscribe(protocol.request_subject(FED, HOLDER), cb=answer)
         await connection.flush()
-        await connection.flush()  # the first PING of nats-py goes ahead of the SUB
+        await connection.flush()  # nats-py sends the first PING before the SUB
 
-    return lie
+    return serve
 
 
-async def test_bytes_of_another_blob_are_corrupt_and_nothing_is_kept(
-    receiver: Blobs, liar: ServeAnswers, tmp_path: Path
+async def test_the_bytes_of_another_blob_are_corrupt_and_discarded(
+    receiver: Blobs, hostile_sender: ServeAnswers, tmp_path: Path
 ) -> None:
-    await liar(lambda index: [(str(index), b"y" * CHUNK_BYTES)])
+    await hostile_sender(lambda index: [(str(index), b"y" * CHUNK_BYTES)])
     ref = reference_to(b"x" * 2 * CHUNK_BYTES)
-    with pytest.raises(BlobCorrupt, match="its sha256 is"):
+    with pytest.raises(BlobCorrupt, match="its SHA-256 digest is"):
         await receiver.fetch(ref)
     with pytest.raises(BlobCorrupt):
         await receiver.fetch_to(ref, tmp_path / "m")
@@ -316,53 +308,53 @@ async def test_bytes_of_another_blob_are_corrupt_and_nothing_is_kept(
         ("-1", 5),
     ],
 )
-async def test_a_chunk_that_cannot_be_is_corrupt(
-    receiver: Blobs, liar: ServeAnswers, index: str, size: int
+async def test_an_impossible_chunk_is_corrupt(
+    receiver: Blobs, hostile_sender: ServeAnswers, index: str, size: int
 ) -> None:
-    await liar(lambda _: [(index, bytes(size))])
+    await hostile_sender(lambda _: [(index, bytes(size))])
     with pytest.raises(BlobCorrupt, match="chunk"):
         await receiver.fetch(reference_to(b"x" * 2 * CHUNK_BYTES), timeout_s=2)
 
 
-async def test_a_holder_that_repeats_itself_does_no_harm_and_does_not_count_as_progress(
-    receiver: Blobs, liar: ServeAnswers
+async def test_repeated_chunks_do_not_count_as_progress(
+    receiver: Blobs, hostile_sender: ServeAnswers
 ) -> None:
-    await liar(
+    await hostile_sender(
         lambda index: [("0", b"x" * CHUNK_BYTES)] * 3 if index == 0 else [("cast", b"7"), ("here", b"7" * 8)]
     )
     with pytest.raises(BlobUnavailable, match="no data for 1 s"):
         await asyncio.wait_for(receiver.fetch(reference_to(b"x" * 2 * CHUNK_BYTES), timeout_s=1), 5)
 
 
-async def test_nobody_can_make_a_holder_send_elsewhere(holder: Blobs, connect: Connect) -> None:
+async def test_a_sender_sends_only_to_the_inbox_of_the_requester(holder: Blobs, connect: Connect) -> None:
     stranger = await connect()
-    heard: list[str] = []
+    received: list[str] = []
 
-    async def note(message: Msg) -> None:
-        heard.append(message.subject)
+    async def record(message: Msg) -> None:
+        received.append(message.subject)
 
-    await stranger.subscribe("fedbus.>", cb=note)
+    await stranger.subscribe("fedbus.>", cb=record)
     offer = await holder.offer(b"weights")
-    ask = ChunkRequest(offer.ref.sha256, 0, 1).pack()
+    request = ChunkRequest(offer.ref.sha256, 0, 1).pack()
     for place in (
         "fedbus.fed.cmd.c1.mnist.client_start",
         "fedbus.other.blob.c1.in.x",
         "",
         protocol.inbox_subject(FED, "c1", "x"),
     ):
-        await stranger.publish(protocol.request_subject(FED, HOLDER, "c1"), ask, reply=place)
+        await stranger.publish(protocol.request_subject(FED, HOLDER, "c1"), request, reply=place)
     await stranger.publish(
         protocol.request_subject(FED, HOLDER, "c1"),
-        ask,
+        request,
         reply=protocol.inbox_subject(FED, "c2.trainer_0123", "x"),
     )
     await stranger.publish(
         protocol.request_subject(FED, HOLDER, "c1"),
-        b"no ask at all",
+        b"not a request",
         reply=protocol.inbox_subject(FED, "c1", "x"),
     )
-    await eventually(lambda: f"{protocol.inbox_subject(FED, 'c1', 'x')}.0" in heard)
-    assert {subject for subject in heard if ".ask." not in subject} == {
+    await eventually(lambda: f"{protocol.inbox_subject(FED, 'c1', 'x')}.0" in received)
+    assert {subject for subject in received if ".ask." not in subject} == {
         f"{protocol.inbox_subject(FED, 'c1', 'x')}.0"
     }
 
@@ -370,31 +362,31 @@ async def test_nobody_can_make_a_holder_send_elsewhere(holder: Blobs, connect: C
 # --- the receiver's pace ----------------------------------------------------------------------
 
 
-async def test_what_a_receiver_does_not_ask_for_is_not_sent(holder: Blobs, connect: Connect) -> None:
+async def test_chunks_that_are_not_requested_are_not_sent(holder: Blobs, connect: Connect) -> None:
     receiver, place = await connect(), protocol.inbox_subject(FED, "c1", "x")
-    heard: list[str] = []
+    received: list[str] = []
 
-    async def note(message: Msg) -> None:
-        heard.append(message.subject.rpartition(".")[2])
+    async def record(message: Msg) -> None:
+        received.append(message.subject.rpartition(".")[2])
 
-    await receiver.subscribe(f"{place}.*", cb=note)
+    await receiver.subscribe(f"{place}.*", cb=record)
     offer = await holder.offer(bytes(SEVERAL))
-    asks = protocol.request_subject(FED, HOLDER, "c1")
-    await receiver.publish(asks, ChunkRequest(offer.ref.sha256, 1, 3).pack(), reply=place)
-    await receiver.publish(asks, ChunkRequest(offer.ref.sha256, 2, 2, probe=5).pack(), reply=place)
-    await eventually(lambda: "here" in heard)
-    assert heard == ["1", "2", "here"]
+    requests = protocol.request_subject(FED, HOLDER, "c1")
+    await receiver.publish(requests, ChunkRequest(offer.ref.sha256, 1, 3).pack(), reply=place)
+    await receiver.publish(requests, ChunkRequest(offer.ref.sha256, 2, 2, probe=5).pack(), reply=place)
+    await eventually(lambda: "here" in received)
+    assert received == ["1", "2", "here"]
 
 
 async def test_a_fetch_has_no_more_than_a_window_in_flight(
     holder: Blobs, receiver: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The receiver's thread is held, as by a slow disk: what is sent meanwhile is one window."""
-    go_on = asyncio.Event()
+    """While the receiver's thread is blocked, as by a slow disk, the sender sends only one window."""
+    resume = asyncio.Event()
     put = MemorySink.put
 
     async def slow(self: MemorySink, chunks: list[bytes]) -> None:
-        await go_on.wait()
+        await resume.wait()
         await put(self, chunks)
 
     monkeypatch.setattr(MemorySink, "put", slow)
@@ -405,25 +397,26 @@ async def test_a_fetch_has_no_more_than_a_window_in_flight(
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(eventually(lambda: sent_bytes(holder) > WINDOW_BYTES + CHUNK_BYTES), 0.5)
     assert sent_bytes(holder) < WINDOW_BYTES + CHUNK_BYTES
-    go_on.set()
+    resume.set()
     assert await fetching == data
 
 
 def unwritten_bytes(connection: Client) -> int:
-    waiting: int = connection._pending_data_size
+    pending: int = connection._pending_data_size
     in_transport: int = connection._transport._io_writer.transport.get_write_buffer_size()  # type: ignore[union-attr]
-    return waiting + in_transport
+    return pending + in_transport
 
 
-async def test_a_broker_that_does_not_read_makes_no_holder_buffer(
+async def test_a_sender_does_not_buffer_while_nats_does_not_read(
     own_nats: OwnNatsServer, holder: Blobs, receiver: Blobs
 ) -> None:
     connection = holder._connection
-    connection._max_pending_size = 64 * 1024**2  # the connection itself would let it all wait
+    connection._max_pending_size = 64 * 1024**2  # the connection itself would buffer everything
     data = os.urandom(4 * WINDOW_BYTES)
     offer = await holder.offer(data)
     with own_nats.freeze():
-        holder._sender._owe(offer, protocol.inbox_subject(FED, "somebody", "x"), range(offer.ref.chunk_count))
+        place = protocol.inbox_subject(FED, "c1", "x")
+        holder._sender._send_later(offer, place, range(offer.ref.chunk_count))
         await eventually(lambda: unwritten_bytes(connection) > 0)
         with contextlib.suppress(TimeoutError):
             await eventually(lambda: unwritten_bytes(connection) > 3 * CHUNK_BYTES, within_s=0.5)
@@ -431,7 +424,7 @@ async def test_a_broker_that_does_not_read_makes_no_holder_buffer(
     assert await receiver.fetch(offer.ref) == data
 
 
-async def test_a_fetch_can_be_cancelled_while_its_asks_cannot_be_sent(
+async def test_a_fetch_can_be_cancelled_while_its_requests_are_blocked(
     own_nats: OwnNatsServer, holder: Blobs, receiver: Blobs
 ) -> None:
     connection = receiver._connection
@@ -453,7 +446,7 @@ async def test_a_fetch_can_be_cancelled_while_its_asks_cannot_be_sent(
 # --- faults -----------------------------------------------------------------------------------
 
 
-async def test_a_broker_killed_in_the_middle_costs_nothing_but_time(
+async def test_a_fetch_survives_a_killed_nats_server(
     own_nats: OwnNatsServer, holder: Blobs, receiver: Blobs
 ) -> None:
     data = os.urandom(LONG)
@@ -467,7 +460,7 @@ async def test_a_broker_killed_in_the_middle_costs_nothing_but_time(
     assert sent_bytes(holder) < len(data) + 2 * WINDOW_BYTES
 
 
-async def test_a_broker_killed_in_the_middle_of_a_cast_costs_nothing_but_time(
+async def test_a_multicast_survives_a_killed_nats_server(
     own_nats: OwnNatsServer, holder: Blobs, party: Party
 ) -> None:
     data = os.urandom(LONG)
@@ -481,7 +474,7 @@ async def test_a_broker_killed_in_the_middle_of_a_cast_costs_nothing_but_time(
     assert await fetching == [data] * 3
 
 
-async def test_a_holder_that_restarts_goes_on_from_where_the_receiver_is(
+async def test_a_restarted_sender_continues_at_the_receivers_position(
     receiver: Blobs, connect: Connect
 ) -> None:
     data = os.urandom(LONG)
@@ -496,26 +489,26 @@ async def test_a_holder_that_restarts_goes_on_from_where_the_receiver_is(
         assert sent_bytes(second) < len(data) - WINDOW_BYTES
 
 
-async def test_chunks_that_are_lost_on_the_way_are_fetched_again(
+async def test_lost_chunks_are_requested_again(
     holder: Blobs, receiver: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hear, lost = receiver._receiver.hear, set[str]()
+    hear, lost = receiver._receiver.on_message, set[str]()
     data = os.urandom(SEVERAL)
     offer = await holder.offer(data)
 
-    async def forgetful(message: Msg) -> None:
-        word = message.subject.rpartition(".")[2]
-        if word in {"0", "2", "3"} - lost:
-            lost.add(word)
+    async def lossy(message: Msg) -> None:
+        index = message.subject.rpartition(".")[2]
+        if index in {"0", "2", "3"} - lost:
+            lost.add(index)
         else:
             await hear(message)
 
-    [arriving] = [
+    [subscription] = [
         one
         for one in receiver._connection._subs.values()
         if one.subject == protocol.inbox_subject(FED, receiver.holder, ">")
     ]
-    monkeypatch.setattr(arriving, "_cb", forgetful)
+    monkeypatch.setattr(subscription, "_cb", lossy)
     assert await receiver.fetch(offer.ref) == data
     assert lost == {"0", "2", "3"}
     assert sent_bytes(holder) < len(data) + 4 * CHUNK_BYTES
@@ -530,12 +523,12 @@ async def test_a_cancelled_fetch_ends_and_leaves_the_others_alone(holder: Blobs,
     with pytest.raises(asyncio.CancelledError):
         await cancelled
     assert await other == data
-    assert not receiver._receiver._fetches
+    assert not receiver._receiver._downloads
 
 
-async def test_leaving_the_block_lets_go_of_everything(connect: Connect) -> None:
+async def test_leaving_the_block_releases_everything(connect: Connect) -> None:
     connection = await connect()
     async with Blobs.open(connection, FED, HOLDER) as blobs:
         offer = await blobs.offer(secrets.token_bytes(100))
-    assert offer.released
+    assert offer.is_released
     assert not connection._subs

@@ -1,4 +1,4 @@
-"""One blob for a whole cohort: sent once, at the pace of the slowest who keeps up."""
+"""Multicast of one blob to a cohort: sent once, at the pace of the slowest receiver."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ async def exits() -> AsyncIterator[AsyncExitStack]:
 
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that is busy with other tests must not make a cohort incomplete."""
+    """Long timeouts, so that a busy machine does not make a cohort incomplete."""
     monkeypatch.setattr(sender, "MULTICAST_GATHER_S", 5.0)
     monkeypatch.setattr(sender, "SLOW_RECEIVER_S", 1.0)
 
@@ -70,9 +70,8 @@ async def test_a_cohort_gets_a_blob_that_is_sent_once(holder: Blobs, party: Part
     offer = await holder.offer(data, receivers=4)
     assert await asyncio.gather(*(one.fetch(offer.ref) for one in cohort)) == [data] * 4
     assert sent_bytes(holder) < 1.01 * len(data)
-    assert [len(one._connection._subs) for one in cohort] == [
-        2
-    ] * 4  # asks and chunks: nobody listens to a cast any more
+    # requests and chunks: no receiver still subscribes to the multicast
+    assert [len(one._connection._subs) for one in cohort] == [2] * 4
 
 
 @pytest.mark.usefixtures("patience")
@@ -86,22 +85,20 @@ async def test_a_cast_of_one_chunk_is_sent_once_too(holder: Blobs, party: Party)
     assert sent_bytes(holder) < 1.1 * len(data)
 
 
-async def test_a_small_blob_is_sent_to_each_at_once_without_an_invitation(
-    holder: Blobs, party: Party
-) -> None:
+async def test_a_small_blob_is_sent_by_unicast(holder: Blobs, party: Party) -> None:
     data, cohort = os.urandom(50_000), [await party(f"c{number}") for number in range(4)]
     offer = await holder.offer(data, receivers=9)
     assert await asyncio.gather(*(one.fetch(offer.ref) for one in cohort)) == [data] * 4
     assert sent_bytes(holder) >= 4 * len(data)
 
 
-async def test_a_cohort_that_is_not_complete_does_not_wait_long(holder: Blobs, party: Party) -> None:
+async def test_an_incomplete_cohort_does_not_wait_long(holder: Blobs, party: Party) -> None:
     data, receiver = os.urandom(SEVERAL), await party("c1")
     offer = await holder.offer(data, receivers=9)
     assert await asyncio.wait_for(receiver.fetch(offer.ref), 2) == data
 
 
-async def test_who_asks_too_late_gets_it_alone(holder: Blobs, party: Party) -> None:
+async def test_a_late_receiver_is_served_by_unicast(holder: Blobs, party: Party) -> None:
     data, early, late = os.urandom(SEVERAL), await party("c1"), await party("c2")
     offer = await holder.offer(data, receivers=2)
     assert await early.fetch(offer.ref) == data
@@ -109,19 +106,17 @@ async def test_who_asks_too_late_gets_it_alone(holder: Blobs, party: Party) -> N
     assert sent_bytes(holder) > 2 * len(data)
 
 
-async def test_more_than_were_expected_get_it_all_the_same(holder: Blobs, party: Party) -> None:
+async def test_more_receivers_than_expected_are_all_served(holder: Blobs, party: Party) -> None:
     data, cohort = os.urandom(SEVERAL), [await party(f"c{number}") for number in range(4)]
     offer = await holder.offer(data, receivers=2)
     assert await asyncio.gather(*(one.fetch(offer.ref) for one in cohort)) == [data] * 4
 
 
 @pytest.mark.usefixtures("patience")
-async def test_a_listener_that_stops_listening_holds_up_nobody_and_nothing_piles_up_for_it(
-    holder: Blobs, party: Party, connection: Client
-) -> None:
+async def test_a_frozen_receiver_is_dropped(holder: Blobs, party: Party, connection: Client) -> None:
     data, receivers = os.urandom(SEVERAL), [await party("c1"), await party("c2")]
     offer = await holder.offer(data, receivers=3)
-    place, got = protocol.inbox_subject(FED, "frozen", "x"), list[int]()
+    place, received = protocol.inbox_subject(FED, "frozen", "x"), list[int]()
 
     async def accept_and_freeze(message: Msg) -> None:
         cast = int(message.data)
@@ -130,7 +125,7 @@ async def test_a_listener_that_stops_listening_holds_up_nobody_and_nothing_piles
         await connection.publish(protocol.request_subject(FED, "holder", "frozen"), ask.pack(), reply=place)
 
     async def count(message: Msg) -> None:
-        got.append(int(message.subject.rpartition(".")[2]))
+        received.append(int(message.subject.rpartition(".")[2]))
 
     await connection.subscribe(f"{place}.cast", cb=accept_and_freeze)
     await connection.publish(
@@ -144,114 +139,114 @@ async def test_a_listener_that_stops_listening_holds_up_nobody_and_nothing_piles
 
     assert fetched == [data] * 2
     assert sent_bytes(holder) < 1.01 * len(data)
-    assert got == [0, 1]
+    assert received == [0, 1]
 
 
 @pytest.mark.usefixtures("patience")
-async def test_the_listener_that_fell_out_fetches_the_rest_alone(
+async def test_a_dropped_receiver_fetches_the_rest_by_unicast(
     holder: Blobs, party: Party, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, quick, slow = os.urandom(SEVERAL), await party("c1"), await party("c2")
     offer = await holder.offer(data, receivers=2)
-    asked, go_on = slow._connection.publish, asyncio.Event()
-    asks = 0
+    publish, resume = slow._connection.publish, asyncio.Event()
+    requests = 0
 
-    async def held(subject: str, payload: bytes = b"", reply: str = "") -> None:
-        nonlocal asks
-        asks += 1
-        if asks == 3:
-            await go_on.wait()
-        await asked(subject, payload, reply=reply)
+    async def delayed_publish(subject: str, payload: bytes = b"", reply: str = "") -> None:
+        nonlocal requests
+        requests += 1
+        if requests == 3:
+            await resume.wait()
+        await publish(subject, payload, reply=reply)
 
-    monkeypatch.setattr(slow._connection, "publish", held)
+    monkeypatch.setattr(slow._connection, "publish", delayed_publish)
     waiting = asyncio.create_task(slow.fetch(offer.ref))
     assert await asyncio.wait_for(quick.fetch(offer.ref), 5) == data
     assert not waiting.done()
-    go_on.set()
+    resume.set()
     assert await asyncio.wait_for(waiting, 5) == data
 
 
-# --- the decisions, by themselves -------------------------------------------------------------
+# --- the state machine ------------------------------------------------------------------------
 
 
 def make_requests(cast: MulticastState, **credit: int) -> None:
     for place, until in credit.items():
         assert cast.invite(place, range(until))
-        assert cast.grant(place, cast.number, until)
+        assert cast.grant_credit(place, cast.number, until)
 
 
-def test_a_cast_goes_as_far_as_its_slowest_listener_has_asked() -> None:
+def test_a_multicast_waits_for_its_slowest_receiver() -> None:
     cast = MulticastState(chunks=9, receivers=2)
     make_requests(cast, a=4, b=2)
-    assert cast.all_here
-    assert not cast.begin()
+    assert cast.has_all_receivers
+    assert not cast.start()
     assert [cast.next_chunk() for _ in range(3)] == [0, 1, None]
-    assert cast.held_up
-    assert cast.grant("b", cast.number, 3)
+    assert cast.is_blocked
+    assert cast.grant_credit("b", cast.number, 3)
     assert [cast.next_chunk() for _ in range(2)] == [2, None]
 
 
 def test_a_cast_is_over_with_its_last_chunk() -> None:
     cast = MulticastState(chunks=2, receivers=2)
     make_requests(cast, a=2, b=2)
-    cast.begin()
+    cast.start()
     assert [cast.next_chunk() for _ in range(3)] == [0, 1, None]
-    assert cast.phase is MulticastPhase.OVER
-    assert not cast.held_up
+    assert cast.phase is MulticastPhase.DONE
+    assert not cast.is_blocked
 
 
-def test_who_was_invited_and_did_not_come_is_still_owed_what_it_asked_for() -> None:
+def test_an_invited_receiver_that_does_not_join_gets_its_chunks() -> None:
     cast = MulticastState(chunks=9, receivers=3)
     make_requests(cast, a=4)
     assert cast.invite("b", range(1, 3))
-    assert cast.begin() == {"b": range(1, 3)}
-    assert not cast.grant("b", cast.number, 3)
+    assert cast.start() == {"b": range(1, 3)}
+    assert not cast.grant_credit("b", cast.number, 3)
     assert not cast.invite("c", range(4))
 
 
-def test_who_is_left_gathers_under_a_number_that_the_laggard_does_not_hear() -> None:
+def test_the_remaining_receivers_gather_under_a_new_number() -> None:
     cast = MulticastState(chunks=9, receivers=3)
     make_requests(cast, a=4, b=2, c=5)
-    cast.begin()
+    cast.start()
     assert [cast.next_chunk() for _ in range(3)] == [0, 1, None]
     before = cast.number
-    assert cast.drop_laggards() == {"a", "c"}
+    assert cast.drop_slow_receivers() == {"a", "c"}
     assert cast.number != before
-    assert not cast.grant("b", before, 9)
+    assert not cast.grant_credit("b", before, 9)
     make_requests(cast, a=4)
-    assert cast.begin() == {"c": range(2, 5)}
+    assert cast.start() == {"c": range(2, 5)}
     assert cast.next_chunk() == 2
 
 
-def test_a_probe_takes_back_nothing_of_what_was_asked_for() -> None:
+def test_a_probe_does_not_withdraw_requested_chunks() -> None:
     cast = MulticastState(chunks=9, receivers=2)
     assert cast.invite("a", range(4))
     assert cast.invite("a", range(4, 4))
-    assert cast.begin() == {"a": range(4)}
+    assert cast.start() == {"a": range(4)}
 
 
-async def test_a_probe_in_a_cast_is_answered_with_how_far_the_cast_is(
+async def test_a_probe_returns_the_position_of_the_multicast(
     holder: Blobs, connection: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or what is on its way to a slow listener would be sent to it once more."""
+    """Otherwise the chunks in transit to a slow receiver would be sent to it again."""
     monkeypatch.setattr(sender, "MULTICAST_GATHER_S", 1.0)
     monkeypatch.setattr(sender, "SLOW_RECEIVER_S", 60.0)
     offer = await holder.offer(bytes(SEVERAL), receivers=2)
-    assert offer.cast is not None
-    place, said = protocol.inbox_subject(FED, "c1", "x"), list[Msg]()
+    assert offer.multicast is not None
+    place, replies = protocol.inbox_subject(FED, "c1", "x"), list[Msg]()
 
-    async def note(message: Msg) -> None:
-        said.append(message)
+    async def record(message: Msg) -> None:
+        replies.append(message)
 
-    async def ask(first: int, until: int, *, cast: int = 0, probe: int = 0) -> None:
-        asked = ChunkRequest(offer.ref.sha256, first, until, cast, probe)
-        await connection.publish(protocol.request_subject(FED, "holder", "c1"), asked.pack(), reply=place)
+    async def send(first: int, until: int, *, cast: int = 0, probe: int = 0) -> None:
+        request = ChunkRequest(offer.ref.sha256, first, until, cast, probe)
+        await connection.publish(protocol.request_subject(FED, "holder", "c1"), request.pack(), reply=place)
 
-    await connection.subscribe(f"{place}.*", cb=note)
-    await ask(0, 3)
-    await eventually(lambda: len(said) == 1)
-    await ask(3, 3, cast=offer.cast.number)
-    await eventually(lambda: offer.cast is not None and offer.cast.position == 3)
-    await ask(3, 3, cast=offer.cast.number, probe=5)
-    await eventually(lambda: len(said) == 2)
-    assert ProbeReply.unpack(said[1].data) == ProbeReply(probe=5, until=3)
+    await connection.subscribe(f"{place}.*", cb=record)
+    await send(0, 3)
+    await eventually(lambda: len(replies) == 1)
+    await send(3, 3, cast=offer.multicast.number)
+    await eventually(lambda: offer.multicast is not None and offer.multicast.position == 3)
+    await send(3, 3, cast=offer.multicast.number, probe=5)
+    await eventually(lambda: len(replies) == 2)
+    assert ProbeReply.unpack(replies[1].data) == ProbeReply(probe=5, until=3)

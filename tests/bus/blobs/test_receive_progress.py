@@ -1,4 +1,4 @@
-"""What holds for blobs of every size, and for chunks in every order."""
+"""Properties of blobs of every size, and of chunks in every order."""
 
 import os
 from collections.abc import AsyncIterator
@@ -65,14 +65,14 @@ def names_in(directory: Path) -> list[str]:
 
 @pytest.mark.asyncio(loop_scope="module")
 @one_server
-@given(size=sizes, there=st.integers(0, MOST), right=st.booleans())
-async def test_whatever_an_earlier_download_has_left_the_file_is_right(
-    pair: Pair, tmp_path: Path, size: int, there: int, right: bool
+@given(size=sizes, length=st.integers(0, MOST), is_valid=st.booleans())
+async def test_the_file_is_correct_whatever_the_part_file_contained(
+    pair: Pair, tmp_path: Path, size: int, length: int, is_valid: bool
 ) -> None:
     holder, receiver = pair
     async with await holder.offer(NOISE[:size]) as offer:
-        left = NOISE[:there] if right else bytes(there)
-        (tmp_path / f".blob.{offer.ref.sha256[:16]}.part").write_bytes(left)
+        part = NOISE[:length] if is_valid else bytes(length)
+        (tmp_path / f".blob.{offer.ref.sha256[:16]}.part").write_bytes(part)
         await receiver.fetch_to(offer.ref, tmp_path / "blob")
     assert (tmp_path / "blob").read_bytes() == NOISE[:size]
     assert names_in(tmp_path) == ["blob"]
@@ -93,24 +93,24 @@ async def test_buffers_read_as_if_they_were_one(cuts: list[int], start: int, len
     order=st.randoms(use_true_random=False),
     losses=st.sets(st.integers(0, 39)),
 )
-def test_every_chunk_is_taken_once_and_in_order_and_never_more_than_a_window_is_under_way(
+def test_chunks_are_taken_once_in_order_within_one_window(
     chunks: int, window: int, order: object, losses: set[int]
 ) -> None:
-    progress, taken, on_the_way = ReceiveProgress(chunks=chunks), list[bytes](), list[int]()
+    progress, taken, in_flight = ReceiveProgress(chunks=chunks), list[bytes](), list[int]()
     lost = set(losses)
-    while not progress.complete:
-        on_the_way += progress.ask(window)
-        if not on_the_way:
-            on_the_way += [index for missing in progress.missing(chunks) for index in missing]
-        assert progress.asked_until - len(taken) <= window
-        order.shuffle(on_the_way)  # type: ignore[attr-defined]
-        index = on_the_way.pop()
+    while not progress.is_complete:
+        in_flight += progress.request_window(window)
+        if not in_flight:
+            in_flight += [index for missing in progress.missing_ranges(chunks) for index in missing]
+        assert progress.requested_until - len(taken) <= window
+        order.shuffle(in_flight)  # type: ignore[attr-defined]
+        index = in_flight.pop()
         if index in lost:
             lost.remove(index)
             continue
-        assert progress.arrive(index, b"%d" % index)
-        assert not progress.arrive(index, b"again")
-        taken += progress.take()
+        assert progress.record_arrival(index, b"%d" % index)
+        assert not progress.record_arrival(index, b"again")
+        taken += progress.take_ready()
     assert taken == [b"%d" % index for index in range(chunks)]
 
 
@@ -128,10 +128,10 @@ def test_the_chunks_of_a_reference_make_up_its_size(size: int, chunk: int) -> No
 @given(
     st.builds(ChunkRequest, st.just("ab" * 32), *[st.integers(0, 2**32 - 1)] * 2, st.integers(0, 2**64 - 1))
 )
-def test_an_ask_reads_as_it_was_written(ask: ChunkRequest) -> None:
-    assert ChunkRequest.unpack(ask.pack()) == ask
+def test_a_packed_request_unpacks_to_the_same(packed: ChunkRequest) -> None:
+    assert ChunkRequest.unpack(packed.pack()) == packed
 
 
 @given(st.binary(max_size=200).filter(lambda text: len(text) != 52))
-def test_what_is_no_ask_reads_as_none(text: bytes) -> None:
+def test_an_invalid_request_unpacks_to_none(text: bytes) -> None:
     assert ChunkRequest.unpack(text) is None

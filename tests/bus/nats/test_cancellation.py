@@ -1,4 +1,4 @@
-"""A task that is asked to end, ends: also when the answer that it waits for comes in that very moment."""
+"""A cancelled task ends, even if the reply that it waits for arrives at the same moment."""
 
 import asyncio
 
@@ -13,36 +13,40 @@ from fedbus.contracts.identifiers import FederationId
 FED = FederationId("test")
 
 
-async def publish_and_continue(bus: Bus, said: ClientJoined) -> None:
-    await bus.publish(said)
+async def publish_and_continue(bus: Bus, message: ClientJoined) -> None:
+    await bus.publish(message)
     await asyncio.Event().wait()
 
 
-async def test_a_cancellation_that_meets_the_answer_is_not_lost(nats: NatsServer) -> None:
+async def test_a_cancellation_during_an_acknowledgement_is_not_lost(nats: NatsServer) -> None:
     async with Bus.connect(nats.url, Identity(FED, "trainer", "c1")) as bus:
         await bus.create_streams()
-        async with bus.subscribe_ephemeral(ClientJoined, task="tiny") as heard:
+        async with bus.subscribe_ephemeral(ClientJoined, task="tiny") as received:
             for number in range(200):
                 joined = ClientJoined(task="tiny", client="c1", run=f"tiny-{number}")
-                saying = asyncio.create_task(publish_and_continue(bus, joined))
-                await anext(heard)  # on the same connection: the acknowledgement comes in the same breath
-                saying.cancel()
-                ended, _ = await asyncio.wait([saying], timeout=5)
-                assert ended, "it was cancelled, and goes on"
+                publishing = asyncio.create_task(publish_and_continue(bus, joined))
+                await anext(
+                    received
+                )  # the acknowledgement arrives on the same connection, at the same moment
+                publishing.cancel()
+                ended, _ = await asyncio.wait([publishing], timeout=5)
+                assert ended, "the task continues after its cancellation"
 
 
-async def test_a_cancellation_that_meets_the_next_message_is_not_lost(nats: NatsServer) -> None:
-    async with Bus.connect(nats.url, Identity(FED, "trainer", "c1")) as bus, bus.subscribe("told") as told:
+async def test_a_cancellation_during_a_delivery_is_not_lost(nats: NatsServer) -> None:
+    async with Bus.connect(nats.url, Identity(FED, "trainer", "c1")) as bus, bus.subscribe("test") as inbox:
 
-        async def hear_and_go_on() -> None:
-            await next_message(told, within_s=10)
+        async def receive_and_continue() -> None:
+            await next_message(inbox, within_s=10)
             await asyncio.Event().wait()
 
         for _ in range(50):
-            hearing = asyncio.create_task(hear_and_go_on())
+            receiving = asyncio.create_task(receive_and_continue())
             await asyncio.sleep(0)  # it waits
-            told._pending_queue.put_nowait(Msg(_client=told._conn, subject="told"))
-            await asyncio.sleep(0)  # the message is there, and is handed on in the next turn of the loop
-            hearing.cancel()
-            ended, _ = await asyncio.wait([hearing], timeout=5)
-            assert ended, "it was cancelled, and goes on"
+            inbox._pending_queue.put_nowait(Msg(_client=inbox._conn, subject="test"))
+            await asyncio.sleep(
+                0
+            )  # the message is queued, and delivered in the next iteration of the event loop
+            receiving.cancel()
+            ended, _ = await asyncio.wait([receiving], timeout=5)
+            assert ended, "the task continues after its cancellation"

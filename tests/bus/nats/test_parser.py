@@ -1,4 +1,4 @@
-"""What stands in the place of a part of nats-py does what that part does."""
+"""The replacements for parts of nats-py behave like the originals."""
 
 from typing import Any
 
@@ -14,19 +14,19 @@ from fedbus.bus.nats.parser import READ_BYTES, LargePayloadParser, pub_cmd
 
 
 class RecordingClient:
-    """Stands where a client would, and notes what the parser tells it."""
+    """Records what the parser reports to its client."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
 
     async def _process_msg(self, *message: Any) -> None:
-        self.told.append(message)
+        self.calls.append(message)
 
     async def _process_ping(self) -> None:
-        self.told.append(("ping",))
+        self.calls.append(("ping",))
 
     async def _process_pong(self) -> None:
-        self.told.append(("pong",))
+        self.calls.append(("pong",))
 
 
 class SmallThresholdParser(LargePayloadParser):
@@ -59,16 +59,16 @@ lines = (
 
 
 async def calls_by(parser: type[Parser], reads: list[bytes]) -> list[tuple[Any, ...]]:
-    heard = RecordingClient()
-    one = parser(heard)
+    client = RecordingClient()
+    instance = parser(client)
     for read in reads:
-        await one.parse(read)
-    return heard.told
+        await instance.parse(read)
+    return client.calls
 
 
 @given(st.lists(lines), st.lists(st.integers(1, 40), min_size=1))
-async def test_however_the_bytes_come_the_same_messages_are_told(said: list[bytes], sizes: list[int]) -> None:
-    wire, at = b"".join(said), 0
+async def test_the_messages_do_not_depend_on_the_reads(sent: list[bytes], sizes: list[int]) -> None:
+    wire, at = b"".join(sent), 0
     reads: list[bytes] = []
     while at < len(wire):
         size = sizes[len(reads) % len(sizes)]
@@ -77,14 +77,14 @@ async def test_however_the_bytes_come_the_same_messages_are_told(said: list[byte
     assert await calls_by(SmallThresholdParser, reads) == await calls_by(Parser, [wire])
 
 
-async def test_a_parser_that_is_reset_in_the_middle_of_a_payload_begins_anew() -> None:
-    heard = RecordingClient()
-    parser = SmallThresholdParser(heard)
+async def test_a_parser_reset_within_a_payload_drops_it() -> None:
+    client = RecordingClient()
+    parser = SmallThresholdParser(client)
     await parser.parse(message(b"x" * 50)[:40])
     await parser.parse(b"x" * 5)
     parser.reset()
     await parser.parse(b"PING\r\n")
-    assert heard.told == [("ping",)]
+    assert client.calls == [("ping",)]
 
 
 @pytest.mark.parametrize("payload", [b"", b"some bytes", memoryview(b"a view")])
@@ -92,7 +92,7 @@ def test_a_publish_is_the_same_on_the_wire(payload: bytes | memoryview) -> None:
     assert pub_cmd("some.where", "_INBOX.x", payload) == stock_pub_cmd("some.where", "_INBOX.x", payload)
 
 
-async def test_a_connection_reads_in_large_pieces_by_the_lean_parser(nats: NatsServer) -> None:
+async def test_a_connection_uses_large_reads_and_the_parser(nats: NatsServer) -> None:
     async with open_connection(nats.url, name="reader", inbox="_INBOX") as connected:
         transport: Any = connected.client._transport
         assert transport._io_reader._limit == READ_BYTES
