@@ -1,13 +1,14 @@
-"""Who belongs to a federation, and how they prove it: keys, claims, certificates and kits.
+"""Members of a federation and their credentials: keys, JWTs, certificates and kits.
 
-    federation   the folder that holds it all: who was let in, who was put out; every change goes through it
-    keys         ed25519 keys in NATS's own spelling, in files that only their owner reads
-    claims       what is signed: operator, account, user, as NATS decentralised JWTs
-    certificates the certificate authority of the federation and what it signs
-    server       the nats-server's configuration, and that of a leaf node at a site
-    kit          what a device is given: credentials, authority, settings, whom to trust
-    checkup      what is wrong with a kit, in words
+    federation          the folder with all keys; all changes of members go through it
+    registry            the members and revocations, which are not secret
+    keys                NATS NKeys (ed25519), in files of mode 600
+    jwt_claims          operator, account and user claims, as decentralised JWTs of NATS
+    certificates        the certificate authority (CA) and server certificates
+    nats_config         the configuration of nats-server and of a leaf node
+    kit                 the files for a device or user: credentials, CA, settings, trusted keys
+    credential_checks   the checks of `fedbus doctor`
 
-The broker is told of a change while it runs: see `fedbus.bus.account_admin`. Nothing secret is
-printed, logged or said on the bus; secrets are in files of mode 600, and nowhere else.
+`fedbus.bus.account_admin` sends changes to the running nats-server. Secrets are stored in files of mode 600 only;
+they are never printed, logged or published.
 """

@@ -1,6 +1,6 @@
-"""The federation's certificate authority, and the certificate of its servers.
+"""The certificate authority (CA) of the federation, and the certificates of its servers.
 
-One authority for the bus, the S3 and the dashboard: a device believes it and no other.
+There is one CA for NATS, S3 and the dashboard. Devices trust no other CA.
 """
 
 import ipaddress
@@ -19,13 +19,13 @@ from fedbus.app.provision.keys import write_secret
 
 CA_DAYS: Final = 3650
 SERVER_DAYS: Final = 397
-"""What browsers accept at most, for the dashboard's sake."""
+"""The maximum that browsers accept, which the dashboard needs."""
 CLOCK_SKEW: Final = timedelta(hours=1)
-"""So much behind a clock may be and still believe a certificate of this moment."""
+"""Tolerated lag of a device's clock: a new certificate is valid from this time before now."""
 
 
 def make_authority(federation: str, certificate: Path, key: Path) -> None:
-    """A new authority, in two files."""
+    """Create a CA and write its certificate and key."""
     private = ec.generate_private_key(ec.SECP256R1())
     name = _subject_name(f"fedbus {federation}")
     constraints = x509.BasicConstraints(ca=True, path_length=0)
@@ -42,12 +42,12 @@ def make_authority(federation: str, certificate: Path, key: Path) -> None:
 def make_server_certificate(
     authority: Path, authority_key: Path, hosts: Sequence[str], certificate: Path, key: Path
 ) -> None:
-    """A certificate for all of *hosts*: names and addresses."""
+    """Issue a certificate for all of *hosts*, which are names and IP addresses."""
     ca = read_certificate(authority)
     ca_key = serialization.load_pem_private_key(authority_key.read_bytes(), password=None)
     assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
     private = ec.generate_private_key(ec.SECP256R1())
-    believed = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
+    authority_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
     builder = (
         _certificate_builder(_subject_name(hosts[0]), ca.subject, private.public_key(), SERVER_DAYS)
         .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
@@ -57,34 +57,49 @@ def make_server_certificate(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
             critical=False,
         )
-        .add_extension(believed, critical=False)
+        .add_extension(authority_id, critical=False)
     )
     _save(builder.sign(ca_key, hashes.SHA256()), private, certificate, key)
 
 
 def read_certificate(path: Path) -> x509.Certificate:
-    """Raises Failure."""
+    """Read a PEM file.
+
+    Raises:
+        CliError: It cannot be read, or has no certificate.
+
+    """
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except OSError as error:
-        raise CliError(f"{path} cannot be read: {error.strerror}", ExitCode.NOT_FOUND) from None
+        raise CliError(f"cannot read {path}: {error.strerror}", ExitCode.NOT_FOUND) from None
     except ValueError:
-        raise CliError(f"{path} holds no certificate", ExitCode.NOT_FOUND) from None
+        raise CliError(f"{path} has no certificate", ExitCode.NOT_FOUND) from None
 
 
 def read_first_pem(path: Path) -> str:
-    """The first certificate in *path*, as PEM: of an authority that was renewed, the newest. Raises Failure."""
+    """The first certificate in *path* as PEM; of a renewed CA, the newest.
+
+    Raises:
+        CliError: The file cannot be read, or has no certificate.
+
+    """
     return read_certificate(path).public_bytes(serialization.Encoding.PEM).decode()
 
 
 def read_authorities(path: Path) -> list[x509.Certificate]:
-    """All authorities that *path* has us believe, the newest first; raises Failure."""
+    """All CA certificates in *path*, the newest first.
+
+    Raises:
+        CliError: The file cannot be read, or has no certificate.
+
+    """
     read_certificate(path)
     return x509.load_pem_x509_certificates(path.read_bytes())
 
 
 def common_name_of(name: x509.Name) -> str:
-    """The common name: ``fedbus dev`` for the authority of federation dev."""
+    """The common name, for example ``fedbus dev`` for the CA of federation dev."""
     found = name.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(found[0].value) if found else name.rfc4514_string()
 

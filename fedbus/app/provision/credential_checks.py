@@ -1,8 +1,7 @@
-"""What is wrong with the files that say who we are and whom we believe, and with the server's: in plain words.
+"""Checks of credentials, the CA and the server certificate, for `fedbus doctor`.
 
-Everything that can be seen from here is looked at: dates, signatures, what belongs to what, the certificate
-that the server shows, whether it is one of ours, and both clocks. What only the server knows (who
-was put out) is what is left when nothing else is wrong.
+They check dates, signatures, whether key and claims match, the certificate that the server sends, and the clock. Only
+the server knows which keys are revoked: if all checks pass and it still denies access, the key is revoked.
 """
 
 import asyncio
@@ -33,113 +32,117 @@ NEW_KIT_ADVICE: Final = "get a new kit: fedbus provision rotate NAME, on the mac
 
 
 def check_credentials(path: Path, now: datetime, *, fed: str = "", client: str = "") -> DoctorFinding:
-    """Whether the credentials file can be what the broker wants, of that *client* of *fed* where it is said."""
+    """Check the credentials file; with *fed*, also that it is for that federation and *client*."""
     try:
         text = path.read_text()
         claims, seed = parse_user(text), extract_seed(text)
     except OSError as error:
         return _credentials_error(
-            f"{path}: {error.strerror}", "copy it from the kit again, for this user to read"
+            f"{path}: {error.strerror}", "copy it from the kit again, readable for this user"
         )
     except InvalidCredentials as error:
         return _credentials_error(f"{path}: {error}", "copy it from the kit again")
-    if claims.issued > now:
+    if claims.issued_at > now:
         return _credentials_error(
-            f"{claims.name}, of {claims.issued:%Y-%m-%d}, in the future of this clock", SET_CLOCK_ADVICE
+            f"{claims.name}: issued {claims.issued_at:%Y-%m-%d}, which is in the future of this clock",
+            SET_CLOCK_ADVICE,
         )
     if not _is_signed_by(extract_jwt(text), claims.iss):
         return _credentials_error(
-            f"{claims.name}: the signature is wrong: damaged, or forged", NEW_KIT_ADVICE
+            f"{claims.name}: signature invalid, the file is corrupt or forged", NEW_KIT_ADVICE
         )
     if Key(seed).public != claims.sub:
-        return _credentials_error(f"{claims.name}: the key is not the one they are for", NEW_KIT_ADVICE)
+        return _credentials_error(f"{claims.name}: the key does not match the claims", NEW_KIT_ADVICE)
     if fed and (mistake := claims.mismatch(fed, client)):
         return _credentials_error(*mistake.split(": ", 1))
     if path.stat().st_mode & 0o077:
-        found = f"{claims.name}: others on this machine can read them"
-        return DoctorFinding(CREDENTIALS, Severity.REMARK, found, f"chmod 600 {path}")
-    return _check_expiry(CREDENTIALS, claims.name, claims.expires, now, NEW_KIT_ADVICE)
+        found = f"{claims.name}: other users of this machine can read the file"
+        return DoctorFinding(CREDENTIALS, Severity.WARNING, found, f"chmod 600 {path}")
+    return _check_expiry(CREDENTIALS, claims.name, claims.expires_at, now, NEW_KIT_ADVICE)
 
 
 def _credentials_error(found: str, advice: str) -> DoctorFinding:
-    return DoctorFinding(CREDENTIALS, Severity.ILL, found, advice)
+    return DoctorFinding(CREDENTIALS, Severity.ERROR, found, advice)
 
 
 def check_authority(path: Path, now: datetime) -> DoctorFinding:
-    """Whether the certificate authority can be believed now."""
+    """Check the dates of the CA certificate."""
     try:
         ca = read_certificate(path)
     except CliError as failure:
-        return DoctorFinding(AUTHORITY, Severity.ILL, str(failure), "copy ca.pem from the kit again")
+        return DoctorFinding(AUTHORITY, Severity.ERROR, str(failure), "copy ca.pem from the kit again")
     if ca.not_valid_before_utc > now:
         return DoctorFinding(
-            AUTHORITY, Severity.ILL, f"{common_name_of(ca.subject)} is {_future_date(ca)}", SET_CLOCK_ADVICE
+            AUTHORITY, Severity.ERROR, f"{common_name_of(ca.subject)} {_not_yet_valid(ca)}", SET_CLOCK_ADVICE
         )
     return _check_expiry(AUTHORITY, common_name_of(ca.subject), ca.not_valid_after_utc, now, NEW_KIT_ADVICE)
 
 
 async def check_server(url: str, ca_path: Path | None, now: datetime) -> DoctorFinding | None:
-    """The certificate that the bus at *url* shows, whether we would believe it or not; None where it shows none."""
-    shown = await _fetch_certificate(url)
-    if shown is None:
+    """Check the certificate of the server at *url*; None if the server does not use TLS."""
+    certificate = await _fetch_certificate(url)
+    if certificate is None:
         return None
     try:
-        believed = await asyncio.to_thread(read_authorities, ca_path) if ca_path else []
-    except CliError:  # which is a finding of its own
-        believed = []
-    signer = next((ca for ca in believed if _is_from(shown, ca)), believed[0] if believed else None)
-    return check_server_certificate(shown, signer, urlsplit(url).hostname or "", now)
+        trusted = await asyncio.to_thread(read_authorities, ca_path) if ca_path else []
+    except CliError:  # `check_authority` reports it
+        trusted = []
+    signer = next((ca for ca in trusted if _is_from(certificate, ca)), trusted[0] if trusted else None)
+    return check_server_certificate(certificate, signer, urlsplit(url).hostname or "", now)
 
 
 def check_server_certificate(
-    shown: x509.Certificate, ca: x509.Certificate | None, host: str, now: datetime
+    certificate: x509.Certificate, ca: x509.Certificate | None, host: str, now: datetime
 ) -> DoctorFinding:
-    """What we make of the certificate that is *shown* for *host*."""
-    issuer, of_the_bus = common_name_of(shown.issuer), "that of the bus"
-    if shown.not_valid_before_utc > now:
-        return _certificate_error(f"{of_the_bus} is {_future_date(shown)}", SET_CLOCK_ADVICE)
-    if ca is not None and not _is_from(shown, ca):
-        advice = "use the kit of that federation, or set FEDBUS_NATS_URL to ours"
+    """Check the *certificate* that the server at *host* sent."""
+    issuer = common_name_of(certificate.issuer)
+    if certificate.not_valid_before_utc > now:
+        return _certificate_error(f"server certificate {_not_yet_valid(certificate)}", SET_CLOCK_ADVICE)
+    if ca is not None and not _is_from(certificate, ca):
+        advice = "use the kit of that federation, or correct FEDBUS_NATS_URL"
         if common_name_of(ca.subject) == issuer:
-            advice = "its authority was made anew: copy ca.pem from the server again"
+            advice = "the CA was renewed: copy ca.pem from the server again"
         return _certificate_error(
-            f"{of_the_bus} is from {issuer!r}, and we believe {common_name_of(ca.subject)!r}", advice
+            f"server certificate was issued by {issuer!r}, but FEDBUS_CA is {common_name_of(ca.subject)!r}",
+            advice,
         )
-    if host not in (names := _names(shown)):
-        advice = f"reach it by one of {', '.join(sorted(names))}, or give it this name: fedbus provision init --host"
-        return _certificate_error(f"{of_the_bus} is not for {host}", advice)
+    if host not in (names := _names(certificate)):
+        advice = f"use one of {', '.join(sorted(names))}, or add the host: fedbus provision init --host"
+        return _certificate_error(f"server certificate is not valid for {host}", advice)
     renew = "fedbus provision rotate --tls, on the machine that has the keys"
-    return _check_expiry(CERTIFICATE, f"{issuer} for the bus", shown.not_valid_after_utc, now, renew)
+    return _check_expiry(
+        CERTIFICATE, f"server certificate of {issuer}", certificate.not_valid_after_utc, now, renew
+    )
 
 
 def _certificate_error(found: str, advice: str) -> DoctorFinding:
-    return DoctorFinding(CERTIFICATE, Severity.ILL, found, advice)
+    return DoctorFinding(CERTIFICATE, Severity.ERROR, found, advice)
 
 
-def _future_date(certificate: x509.Certificate) -> str:
-    return f"of {certificate.not_valid_before_utc:%Y-%m-%d}, in the future of this clock"
+def _not_yet_valid(certificate: x509.Certificate) -> str:
+    return f"is valid from {certificate.not_valid_before_utc:%Y-%m-%d}, which is in the future of this clock"
 
 
 def _check_expiry(what: str, name: str, end: datetime | None, now: datetime, advice: str) -> DoctorFinding:
     if end is None:
-        return DoctorFinding(what, Severity.WELL, f"{name}, good until revoked")
+        return DoctorFinding(what, Severity.OK, f"{name}, valid until revoked")
     if end <= now:
-        wrong_clock = f"or, if this clock is ahead: {SET_CLOCK_ADVICE}"
+        wrong_clock = f"if this clock is ahead: {SET_CLOCK_ADVICE}"
         return DoctorFinding(
-            what, Severity.ILL, f"{name}: expired on {end:%Y-%m-%d}", f"{advice}; {wrong_clock}"
+            what, Severity.ERROR, f"{name}: expired on {end:%Y-%m-%d}", f"{advice}; {wrong_clock}"
         )
     if end - now < EXPIRY_WARNING:
-        return DoctorFinding(what, Severity.REMARK, f"{name}, good until {end:%Y-%m-%d}: soon", advice)
-    return DoctorFinding(what, Severity.WELL, f"{name}, good until {end:%Y-%m-%d}")
+        return DoctorFinding(what, Severity.WARNING, f"{name}: expires soon, on {end:%Y-%m-%d}", advice)
+    return DoctorFinding(what, Severity.OK, f"{name}, valid until {end:%Y-%m-%d}")
 
 
 def _is_signed_by(jwt: str, issuer: str) -> bool:
-    said, _, signature = jwt.rpartition(".")
+    signed, _, signature = jwt.rpartition(".")
     try:
         raw = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4))
     except ValueError:
         return False
-    return verify_signature(issuer, said.encode(), raw)
+    return verify_signature(issuer, signed.encode(), raw)
 
 
 def _is_from(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
@@ -171,20 +174,20 @@ def _name_values(names: x509.SubjectAlternativeName) -> Iterator[str]:
 
 
 async def _fetch_certificate(url: str) -> x509.Certificate | None:
-    """Looked at, and believed in nothing: no word of ours is sent."""
-    at = urlsplit(url)
-    curious = ssl.create_default_context()
-    curious.check_hostname, curious.verify_mode = False, ssl.CERT_NONE
+    """Read the server certificate without verifying it. Nothing is sent to the server."""
+    address = urlsplit(url)
+    unverified = ssl.create_default_context()
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(at.hostname, at.port or 4222)
+            reader, writer = await asyncio.open_connection(address.hostname, address.port or 4222)
             greeting = await reader.readline()
             if b'"tls_required":true' not in greeting:
                 writer.close()
                 return None
-            await writer.start_tls(curious, server_hostname=at.hostname)
-            shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            await writer.start_tls(unverified, server_hostname=address.hostname)
+            der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
             writer.close()
     except (OSError, TimeoutError):
         return None
-    return x509.load_der_x509_certificate(shown) if shown else None
+    return x509.load_der_x509_certificate(der) if der else None

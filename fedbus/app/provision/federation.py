@@ -1,13 +1,13 @@
-"""The folder that holds a federation's keys, and every change of who belongs to it.
+"""The folder with the keys of a federation, and all changes of its members.
 
-    trust/federation.json   who was let in, and who was put out
-    trust/keys/             operator, account, system and one signing key for each role: secret
-    trust/tls/              the authority and its key, the server's certificate and its key
-    trust/creds/            credentials of the server side's agents, the dashboard, people and the broker's own account
-    trust/nats/             what the nats-server's machine needs, and nothing more: nats.conf and tls/
+    trust/federation.json   members and revocations
+    trust/keys/             operator, account and system key, and one signing key for each role: secret
+    trust/tls/              CA certificate and key, server certificate and key
+    trust/creds/            credentials of server-side agents, the dashboard, users and the system account
+    trust/nats/             the files for the machine of nats-server: nats.conf and tls/
 
-A change is written here first and then told to the running server; what could not be told is told by
-the next `fedbus provision push`, or by the configuration when the server starts.
+A change is saved here first and then pushed to the running nats-server. If the push fails, the next
+`fedbus provision push`, or a restart of nats-server with the new configuration, applies the change.
 """
 
 import time
@@ -35,11 +35,11 @@ DEVICE_DAYS: Final = 365.0
 AGENTS_DAYS: Final = 365.0
 PEOPLE_ROLES: Final = (Role.USER, Role.OBSERVER)
 STORED_ROLES: Final = tuple(role for role in Role if role not in (Role.DEVICE, Role.SITE))
-"""Roles whose credentials lie in the folder from the beginning."""
+"""Roles whose credentials `begin` creates in the folder."""
 
 
 class Federation:
-    """One federation's keys. Make one with `begin` or `open`."""
+    """The keys and members of one federation. Create it with `begin` or `open`."""
 
     def __init__(self, folder: Path, record: FederationRegistry) -> None:
         self.folder = folder
@@ -56,36 +56,46 @@ class Federation:
         url: str = "",
         monitor_port: int = MONITOR_PORT,
     ) -> "Federation":
-        """A new federation; raises Failure where the folder holds one, or an address is none."""
+        """Create a federation in *folder*.
+
+        Raises:
+            CliError: The folder has a federation already, or a host or the URL is invalid.
+
+        """
         url = check_url(url or f"tls://{_url_host(check_host(hosts[0]))}:{port}")
         for host in hosts:
             check_host(host)
         if (folder / REGISTRY_FILE).exists():
-            raise CliError(f"{folder} holds a federation already: its keys are not made anew", ExitCode.USAGE)
+            raise CliError(f"{folder} already has a federation. Its keys are not replaced", ExitCode.USAGE)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         record = FederationRegistry(
             federation=federation, hosts=list(hosts), port=port, url=url, monitor_port=monitor_port
         )
-        begun = cls(folder, record)
-        begun._make_keys()
-        begun.renew_server_certificate(new_authority=True)
+        federation_keys = cls(folder, record)
+        federation_keys._make_keys()
+        federation_keys.renew_server_certificate(new_authority=True)
         for role in STORED_ROLES:
-            begun._issue_to_role(role, AGENTS_DAYS)
-        begun._issue_system_credentials()
-        begun._save()
-        return begun
+            federation_keys._issue_to_role(role, AGENTS_DAYS)
+        federation_keys._issue_system_credentials()
+        federation_keys._save()
+        return federation_keys
 
     @classmethod
     def open(cls, folder: Path) -> "Federation":
-        """The federation in *folder*; raises Failure."""
+        """Open the federation in *folder*.
+
+        Raises:
+            CliError: There is none, or its registry is corrupt.
+
+        """
         try:
             record = FederationRegistry.model_validate_json((folder / REGISTRY_FILE).read_text())
         except FileNotFoundError:
             raise CliError(
-                f"no federation in {folder}: fedbus provision init makes one", ExitCode.NOT_FOUND
+                f"no federation in {folder}. Create one with fedbus provision init", ExitCode.NOT_FOUND
             ) from None
         except ValueError as error:
-            raise CliError(f"{folder / REGISTRY_FILE} is damaged: {error}") from None
+            raise CliError(f"{folder / REGISTRY_FILE} is corrupt: {error}") from None
         found = cls(folder, record)
         found._adopt_existing_roles()
         return found
@@ -100,16 +110,22 @@ class Federation:
 
     @property
     def nats(self) -> Path:
-        """What goes to the nats-server's machine."""
+        """The folder to copy to the machine of nats-server."""
         return self.folder / "nats"
 
     def creds(self, role: Role | str) -> Path:
         return self.folder / "creds" / f"{role}.creds"
 
-    # --- who is let in ------------------------------------------------------------------------------
+    # --- members -------------------------------------------------------------------------------------
 
     def admit(self, name: str, *, public_key: str = "", days: float = DEVICE_DAYS) -> Kit:
-        """The kit of the client *name*; raises BadId and Failure."""
+        """Add the client *name* and return its kit.
+
+        Raises:
+            BadId: *name* is not a client id.
+            CliError: *name* is in use, or *public_key* is invalid.
+
+        """
         client = check_client_name(name)
         self.record.check_free(MemberKind.CLIENT, client)
         return self._admit_client(client, public_key, days)
@@ -117,7 +133,7 @@ class Federation:
     def reissue(
         self, name: str, *, public_key: str = "", days: float = DEVICE_DAYS, keep_old: bool = False
     ) -> Kit:
-        """Another key for the client or person *name*; the old one is worth nothing from now on, or *keep_old*."""
+        """Issue a new key for the client or user *name*, and revoke the old one unless *keep_old*."""
         kind, member = self.record.find(name)
         if not keep_old:
             self.revoke(name)
@@ -129,13 +145,19 @@ class Federation:
     def admit_person(
         self, name: str, role: Role = Role.USER, *, public_key: str = "", days: float = DEVICE_DAYS
     ) -> Kit:
-        """The kit of a person, of role user or observer; raises BadId and Failure."""
+        """Add a user, of role user or observer, and return the kit.
+
+        Raises:
+            BadId: *name* is not a valid id.
+            CliError: *name* is in use, or *public_key* is invalid.
+
+        """
         person = check_client_name(check_id("person", name))
         self.record.check_free(MemberKind.PERSON, person)
         return self._admit_person(person, role, public_key, days)
 
     def renew_role(self, role: Role, *, days: float = AGENTS_DAYS, keep_old: bool = False) -> Path:
-        """Other credentials for a *role* of the server side, in the place of the old, which are worth nothing."""
+        """Issue new credentials for a server-side *role*, and revoke the old ones unless *keep_old*."""
         earlier = self.record.roles[role].keys if keep_old and role in self.record.roles else ()
         if not keep_old and role in self.record.roles:
             self.revoke(role)
@@ -144,7 +166,12 @@ class Federation:
         return self.creds(role)
 
     def revoke(self, name: str) -> None:
-        """All keys of whoever is called *name* are worth nothing from now on; raises Failure."""
+        """Revoke all keys of the member *name*.
+
+        Raises:
+            CliError: There is no such member.
+
+        """
         _, member = self.record.find(name)
         before = int(time.time()) + 1
         self.record.revocations.update(dict.fromkeys(member.keys, before))
@@ -154,7 +181,7 @@ class Federation:
         self._save()
 
     def revoke_all_devices(self) -> None:
-        """Another signing key for devices: every kit that was given out is worth nothing from now on."""
+        """Replace the signing key of devices, which revokes every kit of a device."""
         Key.new(KeyType.ACCOUNT).save(self._signing_path(Role.DEVICE))
         now = datetime.now(UTC)
         for member in self.record.clients.values():
@@ -172,17 +199,22 @@ class Federation:
         hosts: Sequence[str],
         days: float,
     ) -> None:
-        """Everything that the leaf node of the site *name* needs, into the folder *where*.
+        """Write the files of the leaf node of the site *name* into the folder *where*.
 
-        It is for these clients in these tasks, and no others. Raises BadId and Failure.
+        The leaf node forwards the messages of these clients in these tasks only.
+
+        Raises:
+            BadId: *name*, a client or a task is not a valid id.
+            CliError: *name* is in use, a client is not a member, or a host is invalid.
+
         """
         site = check_id("site", name)
         self.record.check_free(MemberKind.SITE, site)
         if not clients or not tasks:
             raise CliError(
-                "a site carries clients in tasks: name both, with --client and --task", ExitCode.USAGE
+                "a site needs clients and tasks. Name them with --client and --task", ExitCode.USAGE
             )
-        made = Site(
+        record = Site(
             public_key="",
             issued=datetime.now(UTC),
             clients=tuple(self._check_known_client(client) for client in clients),
@@ -192,16 +224,21 @@ class Federation:
             port=place.port,
             listen=place.listen,
         )
-        self._write_site(site, made, where, days)
+        self._write_site(site, record, where, days)
 
     def renew_site(
         self, name: str, where: Path, *, days: float = DEVICE_DAYS, keep_old: bool = False
     ) -> Site:
-        """The folder of the site *name* with other keys; the old are worth nothing. Raises Failure."""
+        """Write the files of the site *name* with new keys, and revoke the old ones unless *keep_old*.
+
+        Raises:
+            CliError: The registry does not have the settings of the site.
+
+        """
         site = self.record.sites[name]
         if not site.tasks:
             raise CliError(
-                f"how site {name} was made is not written down: fedbus provision revoke {name}, then site {name}",
+                f"the registry has no settings of site {name}. Run fedbus provision revoke {name}, then site {name}",
                 ExitCode.USAGE,
             )
         if not keep_old:
@@ -242,7 +279,8 @@ class Federation:
         client = check_client_name(name)
         if client not in self.record.clients:
             raise CliError(
-                f"no client {client} was let in: fedbus provision client {client}, first", ExitCode.NOT_FOUND
+                f"client {client} is not a member. Run fedbus provision client {client} first",
+                ExitCode.NOT_FOUND,
             )
         return client
 
@@ -277,7 +315,7 @@ class Federation:
     def _issue(
         self, role: Role, name: str, public_key: str, days: float, earlier: tuple[str, ...]
     ) -> tuple[Member, str]:
-        """A member, and the text of its credentials; with a *public_key* they wait for the key."""
+        """Issue credentials. With a *public_key*, they lack the private key, which the device has."""
         key = None if public_key else Key.new(KeyType.USER)
         public = key.public if key else check_public_key(public_key)
         expires = _expiry(days)
@@ -289,7 +327,7 @@ class Federation:
     def _sign_user(
         self, role: Role, public: str, name: str, expires: datetime | None, tags: tuple[str, ...] = ()
     ) -> str:
-        """A user's JWT, which says of which federation and for what it is, so that whoever mistakes it is told."""
+        """Sign a user JWT, tagged with the federation and the role, so that a wrong use can be reported."""
         return jwt_claims.user_jwt(
             self._signing_key(role),
             self._account.public,
@@ -299,28 +337,28 @@ class Federation:
             expires=_timestamp(expires),
         )
 
-    # --- what servers read ----------------------------------------------------------------------------
+    # --- files and claims for servers ------------------------------------------------------------------
 
     def account_jwt(self) -> str:
-        """The federation's account as it stands."""
+        """Sign the current claims of the federation's account."""
         roles = {role: (self._signing_key(role).public, permissions_for(self.fed, role)) for role in Role}
         return jwt_claims.account_jwt(
             self._operator, self._account.public, f"fedbus-{self.fed}", roles, self.record.revocations
         )
 
     def system_jwt(self) -> str:
-        """The broker's own account as it stands."""
+        """Sign the current claims of the system account."""
         return jwt_claims.system_account_jwt(
             self._operator, self._system.public, self.record.system_revocations
         )
 
     def certificate_host(self, url: str) -> str:
-        """The name that the server's certificate is for, where it is reached by *url*."""
-        asked = urlsplit(url).hostname or ""
-        return asked if asked in self.record.hosts else self.record.hosts[0]
+        """The host of *url* if the server certificate has it, else the first host of the certificate."""
+        host = urlsplit(url).hostname or ""
+        return host if host in self.record.hosts else self.record.hosts[0]
 
     def account_jwts(self) -> tuple[str, str]:
-        """What a running server is told."""
+        """The claims to push to a running server."""
         return self.account_jwt(), self.system_jwt()
 
     def server_claims(self) -> nats_config.ServerClaims:
@@ -334,7 +372,7 @@ class Federation:
         )
 
     def write_server_files(self, place: nats_config.ServerLocation | None = None) -> Path:
-        """Everything that the nats-server's machine needs, for a server that will find it at *place*."""
+        """Write the files for the machine of nats-server, which has them at *place*; returns nats.conf."""
         record = self.record
         place = place or nats_config.ServerLocation(
             Path(record.at or self.nats), record.port, monitor_port=record.monitor_port
@@ -346,14 +384,14 @@ class Federation:
         return config
 
     def set_server_path(self, place: Path) -> None:
-        """The nats-server's machine has the folder nats/ at *place*."""
+        """Record that the machine of nats-server has the folder nats/ at *place*."""
         self.record.at = str(place)
         self._save()
 
     def renew_server_certificate(self, *, new_authority: bool = False) -> None:
-        """Another certificate for the servers; with a *new authority* every kit needs its ca.pem anew.
+        """Issue a new server certificate. With *new_authority*, every kit needs the new ca.pem.
 
-        That believes the authority before it as well, so that kits and servers may change one after the other.
+        The new ca.pem has the previous CA too, so that kits and servers can be updated one after the other.
         """
         tls = self.folder / "tls"
         if new_authority:
@@ -363,7 +401,7 @@ class Federation:
         self.issue_certificate(self.record.hosts, tls / "server.pem", tls / "server.key")
 
     def issue_certificate(self, hosts: Sequence[str], certificate: Path, key: Path) -> None:
-        """A certificate for a server of the federation: a leaf node, the S3, the dashboard."""
+        """Issue a certificate for a server of the federation: a leaf node, S3 or the dashboard."""
         authority_key = self.folder / "tls" / "ca.key"
         certificates.make_server_certificate(self.ca, authority_key, hosts, certificate, key)
 
@@ -408,32 +446,38 @@ class Federation:
         )
 
     def _adopt_existing_roles(self) -> None:
-        """A folder that was made before roles were written down holds their credentials all the same."""
+        """Register the roles of a folder from before the registry had roles."""
         for role in STORED_ROLES:
             if role not in self.record.roles and self.creds(role).exists():
                 found = parse_user(self.creds(role).read_text())
                 self.record.roles[role] = Member(
-                    public_key=found.sub, issued=found.issued, expires=found.expires
+                    public_key=found.sub, issued=found.issued_at, expires=found.expires_at
                 )
 
-    # --- the record ---------------------------------------------------------------------------------------
+    # --- the registry -------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         atomic_write(self.folder / REGISTRY_FILE, self.record.model_dump_json(indent=2), mode=SHARED_MODE)
         self.write_server_files()
 
     def _read_optional(self, name: str) -> str:
-        """What was put beside the keys for every kit: who signs commits, whose models are served."""
+        """Read a file that every kit gets: allowed_signers or trusted_keys; empty if there is none."""
         path = self.folder / name
         return path.read_text() if path.exists() else ""
 
 
 def check_client_name(name: str) -> str:
-    """*name*, if a client may be called so; raises BadId."""
+    """Return *name* if it is valid for a client.
+
+    Raises:
+        BadId: It is not a valid id.
+        CliError: The name is reserved.
+
+    """
     client = client_id(name)
     if client in RESERVED_OWNERS:
         raise CliError(
-            f"no client can be called {client}: on the bus that name stands for others", ExitCode.USAGE
+            f"{client} is reserved and cannot be the name of a client. Choose another name", ExitCode.USAGE
         )
     return client
 

@@ -1,4 +1,4 @@
-"""Names and addresses by which a server is reached, as a certificate and a kit can have them."""
+"""Validation of host names, IP addresses and URLs for certificates and kits."""
 
 import ipaddress
 import re
@@ -14,30 +14,42 @@ MAX_HOST_LENGTH: Final = 253
 
 
 def check_host(host: str) -> str:
-    """*host*, if it is an address or a name that a certificate can be for; raises Failure."""
+    """Return *host* if a certificate can name it.
+
+    Raises:
+        CliError: It is neither a DNS name nor an IP address.
+
+    """
     if _is_address(host) or (_NAME.fullmatch(host) and len(host) <= MAX_HOST_LENGTH):
         return host
-    advice = "write a name like bus.example.org, or an address; for the port there is --port"
+    advice = "Use a name like bus.example.org, or an IP address; set the port with --port"
     try:
         ascii_form = host.encode("idna").decode()
     except UnicodeError:
         ascii_form = host
     if ascii_form != host and _NAME.fullmatch(ascii_form):
-        advice = f"write it as the network does: {ascii_form}"
-    raise CliError(f"--host {host!r} is no name that a certificate can be for: {advice}", ExitCode.USAGE)
+        advice = f"Use its ASCII form (IDNA): {ascii_form}"
+    raise CliError(f"--host {host!r} is not a valid host name. {advice}", ExitCode.USAGE)
 
 
 def check_url(url: str) -> str:
-    """*url*, if it is where a nats-server can be; raises Failure."""
+    """Return *url* if it is a valid URL of a nats-server.
+
+    Raises:
+        CliError: It is not.
+
+    """
     try:
-        at = urlsplit(url)
-        well = url.startswith(SCHEMES) and at.hostname is not None and (at.port is None or at.port > 0)
-        well = well and (_is_address(at.hostname or "") or _NAME.fullmatch(at.hostname or "") is not None)
+        parts = urlsplit(url)
+        is_valid = url.startswith(SCHEMES) and (parts.port is None or parts.port > 0)
+        is_valid = is_valid and (
+            _is_address(parts.hostname or "") or _NAME.fullmatch(parts.hostname or "") is not None
+        )
     except ValueError:
-        well = False
-    if not well:
+        is_valid = False
+    if not is_valid:
         raise CliError(
-            f"--url {url!r} is not the address of a nats-server: write tls://bus.example.org:4222",
+            f"--url {url!r} is not the URL of a nats-server. Use the form tls://bus.example.org:4222",
             ExitCode.USAGE,
         )
     return url

@@ -1,11 +1,13 @@
-"""What is signed: NATS decentralised JWTs, version 2.
+"""Decentralised JWTs of NATS, version 2.
 
-    operator   trusts accounts, and names the system account
-    account    the federation: its limits, its signing keys, each with what its users may do, and who was put out
-    user       a name and a public key; what he may do stands with the key that signed him
+    operator   signs accounts, and names the system account
+    account    the federation: limits, scoped signing keys, each with the permissions of its users, and revocations
+    user       a name and a public key; its permissions are those of the signing key
 
-A user's claims hold no permissions, so none can be forged into them; what a role may do is
-changed in one place, for everybody who has it, while the server runs.
+User claims have no permissions. So the permissions of a role are changed in one place, for all its users, while the
+server runs.
+
+Source: https://docs.nats.io/running-a-nats-service/configuration/securing_nats/auth_intro/jwt
 """
 
 import base64
@@ -25,7 +27,7 @@ UNLIMITED: Final = {
 UNLIMITED_STORAGE: Final = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
 UNLIMITED_USER: Final = dict.fromkeys(("subs", "data", "payload"), -1)
 ALL_USERS: Final = "*"
-"""In the revocations of an account: all users that were signed before."""
+"""In the revocations of an account: all users."""
 
 
 def sign_claims(
@@ -37,7 +39,7 @@ def sign_claims(
     issued: int | None = None,
     expires: int | None = None,
 ) -> str:
-    """A JWT as nats-server reads it."""
+    """Sign claims as a JWT for nats-server."""
     claims: dict[str, Any] = {
         "iat": issued or int(time.time()),
         "iss": signer.public,
@@ -49,8 +51,8 @@ def sign_claims(
         claims["exp"] = expires
     digest = hashlib.new("sha512_256", _encode_json(claims)).digest()
     claims["jti"] = base64.b32encode(digest).decode().rstrip("=")
-    said = f"{_encode_base64({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{_encode_base64(claims)}"
-    return f"{said}.{_unpadded(signer.sign(said))}"
+    signed = f"{_encode_base64({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{_encode_base64(claims)}"
+    return f"{signed}.{_unpadded(signer.sign(signed))}"
 
 
 def operator_jwt(key: Key, *, system_account: str) -> str:
@@ -73,8 +75,8 @@ def account_jwt(
     roles: Mapping[Role, tuple[str, Permissions]],
     revocations: Mapping[str, int],
 ) -> str:
-    """The federation's account: for each role the public key that signs for it, and what it may do."""
-    scopes = [_signing_scope(role, key, may) for role, (key, may) in roles.items()]
+    """The account of the federation; *roles* has the public signing key and the permissions of each role."""
+    scopes = [_signing_scope(role, key, permissions) for role, (key, permissions) in roles.items()]
     nats = {"type": "account", "limits": UNLIMITED | UNLIMITED_STORAGE, "signing_keys": scopes}
     return sign_claims(operator_key, public, name, nats | _revocation_claims(revocations))
 
@@ -96,12 +98,12 @@ def user_jwt(
 
 
 def system_user_jwt(
-    system: Key, public: str, name: str, may: Permissions | None = None, *, expires: int | None = None
+    system: Key, public: str, name: str, permissions: Permissions | None = None, *, expires: int | None = None
 ) -> str:
-    """Of the broker's own account, which has no signing keys: what he *may* stands with him, or he may all."""
+    """A user of the system account. That has no signing keys, so the claims have the *permissions*; None: all."""
     nats: dict[str, Any] = {"type": "user", "issuer_account": system.public, **UNLIMITED_USER}
-    if may is not None:
-        nats |= {"pub": {"allow": list(may.publish)}, "sub": {"allow": list(may.subscribe)}}
+    if permissions is not None:
+        nats |= {"pub": {"allow": list(permissions.publish)}, "sub": {"allow": list(permissions.subscribe)}}
     return sign_claims(system, public, name, nats, expires=expires)
 
 
@@ -109,13 +111,13 @@ def _revocation_claims(revocations: Mapping[str, int]) -> dict[str, Any]:
     return {"revocations": dict(revocations)} if revocations else {}
 
 
-def _signing_scope(role: Role, key: str, may: Permissions) -> dict[str, Any]:
+def _signing_scope(role: Role, key: str, permissions: Permissions) -> dict[str, Any]:
     template: dict[str, Any] = {
-        "pub": {"allow": list(may.publish)},
-        "sub": {"allow": list(may.subscribe)},
+        "pub": {"allow": list(permissions.publish)},
+        "sub": {"allow": list(permissions.subscribe)},
         **UNLIMITED_USER,
     }
-    if may.answers:
+    if permissions.allow_responses:
         template["resp"] = {"max": MAX_RESPONSES, "ttl": int(RESPONSE_TTL_S * 1e9)}
     return {"kind": "user_scope", "key": key, "role": str(role), "template": template}
 

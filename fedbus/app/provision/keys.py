@@ -1,6 +1,6 @@
-"""Keys of the kind that NATS knows people by: ed25519, spelled in base 32 with a letter for what they are of.
+"""NKeys of NATS: ed25519 keys in base 32, whose first letters name their type.
 
-A seed is a secret: it goes from the system's randomness to a file of mode 600, and no repr shows it.
+The seed is the private key. It is stored in a file of mode 600, and no repr shows it.
 """
 
 import base64
@@ -20,7 +20,7 @@ SECRET_MODE: Final = 0o600
 
 
 class KeyType(IntEnum):
-    """What a key is of. Public keys begin with the letter, seeds with S and the letter."""
+    """The type of a key. A public key begins with its letter, a seed with S and the letter."""
 
     OPERATOR = nkeys.PREFIX_BYTE_OPERATOR
     ACCOUNT = nkeys.PREFIX_BYTE_ACCOUNT
@@ -48,12 +48,17 @@ class Key:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The key in *path*; raises Failure."""
+        """Read the seed in *path*.
+
+        Raises:
+            CliError: The file cannot be read, or has no seed.
+
+        """
         try:
             return cls(path.read_text().strip())
         except (OSError, ValueError, nkeys.NkeysError) as error:
-            why = getattr(error, "strerror", None) or "it holds no key"
-            raise CliError(f"{path} cannot be used: {why}", ExitCode.NOT_FOUND) from None
+            reason = getattr(error, "strerror", None) or "the file has no key"
+            raise CliError(f"cannot read the key {path}: {reason}", ExitCode.NOT_FOUND) from None
 
     def save(self, path: Path) -> None:
         write_secret(path, f"{self._seed}\n")
@@ -63,24 +68,32 @@ class Key:
         return signature
 
     def credentials(self, jwt: str) -> str:
-        """The content of a credentials file: who one is, and this key to prove it."""
+        """Render a credentials file with *jwt* and this key."""
         return render_credentials(jwt, self._seed)
 
 
 def render_credentials(jwt: str, seed: str) -> str:
-    """The content of a credentials file; without a *seed* it waits for the device's own."""
-    who = f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n"
-    proof = f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
-    return f"{who}\n{proof}" if seed else who
+    """Render a credentials file; with an empty *seed*, without the key."""
+    jwt_block = f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n"
+    seed_block = f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    return f"{jwt_block}\n{seed_block}" if seed else jwt_block
 
 
 def check_public_key(text: str) -> str:
-    """*text*, if it is the public key of a user; raises Failure."""
+    """Return *text* if it is the public key of a user.
+
+    Raises:
+        CliError: It is not.
+
+    """
     if text.startswith("SU"):
-        raise CliError("that is the secret seed: never send it; the public key begins with U", ExitCode.USAGE)
+        raise CliError(
+            "this is the private seed. Keep it secret, and send the public key, which begins with U",
+            ExitCode.USAGE,
+        )
     if not _is_public_key(text):
         raise CliError(
-            f"{text!r} is no public key of a user: it begins with U, see: fedbus provision key",
+            f"{text!r} is not the public key of a user. It begins with U; see: fedbus provision key",
             ExitCode.USAGE,
         )
     return text
@@ -91,25 +104,30 @@ def _is_public_key(text: str) -> bool:
         raw = base64.b32decode(text + "=" * (-len(text) % 8))
     except ValueError:
         return False
-    sum_at_end = int.from_bytes(raw[-2:], "little")
-    return len(raw) == 35 and raw[0] == KeyType.USER and nkeys.crc16(bytearray(raw[:-2])) == sum_at_end
+    checksum = int.from_bytes(raw[-2:], "little")
+    return len(raw) == 35 and raw[0] == KeyType.USER and nkeys.crc16(bytearray(raw[:-2])) == checksum
 
 
 def public_bytes(public: str) -> bytes:
-    """The 32 bytes of a public key; raises ValueError."""
+    """The 32 bytes of a public key.
+
+    Raises:
+        ValueError: *public* is not in base 32.
+
+    """
     return base64.b32decode(public + "=" * (-len(public) % 8))[1:-2]
 
 
-def verify_signature(public: str, said: bytes, signature: bytes) -> bool:
-    """Whether the key *public* has signed *said*."""
+def verify_signature(public: str, content: bytes, signature: bytes) -> bool:
+    """Whether the key *public* has signed *content*."""
     try:
-        ed25519.Ed25519PublicKey.from_public_bytes(public_bytes(public)).verify(signature, said)
+        ed25519.Ed25519PublicKey.from_public_bytes(public_bytes(public)).verify(signature, content)
     except (ValueError, InvalidSignature):
         return False
     return True
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Whole or not at all, and never for a moment readable by others."""
+    """Write a secret atomically, with mode 600 from the beginning."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     atomic_write(path, text, mode=SECRET_MODE)

@@ -1,10 +1,10 @@
-"""What somebody is given to take part: a folder, or the same as one tar file.
+"""The kit of a device or a user: a folder, or a tar file of it.
 
-client.creds      who it is, and the key that proves it; without the key where the device made its own
-ca.pem            whose certificates it believes
-settings.env      where the bus is, and the names of the files beside it; FEDBUS_KIT=folder reads it
-allowed_signers   who may sign a task's commits, as ssh-keygen knows it
-trusted_keys      whose models are served
+client.creds      JWT and key; without the key if the device has created its own
+ca.pem            CA certificate
+settings.env      URL of nats-server and the names of these files; read with FEDBUS_KIT=folder
+allowed_signers   allowed signers of the task's commits, in the format of ssh-keygen
+trusted_keys      public keys; only models signed by one of them are served
 """
 
 import io
@@ -28,7 +28,7 @@ READABLE_MODE: Final = 0o644
 
 @dataclass(frozen=True)
 class Kit:
-    """What goes into one."""
+    """The contents of a kit."""
 
     creds: str
     ca: str
@@ -38,22 +38,24 @@ class Kit:
 
     @property
     def files(self) -> dict[str, str]:
-        """Their names and contents; what would be empty is left out, for an empty list is another thing than none."""
+        """Names and contents. An empty list of signers or keys is left out: it would deny all."""
         optional = {ALLOWED_SIGNERS: self.allowed_signers, TRUSTED_KEYS: self.trusted}
-        given = {name: text for name, text in optional.items() if text}
+        present = {name: text for name, text in optional.items() if text}
         names = {ALLOWED_SIGNERS: "FEDBUS_ALLOWED_SIGNERS", TRUSTED_KEYS: "FEDBUS_TRUSTED_KEYS"}
         lines = dict(self.settings) | {"FEDBUS_CREDS": CREDS, "FEDBUS_CA": CA}
-        lines |= {names[name]: name for name in given}
+        lines |= {names[name]: name for name in present}
         settings = "".join(f"{name}={value}\n" for name, value in lines.items())
-        return {CREDS: self.creds, CA: self.ca, SETTINGS: settings, **given}
+        return {CREDS: self.creds, CA: self.ca, SETTINGS: settings, **present}
 
     def write(self, where: Path, *, anew: bool = False) -> None:
-        """Into the folder *where*, or the tar file of that name.
+        """Write the kit into the folder *where*, or into the tar file *where*.
 
-        Raises Failure where there is one, unless it is a kit that is written *anew*.
+        Raises:
+            CliError: *where* exists, and is not a kit that may be replaced.
+
         """
         if where.exists() and not (anew and is_kit(where)):
-            raise CliError(f"{where} is there already: name another place with --out", ExitCode.USAGE)
+            raise CliError(f"{where} already exists. Choose another path with --out", ExitCode.USAGE)
         if where.suffix == ".tar":
             write_tar(where, self.files)
             return
@@ -62,28 +64,33 @@ class Kit:
 
 
 def is_kit(where: Path) -> bool:
-    """Whether a kit was written to *where*."""
+    """Whether *where* is a kit: a folder with settings, or a tar file."""
     return (where / SETTINGS).exists() or (where.suffix == ".tar" and where.is_file())
 
 
 def complete_kit(folder: Path, key: Key) -> str:
-    """Put the device's own *key* to the credentials in *folder*; whose they are. Raises Failure."""
+    """Add the device's own *key* to the credentials in *folder*, and return their name.
+
+    Raises:
+        CliError: The credentials cannot be read, or are for another key.
+
+    """
     path = folder / CREDS
     try:
         text = path.read_text()
         claims = parse_user(text)
     except OSError as error:
-        raise CliError(f"{path} cannot be read: {error.strerror}", ExitCode.NOT_FOUND) from None
+        raise CliError(f"cannot read {path}: {error.strerror}", ExitCode.NOT_FOUND) from None
     except InvalidCredentials as error:
         raise CliError(f"{path}: {error}") from None
     if claims.sub != key.public:
-        raise CliError(f"the kit is for the key {claims.sub}, and this is {key.public}", ExitCode.USAGE)
+        raise CliError(f"the kit is for the key {claims.sub}, not for this key, {key.public}", ExitCode.USAGE)
     write_secret(path, key.credentials(extract_jwt(text)))
     return claims.name
 
 
 def pending_credentials(jwt: str) -> str:
-    """Credentials that wait for the device's own key."""
+    """Render credentials without the key, which the device adds."""
     return render_credentials(jwt, "")
 
 
@@ -96,7 +103,7 @@ def write_file(path: Path, text: str) -> None:
 
 
 def write_tar(path: Path, files: Mapping[str, str]) -> None:
-    """All *files* as one, itself as secret as what is in it."""
+    """Write *files* as a tar file of mode 600."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for name, text in files.items():

@@ -1,11 +1,10 @@
-"""What a nats-server reads: that of the federation, and that of a leaf node at a site.
+"""The configuration of the federation's nats-server (the hub), and of a leaf node at a site.
 
-Both are made from the same claims, so a device's kit is good at either. A leaf carries what its
-clients say to the federation's server and keeps nothing itself: streams and consumers stay
-where they are, and so no JetStream domain is needed.
+Both have the same claims, so a kit is valid at both. A leaf node forwards the messages of its clients to the hub and
+stores none: streams and consumers are at the hub, so no JetStream domain is needed.
 
-A leaf is told who was put out by the server: at once where it is connected, else when it comes back. That
-goes over a second connection, of the broker's own account, where its key is good for nothing else.
+The leaf node receives revocations from the hub: at once if it is connected, else when it reconnects. It uses a second
+connection for this, in the system account, with a key that permits nothing else.
 """
 
 import json
@@ -17,10 +16,10 @@ from fedbus.app.provision.registry import MONITOR_PORT
 from fedbus.contracts.permissions import Permissions
 
 LEAF_PORT_OFFSET: Final = 3200
-"""4222 for clients and 7422 for leaf nodes, as everywhere with NATS."""
+"""From the client port to the leaf node port: the defaults of NATS are 4222 and 7422."""
 
 HUB_CONFIG: Final = """\
-# Written by `fedbus provision`; made anew by each change of who belongs to the federation.
+# Written by `fedbus provision`; each change of members overwrites it.
 server_name: {name}
 listen: {listen}
 http: "127.0.0.1:{monitor_port}"
@@ -33,7 +32,7 @@ tls {{
 jetstream {{
     store_dir: {store}
     sync_interval: always    # events are few, and must outlive a power cut
-    strict: true             # a request with a field too many is no request
+    strict: true             # reject requests with unknown fields
 }}
 leafnodes {{
     listen: {leaf_listen}
@@ -52,7 +51,7 @@ resolver_preload {{
 """
 
 LEAF_CONFIG: Final = """\
-# A leaf node for the site {site}: its clients connect here, and one connection goes out to the federation.
+# The leaf node of site {site}: clients connect here; it connects to the nats-server of the federation.
 # Written by `fedbus provision site`. Start it with: nats-server -c leaf.conf
 server_name: {name}
 listen: {listen}
@@ -72,7 +71,7 @@ leafnodes {{
         }}
         {{
             url: {url}
-            account: {system}    # by this one it hears who was put out, and puts them out itself
+            account: {system}    # receives revocations
             credentials: {system_creds}
             tls {{ ca_file: {ca} }}
         }}
@@ -90,12 +89,12 @@ resolver_preload {{
 LEAF_PERMISSIONS: Final = Permissions(
     publish=("$SYS.REQ.CLAIMS.PACK",), subscribe=("$SYS.REQ.CLAIMS.UPDATE", "$SYS._INBOX.>")
 )
-"""What a leaf may in the broker's own account: ask which claims are new, and hear of new ones."""
+"""Permissions of a leaf node in the system account: request and receive account claims."""
 
 
 @dataclass(frozen=True)
 class ServerClaims:
-    """What every nats-server of the federation must know."""
+    """The claims in the configuration of every nats-server of the federation."""
 
     operator: str
     system: str
@@ -106,7 +105,7 @@ class ServerClaims:
 
 @dataclass(frozen=True)
 class ServerLocation:
-    """Where a nats-server runs, and where its files are on that machine."""
+    """The addresses of a nats-server, and the directory of its files on its machine."""
 
     directory: Path
     port: int
@@ -115,7 +114,7 @@ class ServerLocation:
 
 
 def render_hub_config(name: str, place: ServerLocation, claims: ServerClaims) -> str:
-    """The configuration of the federation's nats-server."""
+    """Render the configuration of the federation's nats-server."""
     return HUB_CONFIG.format(
         name=json.dumps(name),
         listen=json.dumps(f"{place.listen}:{place.port}"),
@@ -130,7 +129,7 @@ def render_hub_config(name: str, place: ServerLocation, claims: ServerClaims) ->
 
 
 def render_leaf_config(site: str, place: ServerLocation, claims: ServerClaims, *, url: str) -> str:
-    """The configuration of a leaf node; *url* is where the federation's server takes leaf nodes."""
+    """Render the configuration of a leaf node; *url* is the leaf node port of the hub."""
     return LEAF_CONFIG.format(
         site=site,
         name=json.dumps(f"fedbus-leaf-{site}"),

@@ -1,4 +1,4 @@
-"""What is not secret about a federation: who was let in as what, and who was put out."""
+"""The registry of a federation: its members and revocations. It has no secrets."""
 
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -12,7 +12,7 @@ MONITOR_PORT: Final = 8222
 
 
 class MemberKind(StrEnum):
-    """What somebody was let in as. A name stands for one of them only."""
+    """The kind of a member. A name is used for one kind only."""
 
     CLIENT = "client"
     SITE = "site"
@@ -21,16 +21,16 @@ class MemberKind(StrEnum):
 
 
 class Member(BaseModel):
-    """A client, a site, a person, or a role of the server side, that was let in."""
+    """A client, a site, a user, or a server-side role."""
 
     public_key: str
     issued: datetime
     expires: datetime | None = None
     revoked: datetime | None = None
     role: str = ""
-    """Of a person: ``user`` or ``observer``."""
+    """Of a user: ``user`` or ``observer``."""
     earlier_keys: tuple[str, ...] = ()
-    """Those that were left good when it got another, so that nothing stood still."""
+    """Keys that stayed valid when a new one was issued (``--keep-old``)."""
 
     @property
     def standing(self) -> str:
@@ -42,74 +42,86 @@ class Member(BaseModel):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All that are to be revoked with it."""
+        """All keys to revoke with the member."""
         return (self.public_key, *self.earlier_keys)
 
 
 class Site(Member):
-    """A leaf node, with what it takes to write its folder anew."""
+    """A leaf node, with all that `Federation.renew_site` needs to write its files again."""
 
     clients: tuple[str, ...] = ()
-    """Whom it carries."""
+    """The clients that connect to it."""
     tasks: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     directory: str = ""
     port: int = 4222
     listen: str = "0.0.0.0"  # noqa: S104 (with credentials and TLS)
     system_keys: tuple[str, ...] = ()
-    """By which it is told who belongs to the federation; none: it was made before sites were told."""
+    """Keys in the system account; empty for a site from before leaf nodes received revocations."""
 
 
 class FederationRegistry(BaseModel):
-    """All of it."""
+    """The contents of ``federation.json``."""
 
     federation: str
     hosts: list[str]
     port: int
     url: str
     at: str = ""
-    """Where the folder nats/ is on the server's machine, if not where it is here."""
+    """Path of the folder nats/ on the server's machine; empty: as on this machine."""
     monitor_port: int = MONITOR_PORT
     clients: dict[str, Member] = Field(default_factory=dict)
     sites: dict[str, Site] = Field(default_factory=dict)
     people: dict[str, Member] = Field(default_factory=dict)
     roles: dict[str, Member] = Field(default_factory=dict)
     revocations: dict[str, int] = Field(default_factory=dict)
-    """Public keys, and when they were put out: who was signed before that time."""
+    """Public key → Unix time; JWTs of the key that were issued before are revoked."""
     system_revocations: dict[str, int] = Field(default_factory=dict)
-    """The same in the broker's own account, of which sites have a key each."""
+    """The revocations in the system account, in which each site has a key."""
 
     @property
     def members(self) -> list[tuple[MemberKind, str, Member]]:
-        """Everybody who was ever let in."""
-        of_each: tuple[tuple[MemberKind, dict[str, Member] | dict[str, Site]], ...] = (
+        """All members, with the revoked and expired ones."""
+        by_kind: tuple[tuple[MemberKind, dict[str, Member] | dict[str, Site]], ...] = (
             (MemberKind.CLIENT, self.clients),
             (MemberKind.SITE, self.sites),
             (MemberKind.PERSON, self.people),
             (MemberKind.ROLE, self.roles),
         )
-        return [(kind, name, member) for kind, some in of_each for name, member in some.items()]
+        return [(kind, name, member) for kind, members in by_kind for name, member in members.items()]
 
     def find(self, name: str) -> tuple[MemberKind, Member]:
-        """Who has this *name*; raises Failure."""
-        for kind, called, member in self.members:
-            if called == name:
+        """Find the member *name*.
+
+        Raises:
+            CliError: There is none.
+
+        """
+        for kind, member_name, member in self.members:
+            if member_name == name:
                 return kind, member
-        raise CliError(f"nobody called {name} was ever let in: see fedbus provision list", ExitCode.NOT_FOUND)
+        raise CliError(f"no member {name}. See fedbus provision list", ExitCode.NOT_FOUND)
 
     def check_free(self, kind: MemberKind, name: str) -> None:
-        """Raises Failure where *name* is in, or stands for somebody of another kind."""
-        for other, called, member in self.members:
-            if called == name and other is not kind:
-                raise CliError(f"{name} is the name of a {other} already: choose another", ExitCode.USAGE)
-            if called == name and member.standing == "in":
+        """Check that *name* can be given to a member of *kind*.
+
+        Raises:
+            CliError: *name* is a valid member, or belongs to a member of another kind.
+
+        """
+        for other, member_name, member in self.members:
+            if member_name == name and other is not kind:
                 raise CliError(
-                    f"{kind} {name} is in already: fedbus provision rotate {name} gives it another key",
+                    f"{name} is already the name of a {other}. Choose another name", ExitCode.USAGE
+                )
+            if member_name == name and member.standing == "in":
+                raise CliError(
+                    f"{kind} {name} is already a member. For a new key, run fedbus provision rotate {name}",
                     ExitCode.USAGE,
                 )
 
     def carriers(self, client: str) -> dict[str, Site]:
-        """The sites whose leaf node carries *client*."""
+        """The sites to whose leaf node *client* connects."""
         return {
             name: site for name, site in self.sites.items() if client in site.clients and not site.revoked
         }

@@ -94,11 +94,11 @@ async def test_from_nothing_to_a_client_that_is_in_and_out_again(
         assert [found[what]["health"] for what in ("credentials", "authority", "certificate", "bus")] == [
             "well"
         ] * 4
-        assert "good until" in found["credentials"]["found"]
+        assert "valid until" in found["credentials"]["found"]
 
         assert "ward-7" in fedbus("provision", "list").out
         out = fedbus("provision", "revoke", "ward-7")
-        assert (out.code, out.out) == (0, "ward-7 is out\n"), out.err
+        assert (out.code, out.out) == (0, "the credentials of ward-7 are revoked\n"), out.err
         ill = fedbus("doctor", "--json", **kit)
         assert ill.code == ExitCode.FAILED
         found = {one["what"]: one for one in ill.facts}
@@ -128,7 +128,7 @@ def test_a_device_makes_its_own_key_and_sends_only_the_public_part(
     assert done.code == 0, done.err
     assert (
         check_credentials(tmp_path / "kits/c1/client.creds", utc_now() + timedelta(minutes=1)).health
-        is Severity.WELL
+        is Severity.OK
     )
 
 
@@ -145,7 +145,7 @@ def test_without_a_federation_every_command_says_so(fedbus: ProvisionCli) -> Non
     for words in (("client", "c1"), ("list",), ("revoke", "c1"), ("rotate", "--tls"), ("push",)):
         refused = fedbus("provision", *words)
         assert refused.code == ExitCode.NOT_FOUND
-        assert "fedbus provision init makes one" in refused.err
+        assert "Create one with fedbus provision init" in refused.err
 
 
 def test_what_cannot_be_told_to_the_server_is_written_and_said_to_be(fedbus: ProvisionCli) -> None:
@@ -153,7 +153,7 @@ def test_what_cannot_be_told_to_the_server_is_written_and_said_to_be(fedbus: Pro
     fedbus("provision", "client", "c1")
     out = fedbus("provision", "revoke", "c1")
     assert out.code == ExitCode.UNREACHABLE
-    assert "it is written, but the server does not know yet" in out.err
+    assert "the change is saved, but nats-server does not have it yet" in out.err
     assert "revoked" in fedbus("provision", "list").out
 
 
@@ -193,9 +193,9 @@ async def test_a_person_and_a_role_are_let_in_listed_renewed_and_put_out(
 ) -> None:
     trust = ("--trust", str(bus.federation.folder))
     let_in = fedbus("provision", "user", "ana", *trust)
-    assert "in the folder where you put it: FEDBUS_KIT=ana fedbus clients ls" in let_in.out, let_in.err
+    assert "in the folder of the copy: FEDBUS_KIT=ana fedbus clients ls" in let_in.out, let_in.err
     assert fedbus("doctor", FEDBUS_KIT="kits/ana").code == 0
-    assert "ana is the name of a person" in fedbus("provision", "client", "ana", *trust).err
+    assert "ana is already the name of a person" in fedbus("provision", "client", "ana", *trust).err
     for name, word in (
         ("ana", "the kit of ana is kits/ana"),
         ("server", "the new credentials of server are"),
@@ -203,7 +203,7 @@ async def test_a_person_and_a_role_are_let_in_listed_renewed_and_put_out(
         renewed = fedbus("provision", "rotate", name, *trust)
         assert (renewed.code, word in renewed.out) == (0, True), renewed
     assert fedbus("doctor", FEDBUS_KIT="kits/ana").code == 0
-    assert fedbus("provision", "revoke", "ana", *trust).out == "ana is out\n"
+    assert fedbus("provision", "revoke", "ana", *trust).out == "the credentials of ana are revoked\n"
     assert fedbus("clients", "ls", FEDBUS_KIT="kits/ana").code == ExitCode.DENIED
     listed = {one["name"]: one for one in fedbus("provision", "list", "--json", *trust).facts}
     assert (listed["ana"]["kind"], listed["ana"]["standing"]) == ("person", "revoked")
@@ -220,13 +220,13 @@ async def test_who_is_carried_by_a_site_is_said_to_be_put_out_there_too(
         "provision", "site", "lab", "--client", "c1", "--task", "mnist", "--host", "nats.lab", *trust
     )
     assert "FEDBUS_NATS_URL=tls://nats.lab:4222 fedbus client up c1" in made.out, made.err
-    assert "secret" in made.out
+    assert "private key" in made.out
     out = fedbus("provision", "revoke", "c1", *trust)
-    assert "site lab carries c1: its leaf node hears of it by itself" in out.out
+    assert "site lab has client c1: its leaf node gets the change" in out.out
     renewed = fedbus("provision", "rotate", "lab", *trust)
     assert "the folder of site lab is sites/lab" in renewed.out, renewed.err
     unknown = fedbus("provision", "site", "other", "--client", "nosuch", "--task", "mnist", *trust)
-    assert (unknown.code, "no client nosuch" in unknown.err) == (ExitCode.NOT_FOUND, True)
+    assert (unknown.code, "client nosuch is not a member" in unknown.err) == (ExitCode.NOT_FOUND, True)
 
 
 async def test_the_server_is_told_at_another_address_than_that_of_the_kits(
@@ -238,7 +238,7 @@ async def test_the_server_is_told_at_another_address_than_that_of_the_kits(
     trust = ("--trust", str(bus.federation.folder))
     assert "--url" in fedbus("provision", "push", *trust).err
     told = fedbus("provision", "push", "--url", f"tls://127.0.0.1:{bus.port}", *trust)
-    assert (told.code, told.out) == (0, "the server knows\n"), told.err
+    assert (told.code, told.out) == (0, "nats-server has the current credentials\n"), told.err
 
 
 # --- what the doctor says --------------------------------------------------------------------------------
@@ -249,9 +249,10 @@ async def test_the_doctor_tells_the_kit_of_another_federation(bus: TrustedBus, t
     other.admit("c1").write(tmp_path / "kit")
     settings = Settings.from_environment(apply_kit({"FEDBUS_KIT": str(tmp_path / "kit")}))
     found = {one.what: one for one in await _check_credentials(settings)}
-    assert found["credentials"].health is Severity.WELL
+    assert found["credentials"].health is Severity.OK
     assert (
-        found["certificate"].found == "that of the bus is from 'fedbus test', and we believe 'fedbus other'"
+        found["certificate"].found
+        == "server certificate was issued by 'fedbus test', but FEDBUS_CA is 'fedbus other'"
     )
     assert "the kit of that federation" in found["certificate"].advice
 
@@ -269,10 +270,10 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 @pytest.mark.parametrize(
     ("after", "health", "words"),
     [
-        (timedelta(minutes=1), Severity.WELL, "good until"),
-        (timedelta(days=350), Severity.REMARK, "soon"),
-        (timedelta(days=366), Severity.ILL, "expired on"),
-        (timedelta(days=-1), Severity.ILL, "in the future of this clock"),
+        (timedelta(minutes=1), Severity.OK, "valid until"),
+        (timedelta(days=350), Severity.WARNING, "soon"),
+        (timedelta(days=366), Severity.ERROR, "expired on"),
+        (timedelta(days=-1), Severity.ERROR, "in the future of this clock"),
     ],
 )
 def test_the_dates_of_credentials_are_looked_at(
@@ -280,7 +281,7 @@ def test_the_dates_of_credentials_are_looked_at(
 ) -> None:
     finding = check_credentials(federation.creds(Role.USER), utc_now() + after)
     assert (finding.health, words in finding.found) == (health, True), finding
-    assert bool(finding.advice) == (health is not Severity.WELL)
+    assert bool(finding.advice) == (health is not Severity.OK)
 
 
 @pytest.mark.parametrize(("fed", "client"), [("other", ""), ("dev", "c1")])
@@ -290,7 +291,7 @@ def test_credentials_for_another_federation_or_client_are_told(
     finding = check_credentials(
         federation.creds(Role.USER), utc_now() + timedelta(minutes=1), fed=fed, client=client
     )
-    assert (finding.health, "these are the credentials of user" in finding.found) == (Severity.ILL, True)
+    assert (finding.health, "these are the credentials of user" in finding.found) == (Severity.ERROR, True)
 
 
 def test_an_authority_and_a_certificate_that_are_not_what_they_should_be_are_told(
@@ -307,22 +308,22 @@ def test_an_authority_and_a_certificate_that_are_not_what_they_should_be_are_tol
     ca, shown = read_certificate(federation.ca), read_certificate(federation.folder / "tls" / "server.pem")
     anew = read_certificate(tmp_path / "server.pem")
 
-    assert check_server_certificate(shown, ca, "bus.lab", utc_now()).health is Severity.WELL
-    assert "not for other.lab" in check_server_certificate(shown, ca, "other.lab", utc_now()).found
-    assert "made anew" in check_server_certificate(anew, ca, "bus.lab", utc_now()).advice
+    assert check_server_certificate(shown, ca, "bus.lab", utc_now()).health is Severity.OK
+    assert "not valid for other.lab" in check_server_certificate(shown, ca, "other.lab", utc_now()).found
+    assert "the CA was renewed" in check_server_certificate(anew, ca, "bus.lab", utc_now()).advice
     assert (
         "in the future" in check_server_certificate(shown, ca, "bus.lab", utc_now() - timedelta(days=2)).found
     )
     assert "expired" in check_server_certificate(shown, ca, "bus.lab", utc_now() + timedelta(days=400)).found
     assert "in the future" in check_authority(federation.ca, utc_now() - timedelta(days=2)).found
-    assert check_authority(tmp_path / "none.pem", utc_now()).health is Severity.ILL
+    assert check_authority(tmp_path / "none.pem", utc_now()).health is Severity.ERROR
 
 
 def test_credentials_that_others_can_read_are_a_remark(federation: Federation, tmp_path: Path) -> None:
     shutil.copy(federation.creds(Role.USER), tmp_path / "open.creds")
     (tmp_path / "open.creds").chmod(0o644)
     finding = check_credentials(tmp_path / "open.creds", utc_now() + timedelta(minutes=1))
-    assert (finding.health, finding.advice) == (Severity.REMARK, f"chmod 600 {tmp_path / 'open.creds'}")
+    assert (finding.health, finding.advice) == (Severity.WARNING, f"chmod 600 {tmp_path / 'open.creds'}")
 
 
 def test_a_signature_that_was_tampered_with_is_told(federation: Federation, tmp_path: Path) -> None:
@@ -331,7 +332,7 @@ def test_a_signature_that_was_tampered_with_is_told(federation: Federation, tmp_
     changed = "AAAA" if text[end : end + 4] != "AAAA" else "BBBB"
     (tmp_path / "forged.creds").write_text(text[:end] + changed + text[end + 4 :])
     forged = check_credentials(tmp_path / "forged.creds", utc_now() + timedelta(minutes=1))
-    assert (forged.health, "damaged, or forged" in forged.found) == (Severity.ILL, True)
+    assert (forged.health, "corrupt or forged" in forged.found) == (Severity.ERROR, True)
 
 
 async def test_a_store_and_a_code_repository_that_do_not_answer_are_told(
@@ -381,7 +382,7 @@ def test_of_the_agents_of_the_server_those_are_told_that_do_not_answer() -> None
         for name in ("registrar", "server-manager", "gateway")
     ]
     server, devices, dashboard = check_agents([*some, ServiceInfo("fedbus-client-manager", "c1", "mnist")])
-    assert server.is_ill
+    assert server.is_error
     assert server.found == "no answer from workflow-scheduler, flower-server, training-monitor"
     assert (devices.found, dashboard.found) == ("1 answer", "it answers")
 
@@ -403,7 +404,7 @@ async def test_a_device_whose_clock_is_off_is_told_so_by_the_doctor(
         well = {one.what: one for one in await _check_credentials(settings)}
         monkeypatch.setattr("fedbus.bus.bus.time", ahead)
         ill = {one.what: one for one in await _check_credentials(settings)}
-    assert well["clock"].health is Severity.WELL
+    assert well["clock"].health is Severity.OK
     assert ill["clock"].found == "600 s behind that of the bus"
 
 
