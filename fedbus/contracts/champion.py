@@ -64,4 +64,4 @@ class StartLineage(Request):
     server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
     answer: ClassVar[type[Body]] = ModelPromoted
 
-    reason: str = "a new lineage was asked for"
+    reason: str = "new lineage requested"

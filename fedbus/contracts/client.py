@@ -126,12 +126,16 @@ CLIENT = Lifecycle[ClientState, ClientEvent, ClientData, ClientChanges](
         _CE.DEADLINE: {"run", "model"},
     },
     waits={
-        _C.S0: Wait("the server and the model repository", "bootstrap_s"),
-        _C.PENDING_APPLICATION: Wait("the inference agent to load the model", "apply_s"),
-        _C.SYNCING: Wait("the task's code", "sync_s"),
-        _C.LEARNING: Wait("the run to end", "learn_s"),
+        _C.S0: Wait(
+            "the server and the model repository", "300 s (BOOTSTRAP_S), and again for the first model"
+        ),
+        _C.PENDING_APPLICATION: Wait("the inference agent to load the model", "120 s (APPLY_S)"),
+        _C.SYNCING: Wait("the task's code", "900 s (SYNC_S)"),
+        _C.LEARNING: Wait(
+            "the run to end", "plan.recruit_s + 2 · plan.rounds · plan.round_s + 60 s (SPARE_S)"
+        ),
     },
-    failures=frozenset(
+    failure_events=frozenset(
         {
             _CE.BOOTSTRAP_FAILED,
             _CE.CODE_REFUSED,
@@ -204,10 +208,10 @@ FL_CLIENT = Lifecycle[FlClientState, FlClientEvent, FlClientData, FlClientChange
         _FE.FAILED: {"run"},
     },
     waits={
-        _F.PENDING: Wait("the first message of the run", "plan.recruit_s and plan.round_s"),
-        _F.TRAINING: Wait("the run to end", "learn_s"),
+        _F.PENDING: Wait("the first message of the run", "the limit of the client in `learning`"),
+        _F.TRAINING: Wait("the run to end", "the limit of the client in `learning`"),
     },
-    failures=frozenset({_FE.FAILED}),
+    failure_events=frozenset({_FE.FAILED}),
 )
 
 
@@ -274,8 +278,8 @@ INFERENCE = Lifecycle[InferenceState, InferenceEvent, InferenceData, InferenceCh
         _IE.MODEL_LOADED: {"model"},
         _IE.MODEL_RETURNED: {"model"},
     },
-    waits={_I.UPDATING: Wait("the new model to load and to answer the probe", "apply_s")},
-    failures=frozenset({_IE.LOAD_REFUSED, _IE.MODEL_RETURNED}),
+    waits={_I.UPDATING: Wait("the new model to load and to pass the checks", "120 s (APPLY_S)")},
+    failure_events=frozenset({_IE.LOAD_REFUSED, _IE.MODEL_RETURNED}),
 )
 
 
@@ -283,7 +287,7 @@ INFERENCE = Lifecycle[InferenceState, InferenceEvent, InferenceData, InferenceCh
 
 
 class ClientJoined(ClientMessage):
-    """This client has joined *run*. Its trainer process is running and consumes the messages of the run."""
+    """The client has joined *run*. Its trainer process is running and consumes the messages of the run."""
 
     word: ClassVar[str] = "joined"
     family: ClassVar[Family] = Family.CLIENT
@@ -293,7 +297,7 @@ class ClientJoined(ClientMessage):
 
 
 class ClientDeclined(ClientMessage):
-    """This client does not take part in *run*, for *reason*."""
+    """The client does not take part in *run*, for *reason*."""
 
     word: ClassVar[str] = "declined"
     family: ClassVar[Family] = Family.CLIENT
@@ -316,12 +320,16 @@ class RoundReply(ClientMessage):
     round: int | None = None
     message_id: str
     reply_to: str
+    """The *message_id* of the `round_message`."""
     created_at: float
+    """Seconds since the epoch."""
     ttl_s: float
+    """Flower's time to live of the reply, from *created_at*."""
     content: MessageContent | None = None
     error_code: int | None = None
     error_reason: str = ""
     train_s: float = Field(default=0.0, ge=0)
+    """The duration of the training or evaluation."""
     left_out: int = Field(default=0, ge=0)
     """Captured rows that were excluded from this training because they failed the task's data checks."""
     figures: ClientMetrics = Field(default_factory=dict)
@@ -329,7 +337,7 @@ class RoundReply(ClientMessage):
 
 
 class FinTrain(ClientMessage):
-    """This client has finished *run*, and its trainer process has ended."""
+    """The client has finished *run*, and its trainer process has ended."""
 
     word: ClassVar[str] = "fin_train"
     family: ClassVar[Family] = Family.CLIENT
@@ -341,7 +349,7 @@ class FinTrain(ClientMessage):
 
 
 class FailTrain(ClientMessage):
-    """This client has left *run* because of a failure. The run continues without it."""
+    """The client has left *run* because of a failure. The run continues without it."""
 
     word: ClassVar[str] = "fail_train"
     family: ClassVar[Family] = Family.CLIENT
@@ -353,7 +361,7 @@ class FailTrain(ClientMessage):
 
 
 class Heartbeat(ClientMessage):
-    """This client is still training *run*. It is not stored, because a late heartbeat has no meaning."""
+    """The client is still training *run*. It is not stored, because a late heartbeat has no meaning."""
 
     word: ClassVar[str] = "heartbeat"
     family: ClassVar[Family] = Family.CLIENT

@@ -54,9 +54,13 @@ class CodePublished(Message):
 
     code_version: str
     candidate: str = ""
+    """The version in rollout; empty outside a rollout."""
     cohort: RolloutCohort = RolloutCohort()
+    """The clients that get *candidate*."""
     new_lineage: bool = False
+    """True if the candidate's models have another architecture."""
     attempt: int = 0
+    """The number of the rollout."""
 
     @property
     def plan(self) -> CodePlan:
@@ -64,7 +68,7 @@ class CodePublished(Message):
 
 
 class CodeReady(ClientMessage):
-    """This client has fetched, verified, prepared and checked *code_version*. It trains with it from now on."""
+    """The client has fetched, verified, prepared and checked *code_version*. It trains with it from now on."""
 
     word: ClassVar[str] = "code_ready"
     family: ClassVar[Family] = Family.CLIENT
@@ -75,7 +79,7 @@ class CodeReady(ClientMessage):
 
 
 class CodeRefused(ClientMessage):
-    """This client has rejected *code_version* and stays on *stays_on*."""
+    """The client has rejected *code_version* and stays on *stays_on*."""
 
     word: ClassVar[str] = "code_refused"
     family: ClassVar[Family] = Family.CLIENT
@@ -238,7 +242,9 @@ CODE = Lifecycle[CodeState, CodeEvent, CodeData, CodeChanges](
         },
     },
     waits={_S.ROLLING: Wait("a trial run of the candidate", "rollout.wait-s, and the deadlines of the run")},
-    failures=frozenset({_E.CODE_REJECTED, _E.FOLLOWING_HELD_UP, _E.ROLLOUT_REVERTED, _E.STAGE_UNANSWERED}),
+    failure_events=frozenset(
+        {_E.CODE_REJECTED, _E.FOLLOWING_HELD_UP, _E.ROLLOUT_REVERTED, _E.STAGE_UNANSWERED}
+    ),
 )
 
 

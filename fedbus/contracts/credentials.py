@@ -57,11 +57,11 @@ class UserClaims(BaseModel):
     nats: _NatsClaims = Field(default_factory=_NatsClaims)
 
     @property
-    def issued(self) -> datetime:
+    def issued_at(self) -> datetime:
         return datetime.fromtimestamp(self.iat, UTC)
 
     @property
-    def expires(self) -> datetime | None:
+    def expires_at(self) -> datetime | None:
         return datetime.fromtimestamp(self.exp, UTC) if self.exp else None
 
     @property
@@ -102,14 +102,14 @@ class UserClaims(BaseModel):
 
     def validity_problem(self, now: datetime) -> str:
         """Describe why they are not valid at *now*, and what to do; empty if they are valid."""
-        if self.expires and self.expires <= now:
+        if self.expires_at and self.expires_at <= now:
             return (
-                f"the credentials of {self.name} expired on {self.expires:%Y-%m-%d %H:%M} UTC: "
+                f"the credentials of {self.name} expired on {self.expires_at:%Y-%m-%d %H:%M} UTC: "
                 "get a new kit (fedbus provision rotate NAME, on the machine that has the keys)"
             )
-        if self.issued > now:
+        if self.issued_at > now:
             return (
-                f"the credentials of {self.name} were issued on {self.issued:%Y-%m-%d %H:%M} UTC, which is after "
+                f"the credentials of {self.name} were issued on {self.issued_at:%Y-%m-%d %H:%M} UTC, which is after "
                 f"{now:%Y-%m-%d %H:%M} UTC, the time of this machine: set its clock"
             )
         return ""

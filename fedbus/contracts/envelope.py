@@ -83,7 +83,7 @@ def make_envelope(
         id=id or uuid7(),
         type=type_name(type(message)),
         source=source,
-        subject=message.about,
+        subject=message.subject_ref,
         time=datetime.now(UTC),
         trace=dict(trace or {}),
         cause=current_cause() or cause,

@@ -1,7 +1,7 @@
-"""One example of each message and of each answer, the same at all times.
+"""One constant example of each message and of each reply.
 
-The catalogue shows them; the golden files hold them as they are on the wire, so that a change
-of the wire cannot pass unseen.
+The documentation shows them. The golden files have their encoded form, so that a test detects every change of
+the wire format.
 """
 
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     server.FindServer(task=TASK, run=RUN),
     run.StartRun(task=TASK, rounds=4, quorum=3, config={"lr": 0.02}),
     run.StopRun(task=TASK, run=RUN),
-    champion.PromoteModel(task=TASK, model_version=3, reason="better where it counts"),
+    champion.PromoteModel(task=TASK, model_version=3, reason="better on the data of site lab"),
     champion.RollBackModel(task=TASK, reason="users complain"),
     champion.StartLineage(task=TASK),
     code.LookForCode(task=TASK),
@@ -73,7 +73,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     server.RoundFinished(task=TASK, run=RUN, round=2, result=RESULT, checkpoint=ARTIFACT),
     server.RunFinished(task=TASK, run=RUN, artifact=ARTIFACT, rounds=4),
     server.RunFailed(task=TASK, run=RUN, reason="the ServerApp raised ValueError: no such strategy"),
-    server.ServerLost(task=TASK, run=RUN, reason="was killed (SIGKILL, perhaps for want of memory)"),
+    server.ServerLost(task=TASK, run=RUN, reason="was killed (SIGKILL, possibly out of memory)"),
     INVITATION,
     server.ModelPublished(task=TASK, model=MODEL, blob=BLOB, run=RUN),
     code.CodePublished(
@@ -101,7 +101,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         task=TASK,
         client=CLIENT,
         run=RUN,
-        reason="battery is 10 %, and should be above 30 %, and it is not charging",
+        reason="either battery is 10 %, and should be above 30 %, or the device is not charging",
         rule="battery > 30 or charging",
         facts={"battery": 10.0, "charging": 0.0},
     ),
@@ -143,7 +143,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         task=TASK,
         client=CLIENT,
         code_version=NEXT_COMMIT,
-        reason="its signature is nobody's who may sign here",
+        reason="its signature is not from an allowed signer whose key was valid then",
         stays_on=COMMIT,
         attempt=2,
     ),
@@ -170,7 +170,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         model=MODEL,
         serving=1,
         step="holdout",
-        reason="its score on 120 labelled samples is 0.75, and the old model's is 0.875",
+        reason="score 0.75 on 120 labelled samples of this device, current model 0.875: 0.125 lower (limit 0.05)",
         old_score=0.875,
         new_score=0.75,
     ),
@@ -179,7 +179,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         client=CLIENT,
         model=MODEL.model_copy(update={"version": 1}),
         returned_from=MODEL,
-        reason="it failed 3 requests that the old model answers",
+        reason="3 errors on requests that the current model answered (limit 3)",
         beside=COMPARISON.model_copy(update={"errors": 3}),
     ),
     serving.CapturePaused(task=TASK, client=CLIENT, reason="database or disk is full", dropped=17),
@@ -200,7 +200,11 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         rows=1000,
         findings=(
             serving.DataCheckResult(
-                check="range", ok=False, value=0.25, limit=0.0, what="a quarter of the rows is out of range"
+                check="range",
+                ok=False,
+                value=0.25,
+                limit=0.0,
+                what="250 of 1000 rows have values outside the expected range",
             ),
         ),
         classes={"0": 30, "1": 34},
@@ -339,10 +343,10 @@ FACTS: Final = (
     client.FlClientData(client=CLIENT, task=TASK, run=RUN),
     client.InferenceData(client=CLIENT, task=TASK, model=MODEL, endpoint="http://127.0.0.1:8080"),
 )
-"""The facts of each kind of lifecycle, as a transition carries them."""
+"""The data of each kind of lifecycle, as a transition carries them."""
 
 
 def reply_types() -> list[type[Body]]:
-    """Every class that an answer can have."""
+    """Return every class of a reply."""
     kinds = [kind.answer for kind in MESSAGES if issubclass(kind, Request)]
     return list(dict.fromkeys([*kinds, Refused]))

@@ -72,7 +72,7 @@ class Lifecycle(Generic[State, Event, Data, Changes]):
     changes: Mapping[Event, AbstractSet[str]]
     """The fields of *data* that each event may change; an event that is not listed changes none."""
     waits: Mapping[State, Wait] = field(default_factory=dict)
-    failures: AbstractSet[Event] = frozenset()
+    failure_events: AbstractSet[Event] = frozenset()
     """The events that report a failure."""
     between_runs: AbstractSet[State] = frozenset()
     """The states in which the run in the data is the last one, not an active one."""

@@ -66,7 +66,7 @@ class Message(Body):
     task: Id
 
     @property
-    def about(self) -> str:
+    def subject_ref(self) -> str:
         """The value of ``ce-subject``: run and round, or the task where there is no run."""
         values = vars(self)  # getattr for a missing field is slow in pydantic
         run, number = values.get("run"), values.get("round")

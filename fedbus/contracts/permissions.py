@@ -71,7 +71,7 @@ ROLE_DESCRIPTIONS: Final = {
     Role.FLOWER_SERVER: "the Flower server wrapper, and the processes that it starts",
     Role.TRAINING_MONITOR: "the training monitor",
     Role.GATEWAY: "the gateway of the dashboard, which reads everything except weights and sends the commands of users",
-    Role.USER: "a user who may read everything except weights and send commands",
+    Role.USER: "a user who may read everything except weights, and who may send commands",
     Role.OBSERVER: "a user who may read everything except weights",
 }
 
@@ -121,7 +121,7 @@ class Permissions:
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
-    answers: bool = False
+    allow_responses: bool = False
     """True if it may publish to the reply subject of each message it receives."""
 
 
@@ -165,7 +165,7 @@ def _device_permissions(fed: FederationId, client: str) -> Permissions:
             subjects.blob(fed, f"{SERVER_SIDE}.*", "cast.*.*"),
             *_service_subjects(agents),
         ),
-        answers=True,
+        allow_responses=True,
     )
 
 

@@ -11,8 +11,8 @@ from typing import Final
 from fedbus.contracts.telemetry import Metric, MetricKind
 
 UNIT_SUFFIXES: Final = {"s": "seconds", "By": "bytes", "Cel": "celsius"}
-TOTALS: Final = {MetricKind.COUNTER, MetricKind.OBSERVED_TOTAL}
-GAUGES: Final = {MetricKind.GAUGE, MetricKind.OBSERVED}
+TOTALS: Final = {MetricKind.COUNTER, MetricKind.OBSERVABLE_COUNTER}
+GAUGES: Final = {MetricKind.GAUGE, MetricKind.OBSERVABLE_GAUGE}
 
 
 def series_names(metric: Metric) -> list[str]:

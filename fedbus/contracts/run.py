@@ -51,7 +51,7 @@ class RunOverrides(Body):
     max_recoveries: int | None = Field(default=None, ge=0)
     config: dict[str, Scalar] = Field(default_factory=dict)
 
-    def over(self, plan: RunPlan) -> RunPlan:
+    def apply_to(self, plan: RunPlan) -> RunPlan:
         """Apply the overrides to *plan*. *config* is merged key by key."""
         changes = self.model_dump(include=set(RunOverrides.model_fields) - {"config"}, exclude_none=True)
         return plan.model_copy(update={**changes, "config": {**plan.config, **self.config}})
@@ -92,7 +92,7 @@ class RoundResult(Body):
     def accuracy(self) -> float | None:
         return self._metric("accuracy")
 
-    def of_client(self, client: str) -> dict[str, float]:
+    def client_metrics(self, client: str) -> dict[str, float]:
         """Return all values of a client: ``samples``, ``train_s``, ``transfer_s``, ``wait_s``, its app's metrics."""
         by_name: dict[str, dict[str, int] | dict[str, float]] = {
             "samples": self.participants,
@@ -207,13 +207,13 @@ RUN = Lifecycle[RunState, RunEvent, RunData, RunChanges](
     },
     waits={
         _S.REQUESTED: Wait(
-            "the server manager to open the run", "no limit, while the server manager is busy or unavailable"
+            "the server manager to open the run", "no limit; the server manager may be busy or unavailable"
         ),
         _S.RECRUITING: Wait("the quorum of clients", "plan.recruit_s"),
-        _S.RUNNING: Wait("the last round", "plan.round_s, for each message"),
+        _S.RUNNING: Wait("the last round", "plan.round_s for each message"),
         _S.RECOVERING: Wait("a new Flower server", "plan.recruit_s"),
     },
-    failures=frozenset({_E.RUN_REFUSED, _E.RECRUITING_EXPIRED, _E.RUN_FAILED, _E.SERVER_LOST}),
+    failure_events=frozenset({_E.RUN_REFUSED, _E.RECRUITING_EXPIRED, _E.RUN_FAILED, _E.SERVER_LOST}),
 )
 
 
@@ -236,7 +236,9 @@ class StartRun(Request):
     rounds: int | None = Field(default=None, ge=1)
     quorum: int | None = Field(default=None, ge=1)
     config: dict[str, Scalar] = Field(default_factory=dict)
+    """Overrides of the Flower app's run configuration."""
     trigger: str = "manual"
+    """What started the run, for the event log."""
 
     @property
     def overrides(self) -> RunOverrides:

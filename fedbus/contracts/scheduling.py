@@ -58,11 +58,11 @@ class EligibilityTable(ConfigSection):
     rule: Annotated[str, AfterValidator(_validate_rule)] | None = None
     """The rule that a device evaluates when a run recruits. Default: every device takes part."""
     again_s: float = Field(default=60.0, gt=0)
-    """Interval in which a device evaluates the rule again while a run recruits."""
+    """Seconds between two evaluations of the rule while a run recruits."""
 
 
 class ScheduleTable(ConfigSection):
-    """When runs start automatically. *every-s* is a short form of *when* = ``every …``."""
+    """When runs start automatically. ``every-s = 3600`` is a short form of ``when = "every 1h"``."""
 
     every_s: float | None = Field(default=None, gt=0)
     """Seconds from the end of a run to the start of the next. The first run starts as soon as there is a model."""
@@ -125,7 +125,7 @@ class ScheduleOverrides:
     every_s: float | None = None
     at_most: int | None = None
 
-    def over(self, own: ScheduleTable) -> ScheduleTable:
+    def apply_to(self, own: ScheduleTable) -> ScheduleTable:
         """Apply the overrides to *own*; raises ValidationError if they conflict with it."""
         overrides = {"every-s": self.every_s, "at-most": self.at_most}
         changes = {name: value for name, value in overrides.items() if value is not None}
@@ -149,11 +149,11 @@ class ContributionTable(ConfigSection):
     """How the contribution of each client is measured: aggregate without it, evaluate on the server's test data."""
 
     every: int = Field(default=0, ge=0)
-    """The interval in rounds; 0: never. The strategy needs an evaluate_fn."""
+    """The number of rounds between measurements; 0: never measure. The strategy needs an ``evaluate_fn``."""
     clients: int = Field(default=10, ge=1)
-    """The number of clients that are measured in such a round, starting with those measured longest ago."""
+    """The number of clients in a measurement, starting with those measured longest ago."""
     seconds: float = Field(default=30.0, gt=0)
-    """Time limit in such a round, after which no further client is measured."""
+    """The time after which a measurement starts no further client."""
     permutations: int = Field(default=0, ge=0)
     """0: leave out each client once. More: compute Shapley values from this number of random orders. The cost is this
     number times the number of clients."""

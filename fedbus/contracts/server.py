@@ -106,7 +106,8 @@ class ServerData(LifecycleData):
     missing: int = 0
     """The number of clients that the quorum lacked, on ``recruiting_expired``."""
     trouble: StoreProblem | None = None
-    """The problem of the model repository, from ``store_unavailable`` to ``store_recovered``."""
+    """The problem of the model repository, from ``store_unavailable`` to ``store_recovered``: ``unavailable``,
+    ``denied``, ``damaged`` or ``empty``."""
 
     @property
     def thing(self) -> str:
@@ -214,10 +215,10 @@ SERVER = Lifecycle[ServerState, ServerEvent, ServerData, ServerChanges](
     waits={
         _S.MODEL_INIT: Wait("the model repository", "no limit; retries with backoff"),
         _S.RECRUITING: Wait("the quorum of clients", "plan.recruit_s"),
-        _S.TRAINING: Wait("the last round", "plan.round_s, for each message"),
-        _S.PUBLISHING: Wait("the model repository", "publish_s"),
+        _S.TRAINING: Wait("the last round", "plan.round_s for each message"),
+        _S.PUBLISHING: Wait("the model repository", "120 s (PUBLISH_S)"),
     },
-    failures=frozenset(
+    failure_events=frozenset(
         {
             _E.STORE_UNAVAILABLE,
             _E.MODEL_NOT_BUILT,
@@ -250,7 +251,7 @@ class UpdateReady(Message):
 
 
 class ModelPublished(Message):
-    """A new champion. All clients fetch *blob* and serve it."""
+    """Announcement of a new champion. All clients fetch *blob* and serve it."""
 
     word: ClassVar[str] = "model_published"
     family: ClassVar[Family] = Family.CAST
@@ -524,4 +525,5 @@ class RoundMessage(ClientMessage):
     created_at: float
     """Seconds since the epoch."""
     ttl_s: float
+    """Flower's time to live of the message, from *created_at*."""
     content: MessageContent

@@ -51,7 +51,9 @@ class ModelPrepared(ClientMessage):
     holdout: int = 0
     """Labelled samples that both models were evaluated on; 0 if there were too few for a comparison."""
     old_score: float | None = None
+    """The score of the current model on these samples."""
     new_score: float | None = None
+    """The score of the new model on these samples."""
 
 
 class ModelRejected(ClientMessage):
@@ -66,8 +68,11 @@ class ModelRejected(ClientMessage):
     """``load``, ``holdout``, ``shadow`` or ``canary``."""
     reason: str
     old_score: float | None = None
+    """The score of the current model on the holdout."""
     new_score: float | None = None
+    """The score of the new model on the holdout."""
     beside: ModelComparison | None = None
+    """The comparison of both models in the shadow or canary step."""
 
 
 class ModelShadowed(ClientMessage):
@@ -80,6 +85,7 @@ class ModelShadowed(ClientMessage):
     serving: int
     beside: ModelComparison
     seconds: float
+    """The duration of the step."""
 
 
 class ModelCanaried(ClientMessage):
@@ -91,8 +97,10 @@ class ModelCanaried(ClientMessage):
     model: ModelRef
     serving: int
     share: float
+    """The share of requests that the new model answered, 0 to 1."""
     beside: ModelComparison
     seconds: float
+    """The duration of the step."""
 
 
 class ModelCommitted(ClientMessage):
@@ -120,6 +128,7 @@ class ModelRolledBack(ClientMessage):
     """The new model, which failed."""
     reason: str
     beside: ModelComparison
+    """The comparison of both models since the commit."""
 
 
 class CapturePaused(ClientMessage):
@@ -140,6 +149,7 @@ class CaptureResumed(ClientMessage):
     family: ClassVar[Family] = Family.CLIENT
 
     dropped: int = 0
+    """Rows lost since the agent started."""
 
 
 class DataCounted(ClientMessage):
@@ -239,3 +249,4 @@ class DriftDetected(ClientMessage):
     features: int = 1
     """The number of features with drift."""
     rows: int = 0
+    """The number of rows that were compared with the reference."""

@@ -38,8 +38,10 @@ class MetricKind(StrEnum):
     COUNTER = "counter"
     HISTOGRAM = "histogram"
     GAUGE = "gauge"
-    OBSERVED = "observed"  # a gauge that is read at each export
-    OBSERVED_TOTAL = "observed total"  # a counter that another program keeps and that is read at each export
+    OBSERVABLE_GAUGE = "observed"  # a gauge that is read at each export
+    OBSERVABLE_COUNTER = (
+        "observed total"  # a counter that another program keeps and that is read at each export
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +194,7 @@ DEAD_LETTERS = Metric(
 )
 QUEUE_DEPTH = Metric(
     "fedbus.queue.depth",
-    MetricKind.OBSERVED,
+    MetricKind.OBSERVABLE_GAUGE,
     "{item}",
     "Items in the queues of a process",
     ("fedbus.queue",),
@@ -213,34 +215,38 @@ LOG_LINES = Metric(
 
 # --- a device ------------------------------------------------------------------------------------------
 CPU = Metric(
-    "system.cpu.utilization", MetricKind.OBSERVED, "1", "Utilization of all CPU cores, 0 to 1", (CLIENT,)
+    "system.cpu.utilization",
+    MetricKind.OBSERVABLE_GAUGE,
+    "1",
+    "Utilization of all CPU cores, 0 to 1",
+    (CLIENT,),
 )
 MEMORY = Metric(
     "system.memory.utilization",
-    MetricKind.OBSERVED,
+    MetricKind.OBSERVABLE_GAUGE,
     "1",
     "Utilization of the memory, 0 to 1",
     (CLIENT,),
 )
 DISK = Metric(
     "system.filesystem.utilization",
-    MetricKind.OBSERVED,
+    MetricKind.OBSERVABLE_GAUGE,
     "1",
     "Utilization of the disk that fedbus writes to, 0 to 1",
     (CLIENT,),
 )
 TEMPERATURE = Metric(
-    "hw.temperature", MetricKind.OBSERVED, "Cel", "Temperature of the hottest sensor", (CLIENT,)
+    "hw.temperature", MetricKind.OBSERVABLE_GAUGE, "Cel", "Temperature of the hottest sensor", (CLIENT,)
 )
 GPU = Metric(
-    "hw.gpu.utilization", MetricKind.OBSERVED, "1", "Utilization of a GPU, 0 to 1", (CLIENT, "hw.id")
+    "hw.gpu.utilization", MetricKind.OBSERVABLE_GAUGE, "1", "Utilization of a GPU, 0 to 1", (CLIENT, "hw.id")
 )
 GPU_MEMORY = Metric(
-    "hw.gpu.memory.usage", MetricKind.OBSERVED, "By", "Used memory of a GPU", (CLIENT, "hw.id")
+    "hw.gpu.memory.usage", MetricKind.OBSERVABLE_GAUGE, "By", "Used memory of a GPU", (CLIENT, "hw.id")
 )
 AGENTS_ALIVE = Metric(
     "fedbus.agents.alive",
-    MetricKind.OBSERVED,
+    MetricKind.OBSERVABLE_GAUGE,
     "1",
     "1 for a running agent, otherwise 0",
     (CLIENT, "fedbus.agent"),
@@ -248,35 +254,45 @@ AGENTS_ALIVE = Metric(
 
 # --- nats-server, if its monitoring port is configured -----------------------------------------------------
 NATS_CONNECTIONS = Metric(
-    "fedbus.nats.connections", MetricKind.OBSERVED, "{connection}", "Connections to nats-server"
+    "fedbus.nats.connections", MetricKind.OBSERVABLE_GAUGE, "{connection}", "Connections to nats-server"
 )
-NATS_CPU = Metric("fedbus.nats.cpu.utilization", MetricKind.OBSERVED, "1", "CPU cores that nats-server uses")
-NATS_MEMORY = Metric("fedbus.nats.memory", MetricKind.OBSERVED, "By", "Memory that nats-server uses")
+NATS_CPU = Metric(
+    "fedbus.nats.cpu.utilization", MetricKind.OBSERVABLE_GAUGE, "1", "CPU cores that nats-server uses"
+)
+NATS_MEMORY = Metric("fedbus.nats.memory", MetricKind.OBSERVABLE_GAUGE, "By", "Memory that nats-server uses")
 NATS_MESSAGES = Metric(
     "fedbus.nats.messages",
-    MetricKind.OBSERVED_TOTAL,
+    MetricKind.OBSERVABLE_COUNTER,
     "{message}",
     "Messages through nats-server",
     ("network.io.direction",),
 )
 NATS_IO = Metric(
-    "fedbus.nats.io", MetricKind.OBSERVED_TOTAL, "By", "Bytes through nats-server", ("network.io.direction",)
+    "fedbus.nats.io",
+    MetricKind.OBSERVABLE_COUNTER,
+    "By",
+    "Bytes through nats-server",
+    ("network.io.direction",),
 )
 NATS_SLOW_CONSUMERS = Metric(
     "fedbus.nats.slow_consumers",
-    MetricKind.OBSERVED_TOTAL,
+    MetricKind.OBSERVABLE_COUNTER,
     "{connection}",
     "Connections that nats-server closed because they read too slowly",
 )
 NATS_STREAM_MESSAGES = Metric(
     "fedbus.nats.stream.messages",
-    MetricKind.OBSERVED,
+    MetricKind.OBSERVABLE_GAUGE,
     "{message}",
     "Messages in a stream",
     ("fedbus.stream",),
 )
 NATS_STREAM_SIZE = Metric(
-    "fedbus.nats.stream.size", MetricKind.OBSERVED, "By", "Size of a stream on disk", ("fedbus.stream",)
+    "fedbus.nats.stream.size",
+    MetricKind.OBSERVABLE_GAUGE,
+    "By",
+    "Size of a stream on disk",
+    ("fedbus.stream",),
 )
 
 METRICS: Final[Mapping[str, Metric]] = {
@@ -441,10 +457,10 @@ def _instrument(metric: Metric) -> Any:
             )
         case MetricKind.GAUGE:
             return meter.create_gauge(metric.name, metric.unit, metric.description)
-        case MetricKind.OBSERVED:
+        case MetricKind.OBSERVABLE_GAUGE:
             callbacks = [functools.partial(_read, metric.name)]
             return meter.create_observable_gauge(metric.name, callbacks, metric.unit, metric.description)
-        case MetricKind.OBSERVED_TOTAL:
+        case MetricKind.OBSERVABLE_COUNTER:
             callbacks = [functools.partial(_read, metric.name)]
             return meter.create_observable_counter(metric.name, callbacks, metric.unit, metric.description)
 

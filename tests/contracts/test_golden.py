@@ -1,7 +1,7 @@
-"""Each message as it is on the wire. Files, so that a change of the wire is seen; old ones decode for ever.
+"""The wire format of each message, in golden files. A changed file is a changed wire format.
 
-A new message or field: run with FEDBUS_GOLDEN=write, and look at what changed. A file that
-is there may only change when it is about something that nobody has sent yet.
+After adding a message or a field, run with FEDBUS_GOLDEN=write and review the diff. An existing file may change only
+if its example has another free text, or if no released version sends the message.
 """
 
 import json
@@ -28,7 +28,7 @@ TRACE = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01
 
 
 def compare_with_golden(name: str, now: dict[str, Any]) -> dict[str, Any]:
-    """What the golden file *name* holds; with FEDBUS_GOLDEN=write it is what is so *now*."""
+    """Return the content of the golden file *name*; with FEDBUS_GOLDEN=write, replace it by *now* first."""
     path = GOLDEN / f"{name}.json"
     if os.environ.get("FEDBUS_GOLDEN") == "write":
         path.write_text(json.dumps(now, indent=1) + "\n")
@@ -50,7 +50,7 @@ def envelope(message: Message) -> Envelope:
         id="01957f2c-8d00-7abc-8def-0123456789ab",
         type=type_name(type(message)),
         source=f"fedbus/dev/some-agent/{owner}",
-        subject=message.about,
+        subject=message.subject_ref,
         time=NOON,
         trace=TRACE,
     )

@@ -71,14 +71,14 @@ def test_every_state_that_waits_can_give_up_or_try_again(lifecycle: AnyLifecycle
 
 @each_lifecycle
 def test_what_goes_wrong_in_it_are_events_of_its_table(lifecycle: AnyLifecycle) -> None:
-    assert lifecycle.failures <= {arrow.event for arrow in lifecycle}
+    assert lifecycle.failure_events <= {arrow.event for arrow in lifecycle}
 
 
 @each_lifecycle
 def test_an_event_that_is_called_a_failure_is_one(lifecycle: AnyLifecycle) -> None:
     sounds = ("failed", "fail_train", "refused", "rejected", "lost", "unavailable", "expired", "reverted")
     heard = {arrow.event for arrow in lifecycle if arrow.event.endswith(sounds)}
-    assert heard <= lifecycle.failures
+    assert heard <= lifecycle.failure_events
 
 
 @each_lifecycle

@@ -1,1 +1,1 @@
-"""Writes the generated pages of `docs/` from the contracts."""
+"""Generator of the reference pages in `docs/`, from the contracts."""

@@ -1,14 +1,16 @@
-"""What classes say of themselves: their docstrings, their fields, and what stands under each of these."""
+"""Documentation of pydantic models: the docstring of the class, and name, type, default and docstring of each field."""
 
 import ast
+import base64
 import inspect
 import json
 import textwrap
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class FieldEntry:
 
 
 def docstring_of(kind: type[BaseModel]) -> str:
-    """The docstring of *kind*, as one paragraph."""
+    """Return the docstring of *kind* as one paragraph."""
     return " ".join((kind.__doc__ or "").split())
 
 
@@ -39,8 +41,11 @@ def field_entries(kind: type[BaseModel]) -> list[FieldEntry]:
 
 @cache
 def _field_docstrings(kind: type[BaseModel]) -> dict[str, str]:
-    """What stands under each field of *kind* and of the classes above it: pydantic would read it at each start."""
-    found: dict[str, str] = {}
+    """Return the docstrings of the fields of *kind* and its base classes.
+
+    Pydantic's `use_attribute_docstrings` would read the sources at each start of a process.
+    """
+    docstrings: dict[str, str] = {}
     ours = [one for one in kind.__mro__ if one.__module__.startswith("fedbus.")]
     for one in reversed(ours):
         tree = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0]
@@ -48,21 +53,34 @@ def _field_docstrings(kind: type[BaseModel]) -> dict[str, str]:
         for field, below in zip(tree.body, tree.body[1:], strict=False):
             match field, below:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    found[name] = " ".join(text.split())
-    return found
+                    docstrings[name] = " ".join(text.split())
+    return docstrings
 
 
 def _format_type(annotation: Any) -> str:
-    text = inspect.formatannotation(annotation).replace("NoneType", "None")
-    for prefix in ("fedbus.contracts.", "typing.", "datetime."):
-        text = text.replace(prefix, "")
-    words = [
-        word.rpartition(".")[2] if "." in word and "..." not in word else word for word in text.split(" ")
-    ]
-    return " ".join(words)
+    """Return a type as in the source, without module names and constraints."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _format_type(arguments[0])
+    if origin in (Union, UnionType):
+        return " | ".join(map(_format_type, arguments))
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, arguments))}]"
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(map(_format_type, arguments))}]"
+    if annotation is Ellipsis:
+        return "..."
+    return _TYPE_NAMES.get(annotation) or str(annotation.__name__)
+
+
+_TYPE_NAMES: Final[dict[Any, str]] = {NoneType: "None", AwareDatetime: "datetime"}
 
 
 def to_json_text(default: Any) -> str:
     if isinstance(default, BaseModel):
         return type(default).__name__ + "()"
-    return json.dumps(default, default=str)
+    return json.dumps(default, default=_to_json_value)
+
+
+def _to_json_value(value: Any) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

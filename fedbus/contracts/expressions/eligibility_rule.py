@@ -47,7 +47,7 @@ class RuleVariable:
 
     kind: VariableKind
     description: str
-    absent: float
+    default: float
     """The value on a device that cannot measure it. For a flag, 1 is true."""
 
 
@@ -144,7 +144,7 @@ def _parse_variable(tokens: Tokens, variables: dict[str, RuleVariable]) -> Token
         near = difflib.get_close_matches(here.text, variables, n=1)
         known = f"did you mean {near[0]}?" if near else f"use one of {', '.join(variables)}"
         tokens.fail(f"unknown variable {here.text!r}: {known}")
-    return tokens.take()
+    return tokens.advance()
 
 
 def _parse_range(tokens: Tokens, name: str, kind: VariableKind) -> InRange:
@@ -165,7 +165,7 @@ def _parse_value(tokens: Tokens, name: str, kind: VariableKind) -> float:
     if kind is VariableKind.WEEKDAY:
         if here.text.lower() not in DAYS:
             tokens.fail(f"{name} must be one of {', '.join(DAYS)}")
-        return float(DAYS.index(tokens.take().text.lower()))
+        return float(DAYS.index(tokens.advance().text.lower()))
     if here.kind != "number":
         tokens.fail(f"{name} needs a number" + (f", not {here.text!r}" if here.text else ""))
     value = parse_quantity(tokens, UNITS[kind], name)
@@ -176,7 +176,7 @@ def _parse_value(tokens: Tokens, name: str, kind: VariableKind) -> float:
 
 def parse_quantity(tokens: Tokens, units: dict[str, float], name: str) -> float:
     """Parse a number with one of *units*; return it in the smallest of them."""
-    token = tokens.take()
+    token = tokens.advance()
     digits = token.text.rstrip("%abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
     unit = token.text[len(digits) :]
     if unit not in units:

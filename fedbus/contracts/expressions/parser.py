@@ -83,7 +83,7 @@ class Tokens:
     def current(self) -> Token:
         return self._tokens[self._next]
 
-    def take(self) -> Token:
+    def advance(self) -> Token:
         token = self.current
         if token.kind != "end":
             self._next += 1
@@ -92,7 +92,7 @@ class Tokens:
     def accept(self, *texts: str) -> bool:
         """Take the next token if it is one of *texts*; return whether it was."""
         if self.current.kind != "text" and self.current.text in texts:
-            self.take()
+            self.advance()
             return True
         return False
 

@@ -65,12 +65,12 @@ class IntervalCondition:
 class RowCountCondition:
     """``labelled >= 64 on 3 clients``: at least 64 new rows since the last scheduled run, on each of 3 clients."""
 
-    word: str
-    least: int
+    kind: str
+    min_rows: int
     clients: int
 
     def __str__(self) -> str:
-        return f"{self.word} >= {self.least} on {_format_clients(self.clients)}"
+        return f"{self.kind} >= {self.min_rows} on {_format_clients(self.clients)}"
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _parse_condition(tokens: Tokens) -> TriggerCondition:
     here = tokens.current
     if here.kind != "name" or here.text in ("and", "or"):
         tokens.fail(SYNTAX_HELP)
-    tokens.take()
+    tokens.advance()
     match here.text:
         case "cron":
             return _parse_cron(tokens)
@@ -195,7 +195,7 @@ def _parse_cron(tokens: Tokens) -> CronCondition:
     here = tokens.current
     if here.kind != "text":
         tokens.fail("cron needs five fields in quotes, as in cron '0 3 * * *'")
-    text = " ".join(tokens.take().text[1:-1].split())
+    text = " ".join(tokens.advance().text[1:-1].split())
     if (what := cron_error(text)) is not None:
         tokens.fail(
             f"{text!r} is not a valid cron expression ({what}): write minute hour day month weekday", here.at
@@ -219,7 +219,7 @@ def cron_error(text: str) -> str | None:
 def _parse_task_finished(tokens: Tokens) -> TaskFinishedCondition:
     here = tokens.current
     try:
-        return TaskFinishedCondition(task_id(tokens.take().text.strip("'\"")))
+        return TaskFinishedCondition(task_id(tokens.advance().text.strip("'\"")))
     except BadId:
         tokens.fail("after needs the id of a task", here.at)
 

@@ -47,10 +47,11 @@ class ServingTable(ConfigSection):
     """The target duration of one batch, which limits the wait of the next request."""
 
     holdout: ObjectReference | None = None
-    """``(partition_id, num_partitions) -> (inputs, labels)``: labelled samples of the device, never used for
-    training."""
+    """Loads labelled samples of the device that are never used for training:
+    ``(partition_id, num_partitions) -> (inputs, labels)``."""
     score: ObjectReference | None = None
-    """``(outputs, labels) -> float``, higher is better. Default: accuracy, or R² if labels are not classes."""
+    """Computes the score of a model: ``(outputs, labels) -> float``, higher is better. Default: accuracy, or R² if
+    labels are not classes."""
     tolerance: float = Field(default=0.05, ge=0)
     """How much the score of a new model on the holdout may be below that of the current model."""
     min_holdout: int = Field(default=50, ge=1)
@@ -106,7 +107,8 @@ class CaptureTable(ConfigSection):
     holdout_share: float = Field(default=0.2, ge=0, lt=1)
     """The share of rows that is excluded from training. New models are evaluated on them."""
     training_data: ObjectReference | None = None
-    """``(inputs, outputs, labels) -> (inputs, labels)``. Default: the labelled rows, unchanged."""
+    """Converts captured rows to training data: ``(inputs, outputs, labels) -> (inputs, labels)``. Default: the labelled
+    rows, unchanged."""
 
 
 class ChecksTable(ConfigSection):
@@ -115,7 +117,8 @@ class ChecksTable(ConfigSection):
     every_s: float = Field(default=60.0, gt=0)
     """The interval of the checks."""
     reference: ObjectReference | None = None
-    """``(partition_id, num_partitions) -> (inputs, labels)``: data like the training data. Default: `samples`."""
+    """Loads the reference, which has the distribution of the training data:
+    ``(partition_id, num_partitions) -> (inputs, labels)``. Default: `samples`."""
     min_rows: int = Field(default=200, ge=20)
     """The minimum number of rows for the detection of drift."""
     max_rows: int = Field(default=1000, ge=20)

@@ -72,10 +72,11 @@ class TaskTable(_Table):
     model: ObjectReference
     """Builds the model: ``() -> torch.nn.Module``."""
     predict: ObjectReference | None = None
-    """``(model, inputs: ndarray (n, …)) -> ndarray (n, …)``. Default: the class with the highest output."""
+    """Computes predictions: ``(model, inputs: ndarray (n, …)) -> ndarray (n, …)``. Default: the class with the highest
+    output."""
     samples: ObjectReference | None = None
-    """``(partition_id, num_partitions) -> (inputs (n, …), labels (n,))``: probes for new models, and inputs for
-    simulated traffic."""
+    """Loads labelled samples: ``(partition_id, num_partitions) -> (inputs (n, …), labels (n,))``. They are the probes
+    for new models and the inputs of simulated traffic."""
     rounds: int = Field(default=3, ge=1)
     """The number of rounds of a run."""
     quorum: int = Field(default=2, ge=1)

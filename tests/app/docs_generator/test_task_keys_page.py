@@ -1,4 +1,4 @@
-"""Every key of a task's table is told of: on the page, and by `fedbus task validate`."""
+"""The page and `fedbus task validate --keys` have every key of a task."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from fedbus.contracts.task.task import TaskTable
 GUIDE = (Path(__file__).parents[3] / "docs" / "tasks.md").read_text()
 
 
-def test_every_part_of_a_task_is_a_table_of_the_page() -> None:
+def test_the_page_has_every_table_of_a_task() -> None:
     assert set(task_tables().values()) == {TaskTable, *ConfigSection.__subclasses__()}
     assert all(f"## `[{name}]`" in task_keys_page() for name in task_tables())
 
 
 @pytest.mark.parametrize("name", task_tables())
-def test_each_key_says_what_it_is_for(name: str) -> None:
+def test_each_key_has_a_description(name: str) -> None:
     assert [one.name for one in table_keys(task_tables()[name]) if not one.meaning] == []
 
 
@@ -32,16 +32,16 @@ def test_the_guide_names_every_key_of_the_task_itself() -> None:
     assert [one.name for one in table_keys(TaskTable) if f"`{one.name}`" not in GUIDE] == []
 
 
-async def test_validation_tells_every_key_with_its_value_and_its_default(tmp_path: Path) -> None:
+async def test_validation_lists_every_key_with_value_and_default(tmp_path: Path) -> None:
     path = tiny_task(tmp_path).path
     fedbus = FedbusCli(tmp_path / "home")
-    told = (await fedbus("task", "validate", "--keys", "--json", path)).facts["keys"]
-    found = {(one["table"], one["name"]): one for one in told}
+    keys = (await fedbus("task", "validate", "--keys", "--json", path)).facts["keys"]
+    found = {(one["table"], one["name"]): one for one in keys}
     assert found.keys() == {
         (name, one.name) for name, kind in task_tables().items() for one in table_keys(kind)
     }
     assert found[ROOT, "task"]["given"]
     tolerance = found[f"{ROOT}.gate", "tolerance"]
     assert (tolerance["value"], tolerance["default"], tolerance["given"]) == ("0.1", "0.1", False)
-    said = (await fedbus("task", "validate", "--keys", path)).out
-    assert all(f"[{name}]" in said for name in task_tables())
+    text = (await fedbus("task", "validate", "--keys", path)).out
+    assert all(f"[{name}]" in text for name in task_tables())

@@ -1,4 +1,4 @@
-"""`fedbus events catalog` and `schema`: all message types, read from the code."""
+"""`fedbus events catalog` and `schema`: the message types."""
 
 from typing import Annotated
 
@@ -11,26 +11,26 @@ from fedbus.app.terminal.plain import print_json
 
 
 def schema(
-    word: Annotated[str | None, typer.Argument(help="Message type; default: all.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Message type.", show_default="all")] = None,
 ) -> None:
     """Print the JSON Schema of one message type's body, or of all types."""
-    kinds = {entry.word: entry.kind for entry in catalogue_entries()}
-    if word is None:
-        print_json({name: body_schema(kind) for name, kind in kinds.items()})
-    elif word in kinds:
-        print_json(body_schema(kinds[word]))
+    types = {entry.word: entry.kind for entry in catalogue_entries()}
+    if name is None:
+        print_json({each: body_schema(kind) for each, kind in types.items()})
+    elif name in types:
+        print_json(body_schema(types[name]))
     else:
-        raise CliError(f"no message type {word!r}: see fedbus events catalog", ExitCode.NOT_FOUND)
+        raise CliError(f"no message type {name!r}. See: fedbus events catalog", ExitCode.NOT_FOUND)
 
 
 def catalog(*, json: output.JsonOption = False) -> None:
-    """List every message type: its subject, publisher and subscribers."""
+    """List all message types with their subjects, publishers and subscribers."""
     entries = catalogue_entries()
     if json:
-        print_json([entry.as_facts() for entry in entries])
+        print_json([entry.as_json() for entry in entries])
         return
     output.print_table(
         ("type", "subject", "source", "subscribers", "data"),
-        [(one.word, one.subject, one.said_by, ", ".join(one.heard_by), one.gist) for one in entries],
+        [(one.word, one.subject, one.publisher, ", ".join(one.consumers), one.summary) for one in entries],
         empty="no message types",
     )
