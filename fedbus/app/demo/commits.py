@@ -19,7 +19,7 @@ class DemoCommits:
     def __init__(self, home: Path, task: Task) -> None:
         self._repository = DemoRepository.create(home / "task", Path(task.path))
         self._package = task.clientapp.partition(":")[0].partition(".")[0]
-        self.made: list[str] = []
+        self.shas: list[str] = []
         """The full SHAs of the commits after the initial one."""
 
     @property
@@ -30,12 +30,12 @@ class DemoCommits:
     def allowed_signers(self) -> Path | None:
         return self._repository.allowed_signers
 
-    def change_something(self) -> str:
+    def commit_change(self) -> str:
         """Commit a change of the task's code and return the full SHA. Blocking."""
-        revision = len(self.made) + 2
+        revision = len(self.shas) + 2
         files = {"pyproject.toml": self._halve_learning_rate(), **self._count_revision(revision)}
-        self.made.append(self._repository.commit(f"Revision {revision}: smaller steps", files))
-        return self.made[-1]
+        self.shas.append(self._repository.commit(f"Revision {revision}: smaller steps", files))
+        return self.shas[-1]
 
     def _halve_learning_rate(self) -> str:
         text = (self._repository.directory / "pyproject.toml").read_text(encoding="utf-8")

@@ -259,7 +259,7 @@ async def _follow_federation(
     await bus.create_streams()
     wanted = [subjects.wildcard_for(bus.fed, Transition)]
     async with (
-        bus.watch(lifecycle_stream(bus.fed), wanted, whole=True) as stream,
+        bus.read_stream(lifecycle_stream(bus.fed), wanted, whole=True) as stream,
         asyncio.TaskGroup() as group,
     ):
         follower = group.create_task(
@@ -296,7 +296,7 @@ async def _commit_between_runs(
         for run in range(1, options.runs):
             while not (len(federation.view.finished_runs) >= run and federation.is_settled):
                 await federation.wait_for_change()
-            await asyncio.to_thread(commits.change_something)
+            await asyncio.to_thread(commits.commit_change)
             # a repository's hook sends the same request; without it the server polls a little later
             await request_until_answered(bus, LookForCode(task=task.id), timeout_s=TIMEOUT_S)
 

@@ -82,7 +82,7 @@ class TopScreen:
 
     def _render(self) -> Any:
         now, size = datetime.now(UTC), self._console.size
-        self._options.is_connected = self._bus.connected
+        self._options.is_connected = self._bus.is_connected
         return render_screen(
             self.view,
             self._options,

@@ -1,4 +1,4 @@
-"""What the streams hold and will hold, as one sequence in the order of time."""
+"""Follow both streams as one sequence, in the order of time."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -12,26 +12,31 @@ from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
 
 SETTLE_S: Final = 0.05
-"""Two streams are read as one: what comes within this time is put in the order of its time."""
+"""A batch ends when no message has come for this time; its messages are sorted by time."""
 MAX_BATCH: Final = 1000
 
 
 async def follow_streams(bus: Bus, since: datetime | None) -> AsyncGenerator[StoredMessage, None]:
-    """Events and transitions from *since* on, or from now; raises BusClosed at the end."""
+    """Yield events and transitions from *since* on, or from now.
+
+    Raises:
+        BusClosed: The connection is lost for good.
+
+    """
     streams = {
         events_stream(bus.fed): [subjects.federation_wildcard(bus.fed)],
         lifecycle_stream(bus.fed): [subjects.lifecycle(bus.fed, "*", ">")],
     }
     queue: asyncio.Queue[StoredMessage] = asyncio.Queue(MAX_BATCH)
-    async with AsyncExitStack() as watching:
-        readers: list[asyncio.Future[Any]] = [asyncio.ensure_future(bus.lost())]
+    async with AsyncExitStack() as stack:
+        readers: list[asyncio.Future[Any]] = [asyncio.ensure_future(bus.wait_closed())]
         try:
             for stream, wanted in streams.items():
-                seen = await watching.enter_async_context(bus.watch(stream, wanted, since=since))
-                readers.append(asyncio.create_task(_forward(queue, seen), name=f"read {stream}"))
+                messages = await stack.enter_async_context(bus.read_stream(stream, wanted, since=since))
+                readers.append(asyncio.create_task(_forward(queue, messages), name=f"read {stream}"))
             while True:
-                for one in await _next_batch(queue, readers):
-                    yield one
+                for stored in await _next_batch(queue, readers):
+                    yield stored
         finally:
             await _cancel_all(readers)
 
@@ -39,29 +44,34 @@ async def follow_streams(bus: Bus, since: datetime | None) -> AsyncGenerator[Sto
 async def read_until_lost(
     bus: Bus, stream: AsyncIterator[StoredMessage]
 ) -> AsyncGenerator[StoredMessage, None]:
-    """*stream* as it comes; raises BusClosed when the connection is gone for good."""
-    gone: asyncio.Future[Any] = asyncio.ensure_future(bus.lost())
-    pending: list[asyncio.Future[Any]] = [gone]
+    """Yield the messages of *stream*.
+
+    Raises:
+        BusClosed: The connection is lost for good.
+
+    """
+    closed: asyncio.Future[Any] = asyncio.ensure_future(bus.wait_closed())
+    pending: list[asyncio.Future[Any]] = [closed]
     try:
         while True:
-            pending = [gone, asyncio.ensure_future(anext(stream))]
+            pending = [closed, asyncio.ensure_future(anext(stream))]
             await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done():
-                gone.result()
+            if closed.done():
+                closed.result()
             yield await pending[1]
     finally:
         await _cancel_all(pending)
 
 
 async def _forward(queue: asyncio.Queue[StoredMessage], stream: AsyncIterator[StoredMessage]) -> None:
-    async for seen in stream:
-        await queue.put(seen)
+    async for stored in stream:
+        await queue.put(stored)
 
 
 async def _next_batch(
     queue: asyncio.Queue[StoredMessage], readers: list[asyncio.Future[Any]]
 ) -> list[StoredMessage]:
-    """What comes until nothing has come for a moment, sorted by time."""
+    """Wait for a message and return it with those that follow within `SETTLE_S` of each other, sorted by time."""
     first: asyncio.Future[Any] = asyncio.ensure_future(queue.get())
     try:
         await asyncio.wait([first, *readers], return_when=asyncio.FIRST_COMPLETED)
@@ -71,11 +81,11 @@ async def _next_batch(
     finally:
         if not first.done():
             first.cancel()
-    held = [await first]
+    batch = [await first]
     with suppress(TimeoutError):
-        while len(held) < MAX_BATCH:
-            held.append(await wait_within(SETTLE_S, queue.get()))
-    return sorted(held, key=lambda seen: seen.envelope.time)
+        while len(batch) < MAX_BATCH:
+            batch.append(await wait_within(SETTLE_S, queue.get()))
+    return sorted(batch, key=lambda stored: stored.envelope.time)
 
 
 async def _cancel_all(tasks: Sequence["asyncio.Future[Any]"]) -> None:

@@ -30,7 +30,7 @@ OnChange = Callable[[], None]
 
 async def load_view(bus: Bus, view: FederationView) -> None:
     """Load the current state of the federation: the last report of each device and the last message of each subject."""
-    for stored in await bus.latest(DeviceReport):
+    for stored in await bus.last_per_device(DeviceReport):
         view.apply(stored.message, at=stored.envelope.time)
     transitions = await bus.last_per_subject(
         lifecycle_stream(bus.fed), [subjects.wildcard_for(bus.fed, Transition)]
@@ -70,7 +70,7 @@ async def _follow(bus: Bus, view: FederationView, on_change: OnChange, ready: as
     ends = {name: (await bus.sequence_range(name))[1] for name in streams}
     async with AsyncExitStack() as subscriptions:
         stored_messages = [
-            await subscriptions.enter_async_context(bus.watch(name, wanted, after=ends[name]))
+            await subscriptions.enter_async_context(bus.read_stream(name, wanted, after=ends[name]))
             for name, wanted in streams.items()
         ]
         reports = [
@@ -88,7 +88,7 @@ async def _follow(bus: Bus, view: FederationView, on_change: OnChange, ready: as
 
 
 async def _wait_until_lost(bus: Bus) -> None:
-    await bus.lost()
+    await bus.wait_closed()
 
 
 async def _apply_stream(

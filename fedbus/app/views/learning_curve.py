@@ -1,7 +1,6 @@
-"""How a task has learnt over all of its runs: rounds joined into one curve, and what each was to every client.
+"""The learning curve of a task: the rounds of all its runs, with the metrics and times of each client.
 
-Loss, accuracy, who took part, what their apps said and where their time went are in the log: each run's facts have
-its rounds. Of old rounds of a long run they keep only the first two.
+The last transition of each run contains its rounds. Of the old rounds of a long run it contains only loss and accuracy.
 """
 
 from collections.abc import Iterable
@@ -19,78 +18,76 @@ TIME_PARTS: Final = ("train_s", "transfer_s", "wait_s")
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One round. *step* counts over all runs: each begins where the last one ended, with its round 0."""
+    """One round. *step* counts over all runs; round 0 of a run is the last step of the run before."""
 
     run: str
     step: int
     result: RoundResult
 
     def mean_s(self, part: str) -> float | None:
-        """Over the clients of the round."""
-        of: dict[str, float] = getattr(self.result, part)
-        return fmean(of.values()) if of else None
+        """Return the mean of a time over the clients of the round."""
+        by_client: dict[str, float] = getattr(self.result, part)
+        return fmean(by_client.values()) if by_client else None
 
     @property
     def clients(self) -> dict[str, dict[str, float]]:
-        """All figures of each client that took part."""
-        return {client: self.result.of_client(client) for client in sorted(self.result.participants)}
+        """All metrics of each client that took part."""
+        return {client: self.result.client_metrics(client) for client in sorted(self.result.participants)}
 
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """All rounds of a task that the log remembers, oldest first."""
+    """All rounds of a task that the lifecycle stream contains, oldest first."""
 
     task: str
     points: tuple[CurvePoint, ...]
 
     @property
     def rounds(self) -> list[CurvePoint]:
-        """To be drawn: round 0 is the end of the run before, but for the first."""
+        """The points to draw. Round 0 repeats the end of the run before, so only that of the first run is drawn."""
         return [point for at, point in enumerate(self.points) if point.result.round > 0 or at == 0]
 
     @property
-    def standings(self) -> dict[str, ClientStats]:
+    def client_stats(self) -> dict[str, ClientStats]:
         return collect_client_stats(point.result for point in self.points)
 
     def times_of(self, client: str) -> dict[str, float] | None:
-        """Where the time of *client* went in a round, on average."""
+        """Return the mean time that *client* spent on each part of a round."""
         mine = [
             found
             for point in self.points
-            if set(TIME_PARTS) <= (found := point.result.of_client(client)).keys()
+            if set(TIME_PARTS) <= (found := point.result.client_metrics(client)).keys()
         ]
         return {part: fmean(one[part] for one in mine) for part in TIME_PARTS} if mine else None
 
     def series_of(self, client: str, name: str) -> list[float]:
-        """What *client*'s own app said of its *name*, round by round: ``loss`` or ``accuracy``.
+        """Return the metric *name* that *client* reported in each round: ``loss`` or ``accuracy``.
 
-        Of its evaluation where it has one, else of its training.
+        The values are those of its evaluation, or of its training if it does not evaluate.
         """
-        told = [point.result.figures.get(client, {}) for point in self.points]
+        reported = [point.result.figures.get(client, {}) for point in self.points]
         return next(
             (
                 found
                 for key in (f"eval_{name}", f"train_{name}")
-                if (found := [figures[key] for figures in told if key in figures])
+                if (found := [figures[key] for figures in reported if key in figures])
             ),
             [],
         )
 
 
 async def load_curve(bus: Bus, task: str, *, last: int | None = None) -> LearningCurve:
-    """The curve of *task*, over its *last* runs or all of them."""
-    seen = [one for one in await latest_transitions(bus, "run") if one.message.task == task]
-    runs = [facts for one in seen if isinstance(facts := transition_of(one).facts, RunData)][
-        -(last or len(seen)) :
-    ]
-    return LearningCurve(task, tuple(join_runs(runs)))
+    """Load the curve of *task* over its *last* runs, by default over all."""
+    transitions = [transition_of(one) for one in await latest_transitions(bus, "run")]
+    runs = [one.facts for one in transitions if isinstance(one.facts, RunData) and one.task == task]
+    return LearningCurve(task, tuple(join_runs(runs[-last:] if last else runs)))
 
 
 def join_runs(runs: Iterable[RunData]) -> list[CurvePoint]:
-    """The rounds of *runs*, oldest first, as one curve."""
+    """Join the rounds of *runs*, oldest first, into one curve."""
     points: list[CurvePoint] = []
-    begin = 0
+    first_step = 0
     for facts in runs:
-        points.extend(CurvePoint(facts.run, begin + one.round, one) for one in facts.rounds)
-        begin = points[-1].step if points else 0
+        points.extend(CurvePoint(facts.run, first_step + one.round, one) for one in facts.rounds)
+        first_step = points[-1].step if points else 0
     return points

@@ -1,4 +1,4 @@
-"""`fedbus run curve`: rounds joined over all runs, drawn, counted and written."""
+"""`fedbus run curve`: the rounds of all runs as a chart, as tables and as a file."""
 
 import csv
 from collections.abc import AsyncIterator
@@ -30,7 +30,7 @@ def fedbus(nats: NatsServer, tmp_path: Path) -> FedbusCli:
 
 
 async def simulate_two_runs(simulation: SimulatedFederation) -> None:
-    """Of four rounds each; in the last, c1 trains 3 s of 5 s and waits 2 s for c2."""
+    """Simulate two runs of four rounds; in the last round c1 trains 3 s of 5 s and waits 2 s for c2."""
     await simulation.create_server()
     await simulation.transition(simulation.make_run_facts(1, 4), "run_finished", "running", "finished")
     second = simulation.make_run_facts(2, 4, loss=0.4, requested_at=simulation.clock)
@@ -49,7 +49,7 @@ async def simulate_two_runs(simulation: SimulatedFederation) -> None:
     await simulation.transition(second, "run_finished", "running", "finished")
 
 
-async def test_each_run_goes_on_where_the_last_one_ended(
+async def test_each_run_continues_the_curve_of_the_run_before(
     simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
     await simulate_two_runs(simulation)
@@ -77,12 +77,12 @@ async def test_the_time_of_a_round_is_split_by_client(
     assert {one["client"]: one["wait_s"] for one in facts["clients"]} == {"c1": 2.0, "c2": 0.0, "c3": None}
 
 
-async def test_what_each_client_says_of_itself_is_told_beside_what_the_model_came_to(
+async def test_the_metrics_of_each_client_are_shown(
     simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
     await simulate_two_runs(simulation)
     facts = (await fedbus("run", "curve", "--json")).facts
-    said = (await fedbus("run", "curve")).out.splitlines()
+    lines = (await fedbus("run", "curve")).out.splitlines()
 
     assert facts["rounds"][-1]["clients"]["c1"]["eval_loss"] == 0.625
     assert {one["client"]: one["loss"] for one in facts["clients"]} == {
@@ -90,23 +90,21 @@ async def test_what_each_client_says_of_itself_is_told_beside_what_the_model_cam
         "c2": [1.0, 0.75],
         "c3": [],
     }
-    heading = next(at for at, line in enumerate(said) if line.startswith("client") and "loss" in line)
-    assert said[heading].split() == ["client", "loss", "accuracy", "reliability", "contribution"]
-    assert [line.split() for line in said[heading + 1 : heading + 4]] == [
+    heading = next(at for at, line in enumerate(lines) if line.startswith("client") and "loss" in line)
+    assert lines[heading].split() == ["client", "loss", "accuracy", "reliability", "contribution"]
+    assert [line.split() for line in lines[heading + 1 : heading + 4]] == [
         ["c2", "1", "→", "0.75", "–", "0.9", "–"],
         ["c1", "0.625", "→", "0.625", "–", "0.9", "0.25"],
         ["c3", "–", "–", "0.9", "–"],
     ]
 
 
-async def test_it_is_drawn_in_a_width_that_any_terminal_has(
-    simulation: SimulatedFederation, fedbus: FedbusCli
-) -> None:
+async def test_the_chart_fits_80_columns(simulation: SimulatedFederation, fedbus: FedbusCli) -> None:
     await simulate_two_runs(simulation)
-    said = await fedbus("run", "curve")
-    lines = said.out.splitlines()
+    result = await fedbus("run", "curve")
+    lines = result.out.splitlines()
 
-    assert said.code == 0
+    assert result.code == 0
     assert lines[0] == "loss of mnist: 0.9000 → 0.1638"
     assert "accuracy of mnist: 0.5500 → 0.9181" in lines
     assert max(map(len, lines)) <= 80
@@ -114,30 +112,30 @@ async def test_it_is_drawn_in_a_width_that_any_terminal_has(
     assert next(line for line in lines if line.startswith("       run")).split() == ["run", "1", "2"]
 
 
-async def test_the_rounds_are_written_a_line_each(
+async def test_the_rounds_are_written_as_csv_one_per_line(
     simulation: SimulatedFederation, fedbus: FedbusCli, tmp_path: Path
 ) -> None:
     await simulate_two_runs(simulation)
     path = tmp_path / "curve.csv"
-    said = await fedbus("run", "curve", "--csv", str(path))
+    result = await fedbus("run", "curve", "--csv", str(path))
     rows = list(csv.DictReader(path.read_text().splitlines()))
 
-    assert said.err == f"10 rounds are in {path}\n"
+    assert result.err == f"wrote 10 rounds to {path}\n"
     assert (rows[-1]["run"], rows[-1]["step"], rows[-1]["train_s"]) == (f"{TASK}-2", "8", "5.0")
     assert rows[0]["train_s"] == ""
     assert (await fedbus("run", "curve", "--csv", str(tmp_path / "no" / "where"))).code == 6
 
 
-async def test_before_the_first_round_it_says_what_to_do(
+async def test_without_a_round_the_command_names_the_next_step(
     simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
     await simulation.create_server()
-    said = await fedbus("run", "curve")
-    assert (said.code, said.out) == (0, "")
-    assert said.err == "no round of mnist is over yet. Start a run: fedbus run start\n"
+    result = await fedbus("run", "curve")
+    assert (result.code, result.out) == (0, "")
+    assert result.err == "no finished rounds of task mnist. Start a run: fedbus run start\n"
 
 
-def test_a_curve_falls_from_its_top_left_to_its_bottom_right() -> None:
+def test_a_falling_curve_goes_from_top_left_to_bottom_right() -> None:
     lines = render_chart([(0, 1.0), (1, 0.5), (2, 0.2)], width=31, height=4, marks={0: "1", 2: "2"})
     assert len(lines) == 5
     assert [lines[0].split()[0], lines[3].split()[0]] == ["1", "0.2"]
@@ -147,10 +145,10 @@ def test_a_curve_falls_from_its_top_left_to_its_bottom_right() -> None:
 
 
 @pytest.mark.parametrize("points", [[], [(0, float("nan"))]])
-def test_nothing_is_drawn_of_nothing(points: list[tuple[float, float]]) -> None:
+def test_no_points_give_no_lines(points: list[tuple[float, float]]) -> None:
     assert render_chart(points, width=40, height=4) == []
 
 
-def test_one_point_and_a_flat_line_are_drawn_too() -> None:
+def test_one_point_and_a_flat_line_are_drawn() -> None:
     assert len(render_chart([(3, 0.5)], width=20, height=3)) == 3
     assert len(render_chart([(0, 0.5), (9, 0.5)], width=20, height=3)) == 3

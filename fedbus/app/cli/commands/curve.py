@@ -1,4 +1,4 @@
-"""`fedbus run curve`: how a task has learnt over all of its runs, and each of its clients in it."""
+"""`fedbus run curve`: the learning curve of a task over all runs, and the figures of each client."""
 
 import sys
 from csv import DictWriter
@@ -15,7 +15,7 @@ from fedbus.app.terminal.plain import print_json
 from fedbus.app.views.learning_curve import CurvePoint, LearningCurve, load_curve
 
 WIDTH: Final = 80
-"""Of the charts where there is no terminal that has one."""
+"""Width of the charts without a terminal."""
 MAX_WIDTH: Final = 120
 HEIGHT: Final = 7
 MAX_CLIENTS: Final = 20
@@ -28,31 +28,33 @@ TIME_COLUMNS: Final = {"client": "client", "rounds": "rounds", "failed": "failed
 QUALITY_COLUMNS: Final = {
     name: name for name in ("client", "loss", "accuracy", "reliability", "contribution")
 }
-"""Columns of the two tables, with their titles."""
+"""The columns of the two tables, with their headings."""
 
 
 def curve(
     *,
-    task: Annotated[str | None, typer.Option(help="The task; needed where there are several.")] = None,
-    last: Annotated[int | None, typer.Option(min=1, help="Only its last runs, so many.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the rounds into this file, a line each.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The task's id; required if there are several tasks.")
+    ] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="Only this number of last runs.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the rounds to this CSV file.")] = None,
     json: output.JsonOption = False,
 ) -> None:
-    """Draw loss and accuracy over all runs, and what each client's are, where its time went and what it brings."""
+    """Draw loss and accuracy over all runs, and list the time, quality and contribution of each client."""
 
-    async def look() -> LearningCurve:
+    async def load() -> LearningCurve:
         async with connect_bus() as bus:
             return await load_curve(bus, await resolve_task(bus, task), last=last)
 
-    found = run_async(look())
+    found = run_async(load())
     if csv is not None:
-        _write(csv, found)
+        _write_csv(csv, found)
     if json:
         print_json(_curve_facts(found))
     elif found.points:
         _draw(found)
     else:
-        output.print_note(f"no round of {found.task} is over yet. Start a run: fedbus run start")
+        output.print_note(f"no finished rounds of task {found.task}. Start a run: fedbus run start")
 
 
 def _draw(found: LearningCurve) -> None:
@@ -75,22 +77,22 @@ def _draw(found: LearningCurve) -> None:
 
 
 def _draw_clients(found: LearningCurve) -> None:
-    """The slowest first: they are whom the others wait for."""
+    """Draw the clients, slowest first: the others wait for them."""
     clients = _client_rows(found)
     slowest = sorted(clients, key=lambda one: -(_seconds(one, "train_s") + _seconds(one, "transfer_s")))
     shown = [one | {"bar": _time_bar(one)} for one in slowest[:MAX_CLIENTS]]
     _print_table(TIME_COLUMNS, shown, empty="no client has trained yet")
     if not clients:
         return
-    output.console().print("█ train  ▒ transfer  · wait; seconds a round, on average\n", style="dim")
-    learnt = [one | {name: _first_to_last(one[name]) for name in ("loss", "accuracy")} for one in shown]
-    _print_table(QUALITY_COLUMNS, learnt, empty="")
+    output.console().print("█ train  ▒ transfer  · wait; mean seconds per round\n", style="dim")
+    quality = [one | {name: _first_to_last(one[name]) for name in ("loss", "accuracy")} for one in shown]
+    _print_table(QUALITY_COLUMNS, quality, empty="")
     output.console().print(
-        "loss and accuracy as each client tells of itself, first → last",
+        "loss and accuracy that each client reported, first → last",
         style="dim",
     )
     if len(slowest) > MAX_CLIENTS:
-        output.print_note(f"the slowest {MAX_CLIENTS} of {len(slowest)} clients; all of them: --json")
+        output.print_note(f"showing the slowest {MAX_CLIENTS} of {len(slowest)} clients. Show all: --json")
 
 
 def _print_table(columns: dict[str, str], clients: list[dict[str, Any]], *, empty: str) -> None:
@@ -105,11 +107,11 @@ def _first_to_last(values: list[float]) -> str | None:
 def _time_bar(one: dict[str, Any], width: int = BAR_WIDTH) -> str:
     """``███████▒▒···``."""
     parts = [_seconds(one, part) for part in ("train_s", "transfer_s", "wait_s")]
-    whole = sum(parts)
-    if not whole or one["transfer_s"] is None:
+    total = sum(parts)
+    if not total or one["transfer_s"] is None:
         return ""
-    train, away = (round(width * part / whole) for part in (parts[0], parts[0] + parts[1]))
-    return "█" * train + "▒" * (away - train) + "·" * (width - away)
+    train, transferred = (round(width * part / total) for part in (parts[0], parts[0] + parts[1]))
+    return "█" * train + "▒" * (transferred - train) + "·" * (width - transferred)
 
 
 def _seconds(one: dict[str, Any], part: str) -> float:
@@ -123,7 +125,7 @@ def _format_cell(one: dict[str, Any], name: str) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-# --- for programs --------------------------------------------------------------------------------
+# --- JSON and CSV --------------------------------------------------------------------------------
 
 
 def _curve_facts(found: LearningCurve) -> dict[str, Any]:
@@ -150,29 +152,34 @@ def _client_rows(found: LearningCurve) -> list[dict[str, Any]]:
     return [
         {
             "client": client,
-            "rounds": standing.rounds,
-            "failed": standing.failed,
-            "samples": standing.samples,
-            "reliability": standing.reliability,
-            "contribution": standing.contribution,
+            "rounds": stats.rounds,
+            "failed": stats.failed,
+            "samples": stats.samples,
+            "reliability": stats.reliability,
+            "contribution": stats.contribution,
             "loss": found.series_of(client, "loss"),
             "accuracy": found.series_of(client, "accuracy"),
-            "train_s": standing.train_s,
+            "train_s": stats.train_s,
             "transfer_s": None,
             "wait_s": None,
         }
         | (found.times_of(client) or {})
-        for client, standing in found.standings.items()
+        for client, stats in found.client_stats.items()
     ]
 
 
-def _write(path: Path, found: LearningCurve) -> None:
-    """Raises Failure where it cannot."""
+def _write_csv(path: Path, found: LearningCurve) -> None:
+    """Write the rounds as CSV.
+
+    Raises:
+        CliError: There are no rounds, or the file cannot be written.
+
+    """
     rounds = [_round_facts(point) for point in found.points]
     if not rounds:
-        raise CliError(f"no round of {found.task} is over yet: there is nothing to write", ExitCode.NOT_FOUND)
+        raise CliError(f"no finished rounds of task {found.task}: nothing to write", ExitCode.NOT_FOUND)
     with report_write_errors(path), path.open("w", newline="") as file:
         writer = DictWriter(file, fieldnames=list(rounds[0]))
         writer.writeheader()
         writer.writerows(rounds)
-    output.print_note(f"{len(rounds)} rounds are in {path}")
+    output.print_note(f"wrote {len(rounds)} rounds to {path}")
