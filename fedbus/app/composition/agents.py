@@ -1,7 +1,7 @@
-"""Agents put together: which objects each needs, and which run in one process.
+"""The composition of agents: the objects that each needs, and which agents run in one process.
 
-Every agent has a bus of its own, whether it shares its process or not: no agent knows another,
-and moving one to a process, a container or a machine of its own changes nothing for it.
+Every agent has its own connection to the bus, even if agents share a process. No agent refers to another, so each
+can move to its own process, container or machine.
 """
 
 import asyncio
@@ -62,36 +62,36 @@ from fedbus.stores.outbox import SqliteOutbox
 from fedbus.stores.trackers.interface import TrackerContext, open_trackers
 from fedbus.stores.trackers.local import LocalTracker
 
-log = structlog.get_logger("fedbus.compose")
+log = structlog.get_logger("fedbus.composition")
 Scalar = bool | int | float | str
 
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """Where agents run: their bus, their files, their task."""
+    """The configuration that all agents of one task on a machine share."""
 
     nats_url: str
     federation: FederationId
     home: Path
     task: Task
     store: str = ""
-    """The model repository; left out: a directory under *home*."""
+    """The model repository; empty: a directory in *home*."""
     overrides: RunOverrides = field(default_factory=RunOverrides)
-    """What runs are to be in the place of what the task says."""
+    """Overrides of the task's run plan."""
     schedule: ScheduleOverrides = field(default_factory=ScheduleOverrides)
-    """When they start, likewise."""
+    """Overrides of the task's schedule."""
     code: CodeRepository | None = None
-    """Where other versions of the task come from; left out: from nowhere."""
+    """The source of other code versions; None: there are none."""
     signer: ModelSigner | None = None
-    """Signs the model versions that are made here."""
+    """Signs new model versions."""
     trusted: TrustedKeys | None = None
-    """Whose models may be served here; left out: anybody's."""
+    """The keys whose models may be served; None: any model may."""
     trackers: tuple[str, ...] = ()
-    """Where the curves of training go, beside a file of our own."""
+    """Experiment trackers in addition to the local one."""
     access: BusAccess = ANONYMOUS
-    """Who we are to the bus, and whom we believe."""
+    """Credentials and CA for NATS."""
     job_template: str = ""
-    """The PodTemplate of the Kubernetes Jobs that ServerApps are run in; left out: they are child processes."""
+    """The PodTemplate of the Kubernetes Jobs that run ServerApps; empty: ServerApps run in child processes."""
 
     @property
     def store_url(self) -> str:
@@ -101,7 +101,7 @@ class AgentConfig:
     def logs(self) -> Path:
         return self.home / "logs"
 
-    def order(self, task: Task | None = None) -> ProcessConfig:
+    def process_config(self, task: Task | None = None) -> ProcessConfig:
         return ProcessConfig(
             nats_url=self.nats_url,
             federation=self.federation,
@@ -112,13 +112,19 @@ class AgentConfig:
         )
 
     async def task_at(self, version: str) -> Task:
-        """The task's code at *version*; raises CodeRejected and CodeUnavailable."""
+        """Load the task at a code version.
+
+        Raises:
+            CodeRejected: The version is not accepted.
+            CodeUnavailable: The code repository is unavailable.
+
+        """
         if version in ("", self.task.code_version) or self.code is None:
             return self.task
-        return await self.code.task_at(version)
+        return await self.code.load_task(version)
 
     @asynccontextmanager
-    async def bus(self, agent: str, owner: str = SERVER_SIDE) -> AsyncIterator[Bus]:
+    async def connect_bus(self, agent: str, owner: str = SERVER_SIDE) -> AsyncIterator[Bus]:
         identity = Identity(self.federation, agent, owner)
         async with (
             Bus.connect(self.nats_url, identity, access=self.access) as bus,
@@ -129,49 +135,56 @@ class AgentConfig:
 
 @dataclass(frozen=True)
 class ClientConfig:
-    """One client of a site: what is its own."""
+    """The configuration of one client."""
 
-    site: AgentConfig
+    agent_config: AgentConfig
     client: ClientId
     node_config: Mapping[str, Scalar] = field(default_factory=dict)
-    """As Flower's SuperNode has it: ``partition-id``, ``num-partitions`` and whatever the app reads."""
+    """The node config of Flower's SuperNode: ``partition-id``, ``num-partitions`` and other keys of the app."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """What it is told apart by when code is rolled out: ``{"site": "lab"}``."""
+    """Device labels, which select the stages of a rollout: ``{"site": "lab"}``."""
     host: str = "127.0.0.1"
     port: int = 0
     train_at_once: int = 1
-    """How many tasks may train at the same time on it."""
+    """Number of tasks that train at the same time on the device."""
 
     @property
-    def slots(self) -> TrainingSlots:
-        return TrainingSlots(self.site.home / "clients" / self.client / "training-slots", self.train_at_once)
+    def training_slots(self) -> TrainingSlots:
+        return TrainingSlots(
+            self.agent_config.home / "clients" / self.client / "training-slots", self.train_at_once
+        )
 
     @property
     def directory(self) -> Path:
-        return self.site.home / "clients" / self.client / self.site.task.id
+        return self.agent_config.home / "clients" / self.client / self.agent_config.task.id
 
-    def outbox(self, agent: str) -> SqliteOutbox:
+    def open_outbox(self, agent: str) -> SqliteOutbox:
         self.directory.mkdir(parents=True, exist_ok=True)
         return SqliteOutbox(self.directory / f"outbox-{agent}.db")
 
-    def captured(self) -> Path:
+    def captured_path(self) -> Path:
         return self.directory / "captured.db"
 
-    async def trainer_order(self, start: ClientStart) -> TrainerProcessConfig:
-        task = await self.site.task_at(start.code_version)
+    async def trainer_config(self, start: ClientStart) -> TrainerProcessConfig:
+        task = await self.agent_config.task_at(start.code_version)
         return TrainerProcessConfig(
-            **dict(self.site.order(task)),
+            **dict(self.agent_config.process_config(task)),
             client=self.client,
             run=start.run,
             plan=start.plan,
             node_config=dict(self.node_config),
-            captured=str(self.captured()),
+            captured=str(self.captured_path()),
         )
 
-    async def check(self, task: Task) -> None:
-        """Run new code of the task once, in a process of its own; raises CheckFailed."""
-        order = CheckProcessConfig(**dict(self.site.order(task)), server_side=False)
-        await check(order, log_file=self.site.logs / self.client / "check.log")
+    async def check_code(self, task: Task) -> None:
+        """Check new code of the task in a child process.
+
+        Raises:
+            CheckFailed: The code does not work.
+
+        """
+        config = CheckProcessConfig(**dict(self.agent_config.process_config(task)), server_side=False)
+        await check(config, log_file=self.agent_config.logs / self.client / "check.log")
 
 
 AgentFunction = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
@@ -182,44 +195,44 @@ ClientAgentFunction = Callable[[ClientConfig, asyncio.Event], Coroutine[Any, Any
 # --- the server side ---------------------------------------------------------------------------
 
 
-async def server_manager(site: AgentConfig, stop: asyncio.Event) -> None:
+async def server_manager(config: AgentConfig, stop: asyncio.Event) -> None:
     async with (
-        site.bus(AgentName.REGISTRAR) as registers,
-        serve_registrar(registers, site.task.id),
-        site.bus(AgentName.SERVER_MANAGER) as bus,
+        config.connect_bus(AgentName.REGISTRAR) as registrar_bus,
+        serve_registrar(registrar_bus, config.task.id),
+        config.connect_bus(AgentName.SERVER_MANAGER) as bus,
     ):
-        models = open_model_store(site.store_url, site.task.id)
-        manager = ServerManager(bus, site.task, models, code=site.code, signer=site.signer)
-        await wait_for_first(manager.run(stop), bus.lost())
+        models = open_model_store(config.store_url, config.task.id)
+        manager = ServerManager(bus, config.task, models, code=config.code, signer=config.signer)
+        await wait_for_first(manager.run(stop), bus.wait_closed())
 
 
-async def workflow_scheduler(site: AgentConfig, stop: asyncio.Event) -> None:
-    async with site.bus(AgentName.WORKFLOW_SCHEDULER) as bus:
+async def workflow_scheduler(config: AgentConfig, stop: asyncio.Event) -> None:
+    async with config.connect_bus(AgentName.WORKFLOW_SCHEDULER) as bus:
         scheduler = WorkflowScheduler(
-            bus, site.task, overrides=site.overrides, schedule=site.schedule, code=site.code
+            bus, config.task, overrides=config.overrides, schedule=config.schedule, code=config.code
         )
-        await wait_for_first(scheduler.run(stop), bus.lost())
+        await wait_for_first(scheduler.run(stop), bus.wait_closed())
 
 
-async def flower_server(site: AgentConfig, stop: asyncio.Event) -> None:
-    async with site.bus(AgentName.FLOWER_SERVER) as bus:
-        models = open_model_store(site.store_url, site.task.id)
+async def flower_server(config: AgentConfig, stop: asyncio.Event) -> None:
+    async with config.connect_bus(AgentName.FLOWER_SERVER) as bus:
+        models = open_model_store(config.store_url, config.task.id)
         server = FlowerServer(
             bus,
-            site.order(),
+            config.process_config(),
             models,
-            logs=site.logs / "server",
-            code=site.code,
-            launcher=_make_launcher(site),
+            logs=config.logs / "server",
+            code=config.code,
+            launcher=_make_launcher(config),
         )
-        await wait_for_first(server.run(stop), bus.lost())
+        await wait_for_first(server.run(stop), bus.wait_closed())
 
 
-def _make_launcher(site: AgentConfig) -> Launcher:
-    if not site.job_template:
-        return ChildLauncher(site.logs / "server")
+def _make_launcher(config: AgentConfig) -> Launcher:
+    if not config.job_template:
+        return ChildLauncher(config.logs / "server")
     return KubernetesLauncher(
-        ClusterConfig.of_this_pod(), template=site.job_template, federation=site.federation, task=site.task.id
+        ClusterConfig.from_pod(), template=config.job_template, federation=config.federation, task=config.task.id
     )
 
 
@@ -227,41 +240,41 @@ def _make_launcher(site: AgentConfig) -> Launcher:
 
 
 async def client_manager(device: ClientConfig, stop: asyncio.Event) -> None:
-    async with device.site.bus(AgentName.CLIENT_MANAGER, device.client) as bus:
+    async with device.agent_config.connect_bus(AgentName.CLIENT_MANAGER, device.client) as bus:
         manager = ClientManager(
             bus,
-            device.site.task,
+            device.agent_config.task,
             device.client,
             directory=device.directory,
-            outbox=device.outbox(AgentName.CLIENT_MANAGER),
-            code=device.site.code,
-            check=device.check,
+            outbox=device.open_outbox(AgentName.CLIENT_MANAGER),
+            code=device.agent_config.code,
+            check=device.check_code,
             labels=device.labels,
-            trusted=device.site.trusted,
-            slots=device.slots,
+            trusted=device.agent_config.trusted,
+            slots=device.training_slots,
         )
-        await wait_for_first(manager.run(stop), bus.lost())
+        await wait_for_first(manager.run(stop), bus.wait_closed())
 
 
 async def flower_client(device: ClientConfig, stop: asyncio.Event) -> None:
-    async with device.site.bus(AgentName.FLOWER_CLIENT, device.client) as bus:
+    async with device.agent_config.connect_bus(AgentName.FLOWER_CLIENT, device.client) as bus:
         trainer = FlowerClient(
             bus,
-            device.site.task,
+            device.agent_config.task,
             device.client,
-            build_config=device.trainer_order,
-            outbox=device.outbox(AgentName.FLOWER_CLIENT),
-            logs=device.site.logs / device.client,
+            build_config=device.trainer_config,
+            outbox=device.open_outbox(AgentName.FLOWER_CLIENT),
+            logs=device.agent_config.logs / device.client,
         )
-        await wait_for_first(trainer.run(stop), bus.lost())
+        await wait_for_first(trainer.run(stop), bus.wait_closed())
 
 
 async def inference(device: ClientConfig, stop: asyncio.Event) -> None:
-    """Predictions: they begin before the bus is there, on a device that has served before."""
-    task, sayings = device.site.task, EventQueue()
-    given = DeviceData(task, device.node_config)
-    probe, holdout = await asyncio.to_thread(lambda: (given.probe(), given.holdout()))
-    async with _open_capture(device, sayings) as captured:
+    """Run the inference agent. On a device that has served before, predictions start before the bus connects."""
+    task, events = device.agent_config.task, EventQueue()
+    device_data = DeviceData(task, device.node_config)
+    probe, holdout = await asyncio.to_thread(lambda: (device_data.probe(), device_data.holdout()))
+    async with _open_capture(device, events) as captured:
         server = _inference_server(device, captured)
         agent = InferenceAgent(
             task,
@@ -276,33 +289,33 @@ async def inference(device: ClientConfig, stop: asyncio.Event) -> None:
                 holdout=holdout,
                 score=_score_function(task),
             ),
-            outbox=device.outbox(AgentName.INFERENCE),
+            outbox=device.open_outbox(AgentName.INFERENCE),
             directory=device.directory,
-            events=sayings,
-            data_monitor=_data_monitor(device, captured, server, sayings, given),
+            events=events,
+            data_monitor=_data_monitor(device, captured, server, events, device_data),
             host=device.host,
             port=device.port,
         )
-        await agent.run(stop, lambda: device.site.bus(AgentName.INFERENCE, device.client))
+        await agent.run(stop, lambda: device.agent_config.connect_bus(AgentName.INFERENCE, device.client))
 
 
 async def device_monitor(device: ClientConfig, stop: asyncio.Event) -> None:
-    async with device.site.bus(AgentName.DEVICE_MONITOR, device.client) as bus:
+    async with device.agent_config.connect_bus(AgentName.DEVICE_MONITOR, device.client) as bus:
         monitor = DeviceMonitor(
-            bus, device.site.task, device.client, directory=device.directory, errors=error_summary
+            bus, device.agent_config.task, device.client, directory=device.directory, errors=error_summary
         )
-        await wait_for_first(monitor.run(stop), bus.lost())
+        await wait_for_first(monitor.run(stop), bus.wait_closed())
 
 
 def _model_loader(
     device: ClientConfig, loop: asyncio.AbstractEventLoop
 ) -> Callable[[InferStart], TorchPredictor]:
-    """Makes a model by the code that it is to be served with; for a thread beside *loop*."""
+    """Make a function that loads a model with its code version. It runs in a thread, and uses *loop* for downloads."""
 
     def load(start: InferStart) -> TorchPredictor:
-        getting = asyncio.run_coroutine_threadsafe(device.site.task_at(start.code_version), loop)
+        download = asyncio.run_coroutine_threadsafe(device.agent_config.task_at(start.code_version), loop)
         try:
-            return TorchPredictor(getting.result(), Path(start.path))
+            return TorchPredictor(download.result(), Path(start.path))
         except StoreError as error:
             raise ModelRefused(str(error)) from error
 
@@ -310,7 +323,7 @@ def _model_loader(
 
 
 def _inference_server(device: ClientConfig, captured: CapturedData | None) -> InferenceServer:
-    task = device.site.task
+    task = device.agent_config.task
     table = task.table.serving
     return InferenceServer(
         captured,
@@ -325,7 +338,7 @@ def _inference_server(device: ClientConfig, captured: CapturedData | None) -> In
 
 
 def _score_function(task: Task) -> Score:
-    """How a model is judged: as the task says, else by accuracy or R²."""
+    """The score function of the task, else accuracy or R²."""
     if task.table.serving.score is None:
         return score
     own: Score = task_code.load_function(Path(task.path), task.table.serving.score)
@@ -336,54 +349,54 @@ def _data_monitor(
     device: ClientConfig,
     captured: CapturedData | None,
     server: InferenceServer,
-    sayings: EventQueue,
-    given: DeviceData,
+    events: EventQueue,
+    device_data: DeviceData,
 ) -> DataMonitor | None:
     if captured is None:
         return None
-    table = device.site.task.table
+    table = device.agent_config.task.table
     return DataMonitor(
         captured,
         server.engine,
         table.checks,
         table.capture,
-        sayings.say,
-        task=device.site.task.id,
+        events.enqueue,
+        task=device.agent_config.task.id,
         client=device.client,
-        reference=given.reference,
+        reference=device_data.reference,
     )
 
 
 @asynccontextmanager
-async def _open_capture(device: ClientConfig, sayings: EventQueue) -> AsyncIterator[CapturedData | None]:
-    """What the device keeps of its predictions, where the task has it keep any."""
-    table, loop = device.site.task.table.capture, asyncio.get_running_loop()
+async def _open_capture(device: ClientConfig, events: EventQueue) -> AsyncIterator[CapturedData | None]:
+    """Open the captured data of the device; None if the task does not capture."""
+    table, loop = device.agent_config.task.table.capture, asyncio.get_running_loop()
     if not table.enabled:
         yield None
         return
-    about = {"task": device.site.task.id, "client": device.client}
+    identifiers = {"task": device.agent_config.task.id, "client": device.client}
 
-    def say(message: Message) -> None:
-        with suppress(RuntimeError):  # the loop has gone: so has whoever would hear it
-            loop.call_soon_threadsafe(sayings.say, message)
+    def enqueue(message: Message) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the agent has stopped
+            loop.call_soon_threadsafe(events.enqueue, message)
 
-    def paused(reason: str) -> None:
-        log.warning("capture rests", reason=reason)
-        say(CapturePaused.model_validate({**about, "reason": reason, "dropped": captured.dropped}))
+    def on_failure(reason: str) -> None:
+        log.warning("Data capture paused", reason=reason)
+        enqueue(CapturePaused.model_validate({**identifiers, "reason": reason, "dropped": captured.dropped}))
 
-    def resumed() -> None:
-        log.info("capture goes on")
-        say(CaptureResumed.model_validate({**about, "dropped": captured.dropped}))
+    def on_recovery() -> None:
+        log.info("Data capture resumed")
+        enqueue(CaptureResumed.model_validate({**identifiers, "dropped": captured.dropped}))
 
     captured = CapturedData(
-        device.captured(),
+        device.captured_path(),
         max_rows=table.max_rows,
         max_bytes=table.max_bytes,
         max_age_s=table.max_age_s,
         holdout_share=table.holdout_share,
         retry_s=table.retry_s,
-        on_failure=paused,
-        on_recovery=resumed,
+        on_failure=on_failure,
+        on_recovery=on_recovery,
     )
     try:
         yield captured
@@ -391,12 +404,12 @@ async def _open_capture(device: ClientConfig, sayings: EventQueue) -> AsyncItera
         await captured.close()
 
 
-async def training_monitor(site: AgentConfig, stop: asyncio.Event) -> None:
-    place = TrackerContext(site.task.id, site.home / "training")
-    trackers = await asyncio.to_thread(open_trackers, site.trackers, place)
-    async with site.bus(AgentName.TRAINING_MONITOR) as bus:
-        monitor = TrainingMonitor(bus, site.task.id, LocalTracker(place), trackers)
-        await wait_for_first(monitor.run(stop), bus.lost())
+async def training_monitor(config: AgentConfig, stop: asyncio.Event) -> None:
+    context = TrackerContext(config.task.id, config.home / "training")
+    trackers = await asyncio.to_thread(open_trackers, config.trackers, context)
+    async with config.connect_bus(AgentName.TRAINING_MONITOR) as bus:
+        monitor = TrainingMonitor(bus, config.task.id, LocalTracker(context), trackers)
+        await wait_for_first(monitor.run(stop), bus.wait_closed())
 
 
 SERVER_AGENTS: Final = {
@@ -416,7 +429,7 @@ CLIENT_AGENTS: Final = {
 
 
 def client_agent(agent: AgentName, device: ClientConfig) -> AgentFunction:
-    """An agent of a client, seen to be there by its device monitor for as long as it runs."""
+    """Make the function of a client's agent. It holds a lock while it runs, by which the device monitor sees it."""
 
     async def run(stop: asyncio.Event) -> None:
         with hold_liveness_lock(device.directory, agent):
@@ -426,9 +439,11 @@ def client_agent(agent: AgentName, device: ClientConfig) -> AgentFunction:
 
 
 async def _retry_until_bus(agent: ClientAgentFunction, device: ClientConfig, stop: asyncio.Event) -> None:
-    """Be *agent*. A device that has served before waits for the bus: its predictions go on meanwhile.
+    """Run *agent*. A device that has served before retries until the bus is reachable, and keeps on predicting.
 
-    To a new one a bus that is not there is an error, and told at once: BusUnreachable.
+    Raises:
+        BusUnreachable: A new device cannot connect.
+
     """
     backoff = RetryBackoff()
     while not stop.is_set():
@@ -437,14 +452,14 @@ async def _retry_until_bus(agent: ClientAgentFunction, device: ClientConfig, sto
         except BusUnreachable as error:
             if not (device.directory / SERVED_MODEL_FILE).exists():
                 raise
-            log.warning("the bus is not there yet", reason=str(error))
+            log.warning("NATS unreachable; retrying", reason=str(error))
             await backoff.pause(stop)
         else:
             return
 
 
 async def run_together(agents: Mapping[str, AgentFunction], stop: asyncio.Event) -> None:
-    """Several agents in this process: the first that breaks ends them all, and the process with them."""
+    """Run agents in this process until all have ended. If one fails, the others are cancelled."""
     async with asyncio.TaskGroup() as group:
         for name, agent in agents.items():
             group.create_task(agent(stop), name=name)

@@ -1,4 +1,4 @@
-"""The dashboard put together: the gateway, its bus, and where it reads of models."""
+"""The composition of the dashboard: the gateway, its bus, and the model repository."""
 
 import asyncio
 import json
@@ -26,32 +26,39 @@ TOKEN_FILE: Final = f"{TOKEN}_FILE"
 MIN_TOKEN_LENGTH: Final = 16
 TRACE_ID_PLACEHOLDER: Final = "{trace_id}"
 TEMPO_UID: Final = "tempo"
-"""The uid of the data source, in deploy/observability/provisioning."""
+"""The uid of Grafana's data source, as in deploy/observability/provisioning."""
 STORE_TIMEOUT_S: Final = 5.0
 
 
 @dataclass(frozen=True)
 class Dashboard:
-    """How the dashboard is to be served."""
+    """The configuration of the dashboard."""
 
     settings: Settings
     host: str = "127.0.0.1"
     port: int = 0
-    hosts: Sequence[str] = ()
-    """Other names that it is known by."""
+    allowed_hosts: Sequence[str] = ()
+    """Further host names that requests may use."""
     trace_url: str = ""
-    """Leads to a trace: ``http://jaeger/trace/{trace_id}``, or where Grafana is."""
+    """URL of a trace, such as ``http://jaeger/trace/{trace_id}``, or URL of Grafana."""
     token: str = ""
     certificate: Path | None = None
     key: Path | None = None
-    """With both it is served by HTTPS."""
+    """With certificate and key, the dashboard uses HTTPS."""
     insecure: bool = False
-    """Whether others may reach it without HTTPS or a token, because something else keeps them out."""
+    """Allow other machines to connect without HTTPS or token, because something else restricts access."""
     bound_socket: socket.socket | None = None
-    """Bound and held by whoever keeps us, so that nobody else is where it is said to be."""
+    """The socket that the supervisor has bound, so that no other process can take the announced port."""
 
     async def serve(self, stop: asyncio.Event) -> None:
-        """Until *stop*; raises CannotListen, BadSetting, and BusClosed where the bus is gone for good."""
+        """Serve until *stop*.
+
+        Raises:
+            GatewayBindError: The port is taken.
+            InvalidSetting: The settings would allow access without authentication, or are invalid.
+            BusClosed: The connection to NATS is closed for good.
+
+        """
         self.check_access()
         settings = self.settings
         identity = Identity(settings.fed, AgentName.GATEWAY)
@@ -59,43 +66,53 @@ class Dashboard:
             Bus.connect(settings.nats_url, identity, access=settings.access) as bus,
             bus.advertise_service(task="every", version=__version__),
         ):
-            guard = AccessControl([self.host, *self.hosts], self.token)
+            access = AccessControl([self.host, *self.allowed_hosts], self.token)
             gateway = Gateway(
                 bus,
-                guard,
-                models=self.models,
+                access,
+                models=self.list_models,
                 trace_url=trace_url_template(self.trace_url),
                 host=self.host,
                 port=self.port,
-                tls=self.tls,
+                tls=self.tls_context,
                 listening=self.bound_socket,
             )
-            await wait_for_first(gateway.run(stop), bus.lost(), self._print_url(gateway))
+            await wait_for_first(gateway.run(stop), bus.wait_closed(), self._print_url(gateway))
 
     def check_access(self) -> None:
-        """Raises BadSetting where others could reach a dashboard that asks nobody who they are."""
+        """Check that other machines cannot connect without authentication.
+
+        Raises:
+            InvalidSetting: They can.
+
+        """
         safe = self.token and self.certificate is not None
         if self.host in LOOPBACK or safe or self.insecure:
             return
         raise InvalidSetting(
-            f"FEDBUS_GATEWAY_HOST: others can reach {self.host}: set FEDBUS_GATEWAY_TOKEN and give --certificate and "
-            "--key, or listen on 127.0.0.1; --insecure if something else keeps others out"
+            f"FEDBUS_GATEWAY_HOST: other machines can connect to {self.host}. Set FEDBUS_GATEWAY_TOKEN, --certificate "
+            "and --key, or listen on 127.0.0.1. Use --insecure if something else restricts access"
         )
 
     @property
-    def tls(self) -> ssl.SSLContext | None:
-        """What makes it HTTPS; raises BadSetting."""
+    def tls_context(self) -> ssl.SSLContext | None:
+        """The TLS context; None for HTTP.
+
+        Raises:
+            InvalidSetting: Certificate or key is missing or invalid.
+
+        """
         if self.certificate is None and self.key is None:
             return None
         if self.certificate is None or self.key is None:
-            raise InvalidSetting("FEDBUS_GATEWAY_CERT, FEDBUS_GATEWAY_KEY: set both, or neither")
+            raise InvalidSetting("FEDBUS_GATEWAY_CERT, FEDBUS_GATEWAY_KEY: set both or none")
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
             context.load_cert_chain(self.certificate, self.key)
         except ssl.SSLError:
             raise InvalidSetting(
-                f"FEDBUS_GATEWAY_CERT, FEDBUS_GATEWAY_KEY: {self.certificate} and {self.key} do not belong "
-                "together, or are none"
+                f"FEDBUS_GATEWAY_CERT, FEDBUS_GATEWAY_KEY: {self.certificate} and {self.key} are not a certificate "
+                "and its key in PEM format"
             ) from None
         except OSError as error:
             raise InvalidSetting(f"FEDBUS_GATEWAY_CERT, FEDBUS_GATEWAY_KEY: {error.strerror}") from None
@@ -105,11 +122,11 @@ class Dashboard:
         print(f"the dashboard is on {await asyncio.shield(gateway.url)}", flush=True)
         await asyncio.Event().wait()
 
-    async def models(self, task: str) -> dict[str, Any]:
-        """The versions of *task* in the model repository, or why they cannot be read."""
+    async def list_models(self, task: str) -> dict[str, Any]:
+        """The versions of *task* in the model repository, or the error why they cannot be read."""
         try:
             store = open_model_store(self.settings.store_url, task, patience_s=STORE_TIMEOUT_S)
-            versions, champion = await asyncio.gather(store.versions(), store.champion())
+            versions, champion = await asyncio.gather(store.list_versions(), store.read_champion())
         except (StoreError, BadId) as error:
             return {"store": "", "versions": [], "champion": None, "error": str(error)}
         return {
@@ -121,7 +138,7 @@ class Dashboard:
 
 
 def trace_url_template(url: str) -> str:
-    """Where a trace is looked at, with ``{trace_id}`` in it; without, *url* is Grafana's address."""
+    """Return *url* if it has ``{trace_id}``, else the URL of a trace in the Grafana at *url*."""
     if not url or TRACE_ID_PLACEHOLDER in url:
         return url
     query = {
@@ -138,7 +155,12 @@ def trace_url_template(url: str) -> str:
 
 
 def load_token(environment: dict[str, str], file: Path | None) -> str:
-    """The token that lets people act, or nothing; raises BadSetting."""
+    """Load the token that permits commands from the dashboard; empty if there is none.
+
+    Raises:
+        InvalidSetting: *file* cannot be read, or the token is too short.
+
+    """
     token = environment.get(TOKEN, "").strip()
     if not token and file is not None:
         try:
@@ -147,7 +169,7 @@ def load_token(environment: dict[str, str], file: Path | None) -> str:
             raise InvalidSetting(f"{TOKEN_FILE}: {file}: {error.strerror}") from None
     if token and len(token) < MIN_TOKEN_LENGTH:
         raise InvalidSetting(
-            f"{TOKEN}: a token of {len(token)} characters is guessed: take {MIN_TOKEN_LENGTH} or more, "
-            "as `openssl rand -hex 16` gives them"
+            f"{TOKEN}: {len(token)} characters (minimum {MIN_TOKEN_LENGTH}). "
+            "Create a token with `openssl rand -hex 16`"
         )
     return token

@@ -1,7 +1,6 @@
-"""Which code an agent starts with: the version that the device was on, else the newest that may be run.
+"""The code version that an agent starts with: the last one on the device, else the newest one that is accepted.
 
-A repository that is away, or whose newest commit nobody may run, keeps nobody from starting with what
-is here and in order.
+If the code repository is unavailable, or its newest commit is rejected, the agent starts with an older version.
 """
 
 import asyncio
@@ -25,65 +24,75 @@ from fedbus.stores.code.open import (
 log = structlog.get_logger("fedbus.code")
 
 
-def code_from_settings(settings: Settings, where: str) -> CodeRepository:
-    """The code repository at *where*, or of FEDBUS_TASK; raises BadCodeSource and GitMissing."""
-    source = where or settings.task
+def code_from_settings(settings: Settings, address: str) -> CodeRepository:
+    """Open the code repository at *address*, or at FEDBUS_TASK if it is empty.
+
+    Raises:
+        InvalidCodeSource: The address is not one of a repository.
+        GitNotInstalled: The repository needs git.
+
+    """
+    source = address or settings.task
     code = open_code(
         source, settings.home, signers=settings.allowed_signers, allow_install=settings.allowed_installs
     )
-    if code.follows and not code.verifies:
-        log.warning(
-            "commits are not verified: name who may sign them in FEDBUS_ALLOWED_SIGNERS", source=code.source
-        )
+    if code.can_update and not code.requires_signatures:
+        log.warning("Commits are not verified; set FEDBUS_ALLOWED_SIGNERS", source=code.source)
     return code
 
 
 def code_address(settings: Settings, source: str) -> str:
-    """The address in FEDBUS_TASK; else *source*, what the server says that it follows, as an address again.
+    """The address in FEDBUS_TASK; else *source*, the repository of the server, in the form of an address.
 
-    ``https://host/x.git main examples/mnist/`` is ``git+https://host/x.git@main#subdirectory=examples/mnist``.
+    ``https://host/x.git main examples/mnist/`` becomes ``git+https://host/x.git@main#subdirectory=examples/mnist``.
     """
     if is_address(settings.task) or not is_address(source):
         return settings.task
-    url, ref, *below = source.split(" ", 2)
-    at = "" if ref == "HEAD" else f"@{ref}"
-    return f"git+{url}{at}" + "".join(f"#subdirectory={one.rstrip('/')}" for one in below)
+    url, ref, *subdirectory = source.split(" ", 2)
+    branch = "" if ref == "HEAD" else f"@{ref}"
+    return f"git+{url}{branch}" + "".join(f"#subdirectory={path.rstrip('/')}" for path in subdirectory)
 
 
 def load_initial_task(code: CodeRepository, settings: Settings, client: str = "") -> Task:
-    """The task to start with, on the server side or on *client*; raises CodeUnavailable and CodeRejected."""
+    """Load the task to start with, for the server side or for *client*.
+
+    Raises:
+        CodeUnavailable: The repository is unavailable, and no version is on this machine.
+        CodeRejected: No version is accepted.
+
+    """
     return asyncio.run(
-        _load_initial_task(code, list(_last_versions(settings, client)) if client and code.follows else [])
+        _load_initial_task(code, list(_last_versions(settings, client)) if client and code.can_update else [])
     )
 
 
-async def _load_initial_task(code: CodeRepository, kept: list[str]) -> Task:
+async def _load_initial_task(code: CodeRepository, last_versions: list[str]) -> Task:
     rejected: CodeRejected | None = None
-    for version in [*kept, *await _versions_newest_first(code)]:
+    for version in [*last_versions, *await _versions_newest_first(code)]:
         try:
-            return await code.task_at(version)
+            return await code.load_task(version)
         except CodeRejected as error:
-            log.warning("not this version", code=version, reason=error.reason)
+            log.warning("Code version rejected", code_version=version, reason=error.reason)
             rejected = rejected or error
-    raise rejected or CodeUnavailable(code.source, "it has no commit that could be run")
+    raise rejected or CodeUnavailable(code.source, "it has no commit")
 
 
 async def _versions_newest_first(code: CodeRepository) -> list[str]:
-    """What the ref points at and what it pointed at before; what is known here where the repository is away."""
+    """The current commit of the ref and the ones before; those on this machine if the repository is unavailable."""
     newest: list[str] = []
     try:
-        newest.append(await code.newest())
+        newest.append(await code.fetch_latest())
     except HistoryRewritten as error:
-        log.warning("the code is not followed", reason=str(error))
+        log.warning("Branch history was rewritten; using a known commit", reason=str(error))
     except CodeUnavailable as error:
-        known = await code.history()
+        known = await code.list_commits()
         if not known:
             raise
-        log.warning("the code repository is away", reason=str(error))
-    return [*newest, *(commit.sha for commit in await code.history() if commit.sha not in newest)]
+        log.warning("Code repository unavailable; using a known commit", reason=str(error))
+    return [*newest, *(commit.sha for commit in await code.list_commits() if commit.sha not in newest)]
 
 
 def _last_versions(settings: Settings, client: str) -> Iterable[str]:
-    """The versions that *client* was on when it ended, in all of its tasks: another repository refuses them."""
+    """The last code versions of *client* in all of its tasks; a repository rejects those of other repositories."""
     found: Iterable[Path] = (settings.home / "clients" / client).glob(f"*/{VERSION_FILE}")
     return (version for path in found if (version := read_last_version(path)))

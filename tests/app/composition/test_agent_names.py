@@ -11,10 +11,13 @@ from fedbus.app.failures import CliError, ExitCode
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["nobody"], "there is no agent 'nobody': choose one of server-manager"),
-        (["client-manager,"], "there is no agent '': choose one of server-manager"),
-        (["client-manager,server-manager"], "agents of the server and of a client do not go together"),
-        (["client-manager,device-monitor"], "set the client with --client ID"),
+        (["nobody"], "unknown agent 'nobody'. Choose one of: server-manager"),
+        (["client-manager,"], "unknown agent ''. Choose one of: server-manager"),
+        (
+            ["client-manager,server-manager"],
+            "agents of the server side and of a client cannot share a process",
+        ),
+        (["client-manager,device-monitor"], "Name the client with --client ID"),
     ],
 )
 def test_names_that_make_no_process_are_told_so(arguments: list[str], complaint: str) -> None:

@@ -40,7 +40,7 @@ def test_a_token_comes_from_the_environment_or_from_a_file(tmp_path: Path) -> No
 
 
 def test_a_token_that_can_be_guessed_or_read_by_nobody_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSetting, match="a token of 6 characters is guessed"):
+    with pytest.raises(InvalidSetting, match=r"6 characters \(minimum 16\)"):
         load_token({"FEDBUS_GATEWAY_TOKEN": "secret"}, None)
     with pytest.raises(InvalidSetting, match=r"FEDBUS_GATEWAY_TOKEN_FILE.*No such file"):
         load_token({}, tmp_path / "none")
@@ -62,7 +62,8 @@ def test_a_dashboard_that_others_cannot_reach_or_that_asks_who_they_are_is_serve
 @pytest.mark.parametrize("served", [{}, {"token": "0123456789abcdef"}, {"certificate": Path("c")}])
 def test_a_dashboard_that_everybody_could_reach_is_refused_with_what_to_do(served: Any) -> None:
     with pytest.raises(
-        InvalidSetting, match=r"others can reach 0\.0\.0\.0: set FEDBUS_GATEWAY_TOKEN and .*--insecure"
+        InvalidSetting,
+        match=r"other machines can connect to 0\.0\.0\.0\. Set FEDBUS_GATEWAY_TOKEN, .*--insecure",
     ):
         Dashboard(Settings(), host="0.0.0.0", **served).check_access()
 
@@ -89,8 +90,8 @@ async def test_versions_are_told_as_the_repository_has_them(tmp_path: Path) -> N
     made = make_model_ref(1).model_copy(update={"sha256": await store.put(weights), "size_bytes": 7})
     now = datetime.now(UTC)
     await store.publish(Manifest(**dict(made), task="mnist", created=now, code_version=COMMIT))
-    await store.crown(Champion(version=1, term=1, since=now))
-    told = await Dashboard(Settings(home=tmp_path)).models("mnist")
+    await store.set_champion(Champion(version=1, term=1, since=now))
+    told = await Dashboard(Settings(home=tmp_path)).list_models("mnist")
     assert [one["version"] for one in told["versions"]] == [1]
     assert told["champion"]["version"] == 1
     assert told["error"] == ""
@@ -98,7 +99,7 @@ async def test_versions_are_told_as_the_repository_has_them(tmp_path: Path) -> N
 
 async def test_a_repository_that_cannot_be_read_is_said_and_breaks_nothing(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("not a directory")
-    told = await Dashboard(Settings(home=tmp_path)).models("mnist")
+    told = await Dashboard(Settings(home=tmp_path)).list_models("mnist")
     assert told["versions"] == []
     assert told["error"]
 

@@ -29,7 +29,7 @@ async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
 
 
 def served_certificate(bus: TrustedBus) -> tuple[Path, Path]:
-    tls = bus.federation.nats / "tls"
+    tls = bus.federation.nats_folder / "tls"
     return tls / "server.pem", tls / "server.key"
 
 
@@ -73,10 +73,10 @@ async def test_the_s3_is_believed_by_the_kit_s_authority_and_by_no_other(
         with pytest.raises(StoreUnavailable, match=r"(?i)certificate|ssl"):
             await open_model_store(url, "mnist", patience_s=2).prepare()
 
-        monkeypatch.setenv("AWS_CA_BUNDLE", str(bus.federation.ca))
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(bus.federation.ca_path))
         store = open_model_store(url, "mnist", patience_s=20)
         await store.prepare()
-        assert await store.versions() == []
+        assert await store.list_versions() == []
 
 
 async def test_the_dashboard_is_served_by_https_with_the_gateway_s_own_credentials(
@@ -93,7 +93,7 @@ async def test_the_dashboard_is_served_by_https_with_the_gateway_s_own_credentia
         }
     )
     certificate, key = served_certificate(bus)
-    dashboard = Dashboard(settings, hosts=["localhost"], certificate=certificate, key=key)
+    dashboard = Dashboard(settings, allowed_hosts=["localhost"], certificate=certificate, key=key)
     stop = asyncio.Event()
     serving = asyncio.create_task(dashboard.serve(stop))
     try:
@@ -105,7 +105,7 @@ async def test_the_dashboard_is_served_by_https_with_the_gateway_s_own_credentia
         url = next(line for line in said.splitlines() if "dashboard is on" in line).rpartition(" ")[2]
         async with (
             aiohttp.ClientSession() as session,
-            session.get(url.replace("127.0.0.1", "localhost"), ssl=access.tls()) as page,
+            session.get(url.replace("127.0.0.1", "localhost"), ssl=access.tls_context()) as page,
         ):
             assert page.status == 200
             assert "fedbus" in await page.text()
@@ -118,10 +118,12 @@ async def test_the_dashboard_is_served_by_https_with_the_gateway_s_own_credentia
 def test_a_certificate_without_its_key_is_a_bad_setting(bus: TrustedBus, tmp_path: Path) -> None:
     settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path)})
     certificate, _ = served_certificate(bus)
-    with pytest.raises(InvalidSetting, match="set both, or neither"):
-        _ = Dashboard(settings, certificate=certificate).tls
-    with pytest.raises(InvalidSetting, match="do not belong together"):
-        _ = Dashboard(settings, certificate=certificate, key=bus.federation.folder / "tls" / "ca.key").tls
+    with pytest.raises(InvalidSetting, match="set both or none"):
+        _ = Dashboard(settings, certificate=certificate).tls_context
+    with pytest.raises(InvalidSetting, match="are not a certificate and its key"):
+        _ = Dashboard(
+            settings, certificate=certificate, key=bus.federation.folder / "tls" / "ca.key"
+        ).tls_context
 
 
 def test_another_server_has_a_certificate_of_its_own_for_its_own_names(
@@ -134,7 +136,7 @@ def test_another_server_has_a_certificate_of_its_own_for_its_own_names(
 
     assert said.exit_code == 0, said.output
     shown = read_certificate(out / "server.pem")
-    shown.verify_directly_issued_by(read_certificate(bus.federation.ca))
+    shown.verify_directly_issued_by(read_certificate(bus.federation.ca_path))
     names = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["s3"]
     assert (out / "server.key").stat().st_mode & 0o777 == 0o600

@@ -45,7 +45,7 @@ TRAINER = Identity(FED, "trainer", "c1")
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     folder = tmp_path_factory.mktemp("federation") / "trust"
-    return Federation.begin(folder, FED, hosts=["localhost"], port=4222)
+    return Federation.create(folder, FED, hosts=["localhost"], port=4222)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def _is_valid_name(name: str) -> bool:
 def test_no_hostile_name_is_let_in(federation: Federation, name: str) -> None:
     with pytest.raises((BadId, CliError)):
         federation.admit(name)
-    assert name not in federation.record.clients
+    assert name not in federation.registry.clients
 
 
 def test_a_line_s_end_is_no_part_of_a_name() -> None:
@@ -126,9 +126,9 @@ def test_what_is_secret_is_its_owners_alone(federation: Federation, tmp_path: Pa
 
 
 def test_no_secret_is_shown(federation: Federation) -> None:
-    key = Key.new(KeyType.USER)
+    key = Key.generate(KeyType.USER)
     assert key._seed not in repr(key)
-    for path in (federation.nats / "nats.conf", federation.folder / "federation.json"):
+    for path in (federation.nats_folder / "nats.conf", federation.folder / "federation.json"):
         text = path.read_text()
         for seed in federation.folder.rglob("*.nk"):
             assert seed.read_text().strip() not in text
@@ -170,7 +170,7 @@ def test_a_kit_may_be_one_file(federation: Federation, tmp_path: Path) -> None:
 
 
 def test_a_device_s_own_key_never_leaves_it(federation: Federation, tmp_path: Path) -> None:
-    own = Key.new(KeyType.USER)
+    own = Key.generate(KeyType.USER)
     federation.admit("own-key", public_key=own.public).write(tmp_path / "kit")
     kit = tmp_path / "kit" / "client.creds"
     assert "SEED" not in kit.read_text()
@@ -178,12 +178,19 @@ def test_a_device_s_own_key_never_leaves_it(federation: Federation, tmp_path: Pa
     assert complete_kit(tmp_path / "kit", own) == "own-key"
     assert "SEED" in kit.read_text()
     with pytest.raises(CliError, match="the kit is for the key"):
-        complete_kit(tmp_path / "kit", Key.new(KeyType.USER))
+        complete_kit(tmp_path / "kit", Key.generate(KeyType.USER))
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "U", "UAAA", "A" * 56, Key.new(KeyType.ACCOUNT).public, Key.new(KeyType.USER).public[:-1] + "1"],
+    [
+        "",
+        "U",
+        "UAAA",
+        "A" * 56,
+        Key.generate(KeyType.ACCOUNT).public,
+        Key.generate(KeyType.USER).public[:-1] + "1",
+    ],
     ids=["nothing", "one letter", "short", "no checksum", "an account's", "a typing error"],
 )
 def test_what_is_no_public_key_of_a_user_is_refused(text: str) -> None:
@@ -192,14 +199,14 @@ def test_what_is_no_public_key_of_a_user_is_refused(text: str) -> None:
 
 
 def test_who_sends_the_secret_key_is_told(tmp_path: Path) -> None:
-    Key.new(KeyType.USER).save(tmp_path / "device.nk")
+    Key.generate(KeyType.USER).save(tmp_path / "device.nk")
     with pytest.raises(CliError, match="this is the private seed"):
         check_public_key((tmp_path / "device.nk").read_text().strip())
 
 
 def test_a_federation_is_not_made_twice_in_one_place(federation: Federation) -> None:
     with pytest.raises(CliError, match="already has a federation"):
-        Federation.begin(federation.folder, FED, hosts=["localhost"], port=4222)
+        Federation.create(federation.folder, FED, hosts=["localhost"], port=4222)
 
 
 def test_who_is_in_is_not_let_in_again(federation: Federation) -> None:
@@ -242,7 +249,7 @@ async def test_another_key_lets_the_same_client_in_again(bus: TrustedBus, tmp_pa
     old = bus.access_for("c1")
     bus.federation.reissue("c1").write(tmp_path / "new")
     await bus.push()
-    new = BusAccess(tmp_path / "new" / "client.creds", bus.federation.ca)
+    new = BusAccess(tmp_path / "new" / "client.creds", bus.federation.ca_path)
     await rejected_connection(bus, old)
     async with Bus.connect(bus.url, TRAINER, access=new):
         pass
@@ -279,13 +286,15 @@ async def test_a_request_that_is_not_permitted_fails_at_once_with_the_reason(bus
 
 async def test_an_expired_kit_is_said_to_be_expired(bus: TrustedBus, tmp_path: Path) -> None:
     bus.federation.admit("c1", days=-1).write(tmp_path / "kit")
-    refused = await rejected_connection(bus, BusAccess(tmp_path / "kit" / "client.creds", bus.federation.ca))
+    refused = await rejected_connection(
+        bus, BusAccess(tmp_path / "kit" / "client.creds", bus.federation.ca_path)
+    )
     assert "the credentials of c1 expired on" in str(refused)
 
 
 async def test_credentials_that_expire_in_use_end_the_agent(bus: TrustedBus, tmp_path: Path) -> None:
     bus.federation.admit("c1", days=3 / 86400).write(tmp_path / "kit")
-    access = BusAccess(tmp_path / "kit" / "client.creds", bus.federation.ca)
+    access = BusAccess(tmp_path / "kit" / "client.creds", bus.federation.ca_path)
     async with Bus.connect(bus.url, TRAINER, access=access) as trainer:
         with pytest.raises(AccessDenied, match="expired"):
             async with asyncio.timeout(30):
@@ -294,30 +303,32 @@ async def test_credentials_that_expire_in_use_end_the_agent(bus: TrustedBus, tmp
 
 async def test_a_forged_kit_is_refused(bus: TrustedBus, tmp_path: Path) -> None:
     """Signed by a key of the forger's own, as if by the account."""
-    own = Key.new(KeyType.USER)
+    own = Key.generate(KeyType.USER)
     said = decode_claims(extract_jwt(bus.federation.admit("c1").creds))
-    forged = jwt_claims.user_jwt(Key.new(KeyType.ACCOUNT), said["nats"]["issuer_account"], own.public, "c1")
-    (tmp_path / "forged.creds").write_text(own.credentials(forged))
-    refused = await rejected_connection(bus, BusAccess(tmp_path / "forged.creds", bus.federation.ca))
+    forged = jwt_claims.user_jwt(
+        Key.generate(KeyType.ACCOUNT), said["nats"]["issuer_account"], own.public, "c1"
+    )
+    (tmp_path / "forged.creds").write_text(own.render_credentials(forged))
+    refused = await rejected_connection(bus, BusAccess(tmp_path / "forged.creds", bus.federation.ca_path))
     assert "forged" in str(refused)
 
 
 async def test_a_stolen_jwt_without_its_key_is_refused(bus: TrustedBus, tmp_path: Path) -> None:
     jwt = extract_jwt(bus.federation.admit("c1").creds)
-    (tmp_path / "stolen.creds").write_text(Key.new(KeyType.USER).credentials(jwt))
-    await rejected_connection(bus, BusAccess(tmp_path / "stolen.creds", bus.federation.ca))
+    (tmp_path / "stolen.creds").write_text(Key.generate(KeyType.USER).render_credentials(jwt))
+    await rejected_connection(bus, BusAccess(tmp_path / "stolen.creds", bus.federation.ca_path))
 
 
 async def test_the_kit_of_another_federation_is_refused_by_its_authority(
     bus: TrustedBus, tmp_path: Path
 ) -> None:
-    other = Federation.begin(tmp_path / "other", FederationId("other"), hosts=["localhost"], port=1)
+    other = Federation.create(tmp_path / "other", FederationId("other"), hosts=["localhost"], port=1)
     other.admit("c1").write(tmp_path / "kit")
     access = BusAccess(tmp_path / "kit" / "client.creds", tmp_path / "kit" / "ca.pem")
     refused = await rejected_connection(bus, access, replace(TRAINER, fed=FederationId("other")))
     assert "its certificate is not signed by the CA in FEDBUS_CA" in str(refused)
     assert "another federation" in str(refused)
-    believed = replace(access, ca=bus.federation.ca)
+    believed = replace(access, ca=bus.federation.ca_path)
     refused = await rejected_connection(bus, believed, replace(TRAINER, fed=FederationId("other")))
     assert "from another federation" in str(refused)
 
@@ -356,7 +367,9 @@ async def test_a_person_has_credentials_of_his_own_that_are_revoked_alone(
     for name in ("ana", "ben"):
         bus.federation.admit_person(name).write(tmp_path / name)
     bus.federation.admit_person("eve", Role.OBSERVER).write(tmp_path / "eve")
-    ana, ben = (BusAccess(tmp_path / name / "client.creds", bus.federation.ca) for name in ("ana", "ben"))
+    ana, ben = (
+        BusAccess(tmp_path / name / "client.creds", bus.federation.ca_path) for name in ("ana", "ben")
+    )
     async with Bus.connect(bus.url, person, access=ana) as dropped:
         bus.federation.revoke("ana")
         await bus.push()
@@ -365,7 +378,7 @@ async def test_a_person_has_credentials_of_his_own_that_are_revoked_alone(
                 await dropped.wait_closed()
     async with Bus.connect(bus.url, person, access=ben):
         pass
-    assert {name: one.role for name, one in bus.federation.record.people.items()} == {
+    assert {name: one.role for name, one in bus.federation.registry.people.items()} == {
         "ana": "user",
         "ben": "user",
         "eve": "observer",
@@ -376,8 +389,8 @@ async def test_a_person_has_credentials_of_his_own_that_are_revoked_alone(
 async def test_the_credentials_of_each_role_are_renewed_and_the_old_are_worth_nothing(
     bus: TrustedBus, tmp_path: Path, role: Role
 ) -> None:
-    shutil.copy(bus.federation.creds(role), tmp_path / "old.creds")
-    old = BusAccess(tmp_path / "old.creds", bus.federation.ca)
+    shutil.copy(bus.federation.creds_path(role), tmp_path / "old.creds")
+    old = BusAccess(tmp_path / "old.creds", bus.federation.ca_path)
     bus.federation.renew_role(role)
     await bus.push()
     identity = Identity(FED, "cli", USERS)
@@ -389,8 +402,8 @@ async def test_the_credentials_of_each_role_are_renewed_and_the_old_are_worth_no
 async def test_an_old_key_that_was_left_good_is_revoked_with_its_owner(
     bus: TrustedBus, tmp_path: Path
 ) -> None:
-    shutil.copy(bus.federation.creds(Role.SERVER), tmp_path / "old.creds")
-    old, identity = BusAccess(tmp_path / "old.creds", bus.federation.ca), Identity(FED, "registrar")
+    shutil.copy(bus.federation.creds_path(Role.SERVER), tmp_path / "old.creds")
+    old, identity = BusAccess(tmp_path / "old.creds", bus.federation.ca_path), Identity(FED, "registrar")
     bus.federation.renew_role(Role.SERVER, keep_old=True)
     await bus.push()
     for good in (old, bus.access_for(Role.SERVER)):
@@ -403,18 +416,18 @@ async def test_an_old_key_that_was_left_good_is_revoked_with_its_owner(
 
 
 def test_roles_of_a_folder_that_was_made_before_they_were_written_down_can_be_put_out(tmp_path: Path) -> None:
-    made = Federation.begin(tmp_path / "trust", FED, hosts=["localhost"], port=4222)
-    made.record.roles.clear()
+    made = Federation.create(tmp_path / "trust", FED, hosts=["localhost"], port=4222)
+    made.registry.roles.clear()
     made.revoke_all_devices()  # writes the record
     Federation.open(made.folder).revoke("gateway")
-    key = parse_user(made.creds(Role.GATEWAY).read_text()).sub
-    assert key in Federation.open(made.folder).record.revocations
+    key = parse_user(made.creds_path(Role.GATEWAY).read_text()).sub
+    assert key in Federation.open(made.folder).registry.revocations
 
 
 async def test_a_new_authority_is_believed_before_and_after_the_server_shows_it(bus: TrustedBus) -> None:
     access = bus.access_for("c1")
     bus.federation.renew_server_certificate(new_authority=True)
-    renewed = BusAccess(access.creds, bus.federation.ca)
+    renewed = BusAccess(access.creds, bus.federation.ca_path)
     async with Bus.connect(bus.url, TRAINER, access=renewed):  # the server still has the old one
         pass
     await bus.server.stop()
@@ -436,24 +449,24 @@ def write_lab_site(
 
 
 def test_a_site_is_let_in_once_for_clients_that_are_known_and_renewed_as_a_site(tmp_path: Path) -> None:
-    federation = Federation.begin(tmp_path / "trust", FED, hosts=["localhost"], port=4222)
+    federation = Federation.create(tmp_path / "trust", FED, hosts=["localhost"], port=4222)
     with pytest.raises(CliError, match="client c1 is not a member"):
         write_lab_site(federation, tmp_path / "lab")
     federation.admit("c1")
     write_lab_site(federation, tmp_path / "lab")
-    first = federation.record.sites["lab"].public_key
+    first = federation.registry.sites["lab"].public_key
     with pytest.raises(
-        CliError, match="site lab is already a member. For a new key, run fedbus provision rotate lab"
+        CliError, match=r"site lab is already a member\. For a new key, run fedbus provision rotate lab"
     ):
         write_lab_site(federation, tmp_path / "lab")
     with pytest.raises(CliError, match="lab is already the name of a site"):
         federation.admit("lab")
 
     federation.renew_site("lab", tmp_path / "lab")
-    assert set(federation.record.clients) == {"c1"}
-    assert federation.record.sites["lab"].standing == "in"
-    assert federation.record.sites["lab"].public_key != first
-    assert first in federation.record.revocations
+    assert set(federation.registry.clients) == {"c1"}
+    assert federation.registry.sites["lab"].status == "in"
+    assert federation.registry.sites["lab"].public_key != first
+    assert first in federation.registry.revocations
 
 
 async def test_a_leaf_node_puts_out_at_once_who_is_revoked_and_hears_later_of_who_was_while_it_was_away(
@@ -494,7 +507,7 @@ async def test_a_leaf_s_key_in_the_broker_s_own_account_is_good_for_nothing_else
 ) -> None:
     bus.access_for("c1")
     write_lab_site(bus.federation, tmp_path / "lab")
-    access = BusAccess(tmp_path / "lab" / "system.creds", bus.federation.ca)
+    access = BusAccess(tmp_path / "lab" / "system.creds", bus.federation.ca_path)
     async with bus.connect(access) as (client, complaints):
         for subject in (
             "$SYS.REQ.CLAIMS.UPDATE",
@@ -517,14 +530,14 @@ async def test_a_leaf_s_key_in_the_broker_s_own_account_is_good_for_nothing_else
 async def test_credentials_from_the_future_mean_that_the_clock_is_off(
     bus: TrustedBus, tmp_path: Path
 ) -> None:
-    own = Key.new(KeyType.USER)
+    own = Key.generate(KeyType.USER)
     said = decode_claims(extract_jwt(bus.federation.admit("c1").creds))
-    signer = Key.new(KeyType.ACCOUNT)  # the server refuses it anyway; what we say of it is what is asked
+    signer = Key.generate(KeyType.ACCOUNT)  # the server refuses it anyway; what we say of it is what is asked
     jwt = jwt_claims.user_jwt(
         signer, said["nats"]["issuer_account"], own.public, "c1", issued=int(time.time()) + 86400
     )
-    (tmp_path / "future.creds").write_text(own.credentials(jwt))
-    refused = await rejected_connection(bus, BusAccess(tmp_path / "future.creds", bus.federation.ca))
+    (tmp_path / "future.creds").write_text(own.render_credentials(jwt))
+    refused = await rejected_connection(bus, BusAccess(tmp_path / "future.creds", bus.federation.ca_path))
     assert "Set its clock" in str(refused)
 
 
@@ -543,7 +556,7 @@ async def test_a_damaged_kit_is_said_to_be_damaged(bus: TrustedBus, tmp_path: Pa
     (tmp_path / "damaged.creds").write_text(content)
     with pytest.raises(InvalidCredentialsFile, match=r"damaged\.creds is invalid") as caught:
         async with Bus.connect(
-            bus.url, TRAINER, access=BusAccess(tmp_path / "damaged.creds", bus.federation.ca)
+            bus.url, TRAINER, access=BusAccess(tmp_path / "damaged.creds", bus.federation.ca_path)
         ):
             pass
     assert describe_error(caught.value)[1] is ExitCode.DENIED
@@ -551,7 +564,7 @@ async def test_a_damaged_kit_is_said_to_be_damaged(bus: TrustedBus, tmp_path: Pa
 
 async def test_a_kit_that_is_not_there_is_said_to_be_missing(bus: TrustedBus, tmp_path: Path) -> None:
     with pytest.raises(InvalidCredentialsFile, match="FEDBUS_CREDS"):
-        async with Bus.connect(bus.url, TRAINER, access=BusAccess(tmp_path / "none", bus.federation.ca)):
+        async with Bus.connect(bus.url, TRAINER, access=BusAccess(tmp_path / "none", bus.federation.ca_path)):
             pass
 
 
