@@ -87,9 +87,9 @@ async def _check_reachable(url: str) -> None:
     writer.close()
 
 
-async def latest_transitions(bus: Bus, *kinds: str, thing: str = ">") -> list[StoredMessage]:
+async def latest_transitions(bus: Bus, *kinds: str, key: str = ">") -> list[StoredMessage]:
     """The last transition of every entity of these *kinds*, in the natural order of their keys."""
-    wanted = [subjects.lifecycle(bus.fed, kind, thing) for kind in kinds]
+    wanted = [subjects.lifecycle(bus.fed, kind, key) for kind in kinds]
     return sorted(
         await bus.last_per_subject(lifecycle_stream(bus.fed), wanted),
         key=lambda seen: _natural_key(seen.subject),

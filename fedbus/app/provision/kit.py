@@ -34,12 +34,12 @@ class Kit:
     ca: str
     settings: Mapping[str, str]
     allowed_signers: str = ""
-    trusted: str = ""
+    trusted_keys: str = ""
 
     @property
     def files(self) -> dict[str, str]:
         """Names and contents. An empty list of signers or keys is left out: it would deny all."""
-        optional = {ALLOWED_SIGNERS: self.allowed_signers, TRUSTED_KEYS: self.trusted}
+        optional = {ALLOWED_SIGNERS: self.allowed_signers, TRUSTED_KEYS: self.trusted_keys}
         present = {name: text for name, text in optional.items() if text}
         names = {ALLOWED_SIGNERS: "FEDBUS_ALLOWED_SIGNERS", TRUSTED_KEYS: "FEDBUS_TRUSTED_KEYS"}
         lines = dict(self.settings) | {"FEDBUS_CREDS": CREDS, "FEDBUS_CA": CA}
@@ -47,14 +47,14 @@ class Kit:
         settings = "".join(f"{name}={value}\n" for name, value in lines.items())
         return {CREDS: self.creds, CA: self.ca, SETTINGS: settings, **present}
 
-    def write(self, where: Path, *, anew: bool = False) -> None:
+    def write(self, where: Path, *, replace: bool = False) -> None:
         """Write the kit into the folder *where*, or into the tar file *where*.
 
         Raises:
             CliError: *where* exists, and is not a kit that may be replaced.
 
         """
-        if where.exists() and not (anew and is_kit(where)):
+        if where.exists() and not (replace and is_kit(where)):
             raise CliError(f"{where} already exists. Choose another path with --out", ExitCode.USAGE)
         if where.suffix == ".tar":
             write_tar(where, self.files)
@@ -85,7 +85,7 @@ def complete_kit(folder: Path, key: Key) -> str:
         raise CliError(f"{path}: {error}") from None
     if claims.sub != key.public:
         raise CliError(f"the kit is for the key {claims.sub}, not for this key, {key.public}", ExitCode.USAGE)
-    write_secret(path, key.credentials(extract_jwt(text)))
+    write_secret(path, key.render_credentials(extract_jwt(text)))
     return claims.name
 
 

@@ -1,12 +1,12 @@
 """Telemetry of a process: log lines, spans and metrics.
 
-    with configured("fedbus-client-manager", client="c1"):
+    with configure_telemetry("fedbus-client-manager", client="c1"):
         ...
 
 - **Log lines** go to standard error: readable ones to a terminal, JSON otherwise, each with the current trace and
-  span and the message that it is about (`lines`).
-- **Spans** go to FEDBUS_HOME/traces, where `fedbus trace` reads them (`kept`).
-- All three signals also go to an OTLP collector where the standard variables configure one:
+  span and the message that it is about (`log_lines`).
+- **Spans** go to FEDBUS_HOME/traces, where `fedbus trace` reads them (`span_files`).
+- All three signals also go to an OTLP collector if the standard variables configure one:
   OTEL_EXPORTER_OTLP_ENDPOINT, or one variable for each signal (`collector`).
 
 Exporting never blocks: bounded queues, background threads, one log line a minute about failures, shutdown

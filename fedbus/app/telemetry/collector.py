@@ -1,4 +1,4 @@
-"""Export to an OTLP collector, where one is configured: spans, metrics and log lines.
+"""Export to an OTLP collector, if one is configured: spans, metrics and log lines.
 
 Each signal has its own thread and bounded queue, and one attempt takes EXPORT_S at most. Without a collector, no
 metric is aggregated and no log line is sent.
@@ -100,7 +100,7 @@ class OtlpExport:
 
 
 def series_limits() -> dict[Any, int]:
-    """Limit each kind of instrument to SERIES; the SDK adds further series to ``otel.metric.overflow``."""
+    """Limit each kind of instrument to MAX_SERIES; the SDK adds further series to ``otel.metric.overflow``."""
     kinds = (
         sdk.Counter,
         sdk.UpDownCounter,

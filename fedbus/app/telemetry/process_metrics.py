@@ -1,6 +1,6 @@
 """Metrics of a process: the lag of its event loop, and those of its nats-server.
 
-Both are measured only where a collector for metrics is configured.
+Both are measured only if a collector for metrics is configured.
 """
 
 import asyncio
@@ -85,27 +85,33 @@ class _NatsMonitor:
     """The monitoring port of a nats-server. The exporter's thread sends the requests, so they may block."""
 
     def __init__(self, monitor: str) -> None:
-        self._monitor = monitor
+        self._url = monitor
         self._answers: dict[str, tuple[float, Mapping[str, Any]]] = {}
 
     def readers(self) -> Mapping[Metric, Callable[[], Samples]]:
         return {
-            NATS_CONNECTIONS: lambda: self._varz("connections"),
-            NATS_CPU: lambda: [(percent / 100, about) for percent, about in self._varz("cpu")],
-            NATS_MEMORY: lambda: self._varz("mem"),
-            NATS_SLOW_CONSUMERS: lambda: self._varz("slow_consumers"),
-            NATS_MESSAGES: lambda: [*self._varz("in_msgs", "receive"), *self._varz("out_msgs", "transmit")],
-            NATS_IO: lambda: [*self._varz("in_bytes", "receive"), *self._varz("out_bytes", "transmit")],
-            NATS_STREAM_MESSAGES: lambda: self._streams("messages"),
-            NATS_STREAM_SIZE: lambda: self._streams("bytes"),
+            NATS_CONNECTIONS: lambda: self._read_varz("connections"),
+            NATS_CPU: lambda: [(percent / 100, about) for percent, about in self._read_varz("cpu")],
+            NATS_MEMORY: lambda: self._read_varz("mem"),
+            NATS_SLOW_CONSUMERS: lambda: self._read_varz("slow_consumers"),
+            NATS_MESSAGES: lambda: [
+                *self._read_varz("in_msgs", "receive"),
+                *self._read_varz("out_msgs", "transmit"),
+            ],
+            NATS_IO: lambda: [
+                *self._read_varz("in_bytes", "receive"),
+                *self._read_varz("out_bytes", "transmit"),
+            ],
+            NATS_STREAM_MESSAGES: lambda: self._read_streams("messages"),
+            NATS_STREAM_SIZE: lambda: self._read_streams("bytes"),
         }
 
-    def _varz(self, name: str, direction: str = "") -> list[tuple[float, Attributes]]:
+    def _read_varz(self, name: str, direction: str = "") -> list[tuple[float, Attributes]]:
         value = self._cached("varz").get(name)
         about = {"network.io.direction": direction} if direction else {}
         return [(float(value), about)] if isinstance(value, int | float) else []
 
-    def _streams(self, name: str) -> list[tuple[float, Attributes]]:
+    def _read_streams(self, name: str) -> list[tuple[float, Attributes]]:
         accounts = self._cached("jsz?streams=true").get("account_details") or []
         streams = [stream for account in accounts for stream in account.get("stream_detail") or []]
         return [
@@ -122,7 +128,7 @@ class _NatsMonitor:
 
     def _request(self, path: str) -> Mapping[str, Any]:
         try:
-            with urllib.request.urlopen(f"{self._monitor}/{path}", timeout=REQUEST_S) as reply:  # noqa: S310
+            with urllib.request.urlopen(f"{self._url}/{path}", timeout=REQUEST_S) as reply:  # noqa: S310
                 found = json.load(reply)
         except (OSError, ValueError):
             return {}

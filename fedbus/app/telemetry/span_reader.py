@@ -1,4 +1,4 @@
-"""Reading of span files (see `kept`).
+"""Reading of span files (see `span_files`).
 
 Unreadable blocks are skipped, such as the last one of a file that a power failure truncated.
 """
@@ -35,7 +35,7 @@ class StoredTrace:
 
     trace_id: str
     blocks: list[Block]
-    at: int = field(default_factory=time.time_ns)
+    read_at_ns: int = field(default_factory=time.time_ns)
 
     @property
     def processes(self) -> int:
@@ -46,7 +46,7 @@ class StoredTrace:
         return [
             _to_traced(record, ending, str(resource.get("fedbus.client") or resource.get("service.name", "")))
             for resource, records in self.blocks
-            for record, ending in _with_endings(resource, records, self.at)
+            for record, ending in _with_endings(resource, records, self.read_at_ns)
         ]
 
     def as_otlp(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class StoredTrace:
             "resourceSpans": [
                 {
                     "resource": {"attributes": _otlp_attributes(resource)},
-                    "scopeSpans": _otlp_scopes(_with_endings(resource, records, self.at)),
+                    "scopeSpans": _otlp_scopes(_with_endings(resource, records, self.read_at_ns)),
                 }
                 for resource, records in self.blocks
             ]
@@ -99,7 +99,7 @@ def read_trace(directory: Path, trace_id: str) -> StoredTrace:
 
 def has_running_owner(directory: Path, stored: StoredTrace, run: str) -> bool:
     """Whether the owner of *run* runs: the process of its last transition, or a later one of the same service."""
-    moves = [
+    transitions = [
         (record.start, resource)
         for resource, records in stored.blocks
         for record in records
@@ -107,11 +107,11 @@ def has_running_owner(directory: Path, stored: StoredTrace, run: str) -> bool:
         and record.name.startswith("run ")
         and record.attributes.get("fedbus.run") == run
     ]
-    if not moves:
+    if not transitions:
         return False
-    at, mover = max(moves, key=lambda move: move[0])
-    return _is_running(mover, before=at) or any(
-        _runs(pid, before=began) for pid, began in _writers(directory, str(mover.get("service.name", "")))
+    started_ns, owner = max(transitions, key=lambda transition: transition[0])
+    return _is_running(owner, before=started_ns) or any(
+        _runs(pid, before=start) for pid, start in _writers(directory, str(owner.get("service.name", "")))
     )
 
 
@@ -119,8 +119,8 @@ def _writers(directory: Path, service: str) -> Iterator[tuple[int, int]]:
     """The process ids of *service* and their start times in nanoseconds, from the names of their files."""
     for path in directory.glob(f"{service}-*{SUFFIX}"):
         with suppress(ValueError):  # another service whose name has this prefix
-            pid, began, _ = path.stem.removeprefix(f"{service}-").split("-")
-            yield int(pid), int(began, 16)
+            pid, start, _ = path.stem.removeprefix(f"{service}-").split("-")
+            yield int(pid), int(start, 16)
 
 
 def _read_blocks(directory: Path, holding: bytes) -> Iterator[Block]:
@@ -151,7 +151,7 @@ def _with_endings(
     if all(record.end for record in records):
         return [(record, SpanStatus.ENDED) for record in records]
     if _is_running(resource, before=min(record.start for record in records)):
-        until, ending = now, SpanStatus.UNDER_WAY
+        until, ending = now, SpanStatus.OPEN
     else:
         until, ending = max(max(record.start, record.end) for record in records), SpanStatus.CUT_OFF
     return [
@@ -185,7 +185,7 @@ def _to_traced(record: SpanRecord, ending: SpanStatus, service: str) -> TracedSp
         parent=record.parent_id.hex(),
         links=tuple(span_id.hex() for _, span_id in record.links),
         attributes={**record.attributes, "service": service, "failed": record.status == STATUS_ERROR},
-        ending=ending,
+        status=ending,
     )
 
 

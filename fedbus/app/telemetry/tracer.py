@@ -1,7 +1,7 @@
 """The SDK's tracers, with one addition: a span of a block that raises has the attribute `error.type`.
 
 The SDK records the exception as an event, but OpenTelemetry's conventions also ask for the type as an attribute. And a
-cancelled task is no error here. The API's own context manager is a generator, which costs as much again as the span.
+cancelled task is no error here. The API's own context manager is a generator, which takes as long as the span itself.
 """
 
 from collections.abc import Mapping, Sequence

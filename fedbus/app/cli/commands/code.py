@@ -1,4 +1,4 @@
-"""`fedbus code`: which version of a task's code is where, how a rollout stands, and forwards and back by hand."""
+"""`fedbus code`: the versions of a task's code, and their rollouts."""
 
 import asyncio
 import re
@@ -25,16 +25,19 @@ from fedbus.domain.run_participation import short_version
 from fedbus.stores.code.address import is_address
 from fedbus.stores.code.open import CodeUnavailable, Commit, HistoryRewritten
 
-TaskId = Annotated[str | None, typer.Option("--task", help="The task's id. [default: the only one there]")]
+TaskId = Annotated[
+    str | None, typer.Option("--task", help="The task's id.", show_default="the only task of the federation")
+]
 Source = Annotated[
     str,
     typer.Option(
         "--repo",
-        help="The repository, as `fedbus up --task` has it. [default: FEDBUS_TASK, or what the server follows]",
+        help="The code repository, in the format of `fedbus up --task`.",
+        show_default="FEDBUS_TASK, or the one that the server follows",
     ),
 ]
 CHECK_TIMEOUT_S = 900.0
-"""How long fetching and checking a version may take, before a person gives up on it."""
+"""For a request that may fetch a version and check it in a process of its own."""
 SHORT_LENGTH = 12
 
 
@@ -42,10 +45,10 @@ def ls(
     *,
     repo: Source = "",
     task: TaskId = None,
-    limit: Annotated[int, typer.Option(min=1, max=500, help="How many commits.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="Maximum number of commits.")] = 20,
     json: output.JsonOption = False,
 ) -> None:
-    """List the commits of the ref that is followed, newest first, and who is on which."""
+    """List the commits of the followed ref, newest first, with the number of clients on each."""
     facts = _load_status(task)
     commits = _load_commits(repo, facts["source"], limit)
     rows = [
@@ -55,7 +58,7 @@ def ls(
             "clients": facts["clients_on"].get(one.sha, 0),
             "subject": one.subject,
             "author": one.author,
-            "made": one.when,
+            "made": one.committed_at,
         }
         for one in commits
     ]
@@ -63,7 +66,7 @@ def ls(
         print_json(rows)
         return
     output.print_table(
-        ("version", "is", "clients", "made", "subject", "author"),
+        ("version", "state", "clients", "committed", "subject", "author"),
         [
             (
                 row["code_version"][:SHORT_LENGTH],
@@ -75,106 +78,107 @@ def ls(
             )
             for row in rows
         ],
-        empty=f"the code is a directory, {facts['source']}, and stays as it is: no repository is followed. "
-        "Name one: fedbus code ls --repo git+https://host/repo@main",
+        empty=f"the code is a directory, {facts['source']}, and has no commits. "
+        "Name a repository: fedbus code ls --repo git+https://host/repo@main",
     )
 
 
 def status(*, task: TaskId = None, json: output.JsonOption = False) -> None:
-    """Say which version everybody is on, what is being rolled out and how far, and what was rejected."""
+    """Show the deployed version, the rollout and its stage, and the rejected versions."""
     facts = _load_status(task)
     if json:
         print_json(facts)
         return
     output.console().print(Text.assemble((facts["task"], "bold"), f" {_describe_source(facts['source'])}"))
     grid = Table.grid(padding=(0, 2, 0, 0))
-    for name, said, style in _status_rows(facts):
-        grid.add_row(f"  {name}", Text(said, style=style, overflow="fold"))
+    for name, text, style in _status_rows(facts):
+        grid.add_row(f"  {name}", Text(text, style=style, overflow="fold"))
     output.console().print(grid, soft_wrap=False)
 
 
 def look(*, task: TaskId = None) -> None:
-    """Have the server look at the repository now: for a hook, after a push."""
+    """Fetch the code repository now, for example in a hook after a push."""
     found: CodeLookedFor = _send_request(task, lambda name: LookForCode(task=name))
     typer.echo(f"{found.found[:SHORT_LENGTH]}: {found.news}")
 
 
 def rollout(
-    version: Annotated[
-        str, typer.Argument(help="A commit: a SHA or the beginning of one, a tag or a branch.")
-    ],
+    version: Annotated[str, typer.Argument(help="A commit: a SHA or its first digits, a tag or a branch.")],
     *,
     task: TaskId = None,
     stage: Annotated[
         list[str] | None,
         typer.Option(
-            help="A stage: 10% of the clients, or those labelled site=lab. May be repeated; in order."
+            help="A stage: 10% of the clients, or the clients with a label: site=lab. Repeatable, in order."
         ),
     ] = None,
     new_lineage: Annotated[
         bool,
         typer.Option(
-            "--new-lineage", help="It may bring another architecture: its first model is made and served."
+            "--new-lineage",
+            help="Allow another model architecture; the server creates and serves a first model of it.",
         ),
     ] = False,
 ) -> None:
-    """Bring a version to the clients, stage by stage."""
+    """Roll out a code version to the clients, stage by stage."""
     stages = _parse_stages(stage or [])
     begun: RolloutBegun = _send_request(
         task,
         lambda name: RollOutCode(task=name, code_version=version, stages=stages, new_lineage=new_lineage),
     )
     typer.echo(
-        f"{begun.code_version[:SHORT_LENGTH]} is rolled out, {', then '.join(begun.stages)}: fedbus code status"
+        f"rolling out {begun.code_version[:SHORT_LENGTH]} to {', then '.join(begun.stages)}. See: fedbus code status"
     )
 
 
 def revert(
     *,
     task: TaskId = None,
-    to: Annotated[str, typer.Option(help="A version to go to. [default: the one before]")] = "",
-    reason: Annotated[str, typer.Option(help="Why; everybody can read it.")] = "reverted by hand",
+    to: Annotated[str, typer.Option(help="The version to deploy.", show_default="the previous one")] = "",
+    reason: Annotated[str, typer.Option(help="Reason, which all users can read.")] = "reverted by hand",
 ) -> None:
-    """End the rollout and bring everybody back; without one, to the version before this one."""
+    """Cancel the rollout, or without one deploy the previous version."""
     begun: RolloutBegun = _send_request(task, lambda name: RevertCode(task=name, to=to, reason=reason))
-    typer.echo(f"everybody goes to {begun.code_version[:SHORT_LENGTH]}: fedbus code status")
+    typer.echo(f"deploying {begun.code_version[:SHORT_LENGTH]} to all clients. See: fedbus code status")
 
 
-# --- what they ask --------------------------------------------------------------------------
+# --- requests and status --------------------------------------------------------------------------
 
 
-def _parse_stages(given: list[str]) -> tuple[str, ...]:
-    for one in given:
+def _parse_stages(stages: list[str]) -> tuple[str, ...]:
+    for one in stages:
         if not re.fullmatch(STAGE_PATTERN, one):
             raise CliError(
-                f"{one!r} is no stage: write 10%, or labels: site=lab,board=jetson", ExitCode.USAGE
+                f"{one!r} is not a stage. Use a percentage such as 10%, or labels such as site=lab,board=jetson",
+                ExitCode.USAGE,
             )
-    return tuple(given)
+    return tuple(stages)
 
 
 def _send_request(task: str | None, request: Any) -> Any:
-    async def ask() -> Any:
+    async def send() -> Any:
         async with connect_bus() as bus:
-            question: Request = request(await resolve_task(bus, task))
-            with progress_bar(f"waiting for the server of {question.task}, which may try the code first"):
-                return await bus.request(question, timeout_s=CHECK_TIMEOUT_S)
+            message: Request = request(await resolve_task(bus, task))
+            with progress_bar(f"waiting for the server of {message.task}, which may check the code first"):
+                return await bus.request(message, timeout_s=CHECK_TIMEOUT_S)
 
-    return run_async(ask())
+    return run_async(send())
 
 
 def _load_status(task: str | None) -> dict[str, Any]:
-    async def look() -> tuple[Transition, list[Transition], Any]:
+    async def load() -> tuple[Transition, list[Transition], Any]:
         async with connect_bus() as bus:
             name = await resolve_task(bus, task)
-            code = await latest_transitions(bus, "code", thing=name)
+            code = await latest_transitions(bus, "code", key=name)
             if not code:
                 raise CliError(
-                    f"the server of {name} has not said which code it has: is it up?", ExitCode.NOT_FOUND
+                    f"the server of task {name} has published no code version. Check that it is running",
+                    ExitCode.NOT_FOUND,
                 )
-            clients = await latest_transitions(bus, "client", thing=f"*.{name}")
+            clients = await latest_transitions(bus, "client", key=f"*.{name}")
             return transition_of(code[0]), [transition_of(one) for one in clients], code[0].envelope.time
 
-    last, clients, since = run_async(look())
+    last, clients, since = run_async(load())
     on: Counter[str] = Counter(getattr(one.facts, "code_version", "") for one in clients)
     return {
         **last.facts.model_dump(mode="json"),
@@ -197,42 +201,46 @@ def _rollout_state(version: str, facts: dict[str, Any]) -> str:
 
 
 def _describe_source(source: str) -> str:
-    return f"follows {source}" if is_address(source) else f"is a directory, and stays as it is: {source}"
+    return (
+        f"follows {source}"
+        if is_address(source)
+        else f"does not follow a repository; its code is the directory {source}"
+    )
 
 
 def _status_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """How the code stands: a name, what is so, and the style of it."""
+    """The rows of the status: heading, text and style."""
     on = facts["clients_on"]
-    everybody = "the others are on" if facts["candidate"] else "everybody is on"
+    heading = "other clients" if facts["candidate"] else "all clients"
     yield (
-        everybody,
+        heading,
         f"{_short_version(facts['code_version'])}{_client_count(on.get(facts['code_version'], 0))}",
         "",
     )
     if facts["candidate"]:
-        yield "is tried", f"{_short_version(facts['candidate'])}, {_describe_stage(facts)}", "yellow"
+        yield "candidate", f"{_short_version(facts['candidate'])}, {_describe_stage(facts)}", "yellow"
     if facts["held_up"]:
-        yield "held up", f"no new code for now: {facts['held_up']}", "red"
+        yield "paused", f"no new code: {facts['held_up']}", "red"
     for version, count in sorted(on.items(), key=lambda one: -one[1]):
         if version not in (facts["code_version"], facts["candidate"]):
-            yield "still elsewhere", f"{_short_version(version)}{_client_count(count)}", "yellow"
+            yield "still on", f"{_short_version(version)}{_client_count(count)}", "yellow"
     for client, reason in facts["refused"].items():
-        yield "refused", f"by {client}: {reason}", "red"
+        yield "refused", f"{client}: {reason}", "red"
     for version, reason in reversed(facts["rejected"].items()):
         yield "rejected", f"{_short_version(version)}: {reason}", "red"
     yield (
-        "last",
+        "last event",
         f"{facts['event']} {output.format_age(facts['since'])}{_reason_suffix(facts['reason'])}",
         "dim",
     )
 
 
 def _describe_stage(facts: dict[str, Any]) -> str:
-    asked = len(facts["clients"])
-    have_it = facts["clients_on"].get(facts["candidate"], 0)
+    total = len(facts["clients"])
+    done = facts["clients_on"].get(facts["candidate"], 0)
     return (
         f"stage {facts['stage'] + 1} of {len(facts['stages'])} ({facts['stages'][facts['stage']]}): "
-        f"{min(have_it, asked)} of {asked} {'client' if asked == 1 else 'clients'} have it"
+        f"{min(done, total)} of {total} clients have it"
     )
 
 
@@ -251,15 +259,15 @@ def _reason_suffix(reason: str) -> str:
 def _load_commits(repo: str, source: str, limit: int) -> list[Commit]:
     settings = Settings.from_environment()
     code = code_from_settings(settings, repo or code_address(settings, source))
-    if not code.follows:
+    if not code.can_update:
         return []
 
     async def read() -> list[Commit]:
         try:
-            await code.newest()
+            await code.fetch_latest()
         except (CodeUnavailable, HistoryRewritten) as error:
             typer.echo(f"fedbus: {error}", err=True)
-        return await code.history(limit)
+        return await code.list_commits(limit)
 
     with progress_bar(f"reading the history of {code.source}"):
         return asyncio.run(read())

@@ -1,7 +1,7 @@
-"""`fedbus run`: start training campaigns, look at them, stop them.
+"""`fedbus run`: start, show, watch and stop runs.
 
-Facts come from the life stream, where the last transition of a run is its state; wishes go
-to the workflow scheduler, which may refuse them.
+The state of a run is its last transition in the lifecycle stream. Requests go to the workflow scheduler, which may
+refuse them.
 """
 
 from contextlib import aclosing
@@ -27,19 +27,22 @@ from fedbus.contracts.run import RUN, RoundResult, RunData, RunEvent, RunState, 
 REQUEST_TIMEOUT_S: Final = 15.0
 EPOCH: Final = "1970-01-01T00:00:00+00:00"
 
-RunArgument = Annotated[str, typer.Argument(help="The run, as `fedbus run ls` calls it.")]
-TaskOption = Annotated[str | None, typer.Option(help="The task; needed where there are several.")]
+RunArgument = Annotated[str, typer.Argument(help="The run's id, from `fedbus run ls`.")]
+TaskOption = Annotated[str | None, typer.Option(help="The task's id; required if there are several tasks.")]
 
 
 def start(
     *,
     task: TaskOption = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="How many rounds; default: the task's.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Number of rounds.", show_default="the task's")
+    ] = None,
     quorum: Annotated[
-        int | None, typer.Option(min=1, help="Clients to wait for; default: the task's.")
+        int | None, typer.Option(min=1, help="Number of clients to wait for.", show_default="the task's")
     ] = None,
     config: Annotated[
-        list[str] | None, typer.Option("--config", "-c", help="Overrides the app's run config: lr=0.1.")
+        list[str] | None,
+        typer.Option("--config", "-c", help="Override a value of the run configuration: lr=0.1. Repeatable."),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show progress until the run ends.")] = False,
     json: output.JsonOption = False,
@@ -47,32 +50,32 @@ def start(
     """Start a run now."""
     overrides = dict(_parse_override(text) for text in config or [])
 
-    async def ask() -> None:
+    async def send() -> None:
         async with connect_bus() as bus:
-            wish = StartRun(
+            request = StartRun(
                 task=await resolve_task(bus, task), rounds=rounds, quorum=quorum, config=overrides
             )
-            run = (await bus.request(wish, timeout_s=REQUEST_TIMEOUT_S)).run
+            run = (await bus.request(request, timeout_s=REQUEST_TIMEOUT_S)).run
             if json:
                 print_json({"run": run})
             else:
-                output.console().print(f"run {run} is requested. See: fedbus run watch {run}")
+                output.console().print(f"requested run {run}. See: fedbus run watch {run}")
             if watch:
                 await _watch_run(bus, await _find_run(bus, run), json=json)
 
-    run_async(ask())
+    run_async(send())
 
 
 def ls(*, task: TaskOption = None, json: output.JsonOption = False) -> None:
     """List all runs and their states."""
 
-    async def look() -> list[StoredMessage]:
+    async def load() -> list[StoredMessage]:
         async with connect_bus() as bus:
             return [
                 seen for seen in await latest_transitions(bus, "run") if task in (None, seen.message.task)
             ]
 
-    runs = [_run_facts(seen) for seen in run_async(look())]
+    runs = [_run_facts(seen) for seen in run_async(load())]
     if json:
         print_json(runs)
         return
@@ -99,11 +102,11 @@ def ls(*, task: TaskOption = None, json: output.JsonOption = False) -> None:
 def show(run: RunArgument, *, json: output.JsonOption = False) -> None:
     """Show one run: its state, and each round with its participants and failures."""
 
-    async def look() -> StoredMessage:
+    async def load() -> StoredMessage:
         async with connect_bus() as bus:
             return await _find_run(bus, run)
 
-    seen = run_async(look())
+    seen = run_async(load())
     facts = _run_facts(seen)
     if json:
         print_json(facts)
@@ -130,47 +133,49 @@ def show(run: RunArgument, *, json: output.JsonOption = False) -> None:
 def watch(run: RunArgument, *, json: output.JsonOption = False) -> None:
     """Show a run's progress until it ends; the exit code is 0 if it finished."""
 
-    async def look() -> None:
+    async def follow() -> None:
         async with connect_bus() as bus:
             await _watch_run(bus, await _find_run(bus, run), json=json)
 
-    run_async(look())
+    run_async(follow())
 
 
 def stop(
     run: RunArgument,
     *,
-    reason: Annotated[str, typer.Option(help="Why, for the log.")] = "stopped by hand",
+    reason: Annotated[str, typer.Option(help="Reason, for the event stream.")] = "stopped by hand",
     json: output.JsonOption = False,
 ) -> None:
     """Cancel a run; the result of its last round is not published."""
 
-    async def ask() -> None:
+    async def send() -> None:
         async with connect_bus() as bus:
             task = (await _find_run(bus, run)).message.task
             await bus.request(StopRun(task=task, run=run, reason=reason), timeout_s=REQUEST_TIMEOUT_S)
 
-    run_async(ask())
+    run_async(send())
     if json:
         print_json({"run": run, "stopping": True})
     else:
         output.console().print(f"run {run} is being cancelled")
 
 
-# --- reading the log -----------------------------------------------------------------------
+# --- transitions ---------------------------------------------------------------------------
 
 
 async def _find_run(bus: Bus, run: str) -> StoredMessage:
-    found = await latest_transitions(bus, "run", thing=check_id("run", run))
+    found = await latest_transitions(bus, "run", key=check_id("run", run))
     if not found:
-        raise CliError(f"no run {run} here. See: fedbus run ls", ExitCode.NOT_FOUND)
+        raise CliError(f"no run {run} in this federation. See: fedbus run ls", ExitCode.NOT_FOUND)
     return found[0]
 
 
 async def _watch_run(bus: Bus, found: StoredMessage, *, json: bool) -> None:
-    """Every move of the run that was *found*, from its first to its last; raises Failure where it did not finish.
+    """Print all transitions of the run in *found*, until its last; on a terminal with a progress display below.
 
-    Below them, on a terminal, how far it is.
+    Raises:
+        CliError: The run failed or was cancelled.
+
     """
     console = output.console()
     facts: RunData = transition_of(found).facts  # type: ignore[assignment]
@@ -178,7 +183,7 @@ async def _watch_run(bus: Bus, found: StoredMessage, *, json: bool) -> None:
     wanted = [subjects.lifecycle(bus.fed, "run", run)]
     everything = datetime.fromisoformat(EPOCH)
     async with (
-        bus.watch(lifecycle_stream(bus.fed), wanted, since=everything) as stream,
+        bus.read_stream(lifecycle_stream(bus.fed), wanted, since=everything) as stream,
         aclosing(read_until_lost(bus, stream)) as moves,
         show_progress(
             bus, run, task=facts.task, since=facts.requested_at, console=console, wanted=not json
@@ -200,7 +205,7 @@ async def _watch_run(bus: Bus, found: StoredMessage, *, json: bool) -> None:
 
 
 def _round_figures(seen: StoredMessage) -> list[str]:
-    """What the round came to, on a move that tells of one."""
+    """The result of a round, if the transition ends one."""
     move = transition_of(seen)
     rounds = getattr(move.facts, "rounds", ())
     if not rounds or move.event != RunEvent.ROUND_FINISHED:
@@ -254,7 +259,7 @@ def _rounds_table(rounds: list[dict[str, Any]]) -> None:
             )
             for one in rounds
         ],
-        empty="no round is over yet",
+        empty="no finished rounds yet",
     )
 
 
@@ -263,11 +268,11 @@ def _format_number(value: float | None) -> str:
 
 
 def _parse_override(text: str) -> tuple[str, bool | int | float | str]:
-    """``lr=0.1`` as Flower reads it: numbers and booleans are what they look like, the rest is text."""
+    """Parse ``lr=0.1`` as Flower does: a number, a boolean or else a string."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise CliError(
-            f"{text!r} is not an override: write name=value, as in --config lr=0.1", ExitCode.USAGE
+            f"{text!r} is not an override. Use name=value, for example --config lr=0.1", ExitCode.USAGE
         )
     if value in ("true", "false"):
         return name, value == "true"

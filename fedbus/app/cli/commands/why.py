@@ -1,4 +1,4 @@
-"""`fedbus why CLIENT`: in plain words, what a client does now, why it does not take part, and what it said before."""
+"""`fedbus why CLIENT`: what a client does now, and why it does not take part in runs."""
 
 from typing import Annotated, Any, Final
 
@@ -22,31 +22,32 @@ from fedbus.contracts.transition import Transition
 MAX_DECLINES: Final = 5
 
 STATE_TEXT: Final = {
-    ("client", "s0"): "begins: it fetches the newest model",
-    ("client", "pending_application"): "hands its inference agent a model",
-    ("client", "serving"): "serves, and may be asked to train",
-    ("client", "syncing"): "gets other code ready",
+    ("client", "s0"): "starts: it downloads the champion model",
+    ("client", "pending_application"): "waits until its inference agent has loaded the model",
+    ("client", "serving"): "serves predictions and can take part in a run",
+    ("client", "syncing"): "prepares another code version",
     ("client", "learning"): "takes part in {run}",
-    ("client", "terminated"): "could not begin, and is started anew",
-    ("fl_client", "waiting"): "trains nothing",
+    ("client", "terminated"): "failed to start and is restarted",
+    ("fl_client", "waiting"): "does not train",
     ("fl_client", "pending"): "is ready to train in {run}",
-    ("fl_client", "training"): "trains in {run}",
-    ("fl_client", "finished"): "is done with {run}",
-    ("inference", "empty"): "answers nothing: it has no model yet",
-    ("inference", "serving"): "answers with v{model} at {endpoint}",
-    ("inference", "updating"): "answers with v{model} at {endpoint}, and tries another beside it",
+    ("fl_client", "training"): "is training in {run}",
+    ("fl_client", "finished"): "has finished {run}",
+    ("inference", "empty"): "serves no predictions: it has no model yet",
+    ("inference", "serving"): "serves v{model} at {endpoint}",
+    ("inference", "updating"): "serves v{model} at {endpoint}, and compares a new model with it",
 }
-"""What each state is in words; in braces what the facts say."""
-OWNER_TEXT: Final = {"client": "the client", "fl_client": "its trainer", "inference": "its predictor"}
+"""The description of each state; the names in braces come from the lifecycle data."""
+LABELS: Final = {"client": "client", "fl_client": "training", "inference": "inference"}
+"""The heading of the line for each lifecycle."""
 
 
 def why(
-    client: Annotated[str, typer.Argument(help="The client, as `fedbus clients ls` calls it.")],
+    client: Annotated[str, typer.Argument(help="The client's id, from `fedbus clients ls`.")],
     *,
-    task: Annotated[str | None, typer.Option(help="Only in this task.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     json: output.JsonOption = False,
 ) -> None:
-    """Say why a client does what it does, and why it does not take part in a run."""
+    """Show what a client does now, and why it does not take part in runs."""
     found = run_async(_load_clients(client_id(client), task))
     if json:
         print_json(found)
@@ -62,79 +63,82 @@ def _print_client(one: dict[str, Any]) -> None:
         reason = f": {life['reason']}" if life["reason"] else ""
         age = output.format_age(life["since"]).removesuffix(" ago")
         line = f"{life['says']}, since {age} ({life['event']}{reason})"
-        console.print(f"  {OWNER_TEXT[life['kind']]:<14}{escape(printable(line))}")
+        console.print(f"  {LABELS[life['kind']]:<14}{escape(printable(line))}")
     if trouble := one["trouble"]:
-        line = f"its model repository is {trouble['kind']}, and no run can begin: {trouble['reason']}"
-        console.print(f"  {'its server':<14}{escape(printable(line))}")
+        line = f"the model repository is {trouble['kind']}, so no run can start: {trouble['reason']}"
+        console.print(f"  {'server':<14}{escape(printable(line))}")
     if one["device"]:
-        console.print(f"  {'its device':<14}{escape(printable(_describe_device(one['device'])))}")
+        console.print(f"  {'device':<14}{escape(printable(_describe_device(one['device'])))}")
     if one["data"]:
         data = one["data"]
         rows = f"{data['labelled']} labelled, {data['unlabelled']} unlabelled"
-        console.print(f"  {'its data':<14}{rows}, counted {output.format_age(data['at'])}")
+        console.print(f"  {'data':<14}{rows}, counted {output.format_age(data['at'])}")
     if one["checked"]:
-        console.print(f"  {'its checks':<14}{escape(printable(_describe_checks(one['checked'])))}")
+        console.print(f"  {'data checks':<14}{escape(printable(_describe_checks(one['checked'])))}")
     if not one["declined"]:
-        console.print("  It has declined no run, as far as the log goes back.")
+        console.print("  no declined runs in the event stream")
         return
-    console.print("  It last declined:")
-    for no in one["declined"]:
-        console.print(f"    {no['run']}, {output.format_age(no['at'])}: {escape(printable(no['reason']))}")
+    console.print("  declined runs, newest first:")
+    for declined in one["declined"]:
+        age = output.format_age(declined["at"])
+        console.print(f"    {declined['run']}, {age}: {escape(printable(declined['reason']))}")
     if rule := one["declined"][0]["rule"]:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in one["declined"][0]["facts"].items())
-        console.print(f"  The rule: {escape(rule)}   (it had: {escape(figures)})")
+        console.print(f"  eligibility rule: {escape(rule)}   (values: {escape(figures)})")
 
 
 def _describe_checks(checked: dict[str, Any]) -> str:
-    """What is wrong with its newest rows, and whether they are as the training data were."""
-    drift = "has drifted" if checked["drifting"] else "no drift"
+    """The failed checks of the newest captured rows, and whether they have drifted."""
+    drift = "drift" if checked["drifting"] else "no drift"
     parts = [f"{one['check']}: {one['what']}" for one in checked["findings"] if not one["ok"]]
-    parts += [f"drift is not looked for: {checked['drift_unknown']}" if checked["drift_unknown"] else drift]
+    parts += [f"no drift check: {checked['drift_unknown']}" if checked["drift_unknown"] else drift]
     return f"{'; '.join(parts)} ({checked['rows']} rows, {output.format_age(checked['at'])})"
 
 
 def _describe_device(device: dict[str, Any]) -> str:
-    """How busy it is, what of it does not run, and what went wrong last."""
+    """The load of the device, the agents that are not running, and its last error."""
     heat = f", {device['temperature_c']:.0f} °C" if device["temperature_c"] is not None else ""
     parts = [f"cpu {device['cpu']:.0%}, memory {device['memory']:.0%}, disk {device['disk']:.0%}{heat}"]
     down = ", ".join(sorted(agent for agent, runs in device["agents"].items() if not runs))
     parts += [f"not running: {down}"] if down else []
     parts += [f"last error: {device['last_error']}"] if device["last_error"] else []
-    return f"{'; '.join(parts)}, told {output.format_age(device['at'])}"
+    return f"{'; '.join(parts)}, reported {output.format_age(device['at'])}"
 
 
 async def _load_clients(client: str, task: str | None) -> list[dict[str, Any]]:
     async with connect_bus() as bus:
-        told = await latest_transitions(bus, *OWNER_TEXT, thing=f"{client}.{task or '*'}")
-        if not told:
+        transitions = await latest_transitions(bus, *LABELS, key=f"{client}.{task or '*'}")
+        if not transitions:
             raise CliError(await _missing_client_message(bus, client, task), ExitCode.NOT_FOUND)
-        tasks = sorted({transition_of(seen).task for seen in told})
+        tasks = sorted({transition_of(seen).task for seen in transitions})
         return [
-            await _client_facts(bus, client, one, [seen for seen in told if transition_of(seen).task == one])
+            await _client_facts(
+                bus, client, one, [seen for seen in transitions if transition_of(seen).task == one]
+            )
             for one in tasks
         ]
 
 
 async def _missing_client_message(bus: Bus, client: str, task: str | None) -> str:
-    """That *client* is not here, or where it is: then it was asked for in another task."""
+    """Explain that the client does not exist, or that it exists in other tasks only."""
     tasks = sorted(
-        {transition_of(seen).task for seen in await latest_transitions(bus, *OWNER_TEXT, thing=f"{client}.*")}
+        {transition_of(seen).task for seen in await latest_transitions(bus, *LABELS, key=f"{client}.*")}
     )
     if not tasks:
-        return f"no client {client} here. See: fedbus clients ls"
-    return f"{client} has no task {task}: it is in {', '.join(tasks)}"
+        return f"no client {client} in this federation. See: fedbus clients ls"
+    return f"client {client} has no task {task}. Its tasks: {', '.join(tasks)}"
 
 
-async def _client_facts(bus: Bus, client: str, task: str, told: list[StoredMessage]) -> dict[str, Any]:
+async def _client_facts(bus: Bus, client: str, task: str, transitions: list[StoredMessage]) -> dict[str, Any]:
     declined = await _events_of_kind(bus, ClientDeclined, client, task)
     counted = await latest_messages(bus, DataCounted, client=client, task=task)
     checked = await latest_messages(bus, DataChecked, client=client, task=task)
-    reports = [seen for seen in await bus.latest(DeviceReport) if _is_from(seen, client, task)]
+    reports = [seen for seen in await bus.last_per_device(DeviceReport) if _is_from(seen, client, task)]
     return {
         "client": client,
         "task": task,
         "device": _message_facts(reports[-1]) if reports else None,
-        "lives": [_lifecycle_facts(seen) for seen in told],
+        "lives": [_lifecycle_facts(seen) for seen in transitions],
         "trouble": await _store_problem(bus, task),
         "data": _message_facts(counted[-1]) if counted else None,
         "checked": _message_facts(checked[-1]) if checked else None,
@@ -143,11 +147,11 @@ async def _client_facts(bus: Bus, client: str, task: str, told: list[StoredMessa
 
 
 async def _store_problem(bus: Bus, task: str) -> dict[str, Any] | None:
-    """What is wrong with the server's model repository, where something is."""
-    for server in await bus.states("server", task):
+    """The problem of the server's model repository; None if there is none."""
+    for server in await bus.current_states("server", task):
         if isinstance(server.facts, ServerData) and server.facts.trouble:
-            is_about_it = server.event == ServerEvent.STORE_UNAVAILABLE
-            reason = server.reason if is_about_it else server.event.replace("_", " ")
+            is_store_event = server.event == ServerEvent.STORE_UNAVAILABLE
+            reason = server.reason if is_store_event else server.event.replace("_", " ")
             return {"kind": str(server.facts.trouble), "reason": reason}
     return None
 
@@ -157,13 +161,13 @@ def _is_from(seen: StoredMessage, client: str, task: str) -> bool:
 
 
 async def _events_of_kind(bus: Bus, kind: type[Any], client: str, task: str) -> list[StoredMessage]:
-    """All that the client has said of this *kind*, as far as the event stream goes back."""
+    """All messages of this *kind* from the client in the event stream."""
     stream, subject = events_stream(bus.fed), subjects.wildcard_for(bus.fed, kind, client=client, task=task)
     last = await bus.last_per_subject(stream, [subject])
     found: list[StoredMessage] = []
     if last:
-        async with bus.watch(stream, [subject], whole=True) as said:
-            async for seen in said:
+        async with bus.read_stream(stream, [subject], whole=True) as messages:
+            async for seen in messages:
                 found.append(seen)
                 if seen.sequence >= last[-1].sequence:
                     break

@@ -132,12 +132,12 @@ async def _watch_devices(
 ) -> dict[str, Any]:
     """Wait for at most *wait_s* until each device serves or rejects *model*; return the devices by answer.
 
-    A rejection up to *end_of_stream*, a sequence number of the lifecycle stream, is about an earlier model. *show_status*
-    gets a text each time that the number of devices changes.
+    A rejection up to *end_of_stream*, a sequence number of the lifecycle stream, is about an earlier model.
+    *show_status* gets a text each time that the number of devices changes.
     """
     devices: dict[str, str | None] = {}
     known = sorted(
-        await latest_transitions(bus, *WATCHED_KINDS, thing=f"*.{task}"), key=lambda seen: seen.sequence
+        await latest_transitions(bus, *WATCHED_KINDS, key=f"*.{task}"), key=lambda seen: seen.sequence
     )
     for seen in known:
         _record_device(devices, seen, model, end_of_stream)

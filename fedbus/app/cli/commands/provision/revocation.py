@@ -1,4 +1,4 @@
-"""`fedbus provision revoke`, `rotate` and `push`: change credentials, and send the change to the NATS server."""
+"""`fedbus provision revoke`, `rotate` and `push`: change credentials and send the change to nats-server."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,50 +29,58 @@ from fedbus.bus.credentials import BusAccess
 from fedbus.bus.errors import BusError
 from fedbus.contracts.permissions import Role
 
-NoPush = Annotated[bool, typer.Option("--no-push", help="Do not tell the running server; see: push.")]
+NoPush = Annotated[
+    bool, typer.Option("--no-push", help="Do not send the change to nats-server; send it later with `push`.")
+]
 
 
 KeepOld = Annotated[
     bool,
     typer.Option(
         "--keep-old",
-        help="Leave the old key good until it expires or is revoked, so that nothing stands still.",
+        help="Keep the old key valid until it expires or is revoked, so that its holder stays connected.",
     ),
 ]
 
 
 Url = Annotated[
-    str, typer.Option(help="Where the server is reached from here.", show_default="what init was given")
+    str, typer.Option(help="URL of nats-server from this machine.", show_default="the one that init set")
 ]
 
 
 def revoke(
-    name: Annotated[str, typer.Argument(help="A client, site, person or role, as list shows it.")],
+    name: Annotated[str, typer.Argument(help="A client, site, user or role, from `fedbus provision list`.")],
     *,
     no_push: NoPush = False,
     url: Url = "",
     trust: TrustFolder = None,
 ) -> None:
-    """Put somebody out: the credentials are worth nothing from now on, and the server drops who uses them."""
+    """Revoke credentials; nats-server closes the connections that use them."""
     federation = open_federation(trust)
     federation.revoke(name)
     _print_affected_sites(federation, name)
     _push(federation, url, no_push=no_push)
-    print(f"{name} is out")
+    print(f"the credentials of {name} are revoked")
 
 
 def rotate(
     name: Annotated[
-        str, typer.Argument(help="Whose key is made anew: a client, site, person or role, as list shows it.")
+        str,
+        typer.Argument(
+            help="Rotate the key of this client, site, user or role, from `fedbus provision list`."
+        ),
     ] = "",
     *,
-    tls: Annotated[bool, typer.Option("--tls", help="The server's certificate.")] = False,
+    tls: Annotated[bool, typer.Option("--tls", help="Rotate the server certificate.")] = False,
     ca: Annotated[
         bool,
-        typer.Option("--ca", help="The authority, and the server's certificate: everybody needs its ca.pem."),
+        typer.Option(
+            "--ca", help="Rotate the CA and the server certificate; each kit then needs the new ca.pem."
+        ),
     ] = False,
     devices: Annotated[
-        bool, typer.Option("--devices", help="What signs for devices: every kit that was given out is void.")
+        bool,
+        typer.Option("--devices", help="Rotate the device signing key; all kits of clients become invalid."),
     ] = False,
     public_key: PublicKey = "",
     keep_old: KeepOld = False,
@@ -82,11 +90,12 @@ def rotate(
     url: Url = "",
     trust: TrustFolder = None,
 ) -> None:
-    """Make something anew: one key, the server's certificate, the authority, or what signs for devices."""
+    """Rotate a key, the server certificate, the CA or the device signing key."""
     federation = open_federation(trust)
     if [bool(name), tls, ca, devices].count(True) != 1:
         raise CliError(
-            "say what is made anew: a name as list shows it, --tls, --ca or --devices", ExitCode.USAGE
+            "nothing to rotate, or more than one thing. Name one: a name from list, --tls, --ca or --devices",
+            ExitCode.USAGE,
         )
     if tls or ca:
         federation.renew_server_certificate(new_authority=ca)
@@ -96,22 +105,22 @@ def rotate(
     if devices:
         federation.revoke_all_devices()
         _push(federation, url, no_push=no_push)
-        print("every device is out until it has a new kit: fedbus provision client ID")
+        print("all client kits are invalid. Create new ones: fedbus provision client ID")
         return
-    told = _rotate_member(federation, name, out, public_key=public_key, days=days, keep_old=keep_old)
+    print_steps = _rotate_member(federation, name, out, public_key=public_key, days=days, keep_old=keep_old)
     _push(federation, url, no_push=no_push)
-    told()
+    print_steps()
 
 
 def _rotate_member(
     federation: Federation, name: str, out: Path | None, *, public_key: str, days: float, keep_old: bool
 ) -> Callable[[], None]:
-    """Make the key of *name* anew; what tells of it when the server knows."""
-    kind, _ = federation.record.find(name)
+    """Rotate the key of *name*; return what prints the next steps once nats-server has the change."""
+    kind, _ = federation.registry.find(name)
     match kind:
         case MemberKind.ROLE:
             where = federation.renew_role(Role(name), days=days, keep_old=keep_old)
-            return partial(print, f"the new credentials of {name} are {where}: bring them to where it runs")
+            return partial(print, f"the new credentials of {name} are {where}. Copy them to its machine")
         case MemberKind.SITE:
             where = out or Path("sites") / name
             federation.renew_site(name, where, days=days, keep_old=keep_old)
@@ -119,56 +128,57 @@ def _rotate_member(
         case MemberKind.CLIENT | MemberKind.PERSON:
             where = _check_free_or_kit(out or Path("kits") / name)
             kit = federation.reissue(name, public_key=public_key, days=days, keep_old=keep_old)
-            kit.write(where, anew=True)
+            kit.write(where, replace=True)
             use = f"fedbus client up {name}" if kind is MemberKind.CLIENT else "fedbus clients ls"
-            return partial(print_kit_steps, name, where, use, waits=bool(public_key))
+            return partial(print_kit_steps, name, where, use, needs_key=bool(public_key))
 
 
 def push(*, url: Url = "", trust: TrustFolder = None) -> None:
-    """Tell the running server who belongs to the federation."""
+    """Send the current credentials and revocations to nats-server."""
     _push(open_federation(trust), url, no_push=False)
-    print("the server knows")
+    print("nats-server has the current credentials")
 
 
 def _check_free_or_kit(path: Path) -> Path:
-    """Where a kit is made anew: the old one there is worth nothing."""
+    """Allow to overwrite an old kit, which the new key makes invalid."""
     return path if is_kit(path) else check_free(path)
 
 
 def _push(federation: Federation, url: str, *, no_push: bool) -> None:
-    """What cannot be told now is not lost: it is written, and said to be."""
+    """Send the account to nats-server; the change is already in the trust folder."""
     if no_push:
         return
-    system = BusAccess(federation.creds("system"), federation.ca)
-    at = check_url(url) if url else federation.record.url
+    system = BusAccess(federation.creds_path("system"), federation.ca_path)
+    at = check_url(url) if url else federation.registry.url
     try:
-        with progress_bar(f"telling the server at {at}"):
+        with progress_bar(f"updating nats-server at {at}"):
             run_async(
                 push_account_jwts(at, system, federation.account_jwts(), host=federation.certificate_host(at))
             )
     except BusError as error:
-        again = "fedbus provision push, with --url where it is reached by another address from here"
+        retry = "Retry with: fedbus provision push, and --url if its URL is different from this machine"
         raise CliError(
-            f"it is written, but the server does not know yet: {error} Then: {again}", ExitCode.UNREACHABLE
+            f"the change is saved, but nats-server does not have it yet: {str(error).rstrip('.')}. {retry}",
+            ExitCode.UNREACHABLE,
         ) from None
 
 
 def _print_affected_sites(federation: Federation, client: str) -> None:
-    for name, site in federation.record.carriers(client).items():
+    for name, site in federation.registry.sites_of(client).items():
         if site.system_keys:
-            print(f"site {name} carries {client}: its leaf node hears of it by itself, when it is connected")
+            print(f"site {name} has client {client}: its leaf node gets the change when it is connected")
         else:
             print(
-                f"site {name} carries {client}, and lets it in until it has a new folder: "
-                f"fedbus provision rotate {name}, then bring it there and start the leaf node again"
+                f"site {name} has client {client}, and accepts it until its folder is replaced. Run "
+                f"fedbus provision rotate {name}, copy the folder to the site and restart the leaf node"
             )
 
 
 def _print_certificate_steps(federation: Federation, *, new_authority: bool) -> None:
     if new_authority:
-        print(f"new authority: first bring {federation.ca} into every kit, beside all credentials")
-        for name in federation.record.sites:
-            print(f"then the site:   fedbus provision rotate {name} --keep-old, and bring its folder there")
+        print(f"new CA: first copy {federation.ca_path} to each kit and to each machine with credentials")
+        for name in federation.registry.sites:
+            print(f"then run: fedbus provision rotate {name} --keep-old, and copy the folder to the site")
     print(
-        f"new certificate in {federation.nats / 'tls'}: bring it to the server, then nats-server --signal reload"
+        f"new certificate in {federation.nats_folder / 'tls'}: copy it to the server, then run nats-server --signal reload"
     )
