@@ -172,11 +172,11 @@ class WorkflowScheduler:
     async def _lead(self) -> None:
         """Wait for the lease, and schedule for as long as this scheduler holds it."""
         async with (
-            Lease.held(self._bus, task=self._task.id, agent=AGENT) as lease,
+            Lease.acquire(self._bus, task=self._task.id, agent=AGENT) as lease,
             LifecycleStore.open(self._bus) as lives,
-            Timers.running() as timers,
-            self._bus.listen(AGENT, task=self._task.id) as server,
-            self._bus.listen(INPUTS_CONSUMER, task=self._task.id) as inputs,
+            Timers.open() as timers,
+            self._bus.consume(AGENT, task=self._task.id) as server,
+            self._bus.consume(INPUTS_CONSUMER, task=self._task.id) as inputs,
         ):
             leadership = _Leadership(self._bus, self._config, self._code, lives, timers)
             await leadership.run(lease.holder, server, inputs, self.ready)
@@ -240,17 +240,17 @@ class _Leadership:
     async def _load(self, holder: str) -> SchedulerStarted:
         """Read the log, and make the machine."""
         now = datetime.now(UTC)
-        self._schedule = await self._lives.of(
+        self._schedule = await self._lives.load(
             SCHEDULE, ScheduleData(task=self._task, since=now, clock_since=now)
         )
         schedule = self._schedule
         record = ScheduleRecord(
-            schedule.state, schedule.facts, schedule.event or SCHEDULE.creation, schedule.reason
+            schedule.state, schedule.data, schedule.event or SCHEDULE.creation, schedule.reason
         )
-        self._machine = SchedulerMachine(self._config, record if schedule.born else None, holder=holder)
+        self._machine = SchedulerMachine(self._config, record if schedule.exists else None, holder=holder)
         wanted = [subjects.wildcard_for(self._bus.fed, kind, task=self._task) for kind in TRIGGER_MESSAGES]
         messages = await self._bus.last_per_subject(events_stream(self._bus.fed), wanted)
-        server = await self._bus.states("server", self._task)
+        server = await self._bus.current_states("server", self._task)
         runs = await self._bus.last_transitions("run")
         return SchedulerStarted(_timed(messages), server[-1] if server else None, _timed(runs))
 
@@ -271,7 +271,7 @@ class _Leadership:
                 while events:
                     for effect in self._machine.handle(events.pop(0), datetime.now(UTC)):
                         if isinstance(effect, JoinRunTrace):
-                            traces.enter_context(tracing.link_and_use_trace(self._run.facts.traceparent))
+                            traces.enter_context(tracing.link_and_use_trace(self._run.data.traceparent))
                         elif (result := await self._perform(effect)) is not None:
                             events.append(result)
 
@@ -284,7 +284,7 @@ class _Leadership:
             await self._decide(request(request_id))
             return await reply
         except Exception as error:  # nats-py would only log it: a half-performed decision ends the leadership
-            self._timers.after("failed decision", 0.0, partial(_raise, error))
+            self._timers.schedule_after("failed decision", 0.0, partial(_raise, error))
             raise
         finally:
             del self._replies[request_id]
@@ -295,12 +295,12 @@ class _Leadership:
         """Perform *effect*; the result of a query."""
         match effect:
             case CreateSchedule(data=data):
-                self._schedule = await self._lives.of(SCHEDULE, data)
+                self._schedule = await self._lives.load(SCHEDULE, data)
                 await self._schedule.create()
             case MoveSchedule():
                 await self._move_schedule(effect)
             case LoadRun(data=data):
-                self._run = await self._lives.of(RUN, data)
+                self._run = await self._lives.load(RUN, data)
             case CreateRun():
                 await self._create_run(effect)
             case MoveRun(event=event, changes=changes, reason=reason):
@@ -344,13 +344,15 @@ class _Leadership:
                 "trace_id": f"{span.get_span_context().trace_id:032x}",
                 "traceparent": tracing.current_traceparent(),
             }
-            run = await self._lives.of(RUN, effect.data.model_copy(update=ids))
+            run = await self._lives.load(RUN, effect.data.model_copy(update=ids))
+            if run.exists:  # another scheduler leads, and has created it
+                raise StaleOwner(RUN.kind, effect.data.run)
             await run.create(reason=effect.reason)
             self._run = run
 
     def _start_timer(self, timer: SchedulerTimer, delay_s: float) -> None:
         """Start *timer* outside the trace and the cause of the event: they do not lead to it."""
-        Variables().run(self._timers.after, timer, delay_s, partial(self._decide, TimerFired(timer)))
+        Variables().run(self._timers.schedule_after, timer, delay_s, partial(self._decide, TimerFired(timer)))
 
     async def _query(self, query: Query) -> Event:
         match query:
@@ -381,7 +383,7 @@ class _Leadership:
             case Trace.DUE_RUN:
                 return self._use_due_trace()
             case Trace.RUN:
-                return tracing.use_trace(self._run.facts.traceparent)
+                return tracing.use_trace(self._run.data.traceparent)
             case Trace.NONE:
                 return tracing.detached_trace()
             case _:
@@ -389,7 +391,7 @@ class _Leadership:
 
     @contextmanager
     def _use_due_trace(self) -> Iterator[None]:
-        if traceparent := self._schedule.facts.traceparent or self._due_trace:
+        if traceparent := self._schedule.data.traceparent or self._due_trace:
             with tracing.use_trace(traceparent):
                 yield
             return
@@ -412,7 +414,7 @@ class _Leadership:
 
     def _start_job(self, job: Job) -> None:
         """Do *job* in a task of its own; one of the same kind that is under way is cancelled."""
-        start = partial(self._timers.after, type(job).__name__, 0.0, partial(self._do, job))
+        start = partial(self._timers.schedule_after, type(job).__name__, 0.0, partial(self._do, job))
         if isinstance(job, TracedEffect):
             with self._scope(job):
                 start()
@@ -457,7 +459,7 @@ class _Leadership:
 
     async def _load_code(self, version: str) -> CodeResult:
         try:
-            return DeployedCodeLoaded(await self._code.task_at(version))
+            return DeployedCodeLoaded(await self._code.load_task(version))
         except CodeRejected as error:
             return DeployedCodeRejected(version, str(error))
         except CodeUnavailable as error:
@@ -466,7 +468,7 @@ class _Leadership:
     async def _follow_other_tasks(self) -> None:
         """Handle the last transition of each run, and then all that follow."""
         wanted = [subjects.lifecycle(self._bus.fed, "run", "*")]
-        async with self._bus.watch(lifecycle_stream(self._bus.fed), wanted) as transitions:
+        async with self._bus.read_stream(lifecycle_stream(self._bus.fed), wanted) as transitions:
             for stored in await self._bus.last_transitions("run"):
                 await self._handle_run(stored)
             async for stored in transitions:

@@ -225,7 +225,7 @@ class SchedulerMachine:
         """Return the schedule of *task* with the overrides, or without them if they conflict with it."""
         own = task.table.schedule
         try:
-            return self._config.schedule.over(own), []
+            return self._config.schedule.apply_to(own), []
         except ValidationError as error:
             text = "Ignoring scheduler options that conflict with the task's schedule"
             data = {"code": task.code_version, "reason": error.errors()[0]["msg"]}

@@ -32,9 +32,7 @@ class ScheduleRecord(LifecycleRecord[ScheduleState, ScheduleEvent, ScheduleData]
     ) -> MoveSchedule:
         """Follow the arrow of *event*; raises IllegalTransition and IllegalChange."""
         changes = changes or {}
-        target = SCHEDULE.advance(self.state, event)
-        self.data = SCHEDULE.change(event, self.data, changes)
-        self.state, self.event, self.reason = target, event, reason
+        self._advance(SCHEDULE, event, changes, reason)
         return MoveSchedule(event, changes, reason, deadline, trace=trace, cause=cause)
 
 
@@ -47,7 +45,5 @@ class RunRecord(LifecycleRecord[RunState, RunEvent, RunData]):
     def move(self, event: RunEvent, changes: RunChanges | None = None, *, reason: str = "") -> MoveRun:
         """Follow the arrow of *event*; raises IllegalTransition and IllegalChange."""
         changes = changes or {}
-        target = RUN.advance(self.state, event)
-        self.data = RUN.change(event, self.data, changes)
-        self.state, self.event, self.reason = target, event, reason
+        self._advance(RUN, event, changes, reason)
         return MoveRun(event, changes, reason)

@@ -214,7 +214,7 @@ class TaskRuns:
         data = RunData(
             task=self.task.id,
             run=self.next_id,
-            plan=overrides.over(self.task.table.plan),
+            plan=overrides.apply_to(self.task.table.plan),
             overrides=overrides,
             trigger=trigger,
             requested_at=now,

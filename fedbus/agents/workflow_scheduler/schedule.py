@@ -159,8 +159,8 @@ class RunSchedule:
         if (fired := evaluate_trigger(trigger, inputs)) is None:
             at = next_evaluation(trigger, inputs)
             return [_timer(at, now), *self._plan(record, at, unmet_conditions(trigger, inputs))]
-        changes: ScheduleChanges = {"due_since": fired.at, "cause": fired.why}
-        return [record.move(ScheduleEvent.TRIGGERED, changes, reason=fired.why, trace=Trace.NEW_TRACE)]
+        changes: ScheduleChanges = {"due_since": fired.at, "cause": fired.reason}
+        return [record.move(ScheduleEvent.TRIGGERED, changes, reason=fired.reason, trace=Trace.NEW_TRACE)]
 
     def _plan(
         self, record: ScheduleRecord, next_at: datetime | None, awaits: tuple[str, ...]
@@ -252,8 +252,8 @@ class RunSchedule:
             since=data.since,
             clock_since=data.clock_since,
             zone=ZoneInfo(self._table.timezone),
-            fresh=data.started == 0 and runs.last_ended is None,
-            running=runs.current is not None,
+            is_first_run=data.started == 0 and runs.last_ended is None,
+            is_running=runs.current is not None,
             last_ended=runs.last_ended,
             labelled=inputs.new_rows("labelled", data.labelled, data.databases),
             unlabelled=inputs.new_rows("unlabelled", data.unlabelled, data.databases),
@@ -261,7 +261,7 @@ class RunSchedule:
             drifted_before=data.drifted,
             accuracy=inputs.accuracy,
             accuracy_before=data.accuracy,
-            again=timedelta(seconds=self._table.again_s),
+            repeat_after=timedelta(seconds=self._table.again_s),
             metrics=runs.metrics,
             new_code_at=new_code[1] if new_code is not None else None,
             finished=inputs.finished,

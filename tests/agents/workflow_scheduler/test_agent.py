@@ -1,7 +1,13 @@
-"""The workflow scheduler, heard from outside: it makes runs, and moves them as the server moves."""
+"""The workflow scheduler on a real bus: requests and replies, leases, restarts, traces and causes.
 
+`test_machine.py` and `test_schedule.py` test what it decides.
+"""
+
+import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 from support import eventually
@@ -14,30 +20,67 @@ from support.fake_server_manager import (
     start_run,
     wait_for_scheduler,
 )
-from support.federation import TASK, FederationHarness, RunningAgent
+from support.federation import TASK, TINY_TASK, FederationHarness, RunningAgent
+from support.git_repositories import Repository
 from support.recorded_telemetry import record_spans
 
+from fedbus.agents.workflow_scheduler.agent import WorkflowScheduler
 from fedbus.bus.errors import NoResponse, RequestRefused
-from fedbus.contracts.run import StartRun, StopRun
+from fedbus.bus.lifecycles import LifecycleStore
+from fedbus.bus.streams import events_stream, lifecycle_stream
+from fedbus.contracts import subjects
+from fedbus.contracts.catalogue import stream_subjects
+from fedbus.contracts.code import CodePublished
+from fedbus.contracts.run import RUN, RunData, RunEvent, RunOverrides, RunPlan, StartRun, StopRun
+from fedbus.contracts.scheduling import SCHEDULE, ScheduleData, ScheduleEvent, ScheduleTable
 from fedbus.contracts.server import ServerEvent, StoreProblem
+from fedbus.contracts.serving import DataCounted, DriftDetected
+from fedbus.contracts.transition import Transition
+from fedbus.stores.code.open import open_code
 
 
 @pytest.fixture
 async def server(fed: FederationHarness) -> AsyncIterator[FakeServerManager]:
+    """A server manager that answers, of a task that has a model."""
     async with FakeServerManager.open(fed) as server, server.serve():
+        await server.publish_first_model()
         yield server
 
 
 @pytest.fixture
 async def scheduler(fed: FederationHarness, server: FakeServerManager) -> AsyncIterator[RunningAgent]:
-    """A scheduler that starts runs when asked to, of a task that has a model."""
-    await server.publish_first_model()
+    """A scheduler without a schedule."""
     async with fed.run_agent(make_scheduler(fed)) as agent:
         await wait_for_scheduler(fed)
         yield agent
 
 
-# --- by hand -------------------------------------------------------------------------------------
+def make_schedule(**table: Any) -> ScheduleTable:
+    return ScheduleTable.model_validate({name.replace("_", "-"): value for name, value in table.items()})
+
+
+async def publish_row_count(fed: FederationHarness, client: str, labelled: int) -> None:
+    message = DataCounted(task=TASK, client=client, labelled=labelled, unlabelled=0)
+    await fed.publish(message, sender="inference")
+
+
+async def publish_drift(fed: FederationHarness, client: str) -> None:
+    message = DriftDetected(task=TASK, client=client, of="inputs", feature="mean", score=0.5)
+    await fed.publish(message, sender="inference")
+
+
+async def fail_run(fed: FederationHarness, server: FakeServerManager, number: int) -> None:
+    """Wait until the run recruits, and let it fail."""
+    await fed.wait_for_state("run", "recruiting", f"{TASK}-{number}")
+    await server.transition(ServerEvent.RECRUITING_EXPIRED)
+    await fed.wait_for_state("run", "failed", f"{TASK}-{number}")
+
+
+def creations_of_runs(fed: FederationHarness) -> list[Transition]:
+    return [one for one in fed.transitions_of("run") if one.event == "requested" and one.task == TASK]
+
+
+# --- requests ---------------------------------------------------------------------------------------
 
 
 async def test_a_run_follows_the_server_from_the_request_to_the_version(
@@ -63,80 +106,7 @@ async def test_a_run_follows_the_server_from_the_request_to_the_version(
     assert (run.cohort, run.model, run.trigger) == (("c1", "c2"), SECOND_MODEL, "manual")
 
 
-async def test_what_is_asked_for_goes_over_the_tasks_own_plan(
-    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
-) -> None:
-    await start_run(fed, rounds=7, config={"strategy": "krum"})
-    (opened,) = server.open_requests
-    assert opened.plan == FAST_PLAN.model_copy(
-        update={"rounds": 7, "config": {"lr": 0.1, "strategy": "krum"}}
-    )
-
-
-async def test_a_run_tells_the_plan_that_the_server_has_made_of_it(
-    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
-) -> None:
-    server.plan = FAST_PLAN.model_copy(update={"rounds": 9})
-    await start_run(fed)
-    await fed.wait_for_state("run", "recruiting")
-    assert fed.run_facts().plan == server.plan
-
-
-async def test_a_task_has_one_run_at_a_time_and_the_refusal_says_what_to_do(
-    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
-) -> None:
-    await start_run(fed)
-    with pytest.raises(
-        RequestRefused, match=f"{TASK}-1 is .*: wait for it, or stop it with `fedbus run stop"
-    ):
-        await start_run(fed)
-    await server.transition(ServerEvent.RECRUITING_EXPIRED, reason="0 of 2")
-    await fed.wait_for_state("run", "failed")
-    assert fed.last_transition("run").reason == "0 of 2"
-    assert await start_run(fed) == f"{TASK}-2"
-
-
-async def test_there_is_no_run_before_there_is_a_model(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    async with fed.run_agent(make_scheduler(fed)):
-        await wait_for_scheduler(fed)
-        with pytest.raises(RequestRefused, match="has no model yet"):
-            await start_run(fed)
-        await server.publish_first_model()
-
-        async def starts() -> bool:
-            try:
-                return bool(await start_run(fed))
-            except RequestRefused:
-                return False
-
-        await eventually(starts)
-
-
-async def test_while_the_model_repository_is_in_trouble_no_run_is_made_and_whoever_asks_hears_why(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    await server.publish_first_model()
-    await server.transition(
-        ServerEvent.STORE_UNAVAILABLE, {"trouble": StoreProblem.UNAVAILABLE}, reason="the volume is away"
-    )
-    async with (
-        server.serve(),
-        fed.run_agent(make_scheduler(fed, schedule_every(0.05, at_most=1))) as scheduler,
-    ):
-        await wait_for_scheduler(fed)
-        for _ in range(2):
-            with pytest.raises(RequestRefused, match=r"cannot start a run now: the volume is away"):
-                await start_run(fed)
-            await scheduler.restart()
-            await wait_for_scheduler(fed)
-        assert fed.transitions_of("run") == []
-        await server.transition(ServerEvent.STORE_RECOVERED, {"trouble": None})
-        await fed.wait_for_event("run", "recruiting_started")  # what was due begins by itself
-
-
-async def test_a_run_that_the_server_will_not_open_has_failed_and_the_next_may_be_asked_for(
+async def test_a_refusal_of_the_server_reaches_the_requester(
     fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
     server.refusal = "no such app"
@@ -147,49 +117,31 @@ async def test_a_run_that_the_server_will_not_open_has_failed_and_the_next_may_b
     assert await start_run(fed) == f"{TASK}-2"
 
 
-# --- other ends -----------------------------------------------------------------------------------
+async def test_a_run_waits_for_a_busy_server_and_can_be_stopped(fed: FederationHarness) -> None:
+    async with FakeServerManager.open(fed) as server, fed.run_agent(make_scheduler(fed)):
+        await server.publish_first_model()
+        await wait_for_scheduler(fed)
+        with pytest.raises(NoResponse):
+            await fed.bus.request(StartRun(task=TASK), timeout_s=0.5)
+        await fed.wait_for_state("run", "requested")
+        await fed.bus.request(StopRun(task=TASK, run=f"{TASK}-1", reason="never mind"))
+        cancelled = await fed.wait_for_state("run", "cancelled")
+        assert (cancelled.source, cancelled.reason) == ("requested", "never mind")
+        async with server.serve():
+            assert await start_run(fed) == f"{TASK}-2"
+    assert [one.run for one in server.open_requests] == [f"{TASK}-2"]
 
 
-async def test_a_run_is_stopped_by_hand(
+async def test_a_user_stops_a_run(
     fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
     run = await start_run(fed)
     await fed.wait_for_state("run", "recruiting")
     await fed.bus.request(StopRun(task=TASK, run=run, reason="enough"))
-    told = await fed.wait_for_state("run", "cancelled")
-    assert (told.source, told.reason) == ("recruiting", "enough")
+    cancelled = await fed.wait_for_state("run", "cancelled")
+    assert (cancelled.source, cancelled.reason) == ("recruiting", "enough")
     with pytest.raises(RequestRefused, match="is not under way: see `fedbus run ls`"):
         await fed.bus.request(StopRun(task=TASK, run=run))
-
-
-async def test_the_end_of_a_run_that_is_stopped_is_in_its_trace_to_which_the_stopping_is_linked(
-    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
-) -> None:
-    with record_spans() as spans:
-        run = await start_run(fed)
-        await fed.wait_for_state("run", "recruiting")
-        await fed.bus.request(StopRun(task=TASK, run=run))
-        await fed.wait_for_state("run", "cancelled")
-    of_the_run = int(fed.run_facts().trace_id, 16)
-    told = {one.name: one for one in spans.get_finished_spans()}
-    ended, asked = told["run recruiting → cancelled"], told["answer stop_run"]
-    assert ended.context
-    assert ended.context.trace_id == of_the_run
-    assert [link.context.trace_id for link in asked.links] == [of_the_run]
-
-
-async def test_a_run_may_be_stopped_while_it_trains_and_while_it_recovers(
-    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
-) -> None:
-    for number, before in enumerate(("running", "recovering"), start=1):
-        run = await start_run(fed)
-        await server.begin_training(1)
-        if before == "recovering":
-            await server.transition(ServerEvent.SERVER_LOST, reason="it was killed")
-        await fed.wait_for_state("run", before, run)
-        await fed.bus.request(StopRun(task=TASK, run=run))
-        told = await fed.wait_for_state("run", "cancelled", f"{TASK}-{number}")
-        assert told.source == before
 
 
 async def test_a_stop_that_comes_too_late_is_refused_with_the_reason(
@@ -202,75 +154,89 @@ async def test_a_stop_that_comes_too_late_is_refused_with_the_reason(
         await fed.bus.request(StopRun(task=TASK, run=run))
 
 
-async def test_a_run_recovers_with_its_server_and_repeats_no_round(
+async def test_a_run_that_was_stopped_before_it_was_opened_is_cancelled(
     fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
-    await start_run(fed)
-    await server.begin_training(1, 2)
-    await server.transition(ServerEvent.SERVER_LOST, reason="it was killed")
-    await server.transition(ServerEvent.SERVER_RECOVERED)
-    await server.finish_round(2, loss=0.5)  # done again: the checkpoint was not kept
-    await fed.wait_for_event("run", "round_finished", times=3)
-    assert fed.events_of("run")[-3:] == ["server_lost", "server_recovered", "round_finished"]
-    assert [(one.round, one.loss) for one in fed.run_facts().rounds] == [(1, None), (2, 0.5)]
+    await server.transition(ServerEvent.RUN_REQUESTED, {"run": f"{TASK}-7", "plan": FAST_PLAN})
+    await fed.wait_for_event("server", "run_cancelled")
+    assert fed.last_transition("server").reason == "the run was stopped before it was opened"
 
 
-async def test_a_run_that_cannot_recover_has_failed(
+# --- traces and causes ------------------------------------------------------------------------------
+
+
+async def test_the_end_of_a_stopped_run_is_in_its_trace(
     fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
-    await start_run(fed)
-    await server.begin_training()
-    await server.transition(ServerEvent.SERVER_LOST)
-    await server.transition(ServerEvent.RUN_FAILED, reason="given up")
-    assert (await fed.wait_for_state("run", "failed")).source == "recovering"
-
-
-async def test_a_run_fails_with_its_server_while_recruiting_and_while_training(
-    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
-) -> None:
-    for before in ("recruiting", "running"):
+    with record_spans() as spans:
         run = await start_run(fed)
-        if before == "running":
-            await server.begin_training()
-        await server.transition(ServerEvent.RUN_FAILED, reason="the ServerApp raised")
-        told = await fed.wait_for_state("run", "failed", run)
-        assert (told.source, told.reason) == (before, "the ServerApp raised")
-
-
-# --- the schedule -----------------------------------------------------------------------------------
-
-
-async def test_the_schedule_starts_runs_by_itself_and_as_many_as_it_may(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    await server.publish_first_model()
-    async with fed.run_agent(make_scheduler(fed, schedule_every(0.1, at_most=2))):
-        for number in (1, 2):
-            await fed.wait_for_state("run", "recruiting", f"{TASK}-{number}")
-            await server.transition(ServerEvent.RECRUITING_EXPIRED)
-            await fed.wait_for_state("run", "failed", f"{TASK}-{number}")
-        assert await start_run(fed) == f"{TASK}-3"
-    assert [fed.run_facts(number).trigger for number in (1, 2, 3)] == ["schedule", "schedule", "manual"]
-
-
-async def test_a_scheduler_that_was_restarted_counts_on_and_waits_as_long_as_it_would_have(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    await server.publish_first_model()
-    async with fed.run_agent(make_scheduler(fed, schedule_every(0.7, at_most=2))) as scheduler:
         await fed.wait_for_state("run", "recruiting")
-        await server.transition(ServerEvent.RECRUITING_EXPIRED)
-        await fed.wait_for_state("run", "failed")
-        ended = datetime.now(UTC)
-        await scheduler.restart()
+        await fed.bus.request(StopRun(task=TASK, run=run))
+        await fed.wait_for_state("run", "cancelled")
+    trace_id = int(fed.run_facts().trace_id, 16)
+    by_name = {span.name: span for span in spans.get_finished_spans()}
+    end, request = by_name["run recruiting → cancelled"], by_name["answer stop_run"]
+    assert end.context
+    assert end.context.trace_id == trace_id
+    assert [link.context.trace_id for link in request.links] == [trace_id]
+
+
+async def read_causes(fed: FederationHarness) -> dict[str, str]:
+    """Return the cause of each step, the last of its kind: ``run requested`` is due to ``schedule fired``."""
+    steps: dict[str, str] = {}
+    causes: dict[str, str] = {}
+    for stream, wanted in (
+        (events_stream(fed.bus.fed), stream_subjects(fed.bus.fed)),
+        (lifecycle_stream(fed.bus.fed), [subjects.wildcard_for(fed.bus.fed, Transition)]),
+    ):
+        _, last = await fed.bus.sequence_range(stream)
+        if not last:
+            continue
+        async with fed.bus.read_stream(stream, wanted, whole=True) as messages:
+            async for one in messages:
+                message = one.message
+                step = f"{message.kind} {message.event}" if isinstance(message, Transition) else message.name
+                steps[one.envelope.id] = step
+                causes[step] = one.envelope.cause
+                if one.sequence >= last:
+                    break
+    return {step: steps.get(cause, "") for step, cause in causes.items()}
+
+
+async def test_the_cause_of_a_run_is_what_made_it_due(
+    fed: FederationHarness, server: FakeServerManager
+) -> None:
+    """What postponed it is in the chain of causes, and so is not lost."""
+    async with fed.run_agent(make_scheduler(fed, make_schedule(when="labelled >= 5"))):
+        await wait_for_scheduler(fed)
+        await start_run(fed)
+        await publish_row_count(fed, "c1", 5)
+        await fed.wait_for_event("schedule", "postponed")
+        await fail_run(fed, server, 1)
+        await fail_run(fed, server, 2)
+        causes = await read_causes(fed)
+    assert causes["run requested"] == "schedule fired"
+    assert causes["schedule fired"] == "schedule postponed"
+    assert causes["schedule postponed"] == "schedule triggered"
+    assert causes["schedule triggered"] == "data_counted"
+
+
+async def test_a_run_that_time_starts_has_no_message_as_cause(
+    fed: FederationHarness, server: FakeServerManager
+) -> None:
+    async with fed.run_agent(make_scheduler(fed, make_schedule(every_s=0.3))):
+        await wait_for_scheduler(fed)
+        await fail_run(fed, server, 1)
         await fed.wait_for_state("run", "recruiting", f"{TASK}-2")
-        assert fed.run_facts(2).requested_at - ended > timedelta(seconds=0.5)
+        causes = await read_causes(fed)
+    assert (causes["run requested"], causes["schedule fired"]) == ("schedule fired", "schedule triggered")
+    assert causes["schedule triggered"] == ""
 
 
-# --- a scheduler that is killed ---------------------------------------------------------------------
+# --- restarts ---------------------------------------------------------------------------------------
 
 
-async def test_restarted_in_the_middle_of_a_run_it_follows_what_it_missed(
+async def test_a_restarted_scheduler_follows_what_it_missed(
     fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
     await start_run(fed)
@@ -284,9 +250,7 @@ async def test_restarted_in_the_middle_of_a_run_it_follows_what_it_missed(
     assert [one.round for one in fed.run_facts().rounds] == [1, 2]
 
 
-async def test_restarted_before_its_run_was_opened_it_opens_it(
-    fed: FederationHarness,
-) -> None:
+async def test_a_restarted_scheduler_has_its_run_opened(fed: FederationHarness) -> None:
     async with FakeServerManager.open(fed) as server, fed.run_agent(make_scheduler(fed)) as scheduler:
         await server.publish_first_model()
         await wait_for_scheduler(fed)
@@ -302,26 +266,184 @@ async def test_restarted_before_its_run_was_opened_it_opens_it(
     assert [one.run for one in server.open_requests] == [f"{TASK}-1"]
 
 
-async def test_a_run_waits_for_a_server_manager_that_is_busy_and_may_be_stopped_until_then(
-    fed: FederationHarness,
+async def test_a_restarted_scheduler_knows_why_no_run_can_start(
+    fed: FederationHarness, server: FakeServerManager
 ) -> None:
-    async with FakeServerManager.open(fed) as server, fed.run_agent(make_scheduler(fed)):
-        await server.publish_first_model()
+    trouble = {"trouble": StoreProblem.UNAVAILABLE}
+    await server.transition(ServerEvent.STORE_UNAVAILABLE, trouble, reason="no route to host")  # type: ignore[arg-type]
+    async with fed.run_agent(make_scheduler(fed, schedule_every(0.05, at_most=1))) as scheduler:
         await wait_for_scheduler(fed)
-        with pytest.raises(NoResponse):  # nobody opens it
-            await fed.bus.request(StartRun(task=TASK), timeout_s=0.5)
-        await fed.wait_for_state("run", "requested")
-        await fed.bus.request(StopRun(task=TASK, run=f"{TASK}-1", reason="never mind"))
-        told = await fed.wait_for_state("run", "cancelled")
-        assert (told.source, told.reason) == ("requested", "never mind")
-        async with server.serve():
-            assert await start_run(fed) == f"{TASK}-2"
-    assert [one.run for one in server.open_requests] == [f"{TASK}-2"]
+        for _ in range(2):
+            with pytest.raises(RequestRefused, match=r"cannot start a run now: no route to host"):
+                await start_run(fed)
+            await scheduler.restart()
+            await wait_for_scheduler(fed)
+        assert fed.transitions_of("run") == []
+        await server.transition(ServerEvent.STORE_RECOVERED, {"trouble": None})
+        await fed.wait_for_event("run", "recruiting_started")
 
 
-async def test_a_run_that_was_opened_although_it_was_stopped_is_cancelled_there(
+async def test_a_restarted_scheduler_continues_an_interval(
+    fed: FederationHarness, server: FakeServerManager
+) -> None:
+    async with fed.run_agent(make_scheduler(fed, schedule_every(0.7, at_most=2))) as scheduler:
+        await fail_run(fed, server, 1)
+        ended = datetime.now(UTC)
+        await scheduler.restart()
+        await fed.wait_for_state("run", "recruiting", f"{TASK}-2")
+        assert fed.run_facts(2).requested_at - ended > timedelta(seconds=0.5)
+
+
+async def test_a_restarted_scheduler_reads_the_messages_of_the_devices(
+    fed: FederationHarness, server: FakeServerManager
+) -> None:
+    table = make_schedule(when="drift and labelled >= 5")
+    async with fed.run_agent(make_scheduler(fed, table)) as scheduler:
+        await wait_for_scheduler(fed)
+        await publish_drift(fed, "c1")
+        await scheduler.restart()
+        await wait_for_scheduler(fed)
+        assert fed.transitions_of("run") == []
+        await publish_row_count(fed, "c2", 5)
+        await fail_run(fed, server, 1)
+    reason = "drift on 1 client (c1), and labelled >= 5 on 1 client (c2: 5)"
+    assert creations_of_runs(fed)[0].reason == reason
+
+
+async def test_the_next_scheduler_creates_a_run_that_was_fired(
+    fed: FederationHarness, server: FakeServerManager
+) -> None:
+    table = make_schedule(when="drift", at_most=1)
+    async with fed.run_agent(make_scheduler(fed, table)):
+        await fed.wait_for_event("schedule", "started")
+    data = fed.last_transition("schedule").facts
+    assert isinstance(data, ScheduleData)
+    async with LifecycleStore.open(await fed.connect_as("workflow-scheduler")) as lives:
+        schedule = await lives.load(SCHEDULE, data)
+        await schedule.transition(ScheduleEvent.TRIGGERED, {"due_since": datetime.now(UTC)})
+        await schedule.transition(ScheduleEvent.FIRED, {"run": f"{TASK}-1", "started": 1, "due_since": None})
+    async with fed.run_agent(make_scheduler(fed, table)):
+        await fail_run(fed, server, 1)
+    assert len(creations_of_runs(fed)) == 1
+
+
+# --- several schedulers -----------------------------------------------------------------------------
+
+
+async def test_one_of_two_schedulers_leads_and_the_other_takes_over(
+    fed: FederationHarness, server: FakeServerManager
+) -> None:
+    table = make_schedule(when="drift")
+    async with fed.run_agent(make_scheduler(fed, table)) as first:
+        await wait_for_scheduler(fed)
+        async with fed.run_agent(make_scheduler(fed, table)):
+            await publish_drift(fed, "c1")
+            await fail_run(fed, server, 1)
+            await first.kill()
+            await eventually(lambda: fed.events_of("schedule").count("taken_over") == 1)
+            await wait_for_scheduler(fed)
+            await publish_drift(fed, "c2")
+            await fail_run(fed, server, 2)
+        first.start()
+    assert [one.key for one in creations_of_runs(fed)] == [f"{TASK}-1", f"{TASK}-2"]
+
+
+async def test_a_leader_stands_by_when_another_has_created_its_run(
     fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
-    await server.transition(ServerEvent.RUN_REQUESTED, {"run": f"{TASK}-7", "plan": FAST_PLAN})
-    await fed.wait_for_event("server", "run_cancelled")
-    assert fed.last_transition("server").reason == "the run was stopped before it was opened"
+    """It gets the lease again, reads the log, and continues with that run."""
+    data = RunData(task=TASK, run=f"{TASK}-1", plan=RunPlan(), requested_at=datetime.now(UTC))
+    async with LifecycleStore.open(await fed.connect_as("workflow-scheduler")) as lives:
+        await (await lives.load(RUN, data)).create()
+    with pytest.raises((RequestRefused, NoResponse)):
+        await fed.bus.request(StartRun(task=TASK), timeout_s=1)
+    await fed.wait_for_state("run", "recruiting", f"{TASK}-1")
+    await wait_for_scheduler(fed)
+    with pytest.raises(RequestRefused, match=f"{TASK}-1 is recruiting"):
+        await start_run(fed)
+
+
+# --- other tasks, and code --------------------------------------------------------------------------
+
+
+async def test_a_run_of_another_task_starts_a_run(fed: FederationHarness, server: FakeServerManager) -> None:
+    async with fed.run_agent(make_scheduler(fed, make_schedule(when="after other"))):
+        await wait_for_scheduler(fed)
+        await finish_run_of_other_task(fed, 1)
+        await fail_run(fed, server, 1)
+        await finish_run_of_other_task(fed, 2)
+        await fail_run(fed, server, 2)
+    assert [one.reason for one in creations_of_runs(fed)] == ["after other"] * 2
+
+
+async def finish_run_of_other_task(fed: FederationHarness, number: int) -> None:
+    data = RunData(task="other", run=f"other-{number}", plan=RunPlan(), requested_at=datetime.now(UTC))
+    async with LifecycleStore.open(await fed.connect_as("workflow-scheduler")) as lives:
+        run = await lives.load(RUN, data)
+        await run.create()
+        for event in (RunEvent.RECRUITING_STARTED, RunEvent.QUORUM_REACHED, RunEvent.RUN_FINISHED):
+            await run.transition(event)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    path = tmp_path / "repository"
+    shutil.copytree(TINY_TASK, path, ignore=shutil.ignore_patterns("__pycache__"))
+    repository = Repository(path)
+    repository.git("init", "--quiet", "--initial-branch=main")
+    return repository
+
+
+def commit_task(repository: Repository, rounds: int, when: str = "") -> str:
+    """Commit the task with runs of *rounds* rounds, which *when* starts; return the version."""
+    table = (TINY_TASK / "pyproject.toml").read_text().replace("\nrounds = 2", f"\nrounds = {rounds}")
+    schedule = f"\n[tool.fedbus.schedule]\nwhen = {when!r}\n" if when else ""
+    return repository.commit({"pyproject.toml": table + schedule})
+
+
+def make_repository_scheduler(fed: FederationHarness, repository: Repository) -> Any:
+    """A scheduler that starts with the newest commit."""
+    code = open_code(f"{repository.url}@main", fed.config.home)
+
+    async def run(stop: Any) -> None:
+        newest = await code.load_task(await code.fetch_latest())
+        async with fed.config.connect_bus("workflow-scheduler") as bus:
+            await WorkflowScheduler(bus, newest, overrides=RunOverrides(), code=code).run(stop)
+
+    return run
+
+
+async def publish_code(fed: FederationHarness, version: str) -> None:
+    await fed.publish(CodePublished(task=TASK, code_version=version), sender="server-manager")
+
+
+async def test_a_scheduler_follows_the_deployed_code_and_not_a_newer_commit(
+    fed: FederationHarness, server: FakeServerManager, repository: Repository
+) -> None:
+    await publish_code(fed, commit_task(repository, 3, "drift"))
+    commit_task(repository, 9, "labelled >= 1")
+    async with fed.run_agent(make_repository_scheduler(fed, repository)):
+        await wait_for_scheduler(fed)
+        await publish_row_count(fed, "c1", 70)
+        await publish_drift(fed, "c1")
+        await fail_run(fed, server, 1)
+    assert creations_of_runs(fed)[0].reason == "drift on 1 client (c1)"
+    assert server.open_requests[-1].plan.rounds == 3
+
+
+async def test_unavailable_code_is_followed_when_the_repository_is_back(
+    fed: FederationHarness, server: FakeServerManager, repository: Repository
+) -> None:
+    await publish_code(fed, commit_task(repository, 2))
+    async with fed.run_agent(make_repository_scheduler(fed, repository)):
+        await wait_for_scheduler(fed)
+        new = commit_task(repository, 5, "drift")
+        hidden = repository.path.rename(repository.path.with_name("hidden"))
+        await publish_code(fed, new)
+        await start_run(fed)
+        assert server.open_requests[-1].plan.rounds == 2
+        hidden.rename(repository.path)
+        await fed.wait_for_event("schedule", "started")
+        await fail_run(fed, server, 1)
+        await start_run(fed)
+        assert server.open_requests[-1].plan.rounds == 5

@@ -1,557 +1,495 @@
-"""When runs start by themselves, heard from outside: what devices say, what time brings, what holds it back."""
+"""The decisions of a schedule: what devices report, what time brings, and what postpones a run."""
 
-import shutil
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
-from support import eventually
-from support.fake_server_manager import FakeServerManager, make_scheduler, start_run, wait_for_scheduler
-from support.federation import TASK, TINY_TASK, FederationHarness
-from support.git_repositories import Repository
+from support.scheduler_machine import (
+    FIRST_RUN,
+    SECOND_RUN,
+    SchedulerDriver,
+    checked,
+    code_published,
+    counted,
+    drift,
+    leading_scheduler,
+    live_accuracy,
+    moves_in,
+    new_scheduler,
+    scheduled_task,
+)
+from support.server_machine import NAME, NEW, NOW, OLD, model
 
-from fedbus.agents.workflow_scheduler.agent import WorkflowScheduler
-from fedbus.bus.lifecycles import LifecycleStore
-from fedbus.bus.streams import events_stream, lifecycle_stream
-from fedbus.contracts import subjects
-from fedbus.contracts.catalogue import stream_subjects
-from fedbus.contracts.code import CodePublished
-from fedbus.contracts.run import RUN, RunData, RunEvent, RunOverrides, RunPlan
-from fedbus.contracts.scheduling import SCHEDULE, ScheduleData, ScheduleEvent, ScheduleTable
-from fedbus.contracts.server import ServerEvent
-from fedbus.contracts.serving import DataChecked, DataCounted, DriftDetected, LiveAccuracy
-from fedbus.contracts.transition import Transition
-from fedbus.stores.code.open import open_code
+from fedbus.agents.common.machine import CancelTimer, StartTimer
+from fedbus.agents.workflow_scheduler.effects import (
+    CancelServerRun,
+    Cause,
+    CreateRun,
+    CreateSchedule,
+    FollowOtherTasks,
+    LoadDeployedCode,
+    MoveSchedule,
+    RequestOpening,
+    Trace,
+)
+from fedbus.agents.workflow_scheduler.events import DeployedCodeLoaded, SchedulerTimer, ServiceStarted
+from fedbus.agents.workflow_scheduler.runs import SCHEDULED
+from fedbus.agents.workflow_scheduler.schedule import MAX_EVALUATE_DELAY
+from fedbus.contracts.run import RunPlan
+from fedbus.contracts.scheduling import ScheduleData, ScheduleEvent, ScheduleRule, ScheduleState
+from fedbus.contracts.server import CancelRun, OpenRun, ServerEvent
+
+EVALUATES_BY_EVENT = CancelTimer(SchedulerTimer.EVALUATE)
+DRIFT = "drift on 1 client (c1)"
 
 
-@pytest.fixture
-async def server(fed: FederationHarness) -> AsyncIterator[FakeServerManager]:
-    async with FakeServerManager.open(fed) as server, server.serve():
-        await server.publish_first_model()
-        yield server
+def evaluates_in(seconds: float) -> StartTimer[SchedulerTimer]:
+    return StartTimer(SchedulerTimer.EVALUATE, seconds)
 
 
-def make_schedule(**table: Any) -> ScheduleTable:
-    return ScheduleTable.model_validate({name.replace("_", "-"): value for name, value in table.items()})
-
-
-def make_data_counted(client: str, labelled: int) -> DataCounted:
-    return DataCounted(task=TASK, client=client, labelled=labelled, unlabelled=0)
-
-
-def make_total_counted(client: str, labelled_ever: int, *, database: str, held: int = 60) -> DataCounted:
-    return make_data_counted(client, held).model_copy(
-        update={"labelled_ever": labelled_ever, "database": database}
+def postponed(reason: str, until: datetime | None = None) -> MoveSchedule:
+    return MoveSchedule(
+        ScheduleEvent.POSTPONED,
+        reason=reason,
+        deadline=until,
+        trace=Trace.DUE_RUN,
+        cause=Cause.SCHEDULE,
     )
 
 
-def make_drift(client: str) -> DriftDetected:
-    return DriftDetected(task=TASK, client=client, of="inputs", feature="mean", score=0.5)
+def scheduler_without_model(when: str) -> SchedulerDriver:
+    scheduler = new_scheduler(when)
+    scheduler.start()
+    scheduler.handle(ServiceStarted())
+    return scheduler
 
 
-def make_data_checked(client: str, *, drifting: bool) -> DataChecked:
-    return DataChecked(task=TASK, client=client, rows=200, drifting=drifting)
+# --- a run that becomes due -----------------------------------------------------------------------
 
 
-async def fail_run(fed: FederationHarness, server: FakeServerManager, number: int) -> None:
-    """The run comes and goes."""
-    await fed.wait_for_state("run", "recruiting", f"{TASK}-{number}")
-    await server.transition(ServerEvent.RECRUITING_EXPIRED)
-    await fed.wait_for_state("run", "failed", f"{TASK}-{number}")
+def test_a_trigger_that_holds_starts_a_run_in_a_trace_of_its_own() -> None:
+    scheduler = leading_scheduler("drift")
+    triggered, fired, created, opening, waits, planned = scheduler.receive(drift("c1"))
 
-
-async def finish_run(
-    fed: FederationHarness, server: FakeServerManager, number: int, **metrics: float
-) -> None:
-    await fed.wait_for_state("run", "recruiting", f"{TASK}-{number}")
-    await server.begin_training()
-    await server.finish_round(1, **metrics)
-    await server.publish_version()
-    await fed.wait_for_state("run", "finished", f"{TASK}-{number}")
-
-
-def schedule_facts(fed: FederationHarness) -> ScheduleData:
-    found = fed.last_transition("schedule").facts
-    assert isinstance(found, ScheduleData)
-    return found
-
-
-async def test_labelled_rows_on_enough_clients_start_a_run_and_count_once(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    enough = make_schedule(when="labelled >= 64 on 2 clients")
-    async with fed.run_agent(make_scheduler(fed, enough)):
-        await wait_for_scheduler(fed)
-        await fed.publish(make_data_counted("c1", 70), sender="inference")
-        await fed.publish(make_data_counted("c2", 63), sender="inference")
-        await fed.publish(make_data_counted("c2", 64), sender="inference")
-        await fail_run(fed, server, 1)
-        assert fed.transitions_of("run")[0].reason == "labelled >= 64 on 2 clients (c1: 70, c2: 64)"
-
-        await fed.publish(make_data_counted("c1", 100), sender="inference")
-        await fed.publish(make_data_counted("c2", 128), sender="inference")
-        await fed.publish(make_data_counted("c1", 134), sender="inference")
-        await fail_run(fed, server, 2)
-    assert schedule_facts(fed).labelled == {"c1": 134, "c2": 128}
-    assert schedule_facts(fed).started == 2
-
-
-async def test_rows_are_counted_as_they_come_where_a_store_is_full_and_where_it_was_deleted(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    async with fed.run_agent(make_scheduler(fed, make_schedule(when="labelled >= 20"))) as scheduler:
-        await wait_for_scheduler(fed)
-        await fed.publish(
-            make_data_counted("c1", 60), sender="inference"
-        )  # an older device tells what it holds only
-        await fail_run(fed, server, 1)
-        await fed.publish(
-            make_total_counted("c1", 59, database="a", held=59), sender="inference"
-        )  # one became too old
-        await fed.publish(make_total_counted("c1", 80, database="a"), sender="inference")
-        await fail_run(fed, server, 2)
-        await fed.publish(make_total_counted("c1", 99, database="a"), sender="inference")
-        await scheduler.restart()
-        await wait_for_scheduler(fed)
-        await fed.publish(make_total_counted("c1", 101, database="a"), sender="inference")
-        await fail_run(fed, server, 3)
-        await fed.publish(make_total_counted("c1", 120, database="b"), sender="inference")
-        await fail_run(fed, server, 4)
-        await fed.publish(make_total_counted("c1", 19, database="c"), sender="inference")
-        await fed.publish(make_total_counted("c1", 22, database="c"), sender="inference")
-        await fail_run(fed, server, 5)
-    causes = [one.reason for one in fed.transitions_of("run") if one.event == "requested"]
-    found = [cause.removeprefix("labelled >= 20 on 1 client ") for cause in causes]
-    assert found == ["(c1: 60)", "(c1: 20)", "(c1: 21)", "(c1: 120)", "(c1: 22)"]
-    assert schedule_facts(fed).databases == {"c1": "c"}
-
-
-async def test_a_schedule_tells_its_rule_what_it_waits_for_when_it_is_next_and_why_it_last_was(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    table = make_schedule(
-        when="cron '0 3 1 1 *' or labelled >= 64 on 2 clients", overlap="skip", timezone="Asia/Tokyo"
+    assert triggered == MoveSchedule(
+        ScheduleEvent.TRIGGERED, {"due_since": NOW, "cause": DRIFT}, DRIFT, trace=Trace.NEW_TRACE
     )
-    async with fed.run_agent(make_scheduler(fed, table)):
-        await wait_for_scheduler(fed)
-        await fed.wait_for_event("schedule", "planned")
-        rule = schedule_facts(fed).rule
-        assert rule is not None
-        assert (rule.when, rule.timezone, rule.overlap) == (table.when, "Asia/Tokyo", "skip")
-        at = schedule_facts(fed).next_at
-        assert at is not None
-        assert (at.hour, at.minute) == (18, 0)  # three o'clock in Tokyo
-        await fed.publish(make_data_counted("c1", 70), sender="inference")
-        await eventually(
-            lambda: (
-                schedule_facts(fed).awaits == ("cron '0 3 1 1 *'", "labelled >= 64 on 2 clients (1 so far)")
-            )
-        )
-        await fed.publish(make_data_counted("c2", 64), sender="inference")
-        await fail_run(fed, server, 1)
-        await eventually(lambda: schedule_facts(fed).awaits != ())
-    assert schedule_facts(fed).fired_for == "labelled >= 64 on 2 clients (c1: 70, c2: 64)"
-    assert schedule_facts(fed).fired_at is not None
-    assert schedule_facts(fed).awaits == ("cron '0 3 1 1 *'", "labelled >= 64 on 2 clients (0 so far)")
-
-
-async def read_causes(fed: FederationHarness) -> dict[str, str]:
-    """What led to each step, the last of its kind: ``run requested`` to ``schedule fired``."""
-    steps: dict[str, str] = {}
-    causes: dict[str, str] = {}
-    for stream, wanted in (
-        (events_stream(fed.bus.fed), stream_subjects(fed.bus.fed)),
-        (lifecycle_stream(fed.bus.fed), [subjects.wildcard_for(fed.bus.fed, Transition)]),
-    ):
-        _, last = await fed.bus.sequence_range(stream)
-        if not last:
-            continue
-        async with fed.bus.watch(stream, wanted, whole=True) as said:
-            async for one in said:
-                move = one.message
-                step = f"{move.kind} {move.event}" if isinstance(move, Transition) else move.word
-                steps[one.envelope.id] = step
-                causes[step] = one.envelope.cause
-                if one.sequence >= last:
-                    break
-    return {step: steps.get(cause, "") for step, cause in causes.items()}
-
-
-async def test_a_run_leads_back_to_what_made_it_due_and_not_to_what_held_it_back(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    async with fed.run_agent(make_scheduler(fed, make_schedule(when="labelled >= 5"))):
-        await wait_for_scheduler(fed)
-        await start_run(fed)
-        await fed.publish(make_data_counted("c1", 5), sender="inference")
-        await fed.wait_for_event("schedule", "postponed")
-        await fail_run(fed, server, 1)
-        await fail_run(fed, server, 2)
-        found = await read_causes(fed)
-    assert found["run requested"] == "schedule fired"
-    assert found["schedule fired"] == "schedule postponed"
-    assert found["schedule postponed"] == "schedule triggered"
-    assert found["schedule triggered"] == "data_counted"
-
-
-async def test_a_run_that_time_brings_leads_back_to_no_message(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    async with fed.run_agent(make_scheduler(fed, make_schedule(every_s=0.3))):
-        await wait_for_scheduler(fed)
-        await fail_run(fed, server, 1)
-        await fed.wait_for_state("run", "recruiting", f"{TASK}-2")
-        found = await read_causes(fed)
-    assert (found["run requested"], found["schedule fired"]) == ("schedule fired", "schedule triggered")
-    assert found["schedule triggered"] == ""
-
-
-async def test_what_is_planned_is_told_again_only_where_it_has_changed(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    async with fed.run_agent(make_scheduler(fed, make_schedule(when="labelled >= 64 on 2 clients"))):
-        await wait_for_scheduler(fed)
-        for rows in range(10):
-            await fed.publish(make_data_counted("c1", rows), sender="inference")
-        await fed.publish(make_data_counted("c1", 64), sender="inference")
-        await eventually(lambda: schedule_facts(fed).awaits == ("labelled >= 64 on 2 clients (1 so far)",))
-    assert fed.events_of("schedule") == ["started", "planned", "planned"]
-
-
-async def test_both_of_two_are_waited_for_over_a_restart(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    both = make_schedule(when="drift and labelled >= 5")
-    async with fed.run_agent(make_scheduler(fed, both)) as scheduler:
-        await wait_for_scheduler(fed)
-        await fed.publish(make_drift("c1"), sender="inference")
-        await scheduler.restart()
-        await wait_for_scheduler(fed)
-        assert fed.transitions_of("run") == []
-        await fed.publish(make_data_counted("c2", 5), sender="inference")
-        await fail_run(fed, server, 1)
-    assert (
-        fed.transitions_of("run")[0].reason == "drift on 1 client (c1), and labelled >= 5 on 1 client (c2: 5)"
+    assert isinstance(fired, MoveSchedule)
+    assert (fired.event, fired.reason) == (ScheduleEvent.FIRED, DRIFT)
+    assert (fired.trace, fired.cause) == (Trace.DUE_RUN, Cause.SCHEDULE)
+    assert fired.changes == {
+        "since": NOW,
+        "clock_since": NOW,
+        "due_since": None,
+        "cause": "",
+        "labelled": {},
+        "unlabelled": {},
+        "databases": {},
+        "drifted": ("c1",),
+        "accuracy": {},
+        "code_version": OLD,
+        "next_at": None,
+        "awaits": (),
+        "started": 1,
+        "run": FIRST_RUN,
+        "fired_for": DRIFT,
+        "fired_at": NOW,
+    }
+    assert created == CreateRun(scheduler.run, DRIFT, trace=Trace.DUE_RUN, cause=Cause.SCHEDULE)
+    assert (scheduler.run.run, scheduler.run.trigger) == (FIRST_RUN, SCHEDULED)
+    request = OpenRun(task=NAME, run=FIRST_RUN, plan=scheduler.task.table.plan, overrides=scheduler.overrides)
+    assert opening == RequestOpening(request, trace=Trace.RUN, cause=Cause.RUN)
+    day = timedelta(days=1)
+    assert waits == evaluates_in(MAX_EVALUATE_DELAY.total_seconds())
+    assert planned == MoveSchedule(
+        ScheduleEvent.PLANNED, {"next_at": NOW + day, "awaits": ("drift on 1 client",)}, trace=Trace.NONE
     )
 
 
-async def test_drift_is_of_now_and_the_same_clients_start_no_further_run_at_once(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    both = make_schedule(when="drift on 2 clients", again_s=3)
-    async with fed.run_agent(make_scheduler(fed, both)) as scheduler:
-        await wait_for_scheduler(fed)
-        await fed.publish(make_drift("c1"), sender="inference")
-        await fed.publish(make_data_checked("c1", drifting=False), sender="inference")
-        await fed.publish(make_drift("c2"), sender="inference")
-        await fed.publish(make_drift("c3"), sender="inference")
-        await fail_run(fed, server, 1)
-        fired = datetime.now(UTC)
-        await fed.publish(make_data_checked("c2", drifting=True), sender="inference")
-        await fed.publish(make_drift("c3"), sender="inference")
-        await scheduler.restart()
-        await wait_for_scheduler(fed)
-        await fail_run(fed, server, 2)
-        assert fed.run_facts(2).requested_at > fired + timedelta(seconds=2)
-        await fed.publish(make_data_checked("c3", drifting=False), sender="inference")
-        await fed.publish(make_drift("c1"), sender="inference")
-        await fail_run(fed, server, 3)
-        assert schedule_facts(fed).drifted == ("c1", "c2")
-    causes = [one.reason for one in fed.transitions_of("run") if one.event == "requested"]
-    assert causes == [f"drift on 2 clients ({names})" for names in ("c2, c3", "c2, c3", "c1, c2")]
+def test_labelled_rows_on_enough_clients_start_a_run_once() -> None:
+    scheduler = leading_scheduler("labelled >= 64 on 2 clients")
+    scheduler.receive(counted("c1", 70), counted("c2", 63))
+    assert scheduler.causes == []
+    scheduler.receive(counted("c2", 64))
+    scheduler.fail_run()
+    assert scheduler.causes == ["labelled >= 64 on 2 clients (c1: 70, c2: 64)"]
+
+    scheduler.receive(counted("c1", 100), counted("c2", 128))
+    assert len(scheduler.causes) == 1
+    scheduler.receive(counted("c1", 134))
+    assert scheduler.causes[1:] == ["labelled >= 64 on 2 clients (c1: 64, c2: 64)"]
+    assert (scheduler.data.labelled, scheduler.data.started) == ({"c1": 134, "c2": 128}, 2)
 
 
-def make_live_accuracy(
-    client: str, version: int, right: int, *, labelled: int = 100, serving: int = 2
-) -> DataChecked:
-    told = (LiveAccuracy(version=version, labelled=labelled, right=right),)
-    return DataChecked(task=TASK, client=client, rows=200, serving=serving, live=told)
+def test_rows_count_from_zero_in_a_new_database() -> None:
+    scheduler = leading_scheduler("labelled >= 20")
+    scheduler.receive(counted("c1", 60))  # an older device reports only the rows that it stores
+    scheduler.fail_run()
+    scheduler.receive(counted("c1", 59, ever=59, database="a"))  # a row expired
+    scheduler.receive(counted("c1", 60, ever=80, database="a"))
+    scheduler.fail_run()
+    scheduler.receive(counted("c1", 60, ever=99, database="a"))
+    scheduler.restart()
+    scheduler.receive(counted("c1", 60, ever=101, database="a"))
+    scheduler.fail_run()
+    scheduler.receive(counted("c1", 60, ever=120, database="b"))
+    scheduler.fail_run()
+    scheduler.receive(counted("c1", 60, ever=19, database="c"))
+    scheduler.receive(counted("c1", 60, ever=22, database="c"))
+    rows = [cause.removeprefix("labelled >= 20 on 1 client ") for cause in scheduler.causes]
+    assert rows == ["(c1: 60)", "(c1: 20)", "(c1: 21)", "(c1: 120)", "(c1: 22)"]
+    assert scheduler.data.databases == {"c1": "c"}
 
 
-async def test_a_poor_live_accuracy_of_what_serves_starts_a_run_and_not_at_once_another(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    table = make_schedule(when="live_accuracy < 0.8 or new_code")
-    async with fed.run_agent(make_scheduler(fed, table)):
-        await wait_for_scheduler(fed)
-        await fed.publish(make_live_accuracy("c1", 1, 10), sender="inference")  # that version is away
-        await fed.publish(
-            make_live_accuracy("c2", 2, 10, labelled=49), sender="inference"
-        )  # it takes 50 to say so
-        await fed.publish(make_live_accuracy("c3", 2, 80), sender="inference")
-        await fed.publish(make_live_accuracy("c3", 2, 79), sender="inference")
-        await fail_run(fed, server, 1)
-        await fed.publish(make_live_accuracy("c3", 2, 70), sender="inference")
-        await fed.publish(CodePublished(task=TASK, code_version="b" * 40), sender="server-manager")
-        await fail_run(fed, server, 2)
-        await fed.publish(make_live_accuracy("c1", 2, 60), sender="inference")
-        await fail_run(fed, server, 3)
-    causes = [one.reason for one in fed.transitions_of("run") if one.event == "requested"]
-    assert causes == [
+def test_conditions_joined_by_and_are_kept_over_a_restart() -> None:
+    scheduler = leading_scheduler("drift and labelled >= 5")
+    scheduler.receive(drift("c1"))
+    scheduler.restart()
+    assert scheduler.causes == []
+    scheduler.receive(counted("c2", 5))
+    assert scheduler.causes == ["drift on 1 client (c1), and labelled >= 5 on 1 client (c2: 5)"]
+
+
+def test_drift_that_a_run_did_not_remove_starts_the_next_run_later() -> None:
+    scheduler = leading_scheduler("drift on 2 clients", again_s=3)
+    scheduler.receive(drift("c1"), checked("c1", drifting=False), drift("c2"))
+    assert scheduler.causes == [], "c1 has recovered"
+    scheduler.receive(drift("c3"))
+    scheduler.fail_run()
+    scheduler.wait(1)
+    scheduler.receive(checked("c2", drifting=True), drift("c3"))
+    assert evaluates_in(2) in scheduler.restart()
+    assert len(scheduler.causes) == 1
+
+    scheduler.wait(2)
+    scheduler.fire(SchedulerTimer.EVALUATE)
+    scheduler.fail_run()
+    scheduler.receive(checked("c3", drifting=False), drift("c1"))
+    assert scheduler.causes == [f"drift on 2 clients ({two})" for two in ("c2, c3", "c2, c3", "c1, c2")]
+    assert scheduler.data.drifted == ("c1", "c2")
+
+
+def test_an_older_check_does_not_replace_a_newer_one() -> None:
+    scheduler = leading_scheduler("drift on 2 clients")
+    scheduler.receive(drift("c1"))
+    scheduler.wait(-1)
+    scheduler.receive(checked("c1", drifting=False))
+    scheduler.wait(1)
+    scheduler.receive(drift("c2"))
+    assert scheduler.causes == ["drift on 2 clients (c1, c2)"]
+
+
+def test_low_live_accuracy_of_the_served_model_starts_one_run() -> None:
+    scheduler = leading_scheduler("live_accuracy < 0.8 or new_code")
+    scheduler.receive(live_accuracy("c1", 10, version=1))  # it serves another version
+    scheduler.receive(live_accuracy("c2", 10, labelled=49))  # fewer labels than min-labelled
+    scheduler.receive(live_accuracy("c3", 80))
+    assert scheduler.causes == []
+    scheduler.receive(live_accuracy("c3", 79))
+    scheduler.fail_run()
+    scheduler.receive(live_accuracy("c3", 70))
+    scheduler.receive(code_published(NEW))
+    scheduler.fail_run()
+    scheduler.receive(live_accuracy("c1", 60))
+    assert scheduler.causes == [
         "live_accuracy < 0.8 on 1 client (c3: 0.79)",
         "new_code",
         "live_accuracy < 0.8 on 1 client (c1: 0.6, c3: 0.7)",
     ]
 
 
-async def test_new_code_a_worse_figure_and_another_tasks_run_start_runs(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    table = make_schedule(when="new_code or accuracy drops 0.1 or after other")
-    async with fed.run_agent(make_scheduler(fed, table)):
-        await wait_for_scheduler(fed)
-        await fed.publish(CodePublished(task=TASK, code_version="b" * 40), sender="server-manager")
-        await finish_run(fed, server, 1, accuracy=0.9)
-        await start_run(fed)
-        await finish_run(fed, server, 2, accuracy=0.75)
-        await fail_run(fed, server, 3)
-        await finish_run_of_other_task(fed)
-        await fail_run(fed, server, 4)
-    causes = [
-        one.reason for one in fed.transitions_of("run") if one.event == "requested" and one.task == TASK
+def test_new_code_a_metric_and_another_task_start_runs() -> None:
+    scheduler = leading_scheduler("new_code or accuracy drops 0.1 or after other")
+    assert LoadDeployedCode(NEW) in scheduler.receive(code_published(NEW))
+    scheduler.wait(1)
+    scheduler.finish_run(accuracy=0.9)
+    scheduler.request_run()
+    scheduler.wait(1)
+    scheduler.finish_run(accuracy=0.75)
+    scheduler.wait(1)
+    scheduler.fail_run()
+    scheduler.wait(1)
+    scheduler.finish_other_run()
+    scheduler.fail_run()
+    scheduler.wait(1)
+    scheduler.finish_other_run(NAME)
+    assert scheduler.causes == ["new_code", "manual", "accuracy drops 0.1 (0.9 → 0.75)", "after other"]
+
+
+def test_other_tasks_are_followed_once_and_only_if_needed() -> None:
+    scheduler = new_scheduler("drift")
+    scheduler.start()
+    assert FollowOtherTasks() not in scheduler.handle(ServiceStarted())
+    scheduler = new_scheduler("after other")
+    scheduler.start()
+    assert FollowOtherTasks() in scheduler.handle(ServiceStarted())
+    scheduler.receive(code_published(NEW))
+    loaded = DeployedCodeLoaded(scheduled_task("after other or drift", code=NEW))
+    assert FollowOtherTasks() not in scheduler.handle(loaded)
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def test_the_schedule_starts_at_most_as_many_runs_as_it_may() -> None:
+    scheduler = leading_scheduler(every_s=10, at_most=2)
+    scheduler.fail_run()
+    scheduler.wait(10)
+    scheduler.fire(SchedulerTimer.EVALUATE)
+    assert scheduler.fail_run()[1:] == [], "the second run was the last one"
+    scheduler.wait(10)
+    assert scheduler.fire(SchedulerTimer.EVALUATE) == []
+    assert EVALUATES_BY_EVENT not in scheduler.restart()
+    scheduler.request_run()
+    assert [run.data.trigger for run in scheduler.runs] == [SCHEDULED, SCHEDULED, "manual"]
+
+
+def test_an_interval_begins_when_a_run_ends_and_outlasts_a_restart() -> None:
+    scheduler = leading_scheduler(every_s=10)
+    assert evaluates_in(10) in scheduler.fail_run()
+    scheduler.wait(4)
+    assert evaluates_in(6) in scheduler.restart()
+    scheduler.wait(6)
+    scheduler.fire(SchedulerTimer.EVALUATE)
+    assert scheduler.run.run == SECOND_RUN
+
+
+def test_a_timer_is_never_longer_than_an_hour() -> None:
+    scheduler = leading_scheduler("cron '0 3 * * *'")
+    day = [scheduler.fire(SchedulerTimer.EVALUATE)]
+    for _ in range(14):
+        scheduler.wait(3600)
+        day.append(scheduler.fire(SchedulerTimer.EVALUATE))
+    assert day == [[evaluates_in(3600)]] * 15
+    scheduler.wait(1800)
+    assert scheduler.fire(SchedulerTimer.EVALUATE) == [evaluates_in(1800)]
+    scheduler.wait(1800)
+    scheduler.fire(SchedulerTimer.EVALUATE)
+    assert scheduler.causes == ["cron '0 3 * * *'"]
+
+
+@pytest.mark.parametrize(("missed", "runs"), [("skip", 0), ("once", 1), ("all", 3)])
+def test_missed_cron_times_start_as_many_runs_as_configured(missed: str, runs: int) -> None:
+    scheduler = leading_scheduler("cron '0 * * * *'", missed=missed)
+    scheduler.wait(3 * 3600 + 60)
+    scheduler.restart()
+    while scheduler.run_state == "requested":
+        scheduler.fail_run()
+    assert scheduler.causes == ["cron '0 * * * *'"] * runs
+    assert scheduler.data.clock_since <= scheduler.now
+
+
+# --- what postpones a run -------------------------------------------------------------------------
+
+
+def test_a_due_run_waits_for_the_run_that_is_under_way() -> None:
+    scheduler = leading_scheduler("drift")
+    scheduler.request_run()
+    triggered, waits = scheduler.receive(drift("c1"))
+    assert triggered == moves_in([triggered])[0]
+    assert waits == postponed(f"{FIRST_RUN} is under way")
+    assert scheduler.receive(counted("c1", 1)) == [], "it is published once"
+    scheduler.fail_run()
+    assert scheduler.causes == ["manual", DRIFT]
+
+
+def test_a_due_run_is_skipped_and_not_started_later() -> None:
+    scheduler = leading_scheduler("drift", overlap="skip")
+    scheduler.request_run()
+    skipped = moves_in(scheduler.receive(drift("c1")))[1]
+    assert (skipped.event, skipped.reason) == (ScheduleEvent.SKIPPED, f"{FIRST_RUN} is under way")
+    assert (skipped.trace, skipped.cause) == (Trace.DUE_RUN, Cause.EVENT)
+    assert skipped.changes["drifted"] == ("c1",)
+    scheduler.fail_run()
+    assert scheduler.causes == ["manual"]
+    assert scheduler.state is ScheduleState.WATCHING
+
+
+def test_a_due_run_cancels_the_one_that_is_under_way_once() -> None:
+    scheduler = leading_scheduler("drift", overlap="cancel-running")
+    scheduler.request_run()
+    scheduler.open_run()
+    cancel = CancelRun(task=NAME, run=FIRST_RUN, reason=f"the next run is due: {DRIFT}")
+    assert scheduler.receive(drift("c1"))[1:] == [
+        postponed(f"{FIRST_RUN} must end first"),
+        CancelServerRun(cancel, trace=Trace.RUN),
     ]
-    assert causes == ["new_code", "manual", "accuracy drops 0.1 (0.9 → 0.75)", "after other"]
+    assert scheduler.receive(drift("c2")) == []
+    scheduler.move_server(ServerEvent.RUN_CANCELLED)
+    assert scheduler.causes == ["manual", DRIFT]
 
 
-async def finish_run_of_other_task(fed: FederationHarness) -> None:
-    async with LifecycleStore.open(await fed.connect_as("workflow-scheduler")) as lives:
-        now = datetime.now(UTC)
-        run = await lives.of(RUN, RunData(task="other", run="other-1", plan=RunPlan(), requested_at=now))
-        await run.create()
-        for event in (RunEvent.RECRUITING_STARTED, RunEvent.QUORUM_REACHED, RunEvent.RUN_FINISHED):
-            await run.transition(event)
-
-
-async def test_a_run_that_is_due_while_another_is_under_way_waits_for_its_end(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    async with fed.run_agent(make_scheduler(fed, make_schedule(when="drift"))):
-        await wait_for_scheduler(fed)
-        await start_run(fed)
-        await fed.publish(make_drift("c1"), sender="inference")
-        told = await fed.wait_for_event("schedule", "postponed")
-        assert told.reason == f"{TASK}-1 is under way"
-        await fail_run(fed, server, 1)
-        await fail_run(fed, server, 2)
-    assert fed.run_facts(2).trigger == "schedule"
-
-
-async def test_or_is_skipped_or_the_other_is_cancelled(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    async with fed.run_agent(make_scheduler(fed, make_schedule(when="drift", overlap="skip"))):
-        await wait_for_scheduler(fed)
-        await start_run(fed)
-        await fed.publish(make_drift("c1"), sender="inference")
-        await fed.wait_for_event("schedule", "skipped")
-        await fail_run(fed, server, 1)
-    async with fed.run_agent(make_scheduler(fed, make_schedule(when="drift", overlap="cancel-running"))):
-        await wait_for_scheduler(fed)
-        assert await start_run(fed) == f"{TASK}-2", "what was skipped is not made up for"
-        await fed.wait_for_state("run", "recruiting", f"{TASK}-2")
-        await fed.publish(make_drift("c2"), sender="inference")
-        told = await fed.wait_for_state("run", "cancelled", f"{TASK}-2")
-        assert told.reason == "the next run is due: drift on 1 client (c1, c2)"
-        await fail_run(fed, server, 3)
-
-
-async def test_quiet_hours_hold_a_run_back_and_it_is_told_until_when(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    hour = datetime.now(UTC).hour
-    quiet = make_schedule(when="drift", quiet=f"hour in {hour}..{(hour + 2) % 24 or 24}")
-    async with fed.run_agent(make_scheduler(fed, quiet)):
-        await wait_for_scheduler(fed)
-        await fed.publish(make_drift("c1"), sender="inference")
-        told = await fed.wait_for_event("schedule", "postponed")
-        assert told.deadline is not None
-        assert told.deadline > datetime.now(UTC)
-        assert fed.transitions_of("run") == []
-    async with fed.run_agent(make_scheduler(fed, make_schedule(when="drift"))):
-        await fail_run(fed, server, 1)
-
-
-async def test_a_debounce_waits_until_the_devices_are_calm(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    async with fed.run_agent(make_scheduler(fed, make_schedule(when="labelled >= 5", debounce_s=0.5))):
-        await wait_for_scheduler(fed)
-        for rows in (5, 6, 7):
-            await fed.publish(make_data_counted("c1", rows), sender="inference")
-        last_said = datetime.now(UTC)
-        await fail_run(fed, server, 1)
-    assert fed.run_facts(1).requested_at > last_said + timedelta(seconds=0.3)
-    assert schedule_facts(fed).labelled == {"c1": 7}
-
-
-async def test_cron_starts_runs_and_makes_up_for_what_was_missed(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    nearly_always = make_schedule(when="cron '* * * * *'", missed="once")
-    async with fed.run_agent(make_scheduler(fed, nearly_always)):
-        await fed.wait_for_event("schedule", "started")
-    before = schedule_facts(fed)
-    missed = before.model_copy(update={"clock_since": before.clock_since - timedelta(minutes=10)})
-    await take_over_schedule(fed, missed)
-    async with fed.run_agent(make_scheduler(fed, nearly_always)):
-        await fail_run(fed, server, 1)
-        assert fed.transitions_of("run")[0].reason == "cron '* * * * *'"
-        assert schedule_facts(fed).clock_since > before.clock_since
-
-
-async def take_over_schedule(fed: FederationHarness, facts: ScheduleData) -> None:
-    async with LifecycleStore.open(await fed.connect_as("workflow-scheduler")) as lives:
-        life = await lives.of(SCHEDULE, facts)
-        await life.transition(ScheduleEvent.TAKEN_OVER, {"clock_since": facts.clock_since})
-
-
-async def test_of_two_schedulers_one_leads_and_the_other_takes_over(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    table = make_schedule(when="drift")
-    async with fed.run_agent(make_scheduler(fed, table)) as first:
-        await wait_for_scheduler(fed)
-        async with fed.run_agent(make_scheduler(fed, table)):
-            await fed.publish(make_drift("c1"), sender="inference")
-            await fail_run(fed, server, 1)
-            await first.kill()
-            await eventually(lambda: fed.events_of("schedule").count("taken_over") == 1)
-            await wait_for_scheduler(fed)
-            await fed.publish(make_drift("c2"), sender="inference")
-            await fail_run(fed, server, 2)
-        first.start()
-    assert [one.thing for one in fed.transitions_of("run") if one.event == "requested"] == [
-        f"{TASK}-1",
-        f"{TASK}-2",
+def test_quiet_hours_postpone_a_run_and_name_their_end() -> None:
+    scheduler = leading_scheduler("drift", quiet="hour in 12..14")
+    end = NOW + timedelta(hours=2)
+    assert scheduler.receive(drift("c1"))[1:] == [
+        evaluates_in(3600),
+        postponed("quiet hours or debounce", end),
     ]
+    scheduler.wait(3600)
+    assert scheduler.fire(SchedulerTimer.EVALUATE) == [evaluates_in(3600)]
+    scheduler.wait(3600)
+    scheduler.fire(SchedulerTimer.EVALUATE)
+    assert scheduler.causes == [DRIFT]
 
 
-async def test_a_run_that_was_fired_and_not_made_is_made_by_the_next_scheduler(
-    fed: FederationHarness, server: FakeServerManager
-) -> None:
-    table = make_schedule(when="drift", at_most=1)
-    async with fed.run_agent(make_scheduler(fed, table)):
-        await fed.wait_for_event("schedule", "started")
-    async with LifecycleStore.open(await fed.connect_as("workflow-scheduler")) as lives:
-        life = await lives.of(SCHEDULE, schedule_facts(fed))
-        await life.transition(ScheduleEvent.TRIGGERED, {"due_since": datetime.now(UTC)})
-        await life.transition(ScheduleEvent.FIRED, {"run": f"{TASK}-1", "started": 1, "due_since": None})
-    async with fed.run_agent(make_scheduler(fed, table)):
-        await fail_run(fed, server, 1)
-    assert len([one for one in fed.transitions_of("run") if one.event == "requested"]) == 1
-
-
-# --- the code that everybody is on ---------------------------------------------------------------
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Repository:
-    path = tmp_path / "repository"
-    shutil.copytree(TINY_TASK, path, ignore=shutil.ignore_patterns("__pycache__"))
-    repository = Repository(path)
-    repository.git("init", "--quiet", "--initial-branch=main")
-    return repository
-
-
-def task_with(repository: Repository, rounds: int, when: str = "") -> str:
-    """A commit of the task with runs of so many rounds, which start by this schedule."""
-    own = (TINY_TASK / "pyproject.toml").read_text().replace("\nrounds = 2", f"\nrounds = {rounds}")
-    starts = f"\n[tool.fedbus.schedule]\nwhen = {when!r}\n" if when else ""
-    return repository.commit({"pyproject.toml": own + starts})
-
-
-def make_repository_scheduler(
-    fed: FederationHarness, repository: Repository, overrides: RunOverrides | None = None
-) -> Any:
-    """A scheduler that begins with the newest commit."""
-    code = open_code(f"{repository.url}@main", fed.config.home)
-
-    async def run(stop: Any) -> None:
-        first = await code.task_at(await code.newest())
-        async with fed.config.bus("workflow-scheduler") as bus:
-            await WorkflowScheduler(bus, first, overrides=overrides, code=code).run(stop)
-
-    return run
-
-
-async def publish_code(fed: FederationHarness, version: str) -> None:
-    await fed.publish(CodePublished(task=TASK, code_version=version), sender="server-manager")
-
-
-async def test_the_plan_and_the_schedule_are_those_of_the_code_that_everybody_comes_to_be_on(
-    fed: FederationHarness, server: FakeServerManager, repository: Repository
-) -> None:
-    without = task_with(repository, 2)
-    async with fed.run_agent(make_repository_scheduler(fed, repository)):
-        await wait_for_scheduler(fed)
-        await publish_code(fed, without)
-        await publish_code(fed, task_with(repository, 5, "drift"))
-        await fed.wait_for_event("schedule", "rescheduled")
-        await fed.publish(make_drift("c1"), sender="inference")
-        await fed.wait_for_state("run", "recruiting", f"{TASK}-1")
-        assert server.open_requests[-1].plan.rounds == 5
-
-        await fed.publish(
-            make_drift("c2"), sender="inference"
-        )  # due, and waits for the run that is under way
-        await fed.wait_for_event("schedule", "postponed")
-        await publish_code(fed, without)
-        told = await fed.wait_for_event("schedule", "rescheduled", times=2)
-        assert (told.source, told.target, told.reason) == ("due", "watching", f"code {without[:12]}")
-        await fail_run(fed, server, 1)
-        await start_run(fed)
-        assert server.open_requests[-1].plan.rounds == 2
-    assert [one.reason for one in fed.transitions_of("run") if one.event == "requested"] == [
-        "drift on 1 client (c1)",
-        "manual",
+def test_quiet_hours_without_an_end_wait_for_another_schedule() -> None:
+    scheduler = leading_scheduler("drift", quiet="hour in 0..24")
+    assert scheduler.receive(drift("c1"))[1:] == [
+        EVALUATES_BY_EVENT,
+        postponed("quiet hours or debounce"),
     ]
 
 
-async def test_a_commit_that_is_newer_than_what_everybody_is_on_changes_no_schedule(
-    fed: FederationHarness, server: FakeServerManager, repository: Repository
-) -> None:
-    await publish_code(fed, task_with(repository, 3, "drift"))
-    task_with(repository, 9, "labelled >= 1")
-    async with fed.run_agent(make_repository_scheduler(fed, repository)):
-        await wait_for_scheduler(fed)
-        await fed.publish(make_data_counted("c1", 70), sender="inference")
-        await fed.publish(make_drift("c1"), sender="inference")
-        await fail_run(fed, server, 1)
-    assert fed.transitions_of("run")[0].reason == "drift on 1 client (c1)"
-    assert server.open_requests[-1].plan.rounds == 3
+def test_a_debounce_waits_until_the_devices_send_nothing_new() -> None:
+    scheduler = leading_scheduler("labelled >= 5", debounce_s=60)
+    assert evaluates_in(60) in scheduler.receive(counted("c1", 5))
+    scheduler.wait(50)
+    assert scheduler.receive(counted("c1", 7)) == [evaluates_in(60)]
+    scheduler.wait(59)
+    assert scheduler.fire(SchedulerTimer.EVALUATE) == [evaluates_in(1)]
+    scheduler.wait(1)
+    scheduler.fire(SchedulerTimer.EVALUATE)
+    assert scheduler.causes == ["labelled >= 5 on 1 client (c1: 5)"]
+    assert scheduler.data.labelled == {"c1": 7}
 
 
-async def test_what_the_command_line_says_of_runs_stands_over_any_code(
-    fed: FederationHarness, server: FakeServerManager, repository: Repository
-) -> None:
-    task_with(repository, 2)
-    async with fed.run_agent(
-        make_repository_scheduler(fed, repository, RunOverrides(rounds=7, config={"lr": 0.1}))
-    ):
-        await wait_for_scheduler(fed)
-        await publish_code(fed, task_with(repository, 5, "drift"))
-        await fed.wait_for_event("schedule", "started")
-        await start_run(fed, config={"strategy": "krum"})
-    (opened,) = server.open_requests
-    assert opened.overrides == RunOverrides(rounds=7, config={"lr": 0.1, "strategy": "krum"})
-    assert opened.plan.rounds == 7
+def test_an_unchanged_check_does_not_prolong_the_debounce() -> None:
+    scheduler = leading_scheduler("drift", debounce_s=60)
+    scheduler.receive(drift("c1"))
+    scheduler.wait(50)
+    assert scheduler.receive(checked("c1", drifting=True)) == [evaluates_in(10)]
 
 
-async def test_code_that_is_away_is_taken_up_when_it_can_be_had(
-    fed: FederationHarness, server: FakeServerManager, repository: Repository
-) -> None:
-    await publish_code(fed, task_with(repository, 2))
-    async with fed.run_agent(make_repository_scheduler(fed, repository)):
-        await wait_for_scheduler(fed)
-        new = task_with(repository, 5, "drift")
-        away = repository.path.rename(repository.path.with_name("away"))
-        await publish_code(fed, new)
-        await start_run(fed)
-        assert server.open_requests[-1].plan.rounds == 2
-        away.rename(repository.path)
-        await fed.wait_for_event("schedule", "started")
-        await fail_run(fed, server, 1)
-        await start_run(fed)
-        assert server.open_requests[-1].plan.rounds == 5
+def test_no_run_becomes_due_while_the_server_cannot_open_one() -> None:
+    scheduler = scheduler_without_model("drift")
+    assert scheduler.receive(drift("c1")) == []
+    assert scheduler.move_server(ServerEvent.MODEL_NOT_BUILT, reason="the app raised") == []
+    scheduler.move_server(ServerEvent.MODEL_READY, model=model(1))
+    assert scheduler.causes == [DRIFT]
+
+
+# --- what is published of the schedule ------------------------------------------------------------
+
+
+def test_a_schedule_publishes_its_rule_and_what_it_waits_for() -> None:
+    when = "cron '0 3 1 1 *' or labelled >= 64 on 2 clients"
+    scheduler = leading_scheduler(when, overlap="skip", timezone="Asia/Tokyo")
+    assert scheduler.data.rule == ScheduleRule(when=when, timezone="Asia/Tokyo", overlap="skip")
+    assert scheduler.data.next_at == datetime(2026, 12, 31, 18, tzinfo=UTC), "03:00 in Tokyo"
+    scheduler.receive(counted("c1", 70))
+    assert scheduler.data.awaits == ("cron '0 3 1 1 *'", "labelled >= 64 on 2 clients (1 so far)")
+    scheduler.receive(counted("c2", 64))
+    scheduler.fail_run()
+    assert scheduler.data.awaits == ("cron '0 3 1 1 *'", "labelled >= 64 on 2 clients (0 so far)")
+    assert scheduler.data.fired_for == "labelled >= 64 on 2 clients (c1: 70, c2: 64)"
+    assert scheduler.data.fired_at == NOW
+
+
+def test_a_plan_is_published_only_when_it_changes() -> None:
+    scheduler = leading_scheduler("labelled >= 64 on 2 clients")
+    for rows in range(10):
+        assert scheduler.receive(counted("c1", rows)) == [EVALUATES_BY_EVENT]
+    planned = MoveSchedule(
+        ScheduleEvent.PLANNED,
+        {"next_at": None, "awaits": ("labelled >= 64 on 2 clients (1 so far)",)},
+        trace=Trace.NONE,
+    )
+    assert scheduler.receive(counted("c1", 64)) == [EVALUATES_BY_EVENT, planned]
+
+
+# --- the start, and other code --------------------------------------------------------------------
+
+
+def test_a_new_schedule_is_created_with_the_deployed_code() -> None:
+    scheduler = new_scheduler("drift")
+    data = ScheduleData(
+        task=NAME,
+        holder="first",
+        since=NOW,
+        clock_since=NOW,
+        code_version=OLD,
+        rule=ScheduleRule(when="drift"),
+    )
+    assert scheduler.start() == [CreateSchedule(data)]
+
+
+def test_a_task_without_trigger_has_no_schedule() -> None:
+    scheduler = leading_scheduler()
+    assert scheduler.receive(drift("c1"), counted("c1", 100)) == []
+    assert scheduler.fire(SchedulerTimer.EVALUATE) == []
+    assert scheduler.schedule is None
+    assert scheduler.restart() == []
+
+
+def test_the_next_scheduler_takes_over_the_schedule() -> None:
+    scheduler = leading_scheduler("drift")
+    clock_since = scheduler.data.clock_since
+    assert scheduler.restart("another") == [
+        MoveSchedule(
+            ScheduleEvent.TAKEN_OVER,
+            {"holder": "another", "clock_since": clock_since, "rule": scheduler.data.rule},
+            "another took over the schedule",
+        ),
+        EVALUATES_BY_EVENT,
+    ]
+
+
+def test_the_next_scheduler_starts_the_run_that_is_due() -> None:
+    scheduler = leading_scheduler("drift")
+    scheduler.request_run()
+    scheduler.receive(drift("c1"))
+    assert scheduler.state is ScheduleState.DUE
+    assert scheduler.restart()[-1] == postponed(f"{FIRST_RUN} is under way")
+    scheduler.fail_run()
+    assert scheduler.causes == ["manual", DRIFT]
+
+
+def test_a_fired_run_that_was_not_created_is_created() -> None:
+    scheduler = leading_scheduler("drift")
+    scheduler.receive(drift("c1"))
+    scheduler.runs.clear()  # the scheduler ended before it created the run
+    taken_over, created, opening = scheduler.start("another")
+    assert moves_in([taken_over])[0].event is ScheduleEvent.TAKEN_OVER
+    assert created == CreateRun(scheduler.run, "fired before the scheduler restarted", trace=Trace.DUE_RUN)
+    assert isinstance(opening, RequestOpening)
+    assert (scheduler.run.run, scheduler.data.started) == (FIRST_RUN, 1)
+    scheduler.handle(ServiceStarted())
+    assert len(scheduler.runs) == 1
+
+
+def test_new_code_brings_its_plan_and_its_schedule() -> None:
+    scheduler = leading_scheduler()
+    scheduler.receive(code_published(NEW))
+    effects = scheduler.handle(DeployedCodeLoaded(scheduled_task("drift", code=NEW, task={"rounds": 5})))
+    assert isinstance(effects[1], CreateSchedule)
+    rescheduled = {
+        "clock_since": NOW,
+        "due_since": None,
+        "cause": "",
+        "rule": ScheduleRule(when="drift"),
+        "next_at": None,
+        "awaits": (),
+    }
+    assert effects[2] == MoveSchedule(ScheduleEvent.RESCHEDULED, rescheduled, f"code {NEW[:12]}")  # type: ignore[arg-type]
+    scheduler.receive(drift("c1"))
+    assert scheduler.run.plan == RunPlan(rounds=5)
+
+
+def test_new_code_withdraws_a_run_that_is_due() -> None:
+    scheduler = leading_scheduler("drift")
+    scheduler.request_run()
+    scheduler.receive(drift("c1"), code_published(NEW))
+    assert scheduler.state is ScheduleState.DUE
+    effects = scheduler.handle(DeployedCodeLoaded(scheduled_task(code=NEW)))
+    assert effects[0] == EVALUATES_BY_EVENT
+    assert [one.event for one in moves_in(effects)] == [ScheduleEvent.RESCHEDULED]
+    assert (scheduler.state, scheduler.data.rule) == (ScheduleState.WATCHING, None)
+    scheduler.fail_run()
+    assert scheduler.causes == ["manual"]
+
+
+def test_code_with_the_same_schedule_changes_nothing() -> None:
+    scheduler = leading_scheduler("drift")
+    scheduler.receive(code_published(NEW))
+    effects = scheduler.handle(DeployedCodeLoaded(scheduled_task("drift", code=NEW)))
+    assert effects == [EVALUATES_BY_EVENT]
