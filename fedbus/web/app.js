@@ -8,14 +8,14 @@ import { TrainingPage } from "./training.js";
 import { EventsPage, key } from "./events.js";
 import { ModelsPage } from "./models.js";
 import { SchedulesPage } from "./schedules.js";
-import { clip, clock, gist, stateName, who } from "./words.js";
+import { clip, clock, gist, stateName, who } from "./format.js";
 
 const PAGES = { fleet: ["Fleet", FleetPage], runs: ["Runs", RunsPage], training: ["Training", TrainingPage], events: ["Events", EventsPage], models: ["Models", ModelsPage], schedules: ["Schedules", SchedulesPage] };
 const THEMES = { auto: "System", light: "Light", dark: "Dark" };
 const LINKS = { live: "live", lost: "not connected", connecting: "connecting" };
-const SPOKEN_EVERY_MS = 10000;
-const TYPED_MS = 700;
-const LISTED = 500;
+const ANNOUNCE_INTERVAL_MS = 10000;
+const TYPING_PAUSE_MS = 700;
+const MAX_LISTED = 500;
 const at = (id) => document.getElementById(id);
 
 class App {
@@ -96,16 +96,16 @@ class App {
       return;
     }
     const records = changes.flatMap((one) => one.records ?? []);
-    this.page.update(records.length ? { type: "news", records } : { type: "heard" });
+    this.page.update(records.length ? { type: "news", records } : { type: "presence" });
   }
 
-  /** Announce *text* to screen readers: rarely, but always what the user *asked* for, after the user has stopped typing. */
-  speak(text, asked = false) {
-    if (!asked && (text === this.spoken || Date.now() - (this.spokenAt ?? 0) < SPOKEN_EVERY_MS)) return;
+  /** Announce *text* to screen readers, at most every ANNOUNCE_INTERVAL_MS; text *onInput* always, after a pause in typing. */
+  speak(text, onInput = false) {
+    if (!onInput && (text === this.spoken || Date.now() - (this.spokenAt ?? 0) < ANNOUNCE_INTERVAL_MS)) return;
     this.spoken = text;
     this.spokenAt = Date.now();
     clearTimeout(this.speaking);
-    this.speaking = setTimeout(() => (at("spoken").textContent = text), asked ? TYPED_MS : 0);
+    this.speaking = setTimeout(() => (at("spoken").textContent = text), onInput ? TYPING_PAUSE_MS : 0);
   }
 
   // --- connection, theme, token --------------------------------------------------------------
@@ -250,7 +250,7 @@ class App {
   }
 
   list(records, record) {
-    return h("ol", { class: "chain" }, records.slice(-LISTED).map((one) => h("li", { "aria-current": key(one) === key(record) ? "true" : null },
+    return h("ol", { class: "chain" }, records.slice(-MAX_LISTED).map((one) => h("li", { "aria-current": key(one) === key(record) ? "true" : null },
       h("button", { type: "button", class: "link", onclick: () => this.show(one) }, one.word === "transition" ? `${stateName(one.body.facts.kind)} transition` : stateName(one.word)), h("span", { class: "muted" }, ` ${clock(one.at, true)} · ${clip(who(one.source), 40)}`), h("div", {}, clip(gist(one), 120)))));
   }
 

@@ -1,7 +1,7 @@
 // Curves as SVG, with the same numbers in a table below for screen readers.
 
 import { h, heads, s } from "./dom.js";
-import { figure, score } from "./words.js";
+import { figure, score } from "./format.js";
 
 const WIDE = innerWidth < 700 ? 380 : 640;
 const HIGH = innerWidth < 700 ? 240 : 280;
@@ -11,7 +11,7 @@ const TOP = 14;
 const BOTTOM = 36;
 
 /** series: [{name, tone, points: [{x, y, label}]}]; gaps: [{x, label}] are drawn as dotted lines. */
-export function chart({ title, series, xTitle, log = false, gaps = [], whose = "Run", none = "No round has reported this metric yet." }) {
+export function chart({ title, series, xTitle, log = false, gaps = [], seriesTitle = "Run", none = "No round has reported this metric yet." }) {
   if (log) series = series.map((one) => ({ ...one, points: one.points.filter((point) => point.y > 0) }));
   const points = series.flatMap((one) => one.points);
   const readout = h("span", { class: "readout" }, " ");
@@ -53,7 +53,7 @@ export function chart({ title, series, xTitle, log = false, gaps = [], whose = "
     readout.textContent = `${best.one.name}, ${best.point.label}: ${score(best.point.y)}`;
   });
   const keys = h("ul", { class: "keys" }, series.map((one) => h("li", {}, h("span", { class: `swatch t${one.tone}`, "aria-hidden": "true" }), one.name)));
-  const table = h("details", {}, h("summary", {}, `${title} as a table`), h("div", { class: "scroll short", tabindex: 0, role: "region", "aria-label": `${title}, as a table` }, h("table", {}, heads(whose, "Round", [title, "number"]),
+  const table = h("details", {}, h("summary", {}, `${title} as a table`), h("div", { class: "scroll short", tabindex: 0, role: "region", "aria-label": `${title}, as a table` }, h("table", {}, heads(seriesTitle, "Round", [title, "number"]),
     h("tbody", {}, series.flatMap((one) => one.points.map((point) => h("tr", {}, h("td", {}, one.name), h("td", {}, point.label), h("td", { class: "number" }, score(point.y)))))))));
   return h("figure", { class: "chart" }, h("figcaption", {}, log ? `${title}, logarithmic` : title, readout), drawing, keys, table);
 }
@@ -74,9 +74,9 @@ function spread(values, exact, log = false) {
 /** Ticks of a logarithmic scale from *low* to *high*: the more powers of ten, the fewer ticks for each. */
 function powers(low, high) {
   const steps = high - low > 3 ? [1] : high - low > 1 ? [1, 2, 5] : [1, 2, 3, 4, 6, 8];
-  const found = [];
-  for (let power = Math.floor(low); power <= high; power++) found.push(...steps.map((step) => +(step * 10 ** power).toPrecision(3)));
-  const inside = found.filter((one) => Math.log10(one) >= low && Math.log10(one) <= high);
+  const all = [];
+  for (let power = Math.floor(low); power <= high; power++) all.push(...steps.map((step) => +(step * 10 ** power).toPrecision(3)));
+  const inside = all.filter((tick) => Math.log10(tick) >= low && Math.log10(tick) <= high);
   return inside.length > 1 ? inside : ticks(10 ** low, 10 ** high, 5);
 }
 
@@ -84,7 +84,7 @@ function ticks(low, high, count) {
   const raw = (high - low) / count;
   const size = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((one) => one * size).find((one) => one >= raw * 0.75);
-  const found = [];
-  for (let at = Math.ceil(low / step) * step; at <= high + 1e-12; at += step) found.push(+at.toPrecision(12));
-  return found;
+  const values = [];
+  for (let at = Math.ceil(low / step) * step; at <= high + 1e-12; at += step) values.push(+at.toPrecision(12));
+  return values;
 }

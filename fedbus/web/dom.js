@@ -27,9 +27,9 @@ function fill(node, props, children) {
 export function put(node, ...children) {
   const here = document.activeElement;
   const focused = here !== node && node.contains(here) ? mark(here) : "";
-  const held = [...node.querySelectorAll("[role=region], details")].filter((one) => one.open || one.scrollTop || one.scrollLeft).map((one) => [mark(one), one.scrollTop, one.scrollLeft]);
+  const saved = [...node.querySelectorAll("[role=region], details")].filter((one) => one.open || one.scrollTop || one.scrollLeft).map((one) => [mark(one), one.scrollTop, one.scrollLeft]);
   node.replaceChildren(...children.flat(Infinity).filter((one) => one !== null && one !== undefined && one !== false));
-  for (const [name, top, left] of held) {
+  for (const [name, top, left] of saved) {
     const one = [...node.querySelectorAll("[role=region], details")].find((other) => mark(other) === name);
     if (one?.tagName === "DETAILS") one.open = true;
     else if (one) Object.assign(one, { scrollTop: top, scrollLeft: left });

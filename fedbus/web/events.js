@@ -2,7 +2,7 @@
 
 import { h, put } from "./dom.js";
 import { VirtualTable } from "./table.js";
-import { clip, clock, gist, stateName, who } from "./words.js";
+import { clip, clock, gist, stateName, who } from "./format.js";
 
 export class EventsPage {
   title = "Events";
@@ -11,12 +11,12 @@ export class EventsPage {
     this.store = store;
     this.app = app;
     this.filter = { word: query.get("word") ?? "", client: query.get("client") ?? "", task: query.get("task") ?? "", text: query.get("text") ?? "" };
-    this.held = null;
+    this.pausedRows = null;
     this.matching = [];
     this.matchedCount = 0;
     const field = (name, label) => h("input", { type: "search", name, value: this.filter[name], placeholder: label, "aria-label": label, oninput: (event) => this.setFilter({ [name]: event.target.value }) });
     this.types = h("select", { "aria-label": "Message type", onchange: (event) => this.setFilter({ word: event.target.value }) });
-    this.hold = h("button", { type: "button", "aria-pressed": "false", onclick: () => this.toggle() }, "Pause");
+    this.pauseButton = h("button", { type: "button", "aria-pressed": "false", onclick: () => this.toggle() }, "Pause");
     this.count = h("span", { class: "muted" });
     this.table = new VirtualTable(COLUMNS, {
       caption: "Events and transitions, the newest first",
@@ -28,7 +28,7 @@ export class EventsPage {
       empty: () => this.empty(),
     });
     this.root = h("div", { class: "page" },
-      h("div", { class: "head" }, h("h1", {}, "Events"), h("form", { class: "filters", role: "search", onsubmit: (event) => event.preventDefault() }, this.types, field("client", "Client"), field("task", "Task"), field("text", "Text"), this.hold)),
+      h("div", { class: "head" }, h("h1", {}, "Events"), h("form", { class: "filters", role: "search", onsubmit: (event) => event.preventDefault() }, this.types, field("client", "Client"), field("task", "Task"), field("text", "Text"), this.pauseButton)),
       this.count, this.table.root);
   }
 
@@ -42,31 +42,31 @@ export class EventsPage {
   }
 
   toggle() {
-    this.held = this.held ? null : this.matching.slice();
-    this.hold.setAttribute("aria-pressed", String(this.held !== null));
-    this.hold.textContent = this.held ? "Resume" : "Pause";
+    this.pausedRows = this.pausedRows ? null : this.matching.slice();
+    this.pauseButton.setAttribute("aria-pressed", String(this.pausedRows !== null));
+    this.pauseButton.textContent = this.pausedRows ? "Resume" : "Pause";
     this.update();
   }
 
   update(change) {
-    if (change?.type === "heard") return;
+    if (change?.type === "presence") return;
     if (change?.type === "reset") this.matchedCount = 0;
     this.match();
     this.drawTypes();
-    const rows = this.held ?? this.matching;
+    const rows = this.pausedRows ?? this.matching;
     this.table.update(rows);
-    const suffix = this.held && this.matching.length ? ", paused" : "";
+    const suffix = this.pausedRows && this.matching.length ? ", paused" : "";
     this.count.textContent = `${rows.length} shown of the last ${this.store.recent.length}${suffix}`;
     if (!change) this.app.speak(this.count.textContent, true);
   }
 
   /** Match only new records, unless the filter has changed. */
   match() {
-    const fresh = Math.min(this.store.count - this.matchedCount, this.store.recent.length);
+    const added = Math.min(this.store.count - this.matchedCount, this.store.recent.length);
     if (this.matchedCount === 0) this.matching = [];
     this.matchedCount = this.store.count;
-    const found = fresh ? this.store.recent.slice(-fresh).filter((one) => this.matches(one)) : [];
-    this.matching = [...found.reverse(), ...this.matching].slice(0, 5000);
+    const matching = added ? this.store.recent.slice(-added).filter((one) => this.matches(one)) : [];
+    this.matching = [...matching.reverse(), ...this.matching].slice(0, 5000);
   }
 
   matches(record) {
@@ -78,11 +78,11 @@ export class EventsPage {
   }
 
   drawTypes() {
-    const known = this.known ?? (this.known = new Set([this.filter.word].filter(Boolean)));
-    const before = known.size;
-    for (const one of this.store.recent.slice(known.size ? -500 : 0)) known.add(name(one));
-    if (known.size === before && this.types.options.length) return;
-    put(this.types, h("option", { value: "" }, "All types"), [...known].sort().map((word) => h("option", { value: word, selected: word === this.filter.word }, word.replaceAll("_", " "))));
+    const names = this.names ?? (this.names = new Set([this.filter.word].filter(Boolean)));
+    const count = names.size;
+    for (const one of this.store.recent.slice(names.size ? -500 : 0)) names.add(name(one));
+    if (names.size === count && this.types.options.length) return;
+    put(this.types, h("option", { value: "" }, "All types"), [...names].sort().map((word) => h("option", { value: word, selected: word === this.filter.word }, word.replaceAll("_", " "))));
   }
 
   empty() {

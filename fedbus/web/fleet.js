@@ -2,8 +2,8 @@
 
 import { h, put } from "./dom.js";
 import { VirtualTable } from "./table.js";
-import { ago, badge, bytes, clip, clock, figure, short, shown, stateName } from "./words.js";
-import { OVER } from "./store.js";
+import { ago, badge, bytes, clip, clock, figure, short, shown, stateName } from "./format.js";
+import { FINAL_STATES } from "./store.js";
 
 const LATE_S = 60;
 
@@ -53,21 +53,21 @@ export class FleetPage {
   update(change) {
     const clients = [...this.store.clients.values()];
     const states = new Map();
-    for (const one of clients) states.set(standing(one), (states.get(standing(one)) ?? 0) + 1);
+    for (const one of clients) states.set(clientState(one), (states.get(clientState(one)) ?? 0) + 1);
     const training = clients.filter((one) => ["pending", "training"].includes(one.fl_client?.body.target)).length;
     const serving = clients.filter((one) => ["serving", "updating"].includes(one.inference?.body.target)).length;
     const silent = clients.filter((one) => late(this.store, one)).length;
     const tasks = this.store.tasks();
-    const of = new Set(clients.map((one) => one.task));
+    const clientTasks = new Set(clients.map((one) => one.task));
     const open = tasks.map((task) => this.store.openRun(task)?.body.facts.run).filter(Boolean);
     put(this.summary,
-      tile("Clients", clients.length, !clients.length ? "none yet" : of.size === 1 ? `of task ${clip([...of][0], 40)}` : `of ${of.size} tasks`),
-      tile("Serving", serving, !clients.length ? "no clients" : serving === clients.length ? "all of them" : `${clients.length - serving} do not`, serving === clients.length ? "none" : "wait"),
+      tile("Clients", clients.length, !clients.length ? "none yet" : clientTasks.size === 1 ? `of task ${clip([...clientTasks][0], 40)}` : `of ${clientTasks.size} tasks`),
+      tile("Serving", serving, !clients.length ? "no clients" : serving === clients.length ? "all clients" : `${clients.length - serving} not serving`, serving === clients.length ? "none" : "wait"),
       tile("Training", training, open.length ? `in ${open.join(", ")}` : "no run in progress", training ? "busy" : "none"),
       tile("Silent", silent, `no message for ${LATE_S} s during a run`, silent ? "wait" : "none"),
       tasks.map((task) => this.server(task)));
     put(this.states, h("option", { value: "" }, "All states"), [...states].sort().map(([state, count]) => h("option", { value: state, selected: state === this.state }, `${stateName(state)} (${count})`)));
-    const rows = clients.filter((one) => (!this.state || standing(one) === this.state) && this.matches(one));
+    const rows = clients.filter((one) => (!this.state || clientState(one) === this.state) && this.matches(one));
     this.filtered = rows.length < clients.length;
     this.table.update(rows);
     this.detail();
@@ -97,13 +97,13 @@ export class FleetPage {
     const one = this.store.clients.get(this.chosen);
     this.details.hidden = !one;
     if (!one) return;
-    const lives = ["client", "fl_client", "inference"].map((kind) => [kind, one[kind]]).filter(([, record]) => record);
+    const records = ["client", "fl_client", "inference"].map((kind) => [kind, one[kind]]).filter(([, record]) => record);
     const reason = why(this.store, one);
     put(this.details,
       h("div", { class: "head" }, h("h2", {}, one.name), h("button", { type: "button", class: "quiet", onclick: () => this.choose(one.key) }, "Close")),
-      h("p", { class: "muted" }, `task ${one.task}, last message ${ago(this.store.heard.get(one.name))}`),
+      h("p", { class: "muted" }, `task ${one.task}, last message ${ago(this.store.lastSeen.get(one.name))}`),
       h("p", { class: `note ${reason.tone}` }, reason.text || "Takes part in the current run."),
-      h("dl", {}, lives.flatMap(([kind, record]) => [
+      h("dl", {}, records.flatMap(([kind, record]) => [
         h("dt", {}, NAMES[kind]),
         h("dd", {}, badge(record.body.target), h("div", { class: "muted" }, `since ${clock(record.at)}`), record.body.reason ? h("div", { class: "muted" }, record.body.reason) : null, record.body.waits_for ? h("div", { class: "muted" }, `waits for ${record.body.waits_for}`) : null),
       ]), h("dt", {}, "Model"), h("dd", {}, version(one) ? `v${version(one)}` : "–"), h("dt", {}, "Code"), h("dd", {}, h("code", { title: code(one) }, short(code(one))))),
@@ -121,20 +121,20 @@ const NAMES = { client: "Client manager", fl_client: "Training", inference: "Pre
 const COLUMNS = (page) => [
   { key: "name", title: "Client", sort: (row) => row.name, cell: (row) => h("strong", {}, row.name), class: "name" },
   { key: "task", title: "Task", sort: (row) => row.task, cell: (row) => row.task, class: "spare" },
-  { key: "state", title: "State", sort: standing, cell: (row) => badge(standing(row)) },
+  { key: "state", title: "State", sort: clientState, cell: (row) => badge(clientState(row)) },
   { key: "training", title: "Training", sort: (row) => row.fl_client?.body.target ?? "", cell: (row) => (row.fl_client ? badge(row.fl_client.body.target) : "–") },
   { key: "why", title: "Why it does not train", sort: (row) => why(page.store, row).text, cell: (row) => { const reason = why(page.store, row); return h("span", { class: `why ${reason.tone}`, title: clip(reason.text, 1000) }, clip(reason.text, 160) || "–"); }, class: "wide" },
   { key: "inference", title: "Predictions", sort: (row) => row.inference?.body.target ?? "", cell: (row) => (row.inference ? badge(row.inference.body.target, row.inference.body.facts.endpoint) : "–"), class: "aside" },
   { key: "model", title: "Model", sort: (row) => version(row) ?? -1, cell: (row) => (version(row) ? `v${version(row)}` : "–"), class: "number aside" },
   { key: "code", title: "Code", sort: (row) => code(row), cell: (row) => h("code", { title: code(row) }, short(code(row))), class: "spare" },
-  { key: "seen", title: "Last seen", sort: (row) => page.store.heard.get(row.name) ?? "", cell: (row) => h("span", { class: late(page.store, row) ? "late" : null }, ago(page.store.heard.get(row.name))), class: "seen" },
+  { key: "seen", title: "Last seen", sort: (row) => page.store.lastSeen.get(row.name) ?? "", cell: (row) => h("span", { class: late(page.store, row) ? "late" : null }, ago(page.store.lastSeen.get(row.name))), class: "seen" },
   { key: "resources", title: "Resources", sort: (row) => load(page.store, row)[0], cell: (row) => load(page.store, row)[1], class: "spare" },
 ];
 
-const standing = (one) => one.client?.body.target ?? "s0";
+const clientState = (one) => one.client?.body.target ?? "s0";
 const version = (one) => one.inference?.body.facts.model?.version; // the model that answers, not one that is tried or was rejected
 const code = (one) => one.client?.body.facts.code_version ?? "";
-const late = (store, one) => !(Date.now() - new Date(store.heard.get(one.name) ?? 0) < LATE_S * 1000) && standing(one) === "learning";
+const late = (store, one) => !(Date.now() - new Date(store.lastSeen.get(one.name) ?? 0) < LATE_S * 1000) && clientState(one) === "learning";
 
 /** The load of the device: a number to sort by, and a text. */
 function load(store, one) {
@@ -166,9 +166,9 @@ const REASONS = [["declined", "Declined", "wait"], ["fail_train", "Failed", "bad
 
 /** Why *one* does not train: the newest reason that it published, else what it waits for. */
 export function why(store, one) {
-  const state = standing(one);
+  const state = clientState(one);
   if (["pending", "training"].includes(one.fl_client?.body.target)) return { text: "", tone: "none" };
-  if (state === "terminated") return { text: `Gave up: ${shown(one.client.body.reason)}`, tone: "bad" };
+  if (state === "terminated") return { text: `Terminated: ${shown(one.client.body.reason)}`, tone: "bad" };
   if (state === "s0") return { text: "Starting: waits for the server and the model repository", tone: "wait" };
   const open = store.openRun(one.task);
   const reasons = REASONS.map(([word, name, tone, over]) => ({ record: one.latest[word], name, tone, over: one.latest[over] }))
@@ -180,7 +180,7 @@ export function why(store, one) {
   }
   if (state === "syncing") return { text: "Fetching the task's code", tone: "wait" };
   if (state === "pending_application") return { text: "Applying a new model", tone: "wait" };
-  if (!open || OVER.has(open.body.target)) return { text: "No run in progress", tone: "none" };
+  if (!open || FINAL_STATES.has(open.body.target)) return { text: "No run in progress", tone: "none" };
   return { text: `Has not joined ${open.body.facts.run} yet`, tone: "wait" };
 }
 

@@ -1,7 +1,7 @@
 // The Models page: model versions and their lineage, the champion, code versions, promotion and rollback.
 
 import { h, heads, put, s } from "./dom.js";
-import { ago, bytes, badge, clip, clock, score, short } from "./words.js";
+import { ago, bytes, badge, clip, clock, score, short } from "./format.js";
 
 const STEP = 104;
 const LANE = 74;
@@ -16,7 +16,7 @@ export class ModelsPage {
     this.app = app;
     this.task = query.get("task") ?? "";
     this.chosen = null;
-    this.found = null;
+    this.repository = null;
     this.tasks = h("select", { "aria-label": "Task", onchange: (event) => { this.task = event.target.value; this.chosen = null; this.read(); } });
     this.graph = h("div", { class: "card scroll lineage", tabindex: 0, role: "region", "aria-label": "Lineage of the versions" });
     this.detail = h("section", { "aria-label": "Selected version" });
@@ -34,13 +34,13 @@ export class ModelsPage {
     put(this.tasks, tasks.map((one) => h("option", { value: one, selected: one === task }, one)));
     this.tasks.hidden = tasks.length < 2;
     const server = this.store.servers.get(task);
-    const now = `${task} ${server?.body.facts.term} ${server?.body.facts.model?.version} ${server?.body.facts.candidate?.version}`;
+    const state = `${task} ${server?.body.facts.term} ${server?.body.facts.model?.version} ${server?.body.facts.candidate?.version}`;
     if (!task) {
-      put(this.graph, h("div", { class: "blank" }, h("h2", {}, "No task has a server here"), h("p", {}, "Start one with ", h("code", {}, "fedbus server up"), ".")));
+      put(this.graph, h("div", { class: "blank" }, h("h2", {}, "No server yet"), h("p", {}, "Start one with ", h("code", {}, "fedbus server up"), ".")));
       return;
     }
-    if (now !== this.now || change?.type === "reset") {
-      this.now = now;
+    if (state !== this.lastState || change?.type === "reset") {
+      this.lastState = state;
       this.task = task;
       this.read();
     }
@@ -49,22 +49,22 @@ export class ModelsPage {
 
   async read() {
     const task = this.task;
-    if (this.found?.task !== task) {
+    if (this.repository?.task !== task) {
       put(this.graph, h("p", { class: "blank" }, "Reading the model repository…"));
       put(this.detail);
     }
     try {
-      const found = await this.store.get(`api/models/${encodeURIComponent(task)}`);
+      const repository = await this.store.get(`api/models/${encodeURIComponent(task)}`);
       if (task !== this.task) return;
-      this.found = { ...found, task };
+      this.repository = { ...repository, task };
     } catch (error) {
-      this.found = { versions: [], champion: null, error: error.message, task };
+      this.repository = { versions: [], champion: null, error: error.message, task };
     }
     this.draw();
   }
 
   draw() {
-    const { versions, champion, error } = this.found;
+    const { versions, champion, error } = this.repository;
     const served = champion?.version ?? this.store.servers.get(this.task)?.body.facts.model?.version;
     if (error || !versions.length) {
       put(this.graph, h("div", { class: "blank" }, h("h2", {}, error ? "Model repository unavailable" : "No version yet"), h("p", {}, error || "The server builds the first version when it starts.")));
@@ -93,9 +93,9 @@ export class ModelsPage {
       drawing.append(node);
     }
     const at = this.graph.scrollLeft;
-    const fresh = !this.graph.querySelector("svg");
+    const isFirst = !this.graph.querySelector("svg");
     put(this.graph, drawing);
-    this.graph.scrollLeft = fresh ? (places.get(served)?.x ?? wide) - this.graph.clientWidth / 2 : at;
+    this.graph.scrollLeft = isFirst ? (places.get(served)?.x ?? wide) - this.graph.clientWidth / 2 : at;
     this.drawVersion(versions.find((one) => one.version === picked) ?? versions.at(-1), served, champion);
   }
 
@@ -178,13 +178,13 @@ const pair = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value 
 /** Positions: versions from left to right; a second child of a parent starts a new lane below. */
 function place(versions) {
   const places = new Map();
-  const taken = new Set();
+  const parents = new Set();
   let lowest = 0;
   versions.forEach((one, at) => {
     const parent = places.get(one.parent);
     let lane = parent ? parent.lane : places.size ? ++lowest : 0;
-    if (parent && taken.has(one.parent)) lane = ++lowest;
-    taken.add(one.parent);
+    if (parent && parents.has(one.parent)) lane = ++lowest;
+    parents.add(one.parent);
     places.set(one.version, { lane, x: 54 + at * STEP, y: TOP + lane * LANE });
   });
   return places;

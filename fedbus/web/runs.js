@@ -1,12 +1,12 @@
 // The Runs page: the state of a run, its timeline, and the results of its rounds.
 
 import { h, heads, put, s } from "./dom.js";
-import { OVER } from "./store.js";
-import { ago, badge, clip, clock, metric, score, short, shown, span, stateName, tone } from "./words.js";
+import { FINAL_STATES } from "./store.js";
+import { ago, badge, clip, clock, metric, score, short, shown, span, stateName, tone } from "./format.js";
 
 const HINT = "Point at a bar for details, or move between bars with the arrow keys.";
 const ROW = 26;
-const LISTED = 500;
+const MAX_LISTED = 500;
 const LEFT = 132;
 const LANES = new Set(["client", "fl_client", "inference", "server"]);
 
@@ -33,7 +33,7 @@ export class RunsPage {
     put(this.body, this.facts, h("h2", {}, "Timeline"), LEGEND(), h("div", { class: "card flush" }, this.ruler, this.scroll), this.readout, this.table, h("h2", {}, "Rounds"), this.rounds);
     this.root = h("div", { class: "page" }, h("div", { class: "head" }, h("h1", {}, "Runs")), h("div", { class: "withlist" }, this.list, this.body));
     new ResizeObserver(() => this.draw()).observe(this.scroll);
-    this.every = setInterval(() => !this.over && this.draw(), 1000);
+    this.every = setInterval(() => !this.isFinal && this.draw(), 1000);
   }
 
   leave() {
@@ -42,22 +42,22 @@ export class RunsPage {
 
   update(change) {
     const runs = this.store.runList();
-    const wanted = this.run || runs[0]?.body.facts.run || "";
-    put(this.list, runs.slice(0, 200).map((one) => h("li", {}, h("a", { href: `#/runs/${encodeURIComponent(one.body.facts.run)}`, "aria-current": one.body.facts.run === wanted ? "true" : null },
+    const selected = this.run || runs[0]?.body.facts.run || "";
+    put(this.list, runs.slice(0, 200).map((one) => h("li", {}, h("a", { href: `#/runs/${encodeURIComponent(one.body.facts.run)}`, "aria-current": one.body.facts.run === selected ? "true" : null },
       h("strong", {}, one.body.facts.run), badge(one.body.target), h("span", { class: "muted" }, `${done(one.body.facts)} of ${one.body.facts.plan.rounds} rounds · ${ago(one.body.facts.requested_at)}`)))));
-    if (runs.length && this.brought !== wanted) {
+    if (runs.length && this.scrolledTo !== selected) {
       this.app.scrollToLink(this.list.querySelector("[aria-current]"), this.list);
-      this.brought = wanted;
+      this.scrolledTo = selected;
     }
-    const record = this.store.runs.get(wanted);
+    const record = this.store.runs.get(selected);
     this.body.hidden = !record;
     if (!record) {
-      put(this.list, h("li", { class: "blank" }, h("h2", {}, wanted ? `No run ${clip(wanted, 80)}` : "No run yet"), h("p", {}, "Start one with ", h("code", {}, "fedbus run start"), ", or give the task a schedule.")));
+      put(this.list, h("li", { class: "blank" }, h("h2", {}, selected ? `No run ${clip(selected, 80)}` : "No run yet"), h("p", {}, "Start one with ", h("code", {}, "fedbus run start"), ", or give the task a schedule.")));
       return;
     }
     this.record = record;
-    this.over = OVER.has(record.body.target);
-    if (this.shownRun !== wanted || change?.type === "reset") this.load(wanted);
+    this.isFinal = FINAL_STATES.has(record.body.target);
+    if (this.shownRun !== selected || change?.type === "reset") this.load(selected);
     else if (change?.type === "news") this.add(change.records);
     this.drawFacts(record);
     this.draw();
@@ -95,7 +95,7 @@ export class RunsPage {
       const key = `${record.s}${record.n}`;
       if (this.folded.has(key)) continue;
       this.folded.add(key);
-      if (body.task !== facts.task || (this.over && record.at > after(this.record.at, 60))) continue;
+      if (body.task !== facts.task || (this.isFinal && record.at > after(this.record.at, 60))) continue;
       if (record.word === "transition" && LANES.has(body.facts.kind)) this.moved(record);
       else if (record.word === "round_reply" && body.run === facts.run) {
         const begin = after(record.at, -(body.train_s || 0));
@@ -126,7 +126,7 @@ export class RunsPage {
   draw() {
     if (!this.record || this.body.hidden) return;
     const begin = this.begin;
-    const end = Math.max(this.over ? +new Date(after(this.record.at, 2)) : Date.now(), begin + 1000);
+    const end = Math.max(this.isFinal ? +new Date(after(this.record.at, 2)) : Date.now(), begin + 1000);
     const wide = Math.max(320, this.scroll.clientWidth - 2);
     const x = (when) => LEFT + ((Math.min(Math.max(+new Date(when), begin), end) - begin) / (end - begin)) * (wide - LEFT - 8);
     const moments = this.moments(begin, end, wide);
@@ -158,7 +158,7 @@ export class RunsPage {
 
   /** The bars of a lane, in the order in which they begin. */
   barsOf(name) {
-    return (this.spans.get(name) ?? []).filter((one) => this.counts(one, this.begin)).sort((a, b) => a.from.localeCompare(b.from));
+    return (this.spans.get(name) ?? []).filter((one) => this.hasBar(one, this.begin)).sort((a, b) => a.from.localeCompare(b.from));
   }
 
   // --- keyboard and screen reader --------------------------------------------------------------------
@@ -176,20 +176,20 @@ export class RunsPage {
     const { lane, n } = this.chosen(names);
     const bars = this.barsOf(lane);
     const at = bars.findIndex((one) => one.n === n);
-    const along = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: bars.length - 1 }[event.key];
+    const next = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: bars.length - 1 }[event.key];
     const down = { ArrowUp: -1, ArrowDown: 1 }[event.key];
-    if (along === undefined && down === undefined) return;
+    if (next === undefined && down === undefined) return;
     event.preventDefault();
     if (down) this.goTo(names, names[names.indexOf(lane) + down], bars[at]);
-    else if (bars[along]) this.goTo(names, lane, bars[along]);
+    else if (bars[next]) this.goTo(names, lane, bars[next]);
   }
 
-  /** Move the focus to the bar of *lane* whose start is nearest to that of *like*, and scroll to it. */
-  goTo(names, lane, like) {
+  /** Move the focus to the bar of *lane* whose start is nearest to that of *previous*, and scroll to it. */
+  goTo(names, lane, previous) {
     if (!lane) return;
-    const near = (one) => Math.abs(new Date(one.from) - new Date(like.from));
+    const near = (one) => Math.abs(new Date(one.from) - new Date(previous.from));
     const bar = this.barsOf(lane).reduce((best, one) => (near(one) < near(best) ? one : best));
-    this.at = { lane, n: this.barsOf(lane).includes(like) ? like.n : bar.n };
+    this.at = { lane, n: this.barsOf(lane).includes(previous) ? previous.n : bar.n };
     const top = names.indexOf(lane) * ROW;
     if (top < this.scroll.scrollTop) this.scroll.scrollTop = top;
     else if (top + ROW > this.scroll.scrollTop + this.scroll.clientHeight) this.scroll.scrollTop = top + ROW - this.scroll.clientHeight;
@@ -202,12 +202,12 @@ export class RunsPage {
     if (!this.table.open || !this.record) return;
     const rows = this.lanes().flatMap((name) => this.barsOf(name).map((one) => [name, one]));
     put(this.bars, h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Timeline as a table" }, h("table", {}, heads("Participant", "Activity", "Start", ["Duration", "number"]),
-      h("tbody", {}, rows.slice(0, LISTED).map(([name, one]) => h("tr", {}, h("th", { scope: "row" }, clip(name, 64)), h("td", {}, clip(one.text.slice(name.length + 2), 300)), h("td", { class: "time" }, clock(one.from, true)), h("td", { class: "number" }, lasted(one))))))),
-      rows.length > LISTED ? h("p", { class: "muted" }, `The first ${LISTED} of ${rows.length}.`) : null);
+      h("tbody", {}, rows.slice(0, MAX_LISTED).map(([name, one]) => h("tr", {}, h("th", { scope: "row" }, clip(name, 64)), h("td", {}, clip(one.text.slice(name.length + 2), 300)), h("td", { class: "time" }, clock(one.from, true)), h("td", { class: "number" }, durationText(one))))))),
+      rows.length > MAX_LISTED ? h("p", { class: "muted" }, `The first ${MAX_LISTED} of ${rows.length}.`) : null);
   }
 
   /** True if a span gets a bar: it shows an activity, and it ends after the run begins. */
-  counts(one, begin) {
+  hasBar(one, begin) {
     return one.tone !== "quiet" && !(one.layer !== "work" && one.tone === "good") && (one.to === null || +new Date(one.to) > begin + 1);
   }
 
@@ -218,11 +218,11 @@ export class RunsPage {
       this.barsOf(name).map((one) => {
         const from = x(one.from);
         const [y, high] = { work: [7, 11], fl_client: [4, 17], inference: [20, 4], server: [4, 17] }[one.layer] ?? [1, 3];
-        const bar = s("rect", { class: `bar ${one.layer} ${one.tone}`, x: from, y: top + y, width: Math.max(1.5, x(one.to ?? new Date(end).toISOString()) - from), height: high, rx: Math.min(3, high / 2), role: "img", "aria-label": read(one), tabindex: chosen.lane === name && chosen.n === one.n ? 0 : -1 }, s("title", {}, one.text));
-        bar.addEventListener("pointerenter", () => (this.readout.textContent = read(one)));
+        const bar = s("rect", { class: `bar ${one.layer} ${one.tone}`, x: from, y: top + y, width: Math.max(1.5, x(one.to ?? new Date(end).toISOString()) - from), height: high, rx: Math.min(3, high / 2), role: "img", "aria-label": describe(one), tabindex: chosen.lane === name && chosen.n === one.n ? 0 : -1 }, s("title", {}, one.text));
+        bar.addEventListener("pointerenter", () => (this.readout.textContent = describe(one)));
         bar.addEventListener("focus", () => {
           this.at = { lane: name, n: one.n };
-          this.readout.textContent = read(one);
+          this.readout.textContent = describe(one);
         });
         return bar;
       }));
@@ -245,14 +245,14 @@ export class RunsPage {
   drawFacts(record) {
     const { facts, target, reason } = record.body;
     const trace = this.app.traceLink(facts.trace_id);
-    const took = (new Date(this.over ? record.at : Date.now()) - new Date(facts.requested_at)) / 1000;
+    const took = (new Date(this.isFinal ? record.at : Date.now()) - new Date(facts.requested_at)) / 1000;
     put(this.facts,
       h("div", { class: "head" }, h("h2", { class: "named" }, facts.run, badge(target)), h("div", { class: "filters" }, trace,
-        !this.over && this.store.mayAct ? h("button", { type: "button", class: "danger", onclick: () => this.stop(facts) }, "Stop this run") : null)),
+        !this.isFinal && this.store.mayAct ? h("button", { type: "button", class: "danger", onclick: () => this.stop(facts) }, "Stop this run") : null)),
       reason ? h("p", { class: `note ${facts.promoted === false ? "wait" : tone(target)}` }, reason) : null,
       h("div", { class: "meter", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": facts.plan.rounds, "aria-valuenow": done(facts), "aria-label": "Rounds done" }, bar(done(facts) / facts.plan.rounds)),
-      h("dl", { class: "across" }, pair("Rounds", `${done(facts)} of ${facts.plan.rounds}`), pair(this.over ? "Duration" : "Elapsed", span(took)), pair("Clients", facts.cohort.length || "–"), pair("Quorum", facts.plan.quorum),
-        pair("Trigger", clip(facts.trigger, 60)), pair("Code", short(facts.code_version)), pair("Model version", facts.model ? `v${facts.model.version}${facts.promoted === false ? ", kept back" : ""}` : "–"), pair("Requested", clock(facts.requested_at))));
+      h("dl", { class: "across" }, pair("Rounds", `${done(facts)} of ${facts.plan.rounds}`), pair(this.isFinal ? "Duration" : "Elapsed", span(took)), pair("Clients", facts.cohort.length || "–"), pair("Quorum", facts.plan.quorum),
+        pair("Trigger", clip(facts.trigger, 60)), pair("Code", short(facts.code_version)), pair("Model version", facts.model ? `v${facts.model.version}${facts.promoted === false ? ", not promoted" : ""}` : "–"), pair("Requested", clock(facts.requested_at))));
     const rounds = facts.rounds;
     put(this.rounds, rounds.length
       ? h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Rounds" }, h("table", {}, heads("Round", ...["Loss", "Accuracy", "Duration", "Clients"].map((name) => [name, "number"]), "Failed"),
@@ -273,8 +273,8 @@ const pad = (number) => String(number).padStart(2, "0");
 const COLLATE = new Intl.Collator(undefined, { numeric: true });
 const done = (facts) => facts.rounds.reduce((most, one) => Math.max(most, one.round), 0);
 const after = (iso, seconds) => new Date(+new Date(iso) + seconds * 1000).toISOString();
-const lasted = (one) => (one.to ? span((new Date(one.to) - new Date(one.from)) / 1000) : "ongoing");
-const read = (one) => `${one.text}, ${clock(one.from, true)}, ${one.to ? `for ${lasted(one)}` : "ongoing"}`;
+const durationText = (one) => (one.to ? span((new Date(one.to) - new Date(one.from)) / 1000) : "ongoing");
+const describe = (one) => `${one.text}, ${clock(one.from, true)}, ${one.to ? `for ${durationText(one)}` : "ongoing"}`;
 const pair = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value)));
 
 function change(page, state) {

@@ -1,7 +1,7 @@
 // The Schedules page: the schedule of each task, the next run, what it waits for, and a form to start a run.
 
 import { h, put } from "./dom.js";
-import { ago, badge, clip, clock, shown, span, stateName, until } from "./words.js";
+import { ago, badge, clip, clock, shown, span, stateName, until } from "./format.js";
 
 const OVERLAP = { skip: "is skipped", queue: "is queued", "cancel-running": "cancels the current run" };
 const MISSED = { skip: "are skipped", once: "start one run", all: "start one run each" };

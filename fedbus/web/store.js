@@ -3,7 +3,7 @@
 // The feed's ids are cursors into both streams. The browser sends the last one when it reconnects, so no
 // message is lost; folding is by sequence number, so no message counts twice.
 
-const KEPT = 5000;
+const MAX_RECENT = 5000;
 const RETRY_MS = [500, 1000, 2000, 4000, 8000];
 
 export class Store extends EventTarget {
@@ -25,7 +25,7 @@ export class Store extends EventTarget {
     this.servers = new Map();
     this.codes = new Map();
     this.schedules = new Map();
-    this.heard = new Map();
+    this.lastSeen = new Map();
     this.devices = new Map();
     this.cursor = "";
   }
@@ -63,7 +63,7 @@ export class Store extends EventTarget {
     };
     source.addEventListener("heard", (event) => {
       this.updatePresence(JSON.parse(event.data));
-      this.notify("heard");
+      this.notify("presence");
     });
     source.addEventListener("lost", () => {
       source.close();
@@ -80,8 +80,8 @@ export class Store extends EventTarget {
     if (this.link !== "lost") this.lostAt = new Date().toISOString();
     this.linked("lost", reason);
     const pause = RETRY_MS[Math.min(this.tries++, RETRY_MS.length - 1)];
-    clearTimeout(this.again);
-    this.again = setTimeout(() => (this.cursor ? this.listen() : this.begin()), pause);
+    clearTimeout(this.retryTimer);
+    this.retryTimer = setTimeout(() => (this.cursor ? this.listen() : this.begin()), pause);
   }
 
   linked(state, reason = "") {
@@ -112,7 +112,7 @@ export class Store extends EventTarget {
 
   /** Why *token* is rejected; "" if it is accepted. */
   async refuses(token) {
-    if (!/^[\x21-\x7e]+$/.test(token)) return "Invalid token: it may have printable ASCII characters only";
+    if (!/^[\x21-\x7e]+$/.test(token)) return "Invalid token: only printable ASCII characters are allowed";
     const response = await this.post("api/token", token, {});
     return response.ok ? "" : (await response.json().catch(() => ({}))).error ?? response.statusText;
   }
@@ -131,7 +131,7 @@ export class Store extends EventTarget {
 
   /** Take in last-seen times and device reports, which have no sequence number. */
   updatePresence({ heard, devices }) {
-    for (const [client, at] of Object.entries(heard)) this.heard.set(client, at);
+    for (const [client, at] of Object.entries(heard)) this.lastSeen.set(client, at);
     for (const [client, report] of Object.entries(devices)) this.devices.set(client, report);
   }
 
@@ -143,15 +143,15 @@ export class Store extends EventTarget {
       this.recent.push(record);
     }
     this.count += records.length;
-    if (this.recent.length > KEPT * 1.2) this.recent.splice(0, this.recent.length - KEPT);
+    if (this.recent.length > MAX_RECENT * 1.2) this.recent.splice(0, this.recent.length - MAX_RECENT);
     this.notify("news", records);
   }
 
   fold(record) {
     const sender = record.source.slice(record.source.lastIndexOf("/") + 1);
-    if (record.body.client === sender && !(this.heard.get(sender) > record.at)) this.heard.set(sender, record.at);
-    const before = this.subjects.get(record.subject);
-    if (before && before.n >= record.n) return;
+    if (record.body.client === sender && !(this.lastSeen.get(sender) > record.at)) this.lastSeen.set(sender, record.at);
+    const previous = this.subjects.get(record.subject);
+    if (previous && previous.n >= record.n) return;
     if (record.word === "transition") {
       this.subjects.set(record.subject, record);
       this.move(record);
@@ -202,7 +202,7 @@ export class Store extends EventTarget {
 
   /** The run of *task* that has not ended. */
   openRun(task) {
-    return this.runList().find((run) => run.body.task === task && !OVER.has(run.body.target));
+    return this.runList().find((run) => run.body.task === task && !FINAL_STATES.has(run.body.target));
   }
 
   notify(type, detail = null) {
@@ -210,4 +210,4 @@ export class Store extends EventTarget {
   }
 }
 
-export const OVER = new Set(["finished", "failed", "cancelled"]);
+export const FINAL_STATES = new Set(["finished", "failed", "cancelled"]);

@@ -3,32 +3,32 @@
 const PARTS = ["train_s", "transfer_s", "wait_s"];
 
 /** Loss or accuracy as reported by a client: of its evaluation if there is one, else of its training. */
-export function own(round, client, name) {
+export function clientMetric(round, client, name) {
   const figures = round.figures?.[client] ?? {};
   return [figures[`eval_${name}`], figures[`train_${name}`]].find((value) => typeof value === "number") ?? null;
 }
 
 /** By client, over *rounds*: {client, rounds, failed, reliability, contribution, train_s, transfer_s, wait_s, loss, accuracy}. */
-export function standings(rounds) {
-  const found = new Map();
-  const of = (client) => {
-    if (!found.has(client)) found.set(client, { client, rounds: 0, failed: 0, worth: [], train_s: [], transfer_s: [], wait_s: [], loss: [], accuracy: [] });
-    return found.get(client);
+export function clientStats(rounds) {
+  const stats = new Map();
+  const entry = (client) => {
+    if (!stats.has(client)) stats.set(client, { client, rounds: 0, failed: 0, contributions: [], train_s: [], transfer_s: [], wait_s: [], loss: [], accuracy: [] });
+    return stats.get(client);
   };
   for (const round of rounds) {
     for (const client of Object.keys(round.participants ?? {})) {
-      const one = of(client);
+      const one = entry(client);
       one.rounds += 1;
       for (const part of PARTS) if (typeof round[part]?.[client] === "number") one[part].push(round[part][client]);
-      if (typeof round.contributions?.[client] === "number") one.worth.push(round.contributions[client]);
+      if (typeof round.contributions?.[client] === "number") one.contributions.push(round.contributions[client]);
       for (const name of ["loss", "accuracy"]) {
-        const value = own(round, client, name);
+        const value = clientMetric(round, client, name);
         if (value !== null) one[name].push(value);
       }
     }
-    for (const client of Object.keys(round.failures ?? {})) of(client).failed += 1;
+    for (const client of Object.keys(round.failures ?? {})) entry(client).failed += 1;
   }
-  return [...found.values()].map((one) => ({ ...one, reliability: (one.rounds + 1) / (one.rounds + one.failed + 2), contribution: mean(one.worth), ...Object.fromEntries(PARTS.map((part) => [part, mean(one[part])])) }));
+  return [...stats.values()].map((one) => ({ ...one, reliability: (one.rounds + 1) / (one.rounds + one.failed + 2), contribution: mean(one.contributions), ...Object.fromEntries(PARTS.map((part) => [part, mean(one[part])])) }));
 }
 
 const mean = (values) => (values.length ? values.reduce((sum, one) => sum + one, 0) / values.length : null);
