@@ -1,14 +1,14 @@
-"""Run fedbus as ``python -m fedbus``: the command line, or the work of a process that an agent starts.
+"""``python -m fedbus``: the command line, or a process that an agent starts.
 
 ``python -m fedbus child WORK`` is a child process of an agent (see `fedbus.app.entrypoints.child`), and
-``python -m fedbus job WORK`` the process of a Kubernetes Job (see `fedbus.app.entrypoints.kubernetes_job`). So an agent
-names no module of the package that wires it.
+``python -m fedbus job WORK`` the process of a Kubernetes Job (see `fedbus.app.entrypoints.kubernetes_job`). With these
+arguments an agent starts a process without naming a module of `fedbus.app`.
 """
 
 import sys
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
+    match sys.argv[1:]:  # each process imports its own entry point alone
         case ["child", work]:
             from fedbus.app.entrypoints.child import main as run_child
 

@@ -1,4 +1,4 @@
-"""What `make-keys` writes is what the pods need: each has the credentials of its role, on a real bus and a real S3."""
+"""The Secrets of `make-keys`: each pod has the credentials of its role, checked with a real NATS and S3."""
 
 import asyncio
 import base64
@@ -28,19 +28,17 @@ from fedbus.contracts.credentials import parse_user
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.permissions import ROLE_AGENTS, Role
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("kubectl") is None, reason="kubectl is not installed, and writes Secrets"
-)
+pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 OBJECTS = render(DEPLOY / "k3s" / "overlays" / "all-in-one") if shutil.which("kubectl") else ()
 FED = FederationId("hospital")
 Secrets = dict[str, dict[str, bytes]]
 
 
 def make_keys(directory: Path, *clients: str) -> Secrets:
-    """The Secrets that it prints, by name, decoded."""
+    """Run `make-keys` and return its Secrets by name, decoded."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FEDBUS")}
-    said = subprocess.run(
+    result = subprocess.run(
         [DEPLOY / "k3s" / "make-keys", directory, "tls://nats:4222", *clients],
         env=clean | {"PATH": programs, "FEDBUS_FEDERATION": FED},
         capture_output=True,
@@ -48,17 +46,17 @@ def make_keys(directory: Path, *clients: str) -> Secrets:
         check=False,
         timeout=120,
     )
-    assert said.returncode == 0, said.stderr
-    return {one["metadata"]["name"]: decoded(one) for one in yaml.safe_load_all(said.stdout)}
+    assert result.returncode == 0, result.stderr
+    return {secret["metadata"]["name"]: decode(secret) for secret in yaml.safe_load_all(result.stdout)}
 
 
-def decoded(secret: Object) -> dict[str, bytes]:
+def decode(secret: Object) -> dict[str, bytes]:
     return {name: base64.b64decode(text) for name, text in secret["data"].items()}
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("federation") / "of a hospital"
+    return tmp_path_factory.mktemp("federation") / "a hospital"
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +67,7 @@ def secrets(directory: Path) -> Secrets:
 
 @pytest.fixture
 def mounted_secrets(secrets: Secrets, tmp_path: Path) -> Path:
-    """All Secrets as a kubelet writes them: a folder each."""
+    """Write the Secrets as a kubelet mounts them, each in a directory."""
     for name, files in secrets.items():
         for file, content in files.items():
             path = tmp_path / name / file
@@ -80,23 +78,25 @@ def mounted_secrets(secrets: Secrets, tmp_path: Path) -> Path:
 
 
 def keys_of(pod: Object) -> str:
-    """The Secret that *pod* finds its keys in."""
-    (found,) = (one["secret"]["secretName"] for one in pod["spec"]["volumes"] if one["name"] == "keys")
-    return str(found)
+    """Return the name of the Secret in the keys volume of *pod*."""
+    (name,) = (
+        volume["secret"]["secretName"] for volume in pod["spec"]["volumes"] if volume["name"] == "keys"
+    )
+    return str(name)
 
 
 def server_pods() -> dict[str, tuple[Role, str]]:
-    """Pods of the server's side that are on the bus: as whom, and the Secret that they find their keys in."""
-    found = {
+    """Return the role and the Secret of each server-side pod that connects to the bus."""
+    deployments = {
         name: (role_of(pod["spec"]["containers"][0]["args"]), keys_of(pod))
         for name, pod in pods(OBJECTS)
         if name.startswith("Deployment/")
     }
     (job,) = (keys_of(pod) for name, pod in pods(OBJECTS) if name.startswith("PodTemplate/"))
-    return found | {"PodTemplate/flower-server": (Role.FLOWER_SERVER, job)}
+    return deployments | {"PodTemplate/flower-server": (Role.FLOWER_SERVER, job)}
 
 
-def test_every_secret_that_a_pod_mounts_is_made_with_every_file_that_it_names(secrets: Secrets) -> None:
+def test_each_mounted_secret_has_the_files_that_its_pod_uses(secrets: Secrets) -> None:
     for name, pod in pods(OBJECTS):
         for volume in pod["spec"].get("volumes", []):
             if "secret" in volume:
@@ -104,19 +104,20 @@ def test_every_secret_that_a_pod_mounts_is_made_with_every_file_that_it_names(se
     for name, pod in pods(OBJECTS):
         if any(volume["name"] == "keys" for volume in pod["spec"]["volumes"]):
             container = pod["spec"]["containers"][0]
-            said = [one.get("value", "") for one in container.get("env", [])] + container.get("command", [])
-            named = {path for text in said for path in re.findall(r"/keys/([\w.-]+)", text)}
-            assert named <= secrets[keys_of(pod)].keys(), name
+            texts = [variable.get("value", "") for variable in container.get("env", [])]
+            texts += container.get("command", [])
+            files = {path for text in texts for path in re.findall(r"/keys/([\w.-]+)", text)}
+            assert files <= secrets[keys_of(pod)].keys(), name
 
 
-def test_each_pod_of_the_server_is_to_the_bus_what_it_does(secrets: Secrets, directory: Path) -> None:
+def test_each_server_side_pod_has_the_credentials_of_its_role(secrets: Secrets, directory: Path) -> None:
     signed_by = {role: Federation.open(directory / "trust")._signing_key(role).public for role in Role}
     for name, (role, keys) in server_pods().items():
         claims = parse_user(secrets[keys]["bus.creds"].decode())
         assert (claims.name, claims.iss) == (role, signed_by[role]), name
 
 
-def test_the_s3_s_key_is_with_those_that_open_it_and_nobody_else(secrets: Secrets) -> None:
+def test_only_users_of_the_s3_have_its_key(secrets: Secrets) -> None:
     assert {name for name, files in secrets.items() if "s3-credentials" in files} == {
         "fedbus-server-manager-keys",
         "fedbus-flower-server-keys",
@@ -124,44 +125,42 @@ def test_the_s3_s_key_is_with_those_that_open_it_and_nobody_else(secrets: Secret
     }
 
 
-def test_a_client_s_containers_see_its_own_credentials_and_nobody_elses(secrets: Secrets) -> None:
-    seen = 0
+def test_a_client_has_only_its_own_credentials(secrets: Secrets) -> None:
+    mounts = 0
     for name, container in containers(OBJECTS):
         for mount in container["volumeMounts"]:
             if mount["name"] == "kits":
-                seen += 1
+                mounts += 1
                 path = mount.get("subPath") or mount["subPathExpr"].replace("$(POD_NAME)", "client-1")
                 assert path in ("ca.pem", "client-1.creds"), name
                 assert path in secrets["fedbus-kits"], name
-    assert seen == 6
+    assert mounts == 6
 
 
-def test_run_again_it_keeps_what_is_there_and_lets_the_new_client_in(
-    secrets: Secrets, directory: Path
-) -> None:
-    again = make_keys(directory, "client-2")
-    kits, before = again.pop("fedbus-kits"), secrets["fedbus-kits"]
-    assert {name: kits[name] for name in before} == before
+def test_a_second_run_keeps_the_keys_and_adds_the_new_client(secrets: Secrets, directory: Path) -> None:
+    second = make_keys(directory, "client-2")
+    kits, previous_kits = second.pop("fedbus-kits"), secrets["fedbus-kits"]
+    assert {name: kits[name] for name in previous_kits} == previous_kits
     assert parse_user(kits["client-2.creds"].decode()).name == "client-2"
-    assert {name: files for name, files in again.items() if name != "fedbus-nats"} == {
+    assert {name: files for name, files in second.items() if name != "fedbus-nats"} == {
         name: files for name, files in secrets.items() if name not in ("fedbus-kits", "fedbus-nats")
     }
 
 
 @asynccontextmanager
 async def run_bus(mounted_secrets: Path) -> AsyncIterator[str]:
-    """A nats-server on the configuration in its Secret, with its folders and ports on this machine."""
+    """Run a nats-server with the configuration in its Secret, with local directories and ports."""
     port = free_port()
     (mounted_secrets / "fedbus-nats-tls").rename(mounted_secrets / "tls")
     text = (mounted_secrets / "fedbus-nats" / "nats.conf").read_text()
-    for there, here in {
+    for deployed, local in {
         '"/data/': f'"{mounted_secrets}/',
         "0.0.0.0:4222": f"127.0.0.1:{port}",
         "0.0.0.0:7422": f"127.0.0.1:{free_port()}",
         "127.0.0.1:8222": f"127.0.0.1:{free_port()}",
     }.items():
-        assert there in text
-        text = text.replace(there, here)
+        assert deployed in text
+        text = text.replace(deployed, local)
     config = mounted_secrets / "nats.conf"
     config.write_text(text)
     server = ConfiguredNatsServer(config, port)
@@ -172,7 +171,7 @@ async def run_bus(mounted_secrets: Path) -> AsyncIterator[str]:
         await server.stop()
 
 
-async def test_the_bus_answers_each_pod_as_the_agent_that_it_runs_and_a_client_by_its_kit(
+async def test_nats_accepts_each_pod_with_the_role_of_its_agent(
     mounted_secrets: Path,
 ) -> None:
     def access(secret: str, creds: str = "bus.creds") -> BusAccess:
@@ -191,31 +190,31 @@ async def test_the_bus_answers_each_pod_as_the_agent_that_it_runs_and_a_client_b
         async with Bus.connect(url, client, access=access("fedbus-kits", "client-0.creds")):
             pass
 
-        anothers = access("fedbus-workflow-scheduler-keys")
-        async with Bus.connect(url, Identity(FED, "gateway"), access=anothers) as bus:
+        scheduler_access = access("fedbus-workflow-scheduler-keys")
+        async with Bus.connect(url, Identity(FED, "gateway"), access=scheduler_access) as bus:
             with pytest.raises(BusError, match="permission denied"):
                 await bus.list_streams()
 
 
 @asynccontextmanager
 async def run_s3(mounted_secrets: Path) -> AsyncIterator[str]:
-    """A SeaweedFS by the command of its pod, with its folders and ports on this machine; its endpoint."""
-    (pod,) = (one for one in objects_of_kind(OBJECTS, "StatefulSet") if one["metadata"]["name"] == "s3")
+    """Run SeaweedFS with the command of its pod, with local directories and ports; yield its endpoint."""
+    (pod,) = (item for item in objects_of_kind(OBJECTS, "StatefulSet") if item["metadata"]["name"] == "s3")
     (container,) = pod["spec"]["template"]["spec"]["containers"]
     port, data = free_port(), mounted_secrets / "data"
     data.mkdir()
     command = [
-        word.replace("/keys/", f"{mounted_secrets}/fedbus-s3-keys/")
+        argument.replace("/keys/", f"{mounted_secrets}/fedbus-s3-keys/")
         .replace("=/data", f"={data}")
         .replace("=8333", f"={port}")
         .replace("0.0.0.0", "127.0.0.1")
-        for word in container["command"][1:]
+        for argument in container["command"][1:]
     ]
     ports = {name: free_port() for name in INTERNAL_PORTS}
-    inner = [f"-{name}={number}" for name, number in ports.items()]
+    port_options = [f"-{name}={number}" for name, number in ports.items()]
     with (mounted_secrets / "weed.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            find_seaweedfs(), *command, *inner, stdout=log, stderr=log, cwd=data
+            find_seaweedfs(), *command, *port_options, stdout=log, stderr=log, cwd=data
         )
     try:
         yield f"https://localhost:{port}"
@@ -225,7 +224,7 @@ async def run_s3(mounted_secrets: Path) -> AsyncIterator[str]:
         _remove_sockets([port, *ports.values()])
 
 
-async def test_the_bucket_s_job_makes_it_in_an_s3_that_speaks_tls_alone(mounted_secrets: Path) -> None:
+async def test_the_bucket_job_creates_the_bucket_over_tls(mounted_secrets: Path) -> None:
     (job,) = objects_of_kind(OBJECTS, "Job")
     pod = job["spec"]["template"]
     keys = mounted_secrets / keys_of(pod)
@@ -239,17 +238,17 @@ async def test_the_bucket_s_job_makes_it_in_an_s3_that_speaks_tls_alone(mounted_
             "FEDBUS_STORE": f"s3://fedbus/models?endpoint={endpoint}",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
-        words = pod["spec"]["containers"][0]["args"]
+        arguments = pod["spec"]["containers"][0]["args"]
 
-        async def says(text: str) -> bool:
+        async def is_error(text: str) -> bool:
             return text in (await fedbus("model", "ls", "--task", "mnist")).err
 
-        await eventually(lambda: says("there is no bucket fedbus"), within_s=60)
+        await eventually(lambda: is_error("there is no bucket fedbus"), within_s=60)
         for _ in range(2):
-            made = await fedbus(*words)
-            assert (made.code, made.out.strip()) == (0, "there is a bucket fedbus"), made.err
-        assert not await says("there is no bucket")
+            result = await fedbus(*arguments)
+            assert (result.code, result.out.strip()) == (0, "bucket fedbus exists"), result.err
+        assert not await is_error("there is no bucket")
 
-        by_http = endpoint.replace("https", "http")
-        fedbus.environment["FEDBUS_STORE"] = f"s3://fedbus/models?endpoint={by_http}"
-        assert await says("cannot use")
+        http_endpoint = endpoint.replace("https", "http")
+        fedbus.environment["FEDBUS_STORE"] = f"s3://fedbus/models?endpoint={http_endpoint}"
+        assert await is_error("cannot use")

@@ -1,4 +1,4 @@
-"""Options that several commands share: the task of an agent, what overrides it, the store and the inference server."""
+"""Options of the commands that start agents: task, overrides, model repository, inference server."""
 
 from typing import Annotated
 
@@ -8,8 +8,8 @@ TaskSource = Annotated[
     str,
     typer.Option(
         "--task",
-        help="The task, a Flower app: its directory, or git+https://host/repo@branch#subdirectory=dir, whose "
-        "commits are followed.",
+        help="The task, a Flower app: a directory, or git+https://host/repo@branch#subdirectory=dir to follow "
+        "its commits.",
         show_default="FEDBUS_TASK, or the working directory",
     ),
 ]
@@ -19,8 +19,8 @@ TaskSources = Annotated[
     list[str] | None,
     typer.Option(
         "--task",
-        help="A task, a Flower app: its directory, or git+https://host/repo@branch#subdirectory=dir, whose "
-        "commits are followed. May be repeated.",
+        help="A task, a Flower app: a directory, or git+https://host/repo@branch#subdirectory=dir to follow "
+        "its commits. Repeatable.",
         show_default="FEDBUS_TASK, or the working directory",
     ),
 ]
@@ -41,9 +41,7 @@ Quorum = Annotated[
 
 Every = Annotated[
     str | None,
-    typer.Option(
-        help="Start a run automatically this long after the last one: 90s, 10m, 2h. Overrides the task's `every-s`."
-    ),
+    typer.Option(help="Interval between two runs: 90s, 10m, 2h. Overrides the task's `every-s`."),
 ]
 
 
@@ -53,11 +51,11 @@ AtMost = Annotated[
 ]
 
 
-RunConfig = Annotated[str, typer.Option(help='The app\'s run configuration: "lr=0.1 local-epochs=1".')]
+RunConfig = Annotated[str, typer.Option(help='Run configuration of the Flower app: "lr=0.1 local-epochs=1".')]
 
 
 NodeConfig = Annotated[
-    str, typer.Option(help='The device\'s configuration: "partition-id=0 num-partitions=3", or JSON.')
+    str, typer.Option(help='Node configuration of the device: "partition-id=0 num-partitions=3", or JSON.')
 ]
 
 
@@ -74,7 +72,8 @@ StoreOrEmbedded = Annotated[
     str,
     typer.Option(
         "--store",
-        help="The model repository: a directory, s3://bucket/prefix?endpoint=…, or s3: start an S3 on this machine.",
+        help="The model repository: a directory, s3://bucket/prefix?endpoint=…, or s3 to start an S3 server on "
+        "this machine.",
     ),
 ]
 
@@ -85,4 +84,4 @@ Host = Annotated[str, typer.Option(help="Address of the inference server.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port of the inference server; 0: a free one.")]
 
 
-Dashboard = Annotated[bool, typer.Option(help="Serve the dashboard too, to browsers on this machine.")]
+Dashboard = Annotated[bool, typer.Option(help="Serve the dashboard to browsers on this machine.")]

@@ -22,35 +22,36 @@ _RUN: Final[CommandTable] = {
     ),
     "curve": Command(
         "fedbus.app.cli.commands.curve:curve",
-        "Draw loss and accuracy over all runs, and what each client's are, where its time went and what it brings.",
+        "Draw loss and accuracy over all runs, and list the time, quality and contribution of each client.",
     ),
     "schedule": Command(
         "fedbus.app.cli.commands.schedule:schedule",
-        "Show the schedule: its rule, the next run, what that waits for, and the last run with its trigger.",
+        "Show each schedule: its trigger, the next run and what it waits for, and the last run.",
     ),
 }
 
 _CLIENTS: Final[CommandTable] = {
-    "ls": Command("fedbus.app.cli.commands.clients:ls", "List all clients and how they stand."),
+    "ls": Command(
+        "fedbus.app.cli.commands.clients:ls", "List all clients with their states, models and rounds."
+    ),
     "show": Command(
         "fedbus.app.cli.commands.clients:show",
-        "Show one client: its three lifecycles, and what each waits for.",
+        "Show one client: its lifecycles, what each waits for, its device and its accuracy.",
     ),
 }
 
 _MODEL: Final[CommandTable] = {
     "ls": Command("fedbus.app.cli.commands.model.ls:ls", "List all versions, newest first."),
-    "show": Command("fedbus.app.cli.commands.model.ls:show", "Show all that is known of a version."),
+    "show": Command("fedbus.app.cli.commands.model.ls:show", "Show the manifest of a version."),
     "diff": Command(
-        "fedbus.app.cli.commands.model.diff:diff",
-        "Compare two versions: how far each tensor has moved, and each metric.",
+        "fedbus.app.cli.commands.model.diff:diff", "Compare the tensors and metrics of two versions."
     ),
     "verify": Command(
         "fedbus.app.cli.commands.model.verify:verify",
-        "Read every manifest and every artifact where it is kept, and see whether it is what it says.",
+        "Read all manifests and weights in the repository and verify their digests.",
     ),
     "export": Command(
-        "fedbus.app.cli.commands.model.export:export", "Copy the weights of a version into a file."
+        "fedbus.app.cli.commands.model.export:export", "Copy the weights of a version to a file."
     ),
     "bucket": Command(
         "fedbus.app.cli.commands.model.bucket:bucket",
@@ -58,18 +59,18 @@ _MODEL: Final[CommandTable] = {
     ),
     "promote": Command(
         "fedbus.app.cli.commands.model.promote:promote",
-        "Serve a version from now on, whatever the gate said of it, or a device that went back from it.",
+        "Promote a version even if the gate rejected it or a device rolled it back.",
     ),
     "rollback": Command(
-        "fedbus.app.cli.commands.model.promote:rollback", "Serve the champion before this one again."
+        "fedbus.app.cli.commands.model.promote:rollback", "Roll back to the previous champion."
     ),
     "init": Command(
         "fedbus.app.cli.commands.model.promote:init",
-        "With --new-lineage: begin anew with a first model, of the code that everybody has; all versions stay.",
+        "With --new-lineage: build and promote a first model from the deployed code; all versions are kept.",
     ),
     "access": Command(
         "fedbus.app.cli.commands.model.access:access",
-        "Make the models of an S3 readable without a key, or only with one; or show the current access.",
+        "Allow or forbid reading models in S3 without a key, or show the current access.",
     ),
     "keygen": Command("fedbus.app.cli.commands.model.keys:keygen", "Create the key pair that signs models."),
 }
@@ -77,43 +78,42 @@ _MODEL: Final[CommandTable] = {
 _CODE: Final[CommandTable] = {
     "ls": Command(
         "fedbus.app.cli.commands.code:ls",
-        "List the commits of the ref that is followed, newest first, and who is on which.",
+        "List the commits of the followed ref, newest first, with the number of clients on each.",
     ),
     "status": Command(
         "fedbus.app.cli.commands.code:status",
-        "Say which version everybody is on, what is being rolled out and how far, and what was rejected.",
+        "Show the deployed version, the rollout and its stage, and the rejected versions.",
     ),
     "look": Command(
         "fedbus.app.cli.commands.code:look",
-        "Have the server look at the repository now: for a hook, after a push.",
+        "Fetch the code repository now, for example in a hook after a push.",
     ),
     "rollout": Command(
-        "fedbus.app.cli.commands.code:rollout", "Bring a version to the clients, stage by stage."
+        "fedbus.app.cli.commands.code:rollout", "Roll out a code version to the clients, stage by stage."
     ),
     "revert": Command(
         "fedbus.app.cli.commands.code:revert",
-        "End the rollout and bring everybody back; without one, to the version before this one.",
+        "Cancel the rollout, or without one deploy the previous version.",
     ),
 }
 
 _DATA: Final[CommandTable] = {
     "ls": Command(
-        "fedbus.app.cli.commands.data:ls",
-        "List what each client has captured: rows, and how many have a label.",
+        "fedbus.app.cli.commands.data:ls", "List the captured rows of each client, and how many have a label."
     ),
     "export": Command(
         "fedbus.app.cli.commands.data:export",
-        "Write a client's captured rows as a table, for pandas, DuckDB or Spark.",
+        "Export a client's captured rows to a file for pandas, DuckDB or Spark.",
     ),
 }
 
 _EVENTS: Final[CommandTable] = {
     "tail": Command(
-        "fedbus.app.cli.commands.events.tail:tail", "Show events and transitions as they happen, one a line."
+        "fedbus.app.cli.commands.events.tail:tail", "Show events and transitions live, one per line."
     ),
     "replay": Command(
         "fedbus.app.cli.commands.events.tail:replay",
-        "Print the stored messages of a time window, in order. Publishes nothing.",
+        "Print the stored messages of a time window, in order; nothing is published.",
     ),
     "schema": Command(
         "fedbus.app.cli.commands.events.catalog:schema",
@@ -121,97 +121,96 @@ _EVENTS: Final[CommandTable] = {
     ),
     "decode": Command(
         "fedbus.app.cli.commands.events.decode:decode",
-        "Print the msgpack on standard input as JSON: nats sub '…' --translate 'fedbus events decode'.",
+        "Print the msgpack body on standard input as JSON: nats sub '…' --translate 'fedbus events decode'.",
     ),
     "catalog": Command(
         "fedbus.app.cli.commands.events.catalog:catalog",
-        "List every message type: its subject, publisher and subscribers.",
+        "List all message types with their subjects, publishers and subscribers.",
     ),
 }
 
 _TASK: Final[CommandTable] = {
     "new": Command(
         "fedbus.app.cli.commands.task:new",
-        "Write a new task: a small Flower app that trains, with all settings of fedbus explained.",
+        "Create a task: a small Flower app that trains, with comments on all settings of fedbus.",
     ),
     "validate": Command(
         "fedbus.app.cli.commands.task:validate",
-        "Validate a task: one line per problem; exit code 0 if there is none.",
+        "Validate a task; print one line per problem. The exit code is 0 if there is none.",
     ),
 }
 
 _PROVISION: Final[CommandTable] = {
     "init": Command(
         "fedbus.app.cli.commands.provision.members:init",
-        "Make a federation: operator, account, signing keys, server credentials, certificates, nats.conf.",
+        "Create a federation: operator, account, signing keys, server credentials, certificates, nats.conf.",
     ),
     "client": Command(
         "fedbus.app.cli.commands.provision.members:client",
-        "Let a client in: its kit, for FEDBUS_KIT. The running server needs to know nothing of it.",
+        "Create the credentials of a client, as a kit for FEDBUS_KIT.",
     ),
     "user": Command(
         "fedbus.app.cli.commands.provision.members:user",
-        "Let a person in who works at a terminal: credentials of his own, which can be revoked alone.",
+        "Create the credentials of a user of the command line, as a kit for FEDBUS_KIT.",
     ),
     "key": Command(
         "fedbus.app.cli.commands.provision.device:key",
-        "On a device: make its own key, and print the public one, which is all that leaves it.",
+        "On a device: create a key pair and print the public key.",
     ),
     "complete": Command(
-        "fedbus.app.cli.commands.provision.device:complete",
-        "On a device: put its own key to the kit that was made for it.",
+        "fedbus.app.cli.commands.provision.device:complete", "On a device: add its private key to its kit."
     ),
     "site": Command(
         "fedbus.app.cli.commands.provision.members:site",
-        "A leaf node for a site: its clients connect to it, and one connection goes out to the federation.",
+        "Create a leaf node for a site: its clients connect to it, and it connects to the federation.",
     ),
     "certificate": Command(
         "fedbus.app.cli.commands.provision.members:certificate",
-        "A certificate for another server of the federation: its S3, its dashboard.",
+        "Create a certificate for another server of the federation: S3 or the dashboard.",
     ),
     "list": Command(
         "fedbus.app.cli.commands.provision.members:list_",
-        "Who was let in as what, until when, and who was put out.",
+        "List all clients, sites, users and roles, with the state of their credentials.",
     ),
     "revoke": Command(
         "fedbus.app.cli.commands.provision.revocation:revoke",
-        "Put somebody out: the credentials are worth nothing from now on, and the server drops who uses them.",
+        "Revoke credentials; nats-server closes the connections that use them.",
     ),
     "rotate": Command(
         "fedbus.app.cli.commands.provision.revocation:rotate",
-        "Make something anew: one key, the server's certificate, the authority, or what signs for devices.",
+        "Rotate a key, the server certificate, the CA or the device signing key.",
     ),
     "push": Command(
         "fedbus.app.cli.commands.provision.revocation:push",
-        "Tell the running server who belongs to the federation.",
+        "Send the current credentials and revocations to nats-server.",
     ),
 }
 
 COMMANDS: Final[CommandTable] = {
     "demo": Command(
         "fedbus.app.cli.commands.demo:demo",
-        "Show the whole life of a federated model on this machine, on real data.",
+        "Train, serve and retrain a federated model on this machine, with real data.",
     ),
     "up": Command(
         "fedbus.app.cli.commands.up:up",
-        "Bring up everything on this machine: bus, server and clients; it stays up until Ctrl-C.",
+        "Start NATS, the server side and clients on this machine; they run until Ctrl-C.",
     ),
     "run": Group("Start training runs, look at them, stop them.", _RUN),
     "clients": Group("Who takes part, what each does now, which model it serves.", _CLIENTS),
     "top": Command(
         "fedbus.app.cli.commands.top:top",
-        "Watch servers, runs and clients, live: states, models, load, when last seen, why one does not train.",
+        "Show servers, runs and clients live: states, models, load, last report, and why a client does not train.",
     ),
     "why": Command(
         "fedbus.app.cli.commands.why:why",
-        "Say why a client does what it does, and why it does not take part in a run.",
+        "Show what a client does now, and why it does not take part in runs.",
     ),
     "trace": Command(
-        "fedbus.app.cli.commands.trace:trace", "Draw what happened in a run, and what it waited for."
+        "fedbus.app.cli.commands.trace:trace", "Draw the spans of a run, and show what each round waited for."
     ),
     "verify": Command(
         "fedbus.app.cli.commands.verify:verify",
-        "Show which code, configuration, clients and updates made a run's model, and check each of them.",
+        "Show and verify the code, configuration, clients and updates of a run's model.",
     ),
     "model": Group("Model versions of a task: list, verify, promote, export.", _MODEL),
     "code": Group("The versions of a task's code: what is where, and what is tried.", _CODE),
@@ -232,26 +231,26 @@ COMMANDS: Final[CommandTable] = {
         {
             "up": Command(
                 "fedbus.app.cli.commands.run_agents:client_up",
-                "Run a client's four agents in this process, for each of its tasks; ports count up with the tasks.",
+                "Run the four agents of a client in this process, for each of its tasks.",
             )
         },
     ),
     "agent": Command(
         "fedbus.app.cli.commands.run_agents:agent",
-        "Run one agent in the foreground, or a few in one process.",
+        "Run one agent, or several agents of one side, in this process.",
     ),
     "gateway": Command(
         "fedbus.app.cli.commands.gateway:gateway",
-        "Serve the dashboard: the fleet, runs, training, events, models and schedules, live in a browser.",
+        "Serve the dashboard in a browser: clients, runs, models, events and schedules, live.",
     ),
     "provision": Group("Keys, credentials and certificates: who belongs to a federation.", _PROVISION),
     "context": Command(
         "fedbus.app.cli.commands.context:context",
-        "Write a context for the `nats` program: address, credentials, authority and inbox.",
+        "Write a context for the `nats` command line: URL, credentials, CA and inbox prefix.",
     ),
     "doctor": Command(
         "fedbus.app.cli.commands.doctor:doctor",
-        "Check this machine and its NATS connection, and print how to fix each problem.",
+        "Check this machine and its NATS connection; print how to fix each problem.",
     ),
     "version": Command(
         "fedbus.app.cli.commands.version:version", "Print version information for bug reports."

@@ -1,4 +1,4 @@
-"""Run a command in the foreground until it ends or a signal stops it."""
+"""Run a coroutine as a process: signals, health file, telemetry."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ from fedbus.app.telemetry.process_metrics import measure_process
 def run_until_signal(
     work: Callable[[asyncio.Event], Any], name: str, *, level: str = "INFO", **about: str
 ) -> None:
-    """Do *work* as the process *name*; *about* stands in all that it tells."""
+    """Run *work* until it ends or a signal sets its stop event; *about* is added to each log line and span."""
 
     async def run() -> None:
         async with report_health():

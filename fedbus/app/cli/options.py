@@ -1,4 +1,4 @@
-"""How options are written: lengths of time, configurations as Flower writes them, and what stands in a task's place."""
+"""Parse options: durations, key=value configurations, and overrides of a task's schedule."""
 
 import json
 import re
@@ -13,76 +13,98 @@ from fedbus.contracts.scheduling import ScheduleOverrides, ScheduleTable
 UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 PARTITION: Final = "partition-id"
 PARTITIONS: Final = "num-partitions"
-"""How Flower's apps are told which part of the data is theirs, and of how many."""
+"""Keys of the node configuration by which a Flower app finds its data partition."""
 Scalar = bool | int | float | str
 
 
 def parse_duration(text: str) -> float:
-    """``90s``, ``10m``, ``2h`` or ``1d`` in seconds; raises Failure."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|m|h|d)", text.strip())
-    if found is None or float(found[1]) <= 0:
-        raise CliError(f"{text!r} is not a length of time: write 90s, 10m, 2h or 1d", ExitCode.USAGE)
-    return float(found[1]) * UNITS[found[2]]
+    """Convert ``90s``, ``10m``, ``2h`` or ``1d`` to seconds.
+
+    Raises:
+        CliError: *text* is not a positive duration.
+
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|m|h|d)", text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise CliError(f"{text!r} is not a duration. Use 90s, 10m, 2h or 1d", ExitCode.USAGE)
+    return float(match[1]) * UNITS[match[2]]
 
 
 def parse_key_values(text: str) -> dict[str, Scalar]:
-    """A configuration: ``lr=0.1 data='/my data'`` as Flower's ``--run-config`` has it, or a JSON object.
+    """Parse ``lr=0.1 data='/my data'``, the format of Flower's ``--run-config``, or a JSON object.
 
-    Raises Failure.
+    Raises:
+        CliError: *text* has neither format.
+
     """
     try:
         return _check_scalars(json.loads(text) if text.lstrip().startswith("{") else _parse_assignments(text))
     except ValueError as error:
         raise CliError(
-            f"{text!r} is not a configuration: write key=value, separated by spaces; text in quotes ({error})",
+            f"{text!r} is not a configuration ({error}). Use key=value pairs separated by spaces; quote text",
             ExitCode.USAGE,
         ) from None
 
 
-def apply_schedule_options(own: ScheduleTable, every: str | None, at_most: int | None) -> ScheduleTable:
-    """A task's *own* schedule with what the options say in the place of just these keys. Raises Failure."""
+def apply_schedule_options(table: ScheduleTable, every: str | None, at_most: int | None) -> ScheduleTable:
+    """Replace the keys of a task's schedule that the options set.
+
+    Raises:
+        CliError: the result is not a valid schedule.
+
+    """
     try:
-        return schedule_overrides(every, at_most).over(own)
+        return schedule_overrides(every, at_most).apply_to(table)
     except ValidationError as error:
         why = "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())
-        raise CliError(f"these options do not go with the task's schedule: {why}", ExitCode.USAGE) from None
+        raise CliError(f"these options conflict with the task's schedule: {why}", ExitCode.USAGE) from None
 
 
 def schedule_overrides(every: str | None, at_most: int | None) -> ScheduleOverrides:
-    """What the options put in the place of a task's schedule. Raises Failure."""
+    """Return the overrides that the options set.
+
+    Raises:
+        CliError: *every* is not a duration.
+
+    """
     return ScheduleOverrides(None if every is None else parse_duration(every), at_most)
 
 
 def parse_node_config(text: str) -> dict[str, Scalar]:
-    """A device's configuration; raises Failure, also where its part of the data is none of those there are."""
-    found = parse_key_values(text)
-    part, parts = found.get(PARTITION), found.get(PARTITIONS)
+    """Parse the node configuration of a device.
+
+    Raises:
+        CliError: the format is wrong, or the partition does not exist.
+
+    """
+    config = parse_key_values(text)
+    part, parts = config.get(PARTITION), config.get(PARTITIONS)
     if isinstance(part, int) and isinstance(parts, int) and not 0 <= part < parts:
         raise CliError(
-            f"{PARTITION}={part} is none of {PARTITIONS}={parts}: they count from 0, so set {PARTITIONS} to how many "
-            "clients there are; on Kubernetes by the overlay's `replicas`, and not by `kubectl scale`",
+            f"{PARTITION}={part} must be less than {PARTITIONS}={parts}. Set {PARTITIONS} to the number of clients; "
+            "on Kubernetes change `replicas` in the overlay instead of running `kubectl scale`",
             ExitCode.USAGE,
         )
-    return found
+    return config
 
 
 def check_unique_tasks(tasks: list[str]) -> None:
     """Check that no task id occurs twice."""
     if len(set(tasks)) < len(tasks):
-        raise CliError(f"each task can be given once: {', '.join(tasks)}", ExitCode.USAGE)
+        raise CliError(f"--task names a task more than once: {', '.join(tasks)}", ExitCode.USAGE)
 
 
 def _parse_assignments(text: str) -> dict[str, object]:
-    """Values are TOML; a bare word is taken as text."""
-    found: dict[str, object] = {}
+    """Parse the values as TOML; a value that is not TOML is a string."""
+    values: dict[str, object] = {}
     rest = text.strip()
     while rest:
         match = re.match(r"""([A-Za-z0-9_.-]+)\s*=\s*("[^"]*"|'[^']*'|\S+)\s*""", rest)
         if match is None:
             raise ValueError(f"at {rest!r}")
-        found[match[1]] = _parse_value(match[2])
+        values[match[1]] = _parse_value(match[2])
         rest = rest[match.end() :]
-    return found
+    return values
 
 
 def _parse_value(text: str) -> object:
@@ -92,10 +114,10 @@ def _parse_value(text: str) -> object:
         return text
 
 
-def _check_scalars(found: object) -> dict[str, Scalar]:
-    if not isinstance(found, dict):
-        raise ValueError("not a table of values")  # noqa: TRY004 (a wrong text, not a wrong type of ours)
-    for key, value in found.items():
+def _check_scalars(config: object) -> dict[str, Scalar]:
+    if not isinstance(config, dict):
+        raise ValueError("the JSON is not an object")  # noqa: TRY004  # wrong input, not a wrong type in the program
+    for key, value in config.items():
         if not isinstance(value, bool | int | float | str):
-            raise ValueError(f"{key} is neither a number, a text nor true or false")  # noqa: TRY004
-    return found
+            raise ValueError(f"{key} is not a number, string or boolean")  # noqa: TRY004
+    return config

@@ -140,9 +140,9 @@ async def test_a_misspelt_command_gets_one_suggestion(tmp_path: Path) -> None:
 
 async def test_a_described_default_is_shown(tmp_path: Path) -> None:
     output = (await FedbusCli(tmp_path)("trace", "--help")).out
-    assert "the newest that is kept" in output
-    assert "the terminal's" in output
+    assert "the newest stored one" in output
+    assert "the width of the terminal" in output
 
 
 async def test_the_help_of_an_argument_is_shown(tmp_path: Path) -> None:
-    assert "The run, as `fedbus run ls` calls it." in (await FedbusCli(tmp_path)("run", "show", "--help")).out
+    assert "The run's id, from `fedbus run ls`." in (await FedbusCli(tmp_path)("run", "show", "--help")).out

@@ -51,13 +51,13 @@ RUNS = {1: "recruiting_started quorum_reached", 2: "recruiting_started", 10: "re
 async def simulate_runs(bus: Bus) -> None:
     """Run 1 has finished, run 10 recruits, run 2 has failed."""
     async with LifecycleStore.open(bus) as lives:
-        server = await lives.of(SERVER, ServerData(task="mnist"))
+        server = await lives.load(SERVER, ServerData(task="mnist"))
         await server.create()
         for number in (1, 2, 10):
             facts = RunData(
                 task="mnist", run=f"mnist-{number}", plan=RunPlan(rounds=4), requested_at=datetime.now(UTC)
             )
-            run = await lives.of(RUN, facts)
+            run = await lives.load(RUN, facts)
             await run.create()
             await run.transition(RunEvent.RECRUITING_STARTED)
             if number == 1:
@@ -167,7 +167,7 @@ async def test_a_run_is_shown_round_by_round(fedbus: FedbusCli, bus: Bus) -> Non
 async def test_a_run_that_there_is_not_is_one_line_and_code_5(fedbus: FedbusCli, bus: Bus) -> None:
     for words in (("show",), ("watch",), ("stop",)):
         said = await fedbus("run", *words, "mnist-7")
-        assert (said.code, said.err) == (5, "fedbus: no run mnist-7 here. See: fedbus run ls\n")
+        assert (said.code, said.err) == (5, "fedbus: no run mnist-7 in this federation. See: fedbus run ls\n")
 
 
 async def test_watching_a_run_tells_its_life_and_ends_with_it(fedbus: FedbusCli, bus: Bus) -> None:
@@ -233,7 +233,7 @@ async def test_an_unknown_task_is_named_with_those_that_there_are(fedbus: Fedbus
 async def test_an_override_without_a_value_is_a_mistake_in_usage(fedbus: FedbusCli) -> None:
     said = await fedbus("run", "start", "-c", "lr")
     assert said.code == 2
-    assert said.err == "fedbus: 'lr' is not an override: write name=value, as in --config lr=0.1\n"
+    assert said.err == "fedbus: 'lr' is not an override. Use name=value, for example --config lr=0.1\n"
 
 
 # --- clients ---------------------------------------------------------------------------------------------
@@ -246,13 +246,13 @@ async def test_clients_are_listed_and_shown_with_what_they_wait_for(
         Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as of_c1,
         LifecycleStore.open(of_c1) as lives,
     ):
-        client = await lives.of(CLIENT, ClientData(client="c1", task="mnist"))
+        client = await lives.load(CLIENT, ClientData(client="c1", task="mnist"))
         await client.create()
         await client.transition(ClientEvent.MODEL_FETCHED, {"model": MODEL})
     worth = RESULT.model_copy(update={"train_s": {"c1": 4.5}, "contributions": {"c1": 0.125}})
     async with LifecycleStore.open(bus) as lives:
         plan, now = RunPlan(), datetime.now(UTC)
-        run = await lives.of(
+        run = await lives.load(
             RUN, RunData(task="mnist", run="mnist-1", plan=plan, requested_at=now, rounds=(worth,))
         )
         await run.create()
@@ -265,8 +265,8 @@ async def test_clients_are_listed_and_shown_with_what_they_wait_for(
     assert (facts["model_version"], facts["sha256"]) == (None, None)  # its inference agent has not said so
     assert (facts["standing"]["rounds"], facts["standing"]["contribution"]) == (1, 0.125)
     assert "the inference agent to load the model" in shown.out
-    assert "so far: 1 round, 0 failed, reliability 0.67, 18000 samples, 4.50 s a training" in shown.out
-    assert (unknown.code, unknown.err) == (5, "fedbus: no client c9 here. Known are: c1\n")
+    assert "so far: 1 round, 0 failed, reliability 0.67, 18000 samples, 4.50 s per training" in shown.out
+    assert (unknown.code, unknown.err) == (5, "fedbus: no client c9 in this federation. Known clients: c1\n")
 
 
 # --- events ----------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ async def test_what_was_said_is_told_in_the_order_of_time_over_both_streams(
 ) -> None:
     await bus.publish(CodePublished(task="mnist", code_version="a" * 40))
     async with LifecycleStore.open(bus) as lives:
-        server = await lives.of(SERVER, ServerData(task="mnist"))
+        server = await lives.load(SERVER, ServerData(task="mnist"))
         await server.create()
     async with Bus.connect(nats.url, Identity(DEV, "flower-client", "c1")) as of_c1:
         await of_c1.publish(FinTrain(task="mnist", client="c1", run="mnist-1", rounds=4))
@@ -379,7 +379,7 @@ async def test_a_new_task_is_valid_and_a_broken_one_is_told_line_by_line(
 async def test_a_directory_that_is_not_there_is_code_5(fedbus: FedbusCli, tmp_path: Path) -> None:
     said = await fedbus("task", "validate", str(tmp_path / "nowhere"))
     assert said.code == 5
-    assert "is not a directory: name the one that holds the task's pyproject.toml" in said.err
+    assert "is not a directory. Name the directory with the task's pyproject.toml" in said.err
 
 
 # --- doctor -------------------------------------------------------------------------------------------------
@@ -396,9 +396,9 @@ async def test_the_doctor_finds_a_healthy_machine_healthy(fedbus: FedbusCli, bus
 
 
 def test_the_doctor_says_which_way_a_clock_is_wrong() -> None:
-    assert check_clock(2.5).health is Severity.WELL
-    assert "42 s ahead of that of the bus: set the clock of this machine" in str(check_clock(42.4).line())
-    assert "3600 s behind that of the bus" in str(check_clock(-3600).line())
+    assert check_clock(2.5).health is Severity.OK
+    assert "42 s ahead of that of the bus: set the clock of this machine" in str(check_clock(42.4).render())
+    assert "3600 s behind that of the bus" in str(check_clock(-3600).render())
 
 
 async def test_the_doctor_names_what_is_wrong_and_what_to_do(fedbus: FedbusCli, tmp_path: Path) -> None:
@@ -409,4 +409,4 @@ async def test_the_doctor_names_what_is_wrong_and_what_to_do(fedbus: FedbusCli, 
     assert "✗ data directory" in said.out
     assert "set FEDBUS_HOME to another" in said.out
     assert "✗ bus" in said.out
-    assert said.err == "fedbus: 2 things to mend\n"
+    assert said.err == "fedbus: 2 problems found\n"

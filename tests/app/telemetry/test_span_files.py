@@ -298,7 +298,7 @@ def run_waiting_process(home: Path, **environment: str) -> Iterator["subprocess.
 def read_endings(home: Path) -> dict[str, SpanStatus]:
     found = span_reader.find_trace_of_run(home / "traces", RUN)
     return (
-        {one.name: one.ending for one in span_reader.read_trace(home / "traces", found).spans()}
+        {one.name: one.status for one in span_reader.read_trace(home / "traces", found).spans()}
         if found
         else {}
     )
@@ -311,9 +311,9 @@ async def test_a_run_in_progress_is_one_tree_of_open_spans(tmp_path: Path, colle
     ) as process:
         await eventually(lambda: len(read_endings(tmp_path)) == 3)
         assert read_endings(tmp_path) == {
-            "run by manual": SpanStatus.UNDER_WAY,
+            "run by manual": SpanStatus.OPEN,
             "run • → requested": SpanStatus.ENDED,
-            "round": SpanStatus.UNDER_WAY,
+            "round": SpanStatus.OPEN,
         }
         said = run_trace(tmp_path, RUN)
         assert said.startswith(f"{RUN} is requested: ")
@@ -363,16 +363,16 @@ def test_a_later_process_with_the_same_pid_is_another_one() -> None:
     of_old = SpanRecord(b"t" * 16, b"s" * 8, b"", "round", 1, 1, 0, {})
 
     (span,) = span_reader.StoredTrace("74" * 16, [(here, [of_old])]).spans()
-    assert span.ending is SpanStatus.CUT_OFF
+    assert span.status is SpanStatus.CUT_OFF
 
 
 def test_open_spans_of_another_machine_are_under_way() -> None:
     there = {"host.name": "another", "process.pid": os.getpid()}
 
     (span,) = span_reader.StoredTrace(
-        "74" * 16, [(there, [SpanRecord(b"t" * 16, b"s" * 8, b"", "x", 1, 1, 0, {})])], at=9
+        "74" * 16, [(there, [SpanRecord(b"t" * 16, b"s" * 8, b"", "x", 1, 1, 0, {})])], read_at_ns=9
     ).spans()
-    assert span.ending is SpanStatus.UNDER_WAY
+    assert span.status is SpanStatus.OPEN
     assert span.end == pytest.approx(9e-9)
 
 
@@ -429,12 +429,12 @@ def test_a_file_that_cannot_be_written_is_one_line(home: Path, tmp_path: Path) -
 
 
 def test_an_unknown_run_is_one_line_that_says_what_there_is(home: Path) -> None:
-    with pytest.raises(CliError, match=rf"no trace of digits-9 in .*: kept are: {RUN}"):
+    with pytest.raises(CliError, match=rf"no trace of digits-9 in .*: stored runs: {RUN}"):
         run_trace(home, "digits-9")
 
 
 def test_a_machine_without_traces_says_so(tmp_path: Path) -> None:
-    with pytest.raises(CliError, match=r"no trace of any run in .*: none is kept"):
+    with pytest.raises(CliError, match=r"no trace of any run in .*: no runs are stored"):
         run_trace(tmp_path)
 
 

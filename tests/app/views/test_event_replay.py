@@ -41,7 +41,7 @@ async def simulate_run(bus: Bus) -> SimulatedFederation:
 
 async def message_names(bus: Bus, window: TimeWindow) -> list[str]:
     async with aclosing(read_window(bus, window)) as messages:
-        return [getattr(one.message, "kind", one.message.word) async for one in messages]
+        return [getattr(one.message, "kind", one.message.name) async for one in messages]
 
 
 async def test_a_replayed_run_is_in_order_and_without_other_runs(nats: NatsServer) -> None:

@@ -1,4 +1,4 @@
-"""`fedbus context`: the ordinary `nats` program, pointed at this federation."""
+"""`fedbus context`: a context of the `nats` command line for this federation."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,24 +11,27 @@ from fedbus.app.settings import Settings
 
 
 def context(
-    name: Annotated[
-        str, typer.Argument(help="What the context is called.", show_default="fedbus-FEDERATION")
-    ] = "",
+    name: Annotated[str, typer.Argument(help="Name of the context.", show_default="fedbus-FEDERATION")] = "",
     *,
-    select: Annotated[bool, typer.Option("--select", help="Have `nats` use it when none is named.")] = False,
-    stdout: Annotated[bool, typer.Option("--stdout", help="Print it, and write nothing.")] = False,
+    select: Annotated[bool, typer.Option("--select", help="Make it the default context of `nats`.")] = False,
+    stdout: Annotated[
+        bool, typer.Option("--stdout", help="Print the context instead of writing it.")
+    ] = False,
 ) -> None:
-    """Write a context for the `nats` program: address, credentials, authority and inbox."""
+    """Write a context for the `nats` command line: URL, credentials, CA and inbox prefix."""
     settings = Settings.from_environment()
-    called = name or f"fedbus-{settings.fed}"
-    if not called.replace("-", "").replace("_", "").isalnum():
-        raise CliError(f"{called!r} cannot be a context's name: use letters, digits, hyphens", ExitCode.USAGE)
+    context_name = name or f"fedbus-{settings.fed}"
+    if not context_name.replace("-", "").replace("_", "").isalnum():
+        raise CliError(
+            f"{context_name!r} is not a valid context name. Use letters, digits, hyphens and underscores",
+            ExitCode.USAGE,
+        )
     text = render_context(settings)
     if stdout:
         print(text)
         return
-    path: Path = write_context(called, text)
-    print(f"{path} is written; try: nats --context {called} micro ls")
+    path: Path = write_context(context_name, text)
+    print(f"wrote {path}. Try: nats --context {context_name} micro ls")
     if select:
-        select_context(called)
-        print("and it is what `nats` uses now")
+        select_context(context_name)
+        print("it is the default context of nats now")

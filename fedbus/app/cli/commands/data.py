@@ -1,4 +1,4 @@
-"""`fedbus data`: what this machine's clients have captured. Reads their files; nothing goes over the bus."""
+"""`fedbus data`: the captured rows of the clients on this machine. The commands read their files, without NATS."""
 
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -12,12 +12,12 @@ from fedbus.app.terminal.plain import print_json
 from fedbus.app.terminal.progress_bar import progress_bar
 from fedbus.contracts.identifiers import client_id, task_id
 from fedbus.stores.captured.export import check_format
-from fedbus.stores.captured.export import export as write
+from fedbus.stores.captured.export import export as write_table
 from fedbus.stores.captured.reader import read_holdout_share, read_row_counts, size_on_disk_bytes
 
 NO_HOLDOUT_SHARE: Final = (
-    "an older fedbus wrote these rows, and not which share is held out: "
-    "give the task's capture.holdout-share, as in --holdout 0.2"
+    "an older version of fedbus wrote these rows without the holdout share. "
+    "Set it to the task's capture.holdout-share, for example --holdout 0.2"
 )
 
 ClientOption = Annotated[str | None, typer.Option(help="Only this client.")]
@@ -25,7 +25,7 @@ TaskOption = Annotated[str | None, typer.Option("--task", help="Only this task."
 
 
 def ls(*, client: ClientOption = None, task: TaskOption = None, json: output.JsonOption = False) -> None:
-    """List what each client has captured: rows, and how many have a label."""
+    """List the captured rows of each client, and how many have a label."""
     found = [_database_facts(database) for database in _find_databases(client, task)]
     if json:
         print_json(found)
@@ -43,26 +43,27 @@ def ls(*, client: ClientOption = None, task: TaskOption = None, json: output.Jso
             )
             for one in found
         ],
-        empty="nothing is captured on this machine yet",
+        empty="no captured rows on this machine",
     )
 
 
 def export(
-    path: Annotated[Path, typer.Argument(help="The file to write: it ends in .parquet or .arrow.")],
+    path: Annotated[Path, typer.Argument(help="The file to write, .parquet or .arrow.")],
     *,
     client: ClientOption = None,
     task: TaskOption = None,
-    labelled: Annotated[bool, typer.Option("--labelled", help="Only rows whose truth is known.")] = False,
+    labelled: Annotated[bool, typer.Option("--labelled", help="Only rows with a label.")] = False,
     holdout: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=1,
-            help="Mark so many as the rows that no training gets, instead of the task's `capture.holdout-share`.",
+            help="Share of the rows to mark as held out of training.",
+            show_default="the task's `capture.holdout-share`",
         ),
     ] = None,
 ) -> None:
-    """Write a client's captured rows as a table, for pandas, DuckDB or Spark."""
+    """Export a client's captured rows to a file for pandas, DuckDB or Spark."""
     check_format(path)
     database = _find_single_database(client, task)
     expected = _database_facts(database)["labelled" if labelled else "rows"]
@@ -70,32 +71,43 @@ def export(
     if share is None:
         raise CliError(NO_HOLDOUT_SHARE, ExitCode.USAGE)
     with progress_bar("exporting rows", total=expected) as step:
-        rows = write(
+        rows = write_table(
             database, path, holdout_share=share, labelled=labelled, on_batch=lambda more: step(more, "")
         )
     size = output.format_size(path.stat().st_size)
-    output.console().print(f"{rows} rows of {_owner_of(database)} are in {path} ({size})", highlight=False)
+    output.console().print(
+        f"exported {rows} rows of {_owner_of(database)} to {path} ({size})", highlight=False
+    )
 
 
 def _find_databases(client: str | None, task: str | None) -> list[Path]:
-    """The captured data of this machine's clients."""
-    whose = client_id(client) if client else "*"
-    what = task_id(task) if task else "*"
-    return sorted((Settings.from_environment().home / "clients").glob(f"{whose}/{what}/captured.db"))
+    """The databases of captured rows on this machine."""
+    client_pattern = client_id(client) if client else "*"
+    task_pattern = task_id(task) if task else "*"
+    return sorted(
+        (Settings.from_environment().home / "clients").glob(f"{client_pattern}/{task_pattern}/captured.db")
+    )
 
 
 def _find_single_database(client: str | None, task: str | None) -> Path:
-    """The only one that is meant."""
+    """The database of one client in one task.
+
+    Raises:
+        CliError: None or several match.
+
+    """
     found = _find_databases(client, task)
     if not found:
         raise CliError(
-            "no such client has captured anything here: FEDBUS_HOME says where `here` is, "
-            "and `fedbus data ls` what there is",
+            "no captured rows of such a client in FEDBUS_HOME. See: fedbus data ls",
             ExitCode.NOT_FOUND,
         )
     if len(found) > 1:
         names = ", ".join(map(_owner_of, found))
-        raise CliError(f"several have captured data: {names}. Choose by --client and --task", ExitCode.USAGE)
+        raise CliError(
+            f"several clients have captured rows: {names}. Choose one with --client and --task",
+            ExitCode.USAGE,
+        )
     return found[0]
 
 
@@ -104,12 +116,12 @@ def _owner_of(database: Path) -> str:
 
 
 def _database_facts(database: Path) -> dict[str, Any]:
-    counted = read_row_counts(database, 0.0)
+    counts = read_row_counts(database, 0.0)
     return {
         "client": database.parents[1].name,
         "task": database.parent.name,
-        "rows": counted.labelled + counted.unlabelled,
-        "labelled": counted.labelled,
+        "rows": counts.labelled + counts.unlabelled,
+        "labelled": counts.labelled,
         "size_bytes": size_on_disk_bytes(database),
         "file": str(database),
     }

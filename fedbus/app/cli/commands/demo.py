@@ -1,4 +1,4 @@
-"""`fedbus demo`: the whole life of a federated model on this machine."""
+"""`fedbus demo`: the lifecycle of a federated model on this machine."""
 
 import asyncio
 from pathlib import Path
@@ -17,38 +17,40 @@ from fedbus.app.settings import Settings
 
 def demo(
     *,
-    clients: Annotated[int, typer.Option(min=1, max=64, help="How many clients.")] = 3,
+    clients: Annotated[int, typer.Option(min=1, max=64, help="Number of clients.")] = 3,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of each run.")] = None,
-    runs: Annotated[int, typer.Option(min=1, help="How many runs the scheduler starts.")] = 2,
+    runs: Annotated[int, typer.Option(min=1, help="Number of runs.")] = 2,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each round.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Where data sets are.", show_default="FEDBUS_DATA_DIR")
+        Path | None, typer.Option(help="Directory of the data sets.", show_default="FEDBUS_DATA_DIR")
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave it running at the end.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep everything running after the last run.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the results to this file, as JSON.")] = None,
-    plot: Annotated[Path, typer.Option(help="Write the loss plot into this file.")] = Path("demo-loss.png"),
-    task: Annotated[Path | None, typer.Option(help="Another task.", show_default="the MNIST example")] = None,
+    plot: Annotated[Path, typer.Option(help="Write the loss plot to this file.")] = Path("demo-loss.png"),
+    task: Annotated[
+        Path | None, typer.Option(help="Directory of another task.", show_default="the MNIST example")
+    ] = None,
     store: StoreOrEmbedded = "",
     commit: Annotated[
         bool,
         typer.Option(
             "--commit",
-            help="Change the task's code between two runs, by a signed commit to its Git repository.",
+            help="Change the task's code between two runs with a signed commit to its Git repository.",
         ),
     ] = False,
     dashboard: Dashboard = True,
 ) -> None:
-    """Show the whole life of a federated model on this machine, on real data."""
-    wishes = DemoOptions(
+    """Train, serve and retrain a federated model on this machine, with real data."""
+    options = DemoOptions(
         task or mnist_path(), clients, rounds, runs, epochs, data, keep, json, plot, store, commit, dashboard
     )
     settings, console = Settings.from_environment(), Console()
 
     async def work(stop: asyncio.Event) -> None:
-        report = await run_demo(wishes, settings, stop, console)
+        report = await run_demo(options, settings, stop, console)
         if stop.is_set() and len(report.finished_runs) < runs:
-            raise CliError("ended before its runs were over", ExitCode.INTERRUPTED)
-        if not report.ok:
-            raise CliError("the demo failed: see the tables above and the logs")
+            raise CliError("the demo was stopped before its last run ended", ExitCode.INTERRUPTED)
+        if not report.is_ok:
+            raise CliError("the demo failed. See the tables above and the logs")
 
     run_until_signal(work, "demo", level="ERROR")

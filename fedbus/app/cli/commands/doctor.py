@@ -17,14 +17,14 @@ def doctor(
     json: output.JsonOption = False,
     offline: Annotated[bool, typer.Option("--offline", help="Skip checks that need NATS.")] = False,
 ) -> None:
-    """Check this machine and its NATS connection, and print how to fix each problem."""
+    """Check this machine and its NATS connection; print how to fix each problem."""
     settings = Settings.from_environment()
-    with progress_bar("looking at this machine" if offline else "looking at this machine and the bus"):
+    with progress_bar("checking this machine" if offline else "checking this machine and NATS"):
         findings = run_checks(settings, offline=offline)
     if json:
-        print_json([finding.as_facts() for finding in findings])
+        print_json([finding.as_json() for finding in findings])
     else:
         for finding in findings:
-            output.console().print(finding.line())
-    if ill := [finding for finding in findings if finding.is_ill]:
-        raise CliError(f"{len(ill)} thing{'s' if len(ill) > 1 else ''} to mend")
+            output.console().print(finding.render())
+    if problems := [finding for finding in findings if finding.is_error]:
+        raise CliError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found")

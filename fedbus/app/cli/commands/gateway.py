@@ -1,4 +1,4 @@
-"""`fedbus gateway`: the dashboard, in a browser."""
+"""`fedbus gateway`: serve the dashboard."""
 
 import os
 from pathlib import Path
@@ -16,54 +16,57 @@ from fedbus.app.settings import Settings
 def gateway(
     *,
     host: Annotated[
-        str, typer.Option(envvar="FEDBUS_GATEWAY_HOST", help="Where to listen; 0.0.0.0 for every address.")
+        str, typer.Option(envvar="FEDBUS_GATEWAY_HOST", help="Address to listen on; 0.0.0.0 for all.")
     ] = "127.0.0.1",
     port: Annotated[
         int,
-        typer.Option(min=0, max=65535, envvar="FEDBUS_GATEWAY_PORT", help="0: one that is free."),
+        typer.Option(
+            min=0, max=65535, envvar="FEDBUS_GATEWAY_PORT", help="Port to listen on; 0: a free one."
+        ),
     ] = 8765,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
             envvar="FEDBUS_GATEWAY_HOSTS",
-            help="A name that browsers reach it by, beside localhost and --host. May be repeated.",
+            help="Host name that browsers may use, in addition to localhost and --host. Repeatable.",
         ),
     ] = None,
     trace_url: Annotated[
         str,
         typer.Option(
             envvar="FEDBUS_TRACE_URL",
-            help="Where a trace is looked at, with {trace_id} in the place of its id; or just where Grafana is.",
+            help="URL of a trace with {trace_id} as placeholder, or the URL of Grafana.",
         ),
     ] = "",
     token_file: Annotated[
         Path | None,
         typer.Option(
             envvar="FEDBUS_GATEWAY_TOKEN_FILE",
-            help="Holds the token that lets people act; FEDBUS_GATEWAY_TOKEN may hold it itself.",
-            show_default="none, the dashboard only shows",
+            help="File with the token for sending commands; or set the token in FEDBUS_GATEWAY_TOKEN.",
+            show_default="none, the dashboard is read-only",
         ),
     ] = None,
     certificate: Annotated[
         Path | None,
         typer.Option(
-            envvar="FEDBUS_GATEWAY_CERT", help="With --key: serve by HTTPS; see: fedbus provision init."
+            envvar="FEDBUS_GATEWAY_CERT",
+            help="Certificate file; with --key, serve HTTPS. See: fedbus provision certificate.",
         ),
     ] = None,
     key: Annotated[
-        Path | None, typer.Option(envvar="FEDBUS_GATEWAY_KEY", help="The certificate's key.")
+        Path | None, typer.Option(envvar="FEDBUS_GATEWAY_KEY", help="Private key of the certificate.")
     ] = None,
     insecure: Annotated[
         bool,
         typer.Option(
             "--insecure",
             envvar="FEDBUS_GATEWAY_INSECURE",
-            help="Let others reach it without a token or HTTPS, because a proxy or a network keeps them out.",
+            help="Listen beyond localhost without a token or HTTPS, behind a proxy or in a protected network.",
         ),
     ] = False,
 ) -> None:
-    """Serve the dashboard: the fleet, runs, training, events, models and schedules, live in a browser."""
-    if is_supervised():  # by `fedbus up`: then our standard input is its life line
+    """Serve the dashboard in a browser: clients, runs, models, events and schedules, live."""
+    if is_supervised():  # `fedbus up` holds the other end of standard input
         exit_when_parent_dies()
     dashboard = Dashboard(
         Settings.from_environment(),

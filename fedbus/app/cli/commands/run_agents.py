@@ -58,13 +58,13 @@ def server_up(
     run_config: RunConfig = "",
 ) -> None:
     """Run the four agents of the server side of each task in this process."""
-    sites = [_agent_config(one, store, rounds, quorum, every, at_most, run_config) for one in task or [""]]
-    check_unique_tasks([site.task.id for site in sites])
+    configs = [_agent_config(one, store, rounds, quorum, every, at_most, run_config) for one in task or [""]]
+    check_unique_tasks([config.task.id for config in configs])
     _run_agents(
         "server",
         {
-            f"{name} {site.task.id}": partial(run, site)
-            for site in sites
+            f"{name} {config.task.id}": partial(run, config)
+            for config in configs
             for name, run in SERVER_AGENTS.items()
         },
     )
@@ -79,16 +79,19 @@ def client_up(
     host: Host = "127.0.0.1",
     port: Port = 0,
 ) -> None:
-    """Run a client's four agents in this process, for each of its tasks; ports count up with the tasks."""
+    """Run the four agents of a client in this process, for each of its tasks.
+
+    With --port, the first task gets this port and each further task the next one.
+    """
     devices = [
         _client_config(id, one, node_config, label, host, port + number if port else 0)
         for number, one in enumerate(task or [""])
     ]
-    check_unique_tasks([device.site.task.id for device in devices])
+    check_unique_tasks([device.agent_config.task.id for device in devices])
     _run_agents(
         "client",
         {
-            f"{name} {device.site.task.id}": client_agent(name, device)
+            f"{name} {device.agent_config.task.id}": client_agent(name, device)
             for device in devices
             for name in CLIENT_AGENTS
         },
@@ -100,13 +103,13 @@ def agent(
     name: Annotated[
         str,
         typer.Argument(
-            help="server-manager, workflow-scheduler, flower-server, client-manager, …; or several of one side, "
-            "with commas."
+            help="server-manager, workflow-scheduler, flower-server, client-manager, …; several agents of one side "
+            "are separated by commas."
         ),
     ],
     *,
     task: TaskSource = "",
-    client: Annotated[str | None, typer.Option(help="The client's id, for an agent of a client.")] = None,
+    client: Annotated[str | None, typer.Option(help="The client's id, for the agents of a client.")] = None,
     store: Store = "",
     rounds: Rounds = None,
     quorum: Quorum = None,
@@ -118,32 +121,39 @@ def agent(
     host: Host = "127.0.0.1",
     port: Port = 0,
 ) -> None:
-    """Run one agent in the foreground, or a few in one process."""
+    """Run one agent, or several agents of one side, in this process."""
     names = _parse_agents(name)
     if SERVER_AGENTS.keys() >= set(names):
         site = _agent_config(task, store, rounds, quorum, every, at_most, run_config)
         _run_agents(service_name(names), {name: partial(SERVER_AGENTS[name], site) for name in names})
     else:
         if client is None:
-            raise CliError(f"{name} is a client agent: set the client with --client ID", ExitCode.USAGE)
+            raise CliError(f"{name} is a client agent. Name the client with --client ID", ExitCode.USAGE)
         device = _client_config(client, task, node_config, label, host, port)
         _run_agents(service_name(names), {name: client_agent(name, device) for name in names}, client=client)
 
 
 def _parse_agents(text: str) -> list[AgentName]:
-    """The agents that *text* names, all of one side; raises Failure."""
+    """Parse agent names separated by commas.
+
+    Raises:
+        CliError: a name is unknown, or the agents are not all of one side.
+
+    """
     names = list(dict.fromkeys(text.split(",")))
     known = [*SERVER_AGENTS, *CLIENT_AGENTS]
     for one in names:
         if one not in known:
-            raise CliError(f"there is no agent {one!r}: choose one of {', '.join(known)}", ExitCode.USAGE)
+            raise CliError(f"unknown agent {one!r}. Choose one of: {', '.join(known)}", ExitCode.USAGE)
     if not (SERVER_AGENTS.keys() >= set(names) or CLIENT_AGENTS.keys() >= set(names)):
-        raise CliError(f"{text}: agents of the server and of a client do not go together", ExitCode.USAGE)
+        raise CliError(
+            f"{text}: agents of the server side and of a client cannot share a process", ExitCode.USAGE
+        )
     return [AgentName(one) for one in names]
 
 
 def service_name(names: Sequence[str]) -> str:
-    """The service that a process of these agents is, to whoever watches: of several it is that of their side."""
+    """Return the service name in telemetry: the agent, or the side of several agents."""
     if len(names) == 1:
         return names[0]
     return "server" if names[0] in SERVER_AGENTS else "client"
@@ -161,22 +171,20 @@ def _agent_config(
 ) -> AgentConfig:
     settings = Settings.from_environment()
     code = code_from_settings(settings, task)
-    read = load_initial_task(code, settings, client)
-    apply_schedule_options(
-        read.table.schedule, every, at_most
-    )  # where the two do not go together it is told here
-    where = store or settings.configured_store or ""
+    initial_task = load_initial_task(code, settings, client)
+    apply_schedule_options(initial_task.table.schedule, every, at_most)  # fail before the agents start
+    store_url = store or settings.configured_store or ""
     return AgentConfig(
         settings.nats_url,
         settings.fed,
         settings.home,
-        read,
-        where,
+        initial_task,
+        store_url,
         RunOverrides(rounds=rounds, quorum=quorum, config=parse_key_values(run_config)),
         schedule_overrides(every, at_most),
         code=code,
-        signer=None if client else settings.signer(),
-        trusted=settings.trusted() if client else None,
+        signer=None if client else settings.load_signer(),
+        trusted=settings.load_trusted_keys() if client else None,
         trackers=() if client else settings.tracker_names,
         access=settings.access,
         job_template=settings.job_template if settings.launcher == "kubernetes" else "",
@@ -197,7 +205,7 @@ def _client_config(
 def _run_agents(
     name: str, agents: dict[str, Callable[[asyncio.Event], Coroutine[Any, Any, None]]], **about: str
 ) -> None:
-    if is_supervised():  # by `fedbus up`: then our standard input is its life line
+    if is_supervised():  # `fedbus up` holds the other end of standard input
         exit_when_parent_dies()
 
     async def work(stop: asyncio.Event) -> None:

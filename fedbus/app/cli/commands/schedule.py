@@ -1,4 +1,4 @@
-"""`fedbus run schedule`: when each task's next run starts by itself, by which rule, and what it still waits for."""
+"""`fedbus run schedule`: the schedule of each task, its next run and the conditions that are not met yet."""
 
 from typing import Annotated, Any, Final
 
@@ -11,14 +11,14 @@ from fedbus.bus.bus import StoredMessage
 from fedbus.contracts.scheduling import ScheduleData, ScheduleEvent
 
 OVERLAP_TEXT: Final = {
-    "skip": "the next one is left out",
-    "queue": "the next one begins after its end",
-    "cancel-running": "it is stopped for the next one",
+    "skip": "skip the next run",
+    "queue": "start the next run after it ends",
+    "cancel-running": "cancel it and start the next run",
 }
 MISSED_TEXT: Final = {
-    "skip": "are let go",
-    "once": "are made up for by one run",
-    "all": "are each made up for",
+    "skip": "skip them",
+    "once": "start one run for all of them",
+    "all": "start one run for each",
 }
 
 
@@ -27,9 +27,9 @@ def schedule(
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     json: output.JsonOption = False,
 ) -> None:
-    """Show the schedule: its rule, the next run, what that waits for, and the last run with its trigger."""
+    """Show each schedule: its trigger, the next run and what it waits for, and the last run."""
 
-    async def look() -> list[StoredMessage]:
+    async def load() -> list[StoredMessage]:
         async with connect_bus() as bus:
             return [
                 seen
@@ -37,12 +37,12 @@ def schedule(
                 if task in (None, seen.message.task)
             ]
 
-    found = [_schedule_facts(seen) for seen in run_async(look())]
+    found = [_schedule_facts(seen) for seen in run_async(load())]
     if json:
         print_json(found)
     elif not found:
         output.print_note(
-            "no schedule: runs start on request only. See docs/scheduling.md, or: fedbus run start"
+            "no schedule: runs start on request only. See docs/scheduling.md, or start one: fedbus run start"
         )
     else:
         for one in found:
@@ -87,14 +87,14 @@ def _print_schedule(one: dict[str, Any]) -> None:
 def _describe_rule(rule: dict[str, Any]) -> list[tuple[str, str]]:
     if not rule:
         return []
-    calm = f"until devices have said nothing new for {rule['debounce_s']:g} s" if rule["debounce_s"] else ""
+    debounce = f"until no new event for {rule['debounce_s']:g} s" if rule["debounce_s"] else ""
     return [
-        ("starts", rule["when"]),
+        ("trigger", rule["when"]),
         ("time zone", rule["timezone"]),
-        ("not while", rule["quiet"]),
-        ("waits for calm", calm),
-        ("while one runs", OVERLAP_TEXT.get(rule["overlap"], rule["overlap"])),
-        ("missed moments", MISSED_TEXT.get(rule["missed"], rule["missed"])),
+        ("quiet hours", rule["quiet"]),
+        ("debounce", debounce),
+        ("during a run", OVERLAP_TEXT.get(rule["overlap"], rule["overlap"])),
+        ("missed times", MISSED_TEXT.get(rule["missed"], rule["missed"])),
         ("at most", f"{rule['at_most']} runs" if rule["at_most"] else ""),
     ]
 
@@ -102,13 +102,19 @@ def _describe_rule(rule: dict[str, Any]) -> list[tuple[str, str]]:
 def _describe_next(one: dict[str, Any]) -> list[tuple[str, str]]:
     at = f"{one['next_at'].astimezone():%Y-%m-%d %H:%M:%S %Z}" if one["next_at"] else ""
     if one["used_up"]:
-        return [("next", f"none: all {one['started']} were started")]
+        return [("next run", f"none: all {one['started']} runs were started")]
     if one["state"] == "due":
-        return [("due to", one["due_to"]), ("held back", one["held_back_by"]), ("next", at)]
-    return [("next", at or "as soon as it happens"), *(("waits for", each) for each in one["awaits"])]
+        return [("due because", one["due_to"]), ("postponed", one["held_back_by"]), ("next run", at)]
+    return [
+        ("next run", at or "as soon as the trigger fires"),
+        *(("waits for", each) for each in one["awaits"]),
+    ]
 
 
 def _describe_last(one: dict[str, Any]) -> list[tuple[str, str]]:
     if not one["fired_at"]:
-        return [("last", "none yet")]
-    return [("last", f"{one['run']}, {output.format_age(one['fired_at'])}"), ("because of", one["fired_for"])]
+        return [("last run", "none yet")]
+    return [
+        ("last run", f"{one['run']}, {output.format_age(one['fired_at'])}"),
+        ("started by", one["fired_for"]),
+    ]

@@ -1,4 +1,4 @@
-"""`fedbus task`: write a new task, and say what is wrong with one."""
+"""`fedbus task`: create a task, or validate one."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,30 +15,34 @@ from fedbus.stores.tasks.task_directory import create_task, read_task, validate_
 
 
 def new(
-    path: Annotated[Path, typer.Argument(help="The directory to write; must be empty or not there.")],
+    path: Annotated[Path, typer.Argument(help="Directory of the new task; must be empty or not exist.")],
     *,
-    id: Annotated[str | None, typer.Option(help="The task's id; default: the directory's name.")] = None,
+    id: Annotated[
+        str | None, typer.Option(help="The task's id.", show_default="the name of the directory")
+    ] = None,
     json: output.JsonOption = False,
 ) -> None:
-    """Write a new task: a small Flower app that trains, with all settings of fedbus explained."""
+    """Create a task: a small Flower app that trains, with comments on all settings of fedbus."""
     task = task_id(id or path.resolve().name)
     create_task(path, task)
     if json:
         print_json({"task": task, "path": str(path)})
     else:
-        output.console().print(f"task {task} is in {path}. Next: fedbus task validate {path}")
+        output.console().print(f"created task {task} in {path}. Next: fedbus task validate {path}")
 
 
 def validate(
-    path: Annotated[Path, typer.Argument(help="The task's directory.")] = Path(),
+    path: Annotated[Path, typer.Argument(help="Directory of the task.")] = Path(),
     *,
-    keys: Annotated[bool, typer.Option("--keys", help="Show every key, with its value and default.")] = False,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="Show all keys with their values and defaults.")
+    ] = False,
     json: output.JsonOption = False,
 ) -> None:
-    """Validate a task: one line per problem; exit code 0 if there is none."""
+    """Validate a task; print one line per problem. The exit code is 0 if there is none."""
     if not path.is_dir():
         raise CliError(
-            f"{path} is not a directory: name the one that holds the task's pyproject.toml",
+            f"{path} is not a directory. Name the directory with the task's pyproject.toml",
             ExitCode.NOT_FOUND,
         )
     problems = validate_task(path)
@@ -49,9 +53,9 @@ def validate(
         for problem in problems:
             output.console().print(f"[red]✗[/] {escape(str(problem))}")
     if problems:
-        raise CliError(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''} to mend")
+        raise CliError(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found")
     if not json:
-        output.console().print(f"[green]✓[/] {path} is a task that fedbus can run")
+        output.console().print(f"[green]✓[/] {path} is a valid task")
         if keys:
             _print_keys(_load_keys(path))
 
@@ -61,14 +65,14 @@ def _load_keys(path: Path) -> list[dict[str, Any]]:
 
 
 def _print_keys(keys: list[dict[str, Any]]) -> None:
-    """A table of its own for each table of the task; what the task says itself is marked."""
+    """Print one table for each section of the task; keys that the task sets are marked with an asterisk."""
     for name in dict.fromkeys(one["table"] for one in keys):
         output.console().print(f"\n[{name}]", markup=False, style="bold")
         rows = [
             (
                 "*" if one["given"] else "",
                 one["name"],
-                *("none" if said == "null" else said or "–" for said in (one["value"], one["default"])),
+                *("none" if text == "null" else text or "–" for text in (one["value"], one["default"])),
                 one["meaning"].replace("``", "`"),
             )
             for one in keys

@@ -1,4 +1,4 @@
-"""`fedbus top`: the federation on one screen, as it moves; one picture of it where nobody can look for long."""
+"""`fedbus top`: servers, runs and clients on a live screen, or once as tables."""
 
 import sys
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from fedbus.domain.federation_view import FederationView
 
 
 class Sort(StrEnum):
-    """What clients can be sorted by: see `fedbus.app.views.federation_status.SORT_KEYS`."""
+    """The sort keys of clients: see `fedbus.app.views.federation_status.SORT_KEYS`."""
 
     NAME = "name"
     STATE = "state"
@@ -34,25 +34,25 @@ class Sort(StrEnum):
 
 def top(
     *,
-    sort: Annotated[Sort, typer.Option(help="What clients are sorted by, to begin with.")] = Sort.NAME,
-    once: Annotated[bool, typer.Option("--once", help="Show it once, all of it, and leave.")] = False,
+    sort: Annotated[Sort, typer.Option(help="Initial sort key of the clients.")] = Sort.NAME,
+    once: Annotated[bool, typer.Option("--once", help="Print the current state once and exit.")] = False,
     json: output.JsonOption = False,
 ) -> None:
-    """Watch servers, runs and clients, live: states, models, load, when last seen, why one does not train.
+    """Show servers, runs and clients live: states, models, load, last report, and why a client does not train.
 
-    q quits; n s t v c m h l w sort by name, state, training, model version, cpu, memory, heat, last seen, why;
-    r turns the order; arrows and page keys scroll. Piped, or with --once, it prints one snapshot.
+    q quits; n s t v c m h l w sort by name, state, training, model version, cpu, memory, heat, last report, why;
+    r reverses the order; arrow and page keys scroll. In a pipe, or with --once, it prints the state once.
     """
     can_draw = sys.stdin.isatty() and sys.stdout.isatty() and not output.console().is_dumb_terminal
 
-    async def look() -> None:
+    async def show() -> None:
         async with connect_bus() as bus:
             if once or json or not can_draw:
                 await _print_once(bus, sort, json=json)
             else:
                 await _run_screen(bus, sort)
 
-    run_async(look())
+    run_async(show())
 
 
 async def _run_screen(bus: Bus, sort: str) -> None:
@@ -76,9 +76,7 @@ def _print_tables(view: FederationView, sort: str) -> None:
     output.print_table(
         ("task", "server", "model", "code", ""), servers, empty="no server yet. Start one: fedbus up"
     )
-    output.print_table(
-        ("run", "state", "how it goes"), map(run_cells, visible_runs(view)), empty="no run yet"
-    )
+    output.print_table(("run", "state", "progress"), map(run_cells, visible_runs(view)), empty="no runs yet")
     output.print_table(
         [one.heading for one in COLUMNS],
         [[one.cell(view, client, now) for one in COLUMNS] for client in sort_clients(view, sort)],

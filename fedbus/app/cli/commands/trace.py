@@ -1,7 +1,7 @@
-"""`fedbus trace`: one run from its trigger to every client's new model, and what it waited for, or waits for now.
+"""`fedbus trace`: the spans of one run, from its trigger to the new model on each client, and its critical path.
 
-Read off the files in FEDBUS_HOME/traces: no bus, no collector, no Grafana. What devices on other
-machines did is in their own files, and in a collector where there is one.
+The command reads the span files in FEDBUS_HOME/traces, without NATS or a collector. The spans of devices on other
+machines are in the files of those machines, and in the OTLP collector if one is configured.
 """
 
 import json
@@ -33,62 +33,70 @@ PIPED_WIDTH: Final = 120
 def trace(
     run: Annotated[
         str,
-        typer.Argument(help="The run, as `fedbus run ls` calls it.", show_default="the newest that is kept"),
+        typer.Argument(help="The run's id, from `fedbus run ls`.", show_default="the newest stored one"),
     ] = "",
     *,
     otlp_json: Annotated[
         Path | None,
-        typer.Option("--otlp-json", help="Write it into this file, as OTLP/JSON for Grafana or Jaeger."),
+        typer.Option("--otlp-json", help="Write the trace to this file as OTLP/JSON, for Grafana or Jaeger."),
     ] = None,
-    words: Annotated[bool, typer.Option("--words", help="Only what the rounds waited for.")] = False,
+    words: Annotated[
+        bool, typer.Option("--words", help="Only the waiting times of each round, as text.")
+    ] = False,
     width: Annotated[
-        int | None, typer.Option(min=60, max=400, help="Columns.", show_default="the terminal's")
+        int | None,
+        typer.Option(min=60, max=400, help="Width in columns.", show_default="the width of the terminal"),
     ] = None,
 ) -> None:
-    """Draw what happened in a run, and what it waited for."""
+    """Draw the spans of a run, and show what each round waited for."""
     directory = Settings.from_environment().traces_dir
-    run, kept = _find_trace(directory, run)
-    tree = SpanTree(kept.spans())
+    run, stored = _find_trace(directory, run)
+    tree = SpanTree(stored.spans())
     if otlp_json is not None:
         with report_write_errors(otlp_json):
-            otlp_json.write_text(json.dumps(kept.as_otlp(), ensure_ascii=False) + "\n")
+            otlp_json.write_text(json.dumps(stored.as_otlp(), ensure_ascii=False) + "\n")
         print(f"{_count_spans(tree)} are in {otlp_json}")
         return
     console = Console(width=width or (None if sys.stdout.isatty() else PIPED_WIDTH), highlight=False)
-    stands = run_status(tree, run, looked_after=span_reader.has_running_owner(directory, kept, run))
+    status = run_status(tree, run, has_owner=span_reader.has_running_owner(directory, stored, run))
     if not words:
-        console.print(describe_run(tree, run, stands), style="bold", soft_wrap=True)
-        about = f"{_count_spans(tree)}, of {kept.processes} processes · trace {kept.trace_id}\n"
-        console.print(about, style="dim", soft_wrap=True)
+        console.print(describe_run(tree, run, status), style="bold", soft_wrap=True)
+        summary = f"{_count_spans(tree)}, of {stored.processes} processes · trace {stored.trace_id}\n"
+        console.print(summary, style="dim", soft_wrap=True)
         for line in render_waterfall(tree, console.width):
             console.print(line, no_wrap=True, crop=True)
         console.print(*render_legend(tree), "", sep="\n", style="dim", soft_wrap=True)
-    for said in describe_waits(tree):
-        console.print(said, soft_wrap=True)
-    if stands is RunStatus.UNDER_WAY and not words:
+    for sentence in describe_waits(tree):
+        console.print(sentence, soft_wrap=True)
+    if status is RunStatus.ACTIVE and not words:
         console.print(
             f"live: fedbus run watch {run} · again: fedbus trace {run}", style="dim", soft_wrap=True
         )
 
 
 def _count_spans(tree: SpanTree) -> str:
-    endings = Counter(span.ending for span in tree.by_id.values())
-    without = [f"{endings[one]} {one}" for one in (SpanStatus.UNDER_WAY, SpanStatus.CUT_OFF) if endings[one]]
-    return f"{endings.total()} spans" + (f" ({', '.join(without)})" if without else "")
+    endings = Counter(span.status for span in tree.by_id.values())
+    unfinished = [f"{endings[one]} {one}" for one in (SpanStatus.OPEN, SpanStatus.CUT_OFF) if endings[one]]
+    return f"{endings.total()} spans" + (f" ({', '.join(unfinished)})" if unfinished else "")
 
 
 def _find_trace(directory: Path, run: str) -> tuple[str, StoredTrace]:
-    """The run that is meant, and its trace."""
+    """Find the trace of *run*, or of the newest run.
+
+    Raises:
+        CliError: The trace files have no such run.
+
+    """
     if not directory.exists() and (of_demo := directory.parent / "demo" / directory.name).exists():
-        directory = of_demo  # `fedbus demo` has a home of its own
+        directory = of_demo  # `fedbus demo` has its own FEDBUS_HOME
     known = span_reader.list_runs(directory)
     wanted = run or (known[-1] if known else "")
     found = span_reader.find_trace_of_run(directory, wanted) if wanted else None
     if found is None:
-        kept = f"kept are: {', '.join(known[-10:])}" if known else "none is kept"
+        stored = f"stored runs: {', '.join(known[-10:])}" if known else "no runs are stored"
         raise CliError(
-            f"no trace of {run or 'any run'} in {directory}: {kept}. The machine on which a run was started "
-            "keeps its trace; FEDBUS_HOME says where",
+            f"no trace of {run or 'any run'} in {directory}: {stored}. The machine that started the run has its "
+            "trace, in FEDBUS_HOME/traces",
             ExitCode.NOT_FOUND,
         )
     return wanted, span_reader.read_trace(directory, found)

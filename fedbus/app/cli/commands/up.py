@@ -27,19 +27,17 @@ from fedbus.app.local.stack import EMBEDDED_STORE, run_stack
 from fedbus.app.settings import Settings
 from fedbus.app.terminal.startup_progress import StartupProgress, wait_until_serving
 
-INSPECT_HINT = "look with: fedbus clients ls · fedbus run start · fedbus run watch · fedbus events tail"
-
-
-FOLLOW_HINT = "a new commit comes by itself, or at once: fedbus code look · how it goes: fedbus code status"
+INSPECT_HINT = "next: fedbus clients ls · fedbus run start · fedbus run watch · fedbus events tail"
+FOLLOW_HINT = (
+    "new commits are fetched periodically; fetch now: fedbus code look · rollout: fedbus code status"
+)
 
 
 def up(
     *,
     task: TaskSources = None,
-    clients: Annotated[int, typer.Option(min=0, max=64, help="How many clients, on this machine.")] = 3,
-    port: Annotated[
-        int | None, typer.Option(help="The port of the nats-server.", show_default="one that is free")
-    ] = None,
+    clients: Annotated[int, typer.Option(min=0, max=64, help="Number of clients on this machine.")] = 3,
+    port: Annotated[int | None, typer.Option(help="Port of nats-server.", show_default="a free port")] = None,
     rounds: Rounds = None,
     quorum: Quorum = None,
     every: Every = None,
@@ -51,10 +49,10 @@ def up(
     ] = False,
     dashboard: Dashboard = True,
 ) -> None:
-    """Bring up everything on this machine: bus, server and clients; it stays up until Ctrl-C."""
+    """Start NATS, the server side and clients on this machine; they run until Ctrl-C."""
     if public_models and store != EMBEDDED_STORE:
         raise CliError(
-            "--public-models is for --store s3; in an S3 of your own: fedbus model access public --store s3://…",
+            "--public-models requires --store s3. For an S3 of your own: fedbus model access public --store s3://…",
             ExitCode.USAGE,
         )
     options = {
@@ -64,39 +62,41 @@ def up(
         "at-most": at_most,
         "run-config": run_config,
     }
-    given = [part for name, value in options.items() if value for part in (f"--{name}", str(value))]
+    server_options = [part for name, value in options.items() if value for part in (f"--{name}", str(value))]
     settings, console = Settings.from_environment(), Console()
     sources = [one if "://" in one else str(Path(one).absolute()) for one in task or [settings.task]]
     tasks = [load_initial_task(code_from_settings(settings, one), settings) for one in sources]
     names = [one.id for one in tasks]
     check_unique_tasks(names)
-    for one in tasks:  # told here: the server's process would say it into its log, again and again
+    for one in tasks:  # else each restart of the server process would log the error
         apply_schedule_options(one.table.schedule, every, at_most)
 
     async def work(stop: asyncio.Event) -> None:
-        began = datetime.now(UTC)
+        started = datetime.now(UTC)
         async with run_stack(
             settings,
             sources,
             clients=clients,
             port=port,
-            server_options=given,
+            server_options=server_options,
             store=store,
             public_models=public_models,
             dashboard=dashboard,
         ) as running:
-            what = f"task {names[0]} is" if len(names) == 1 else f"tasks {', '.join(names)} are"
-            up_now = f"{what} up on {running.nats.url} with {clients} clients"
-            console.print(f"{up_now}; logs in {running.home}/logs", soft_wrap=True, highlight=False)
+            subject = f"task {names[0]} is" if len(names) == 1 else f"tasks {', '.join(names)} are"
+            status = f"{subject} up on {running.nats.url} with {clients} clients"
+            console.print(f"{status}; logs in {running.home}/logs", soft_wrap=True, highlight=False)
             console.print(f"models are in {running.store_url}", soft_wrap=True, highlight=False)
             if running.dashboard:
                 console.print(f"the dashboard is on {running.dashboard}", soft_wrap=True, highlight=False)
             console.print(INSPECT_HINT, soft_wrap=True, highlight=False)
             if any("://" in one for one in sources):
                 console.print(FOLLOW_HINT, soft_wrap=True, highlight=False)
-            arrivals = StartupProgress(names, running.clients)
-            here = wait_until_serving(running.nats.url, settings.fed, arrivals, console, began=began)
-            await wait_for_first(here, stop.wait())
+            progress = StartupProgress(names, running.clients)
+            serving = wait_until_serving(
+                running.nats.url, settings.fed, progress, console, started_at=started
+            )
+            await wait_for_first(serving, stop.wait())
             await stop.wait()
 
     run_until_signal(work, "up", level="WARNING")

@@ -1,7 +1,7 @@
-"""`fedbus verify`: from which code, configuration, clients and updates a run's model came, and whether that holds.
+"""`fedbus verify`: check the provenance of a run's model: code, configuration, clients and updates.
 
-Everything is read anew: the log of the bus, the bytes in the model repository, the commit in the code's. What can no
-longer be told is said to be open; what does not fit is listed, and the exit code says so.
+Each check reads its source: the streams, the files in the model repository, the commit in the code repository. A check
+without a source is reported as not checked. A mismatch is listed, and the exit code is 1.
 """
 
 from dataclasses import asdict
@@ -33,95 +33,95 @@ STAGES: Final = 3
 
 
 def verify(
-    run: Annotated[str, typer.Argument(help="The run, as `fedbus run ls` calls it.")],
+    run: Annotated[str, typer.Argument(help="The run's id, from `fedbus run ls`.")],
     *,
     repo: Annotated[
         str,
         typer.Option(
             "--repo",
-            help="The code's repository, as `fedbus up --task` has it. "
-            "[default: FEDBUS_TASK, or what the server follows]",
+            help="The code repository, in the format of `fedbus up --task`.",
+            show_default="FEDBUS_TASK, or the one that the server follows",
         ),
     ] = "",
     store: Store = "",
-    updates: Annotated[bool, typer.Option("--updates", help="List every update, however many.")] = False,
+    updates: Annotated[bool, typer.Option("--updates", help="List all updates.")] = False,
     json: output.JsonOption = False,
 ) -> None:
-    """Show which code, configuration, clients and updates made a run's model, and check each of them.
+    """Show and verify the code, configuration, clients and updates of a run's model.
 
-    With FEDBUS_TRUSTED_KEYS, also the model's signature; with FEDBUS_ALLOWED_SIGNERS, the commit's.
+    With FEDBUS_TRUSTED_KEYS also the signature of the model, with FEDBUS_ALLOWED_SIGNERS that of the commit.
     """
     facts = run_async(_verify_run(check_id("run", run), repo, store_address(store)))
     if json:
         print_json(facts)
     else:
         _print_report(facts, limit=None if updates else MAX_UPDATES_SHOWN)
-    wrong = [one for one in facts["findings"] if one["fit"] == "does not fit"]
-    if wrong:
-        raise CliError("; ".join(f"{one['about']}: {one['says']}" for one in wrong))
+    mismatches = [one for one in facts["findings"] if one["fit"] == "does not fit"]
+    if mismatches:
+        raise CliError("; ".join(f"{one['about']}: {one['says']}" for one in mismatches))
 
 
 async def _verify_run(run: str, repo: str, url: str) -> dict[str, Any]:
-    with progress_bar(f"reading the log of {run}") as step:
+    with progress_bar(f"reading the messages of {run}") as step:
         async with connect_bus() as bus:
-            told = await load_run_log(bus, run, read=lambda what: step(1, what))
+            run_log = await load_run_log(bus, run, read=lambda what: step(1, what))
     with progress_bar(f"verifying {run}:", total=STAGES) as step:
-        return await _check_run(told, repo, url, step)
+        return await _check_run(run_log, repo, url, step)
 
 
-async def _check_run(told: RunLog, repo: str, url: str, step: Advance) -> dict[str, Any]:
+async def _check_run(run_log: RunLog, repo: str, url: str, step: Advance) -> dict[str, Any]:
     settings = Settings.from_environment()
-    trusted, findings = settings.trusted(), list(model_provenance.check_run(told))
-    kept, champion = None, None
-    if (made := told.facts.model) is None:
-        findings.insert(1, model_provenance.missing_version_finding(told))
+    trusted, findings = settings.load_trusted_keys(), list(model_provenance.check_run(run_log))
+    stored, champion = None, None
+    if (model_ref := run_log.facts.model) is None:
+        findings.insert(1, model_provenance.missing_version_finding(run_log))
     else:
-        step(0, "its manifest")
-        models = open_models(url, told.facts.task)
-        found = await model_provenance.load_stored_version(models, made.version)
+        step(0, "manifest")
+        models = open_models(url, run_log.facts.task)
+        found = await model_provenance.load_stored_version(models, model_ref.version)
         if isinstance(found, str):
-            findings.insert(1, ProvenanceFinding("manifest", CheckOutcome.NO, found))
+            findings.insert(1, ProvenanceFinding("manifest", CheckOutcome.MISMATCH, found))
         else:
-            kept, champion = found, await model_provenance.load_champion(models)
-            step(1, f"the weights of v{made.version}, {output.format_size(found.manifest.size_bytes)}")
-            about = [one async for one in model_provenance.check_version(models, told, kept, trusted)]
+            stored, champion = found, await model_provenance.load_champion(models)
+            step(1, f"weights of v{model_ref.version}, {output.format_size(found.manifest.size_bytes)}")
+            about = [one async for one in model_provenance.check_version(models, run_log, stored, trusted)]
             findings[1:1] = about
-    step(1, "its code")
-    code = await model_provenance.check_code(told, kept.manifest if kept else None, repo, settings)
+    step(1, "code")
+    code = await model_provenance.check_code(run_log, stored.manifest if stored else None, repo, settings)
     findings.insert(-2, code)
-    return _report_facts(told, kept, champion, findings)
+    return _report_facts(run_log, stored, champion, findings)
 
 
 def _report_facts(
-    told: RunLog,
-    kept: StoredVersion | None,
+    run_log: RunLog,
+    stored: StoredVersion | None,
     champion: Champion | None,
     findings: list[ProvenanceFinding],
 ) -> dict[str, Any]:
-    facts, manifest = told.facts, kept.manifest if kept else None
+    facts, manifest = run_log.facts, stored.manifest if stored else None
     return {
         "run": facts.run,
         "task": facts.task,
-        "state": told.last.target,
-        "since": told.since,
-        "sound": all(one.fit is not CheckOutcome.NO for one in findings),
-        "findings": [asdict(one) for one in findings],
+        "state": run_log.last_transition.target,
+        "since": run_log.since,
+        "sound": all(one.outcome is not CheckOutcome.MISMATCH for one in findings),
+        "findings": [{"about": one.subject, "fit": one.outcome, "says": one.detail} for one in findings],
         "manifest": manifest.model_dump() if manifest else None,
         "standing": status_of(manifest.version, champion) if manifest else "",
-        "made_from": [one.version for one in trace_ancestry(manifest, kept.known)[0]]
-        if manifest and kept
+        "made_from": [one.version for one in trace_ancestry(manifest, stored.manifests)[0]]
+        if manifest and stored
         else [],
         "code_version": facts.code_version,
         "plan": facts.plan.model_dump(),
         "trigger": facts.trigger,
-        "rounds": [one.model_dump() | {"loss": one.loss, "accuracy": one.accuracy} for one in told.rounds],
-        "updates": [asdict(one) for one in told.updates],
-        "log_begins": told.forgotten_before,
+        "rounds": [one.model_dump() | {"loss": one.loss, "accuracy": one.accuracy} for one in run_log.rounds],
+        "updates": [asdict(one) for one in run_log.updates],
+        "log_begins": run_log.log_begins,
         "trace_id": facts.trace_id,
     }
 
 
-# --- for people ------------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------------
 
 
 def _print_report(facts: dict[str, Any], *, limit: int | None) -> None:
@@ -132,20 +132,20 @@ def _print_report(facts: dict[str, Any], *, limit: int | None) -> None:
     grid.add_column(no_wrap=True)
     for one in facts["findings"]:
         mark, style = MARKS[one["fit"]]
-        says = Text(printable(one["says"]), overflow="fold")
-        grid.add_row(Text(f"  {mark}", style=style), one["about"], says)
+        detail = Text(printable(one["says"]), overflow="fold")
+        grid.add_row(Text(f"  {mark}", style=style), one["about"], detail)
     console.print(grid, soft_wrap=False)
     console.print()
     _print_rounds(facts["rounds"])
     _print_updates(facts["updates"], limit)
-    if facts["trace_id"].strip("0"):  # all zeros: nobody traced
+    if facts["trace_id"].strip("0"):  # all zeros: the run was not traced
         console.print(f"\ntrace {facts['trace_id']}: fedbus trace {facts['run']}")
 
 
 def _format_heading(facts: dict[str, Any]) -> str:
-    made = f"version {facts['manifest']['version']}" if facts["manifest"] else "no version"
+    version = f"version {facts['manifest']['version']}" if facts["manifest"] else "no version"
     standing = f", {facts['standing']}" if facts["standing"] else ""
-    return f"[bold]{escape(facts['run'])}[/] {facts['state']} {output.format_age(facts['since'])}: {made}{standing}"
+    return f"[bold]{escape(facts['run'])}[/] {facts['state']} {output.format_age(facts['since'])}: {version}{standing}"
 
 
 def _print_rounds(rounds: list[dict[str, Any]]) -> None:
@@ -161,7 +161,7 @@ def _print_rounds(rounds: list[dict[str, Any]]) -> None:
             )
             for one in rounds
         ],
-        empty="no round was finished",
+        empty="no finished rounds",
     )
 
 
@@ -170,12 +170,12 @@ def _print_updates(updates: list[dict[str, Any]], limit: int | None) -> None:
         return
     output.console().print()
     output.print_table(
-        ("round", "client", "update", "size", "trained for"),
+        ("round", "client", "update", "size", "training"),
         [
             (
                 "" if one["round"] is None else one["round"],
                 one["client"],
-                one["error"] or one["sha256"][:SHORT_LENGTH] or "in the event itself",
+                one["error"] or one["sha256"][:SHORT_LENGTH] or "inline",
                 output.format_size(one["size_bytes"]) if not one["error"] else "",
                 f"{one['train_s']:.2f} s",
             )
@@ -184,7 +184,7 @@ def _print_updates(updates: list[dict[str, Any]], limit: int | None) -> None:
         empty="",
     )
     if limit is not None and len(updates) > limit:
-        output.print_note(f"and {len(updates) - limit} more updates: fedbus verify … --updates")
+        output.print_note(f"{len(updates) - limit} more updates. Show all: fedbus verify … --updates")
 
 
 def _format_number(value: float | None) -> str:

@@ -72,7 +72,7 @@ async def test_on_a_narrow_terminal_columns_are_left_out_and_none_is_cut(
         headings = set(shown.lines[0].split())
         assert headings >= always | spare
         assert ("endpoint" in headings) is (columns == 200)
-        assert ("too narrow here for endpoint" in shown.text) is (columns == 60)
+        assert ("the terminal is too narrow for endpoint" in shown.text) is (columns == 60)
         assert "…" not in shown.text
 
 
@@ -83,8 +83,8 @@ async def test_how_often_the_models_of_a_client_were_right_is_told_by_version(
     live = tuple(LiveAccuracy(version=one, labelled=80, right=20 * one) for one in (1, 2))
     await simulation.publish(DataChecked(task=TASK, client="c1", rows=200, serving=2, live=live))
     shown = await fedbus("clients", "show", "c1")
-    assert "truth is known: v2 50.0% of 80, v1 25.0% of 80\n" in shown.out
-    assert "nothing is known of any" in (await fedbus("clients", "show", "c2")).out
+    assert "live accuracy: v2 50.0% of 80, v1 25.0% of 80\n" in shown.out
+    assert "no labelled predictions" in (await fedbus("clients", "show", "c2")).out
 
 
 async def test_what_a_client_says_of_itself_is_text(
@@ -119,8 +119,8 @@ async def test_how_a_device_is_can_be_read_at_once_as_it_said_last(
     assert "%" not in wide[2]
     assert "cpu" not in (await fedbus("clients", "ls")).out
     shown = (await fedbus("clients", "show", "c1")).out
-    assert "cpu 25%, memory 50%, disk 75%, heat 61 °C, gpu 40%, inference does not run" in shown
-    assert "its device: nothing heard of it yet" in (await fedbus("clients", "show", "c2")).out
+    assert "cpu 25%, memory 50%, disk 75%, heat 61 °C, gpu 40%, inference is not running" in shown
+    assert "device: no report yet" in (await fedbus("clients", "show", "c2")).out
     first, second = (await fedbus("clients", "ls", "--json")).facts
     assert (first["device"]["cpu"], second["device"]) == (0.25, None)
 
@@ -129,6 +129,6 @@ async def test_of_each_device_one_report_is_kept_and_of_a_beat_none(simulation: 
     for number in range(1, 4):
         for _ in range(3):
             await simulation.publish(make_report(f"c{number}"))
-    kept = await simulation.bus.latest(DeviceReport)
+    kept = await simulation.bus.last_per_device(DeviceReport)
     assert sorted(seen.subject.split(".")[3] for seen in kept) == ["c1", "c2", "c3"]
     assert (await simulation.bus.list_streams() or {})["FEDBUS_dev_DEVICES"] == 3

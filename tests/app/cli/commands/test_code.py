@@ -43,7 +43,7 @@ class CodeServer:
         """A client that the log knows, on *version*."""
         async with LifecycleStore.open(await self.fed.connect_as("client-manager", name)) as lives:
             facts = ClientData(task=TASK, client=name, code_version=version)
-            await (await lives.of(CLIENT, facts)).create()
+            await (await lives.load(CLIENT, facts)).create()
 
     async def ready(self, client: str, version: str) -> None:
         said = CodeReady(task=TASK, client=client, code_version=version)
@@ -66,10 +66,10 @@ async def run_server(nats: NatsServer, directory: Path, code: CodeRepository) ->
     async with open_federation(nats.url, directory) as fed:
         flower = FakeFlowerServer(fed)
         await flower.store.prepare()
-        first = await code.task_at(await code.newest())
+        first = await code.load_task(await code.fetch_latest())
 
         async def manage(stop: asyncio.Event) -> None:
-            async with fed.config.bus("server-manager") as bus:
+            async with fed.config.connect_bus("server-manager") as bus:
                 await ServerManager(bus, first, flower.store, code=code).run(stop)
 
         fedbus = FedbusCli(directory / "person", FEDBUS_NATS_URL=nats.url, FEDBUS_FEDERATION=FED)
@@ -123,8 +123,8 @@ async def test_status_says_in_words_where_everybody_is_and_how_far_a_rollout_is(
     new = repository.commit(REVISED, by=ada)
     await server.fedbus("code", "look")
     said = await server.fedbus("code", "status")
-    assert f"{new[:12]}, stage 1 of 1 (100%): 0 of 1 client have it" in said.out
-    assert said.out.splitlines()[1].split() == ["the", "others", "are", "on", old[:12], "·", "1", "client"]
+    assert f"{new[:12]}, stage 1 of 1 (100%): 0 of 1 clients have it" in said.out
+    assert said.out.splitlines()[1].split() == ["other", "clients", old[:12], "·", "1", "client"]
     facts = (await server.fedbus("code", "status", "--json")).facts
     assert (facts["state"], facts["candidate"], facts["clients_on"]) == ("rolling", new, {old: 1})
 
@@ -166,7 +166,7 @@ async def test_a_repository_that_is_away_is_said_and_what_is_known_is_listed(
     assert "the task" in said.out
     assert (await server.fedbus("code", "look")).code == 1
     await server.fed.wait_for_event("code", "following_held_up")
-    assert "no new code for now: cannot use" in (await server.fedbus("code", "status")).out.replace("\n", " ")
+    assert "no new code: cannot use" in (await server.fedbus("code", "status")).out.replace("\n", " ")
 
 
 # --- forwards and back -----------------------------------------------------------------------
@@ -181,7 +181,7 @@ async def test_a_commit_is_rolled_out_by_hand_in_stages_of_one_s_own(
     repository.git("update-ref", "refs/heads/main", new)
     said = await server.fedbus("code", "rollout", new[:8], "--stage", "50%", "--stage", "100%")
     assert (said.code, said.err) == (0, "")
-    assert said.out == f"{new[:12]} is rolled out, 50%, then 100%: fedbus code status\n"
+    assert said.out == f"rolling out {new[:12]} to 50%, then 100%. See: fedbus code status\n"
     assert server.facts.stages == ("50%", "100%")
 
 
@@ -193,7 +193,7 @@ async def test_revert_ends_a_rollout_and_says_where_everybody_goes_and_why(
     new = repository.commit(REVISED, by=ada)
     await server.fedbus("code", "look")
     said = await server.fedbus("code", "revert", "--reason", "users complain")
-    assert said.out == f"everybody goes to {old[:12]}: fedbus code status\n"
+    assert said.out == f"deploying {old[:12]} to all clients. See: fedbus code status\n"
     assert server.facts.rejected == {new: "users complain"}
     assert (await server.fedbus("code", "status")).out.count("users complain") == 2
 
@@ -210,7 +210,7 @@ async def test_what_cannot_be_done_is_one_line_and_an_exit_code(
     no_stage = await server.fedbus("code", "rollout", "main", "--stage", "half")
     assert (no_stage.code, no_stage.err) == (
         2,
-        "fedbus: 'half' is no stage: write 10%, or labels: site=lab,board=jetson\n",
+        "fedbus: 'half' is not a stage. Use a percentage such as 10%, or labels such as site=lab,board=jetson\n",
     )
     already = await server.fedbus("code", "rollout", "main")
     assert (already.code, already.err.count("\n")) == (1, 1)
@@ -234,7 +234,7 @@ async def test_a_task_from_a_directory_is_said_to_be_one_and_to_stay_so(
         assert "is a directory" in listed.err
         assert (await server.fedbus("code", "ls", "--json")).facts == []
         status = await server.fedbus("code", "status")
-        assert status.out.startswith(f"{TASK} is a directory, and stays as it is: ")
+        assert status.out.startswith(f"{TASK} does not follow a repository; its code is the directory ")
         looked = await server.fedbus("code", "look")
         assert looked.code == 1
         assert "start the server with --task git+URL" in looked.err

@@ -33,7 +33,7 @@ def files_in(directory: Path) -> list[str]:
 
 
 async def test_what_is_there_is_listed(tmp_path: Path) -> None:
-    assert "nothing is captured" in run_cli(tmp_path, "data", "ls").err
+    assert "no captured rows" in run_cli(tmp_path, "data", "ls").err
     await capture_rows(tmp_path, "c1", [1, None, 2])
     await capture_rows(tmp_path, "c2", [None])
     listed = run_cli(tmp_path, "data", "ls", "--json").facts
@@ -48,7 +48,7 @@ async def test_rows_come_out_as_a_table(tmp_path: Path, suffix: str) -> None:
     await capture_rows(tmp_path, "c1", [1, None, 0.5])
     path = tmp_path / f"rows.{suffix}"
     done = run_cli(tmp_path, "data", "export", path)
-    assert done.out.startswith(f"3 rows of c1/mnist are in {path}"), done
+    assert done.out.startswith(f"exported 3 rows of c1/mnist to {path}"), done
     table = pq.read_table(path) if suffix == "parquet" else pa.ipc.open_file(str(path)).read_all()
     assert table["label"].to_pylist() == [1.0, None, 0.5]
     assert table["output"].to_pylist() == [[0], [1], [2]]
@@ -80,7 +80,7 @@ async def test_what_is_not_yet_in_the_file_itself_is_counted_as_well(tmp_path: P
     store = CapturedData(path)
     for n in range(60):
         store.add(np.zeros(1000, np.float32), np.int64(n), model_version=1)
-    await store.written()
+    await store.flush()
     (listed,) = run_cli(tmp_path, "data", "ls", "--json").facts
     assert listed["size_bytes"] > 60 * 4000 > path.stat().st_size
     await store.close()
@@ -97,7 +97,7 @@ async def test_rows_are_exported_while_more_are_captured(tmp_path: Path) -> None
     store = CapturedData(tmp_path / "clients" / "c1" / "mnist" / "captured.db")
     for n in range(3000):
         store.add(np.zeros(4, np.float32), np.int64(n), model_version=1)
-    await store.written()
+    await store.flush()
     store.add(np.zeros(4, np.float32), np.int64(0), model_version=1)
     assert run_cli(tmp_path, "data", "export", tmp_path / "rows.parquet").code == 0
     assert pq.read_table(tmp_path / "rows.parquet").num_rows in (3000, 3001)

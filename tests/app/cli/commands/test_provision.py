@@ -112,7 +112,7 @@ async def test_from_nothing_to_a_client_that_is_in_and_out_again(
 
 def _listen_locally(trust: Path, port: int) -> Path:
     federation = Federation.open(trust)
-    place = ServerLocation(federation.nats, port, listen="127.0.0.1", monitor_port=free_port())
+    place = ServerLocation(federation.nats_folder, port, listen="127.0.0.1", monitor_port=free_port())
     return federation.write_server_files(place)
 
 
@@ -134,7 +134,7 @@ def test_a_device_makes_its_own_key_and_sends_only_the_public_part(
 
 @pytest.mark.parametrize("name", ["*", ">", "a.b", "C1", "server", "people", "c1 c2", "-c", ""])
 def test_a_hostile_name_is_one_line_and_no_kit(fedbus: ProvisionCli, tmp_path: Path, name: str) -> None:
-    Federation.begin(tmp_path / ".fedbus" / "trust", FederationId("dev"), hosts=["localhost"], port=4222)
+    Federation.create(tmp_path / ".fedbus" / "trust", FederationId("dev"), hosts=["localhost"], port=4222)
     refused = fedbus("provision", "client", "--", name)
     assert refused.code == ExitCode.USAGE
     assert refused.err.count("\n") == 1
@@ -233,8 +233,8 @@ async def test_the_server_is_told_at_another_address_than_that_of_the_kits(
     fedbus: ProvisionCli, bus: TrustedBus
 ) -> None:
     """As through `kubectl port-forward`: what the certificate is for stays what it was."""
-    bus.federation.record.url = "tls://nats:1"
-    bus.federation.set_server_path(bus.federation.nats)
+    bus.federation.registry.url = "tls://nats:1"
+    bus.federation.set_server_path(bus.federation.nats_folder)
     trust = ("--trust", str(bus.federation.folder))
     assert "--url" in fedbus("provision", "push", *trust).err
     told = fedbus("provision", "push", "--url", f"tls://127.0.0.1:{bus.port}", *trust)
@@ -245,7 +245,7 @@ async def test_the_server_is_told_at_another_address_than_that_of_the_kits(
 
 
 async def test_the_doctor_tells_the_kit_of_another_federation(bus: TrustedBus, tmp_path: Path) -> None:
-    other = Federation.begin(tmp_path / "other", FederationId("other"), hosts=["localhost"], port=bus.port)
+    other = Federation.create(tmp_path / "other", FederationId("other"), hosts=["localhost"], port=bus.port)
     other.admit("c1").write(tmp_path / "kit")
     settings = Settings.from_environment(apply_kit({"FEDBUS_KIT": str(tmp_path / "kit")}))
     found = {one.what: one for one in await _check_credentials(settings)}
@@ -264,7 +264,7 @@ async def _check_credentials(settings: Settings) -> list[DoctorFinding]:
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     folder = tmp_path_factory.mktemp("doctor") / "trust"
-    return Federation.begin(folder, FederationId("dev"), hosts=["bus.lab"], port=4222)
+    return Federation.create(folder, FederationId("dev"), hosts=["bus.lab"], port=4222)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 def test_the_dates_of_credentials_are_looked_at(
     federation: Federation, after: timedelta, health: Severity, words: str
 ) -> None:
-    finding = check_credentials(federation.creds(Role.USER), utc_now() + after)
+    finding = check_credentials(federation.creds_path(Role.USER), utc_now() + after)
     assert (finding.health, words in finding.found) == (health, True), finding
     assert bool(finding.advice) == (health is not Severity.OK)
 
@@ -289,7 +289,7 @@ def test_credentials_for_another_federation_or_client_are_told(
     federation: Federation, fed: str, client: str
 ) -> None:
     finding = check_credentials(
-        federation.creds(Role.USER), utc_now() + timedelta(minutes=1), fed=fed, client=client
+        federation.creds_path(Role.USER), utc_now() + timedelta(minutes=1), fed=fed, client=client
     )
     assert (finding.health, "these are the credentials of user" in finding.found) == (Severity.ERROR, True)
 
@@ -305,7 +305,7 @@ def test_an_authority_and_a_certificate_that_are_not_what_they_should_be_are_tol
         tmp_path / "server.pem",
         tmp_path / "server.key",
     )
-    ca, shown = read_certificate(federation.ca), read_certificate(federation.folder / "tls" / "server.pem")
+    ca, shown = read_certificate(federation.ca_path), read_certificate(federation.folder / "tls" / "server.pem")
     anew = read_certificate(tmp_path / "server.pem")
 
     assert check_server_certificate(shown, ca, "bus.lab", utc_now()).health is Severity.OK
@@ -315,19 +315,19 @@ def test_an_authority_and_a_certificate_that_are_not_what_they_should_be_are_tol
         "in the future" in check_server_certificate(shown, ca, "bus.lab", utc_now() - timedelta(days=2)).found
     )
     assert "expired" in check_server_certificate(shown, ca, "bus.lab", utc_now() + timedelta(days=400)).found
-    assert "in the future" in check_authority(federation.ca, utc_now() - timedelta(days=2)).found
+    assert "in the future" in check_authority(federation.ca_path, utc_now() - timedelta(days=2)).found
     assert check_authority(tmp_path / "none.pem", utc_now()).health is Severity.ERROR
 
 
 def test_credentials_that_others_can_read_are_a_remark(federation: Federation, tmp_path: Path) -> None:
-    shutil.copy(federation.creds(Role.USER), tmp_path / "open.creds")
+    shutil.copy(federation.creds_path(Role.USER), tmp_path / "open.creds")
     (tmp_path / "open.creds").chmod(0o644)
     finding = check_credentials(tmp_path / "open.creds", utc_now() + timedelta(minutes=1))
     assert (finding.health, finding.advice) == (Severity.WARNING, f"chmod 600 {tmp_path / 'open.creds'}")
 
 
 def test_a_signature_that_was_tampered_with_is_told(federation: Federation, tmp_path: Path) -> None:
-    text = federation.creds(Role.OBSERVER).read_text()
+    text = federation.creds_path(Role.OBSERVER).read_text()
     end = text.index("\n------END NATS USER JWT") - 4
     changed = "AAAA" if text[end : end + 4] != "AAAA" else "BBBB"
     (tmp_path / "forged.creds").write_text(text[:end] + changed + text[end + 4 :])
@@ -343,8 +343,8 @@ async def test_a_store_and_a_code_repository_that_do_not_answer_are_told(
         "doctor",
         "--json",
         FEDBUS_NATS_URL=bus.url,
-        FEDBUS_CREDS=str(bus.federation.creds(Role.USER)),
-        FEDBUS_CA=str(bus.federation.ca),
+        FEDBUS_CREDS=str(bus.federation.creds_path(Role.USER)),
+        FEDBUS_CA=str(bus.federation.ca_path),
         FEDBUS_FEDERATION="test",
         FEDBUS_STORE=f"s3://models/x?endpoint=http://{dead}",
         FEDBUS_TASK=f"git+https://{dead}/x.git@main",
@@ -368,8 +368,8 @@ async def test_the_doctor_looks_at_the_streams_with_the_credentials_of_any_role_
         "doctor",
         "--json",
         FEDBUS_NATS_URL=bus.url,
-        FEDBUS_CREDS=str(bus.federation.creds(role)),
-        FEDBUS_CA=str(bus.federation.ca),
+        FEDBUS_CREDS=str(bus.federation.creds_path(role)),
+        FEDBUS_CA=str(bus.federation.ca_path),
         FEDBUS_FEDERATION="test",
     )
     found = {one["what"]: one["health"] for one in said.facts}

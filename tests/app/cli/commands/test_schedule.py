@@ -51,14 +51,14 @@ async def test_it_tells_the_rule_the_next_time_what_is_awaited_and_what_was_last
     lines = {line[:17].strip(): line[17:].strip() for line in said.out.splitlines()}
 
     assert said.code == 0
-    assert lines["starts"] == RULE.when
-    assert (lines["time zone"], lines["not while"]) == ("Europe/Berlin", "hour in 8..18")
-    assert lines["next"] == "2026-03-14 12:00:00 UTC"
+    assert lines["trigger"] == RULE.when
+    assert (lines["time zone"], lines["quiet hours"]) == ("Europe/Berlin", "hour in 8..18")
+    assert lines["next run"] == "2026-03-14 12:00:00 UTC"
     assert [line[17:].strip() for line in said.out.splitlines() if line.startswith("  waits for ")] == list(
         waits.awaits
     )
-    assert lines["last"].startswith("mnist-4, ")
-    assert lines["because of"] == "drift on 2 clients (c1, c2)"
+    assert lines["last run"].startswith("mnist-4, ")
+    assert lines["started by"] == "drift on 2 clients (c1, c2)"
     (one,) = (await fedbus("run", "schedule", "--json")).facts
     assert (one["rule"]["when"], one["next_at"]) == (RULE.when, "2026-03-14T12:00:00+00:00")
 
@@ -69,11 +69,11 @@ async def test_a_run_that_is_held_back_and_a_schedule_that_is_used_up_are_told(
     due = schedule_facts(cause="drift on 2 clients (c1, c2)", due_since=NOON)
     await simulation.transition(due, "postponed", "due", "due", "mnist-4 is under way")
     said = (await fedbus("run", "schedule")).out
-    assert "due to          drift on 2 clients (c1, c2)" in said
-    assert "held back       mnist-4 is under way" in said
+    assert "due because     drift on 2 clients (c1, c2)" in said
+    assert "postponed       mnist-4 is under way" in said
 
     await simulation.transition(schedule_facts(started=3, next_at=NOON), "fired", "due", "watching")
-    assert "next            none: all 3 were started" in (await fedbus("run", "schedule")).out
+    assert "next run        none: all 3 runs were started" in (await fedbus("run", "schedule")).out
 
 
 async def test_where_there_is_none_it_says_so(simulation: SimulatedFederation, fedbus: FedbusCli) -> None:

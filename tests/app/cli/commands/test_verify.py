@@ -82,8 +82,8 @@ async def _run_federation(directory: Path) -> None:
     generate_key(directory / "fedbus.key")
     async with nats_server(directory / "nats") as nats, open_federation(nats.url, directory) as fed:
         await follow_repository(fed, make_signer("ada", directory), directory)
-        trusted = TrustedKeys.read(directory / "fedbus.key.pub")
-        fed.config = replace(fed.config, signer=ModelSigner.read(directory / "fedbus.key"), trusted=trusted)
+        trusted = TrustedKeys.load(directory / "fedbus.key.pub")
+        fed.config = replace(fed.config, signer=ModelSigner.load(directory / "fedbus.key"), trusted=trusted)
         async with run_all_agents(fed):
             await wait_for_run_end(fed, await start_run(fed))
             await wait_for_run_end(fed, await start_run(fed, config={"pause-s": 0.01}))
@@ -296,7 +296,7 @@ async def test_what_does_not_fit_is_one_line_on_standard_error(
 async def test_a_client_whose_update_the_log_lacks_is_named(finished_federation: FinishedFederation) -> None:
     async with Bus.connect(finished_federation.nats.url, Identity(FED, "test")) as bus:
         stream, wanted = events_stream(FED), subjects.wildcard_for(FED, RoundReply, client="c1")
-        async with bus.watch(stream, [wanted], whole=True) as replies:
+        async with bus.read_stream(stream, [wanted], whole=True) as replies:
             async for seen in replies:
                 reply = seen.message
                 if isinstance(reply, RoundReply) and (reply.run, reply.round) == (RUN, 2):

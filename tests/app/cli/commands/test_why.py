@@ -33,7 +33,7 @@ async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
         Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as bus,
         LifecycleStore.open(bus) as lives,
     ):
-        client = await lives.of(CLIENT, ClientData(client="c1", task="mnist"))
+        client = await lives.load(CLIENT, ClientData(client="c1", task="mnist"))
         await client.create()
         await client.transition(ClientEvent.MODEL_FETCHED, {"model": MODEL})
         await client.transition(ClientEvent.INFER_READY)
@@ -62,17 +62,20 @@ async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
 
     lines = said.out.splitlines()
     assert lines[0] == "c1 in task mnist"
-    assert lines[1].startswith("  the client    serves, and may be asked to train, since ")
-    assert lines[2].startswith("  its data      12 labelled, 500 unlabelled, counted ")
+    assert lines[1].startswith("  client        serves predictions and can take part in a run, since ")
+    assert lines[2].startswith("  data          12 labelled, 500 unlabelled, counted ")
     assert lines[3].startswith(
-        "  its checks    labels: 9 of 10 rows have no label; drift is not looked for: no SciPy (10 rows, "
+        "  data checks   labels: 9 of 10 rows have no label; no drift check: no SciPy (10 rows, "
     )
     assert [line.split(",")[0].strip() for line in lines[5:7]] == ["mnist-2", "mnist-1"]
     assert lines[5].endswith("labelled is 12, and should be at least 64")
-    assert lines[7] == "  The rule: labelled >= 64   (it had: labelled 12)"
+    assert lines[7] == "  eligibility rule: labelled >= 64   (values: labelled 12)"
     assert facts.facts[0]["declined"][0]["facts"] == {"labelled": 12.0}
-    assert (elsewhere.code, elsewhere.err) == (5, "fedbus: c1 has no task nope: it is in mnist\n")
-    assert (unknown.code, unknown.err) == (5, "fedbus: no client c9 here. See: fedbus clients ls\n")
+    assert (elsewhere.code, elsewhere.err) == (5, "fedbus: client c1 has no task nope. Its tasks: mnist\n")
+    assert (unknown.code, unknown.err) == (
+        5,
+        "fedbus: no client c9 in this federation. See: fedbus clients ls\n",
+    )
 
 
 async def test_why_tells_what_is_wrong_with_the_model_repository(nats: NatsServer, tmp_path: Path) -> None:
@@ -82,7 +85,7 @@ async def test_why_tells_what_is_wrong_with_the_model_repository(nats: NatsServe
         LifecycleStore.open(bus) as lives,
     ):
         await bus.create_streams()
-        server = await lives.of(SERVER, ServerData(task="mnist"))
+        server = await lives.load(SERVER, ServerData(task="mnist"))
         await server.create()
         await server.transition(
             ServerEvent.STORE_UNAVAILABLE, {"trouble": StoreProblem.EMPTY}, reason="it lacks v2"
@@ -91,10 +94,10 @@ async def test_why_tells_what_is_wrong_with_the_model_repository(nats: NatsServe
         Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as bus,
         LifecycleStore.open(bus) as lives,
     ):
-        await (await lives.of(CLIENT, ClientData(client="c1", task="mnist"))).create()
+        await (await lives.load(CLIENT, ClientData(client="c1", task="mnist"))).create()
 
     said = (await fedbus("why", "c1")).out.splitlines()
-    assert said[2] == "  its server    its model repository is empty, and no run can begin: it lacks v2"
+    assert said[2] == "  server        the model repository is empty, so no run can start: it lacks v2"
     assert (await fedbus("why", "c1", "--json")).facts[0]["trouble"] == {
         "kind": "empty",
         "reason": "it lacks v2",
@@ -111,7 +114,7 @@ async def test_why_tells_how_the_device_is_in_letters_that_do_nothing(
         Bus.connect(nats.url, Identity(DEV, "device-monitor", "c1")) as bus,
         LifecycleStore.open(bus) as lives,
     ):
-        client = await lives.of(CLIENT, ClientData(client="c1", task="mnist"))
+        client = await lives.load(CLIENT, ClientData(client="c1", task="mnist"))
         await client.create()
         agents = {"inference": True, "flower-client": False}
         report = DeviceReport(task="mnist", client="c1", cpu=0.5, memory=0.25, disk=0.1, agents=agents)
@@ -120,10 +123,10 @@ async def test_why_tells_how_the_device_is_in_letters_that_do_nothing(
         said = await fedbus("why", "c1")
 
     assert said.out.splitlines()[2].startswith(
-        "  its device    cpu 50%, memory 25%, disk 10%; not running: flower-client; "
-        "last error:  [2J[bold]no room, told "
+        "  device        cpu 50%, memory 25%, disk 10%; not running: flower-client; "
+        "last error:  [2J[bold]no room, reported "
     )
 
 
 async def _is_stored(bus: Bus) -> bool:
-    return bool(await bus.latest(DeviceReport))
+    return bool(await bus.last_per_device(DeviceReport))

@@ -14,7 +14,7 @@ def schema(
     name: Annotated[str | None, typer.Argument(help="Message type.", show_default="all")] = None,
 ) -> None:
     """Print the JSON Schema of one message type's body, or of all types."""
-    types = {entry.word: entry.kind for entry in catalogue_entries()}
+    types = {entry.name: entry.kind for entry in catalogue_entries()}
     if name is None:
         print_json({each: body_schema(kind) for each, kind in types.items()})
     elif name in types:
@@ -31,6 +31,6 @@ def catalog(*, json: output.JsonOption = False) -> None:
         return
     output.print_table(
         ("type", "subject", "source", "subscribers", "data"),
-        [(one.word, one.subject, one.publisher, ", ".join(one.consumers), one.summary) for one in entries],
+        [(one.name, one.subject, one.publisher, ", ".join(one.consumers), one.summary) for one in entries],
         empty="no message types",
     )

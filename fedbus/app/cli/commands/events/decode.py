@@ -11,9 +11,9 @@ from fedbus.contracts.envelope import MAX_EVENT_BYTES, unpack
 
 
 def decode() -> None:
-    """Print the msgpack on standard input as JSON: nats sub '…' --translate 'fedbus events decode'."""
+    """Print the msgpack body on standard input as JSON: nats sub '…' --translate 'fedbus events decode'."""
     if sys.stdin.isatty():
         raise CliError(
-            "nothing on standard input. Use it so: nats sub 'fedbus.>' --translate 'fedbus events decode'"
+            "standard input is a terminal. Use it as: nats sub 'fedbus.>' --translate 'fedbus events decode'"
         )
     print_json(unpack(sys.stdin.buffer.read(MAX_EVENT_BYTES + 1)))

@@ -1,4 +1,4 @@
-"""`fedbus events tail` and `replay`: the messages on the bus, live or stored."""
+"""`fedbus events tail` and `replay`: events and transitions, live or stored."""
 
 from contextlib import aclosing
 from typing import Annotated
@@ -19,21 +19,21 @@ from fedbus.bus.bus import StoredMessage
 def tail(
     *,
     since: Annotated[
-        str | None, typer.Option(help="Begin in the past: 90s, 10m, 2h, 1d, or a time as ISO 8601.")
+        str | None, typer.Option(help="Start in the past: 90s, 10m, 2h or 1d ago, or an ISO 8601 time.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     client: Annotated[str | None, typer.Option(help="Only this client.")] = None,
     word: Annotated[str | None, typer.Option(help="Only this message type or lifecycle kind.")] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Exit after this number of messages.")] = None,
     json: output.JsonOption = False,
 ) -> None:
-    """Show events and transitions as they happen, one a line."""
-    beginning = parse_time(since) if since else None
+    """Show events and transitions live, one per line."""
+    start = parse_time(since) if since else None
 
-    async def tell() -> None:
+    async def follow() -> None:
         left, console = count, output.console()
-        async with connect_bus() as bus, aclosing(follow_streams(bus, beginning)) as said:
-            async for seen in said:
+        async with connect_bus() as bus, aclosing(follow_streams(bus, start)) as messages:
+            async for seen in messages:
                 if not _matches(seen, task, client, word):
                     continue
                 if json:
@@ -44,40 +44,46 @@ def tail(
                 if left == 0:
                     return
 
-    run_async(tell())
+    run_async(follow())
 
 
 def replay(
     *,
     since: Annotated[
-        str | None, typer.Option(help="From then on: 90s, 10m, 2h or 1d ago, or a time as ISO 8601.")
+        str | None, typer.Option(help="Start of the window: 90s, 10m, 2h or 1d ago, or an ISO 8601 time.")
     ] = None,
-    until: Annotated[str | None, typer.Option(help="Until then.", show_default="run_async")] = None,
-    run: Annotated[str | None, typer.Option(help="Only this run, from its request to its end.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="End of the window, in the same formats.", show_default="now")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Only this run; the window is from its request to its end.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     client: Annotated[str | None, typer.Option(help="Only this client.")] = None,
     word: Annotated[str | None, typer.Option(help="Only this message type or lifecycle kind.")] = None,
-    speed: Annotated[float, typer.Option(min=0, help="So many times as fast as it was; 0: all at once.")] = 0,
+    speed: Annotated[
+        float, typer.Option(min=0, help="Speed factor, 1 for the original speed; 0: without pauses.")
+    ] = 0,
     json: output.JsonOption = False,
 ) -> None:
-    """Print the stored messages of a time window, in order. Publishes nothing."""
+    """Print the stored messages of a time window, in order; nothing is published."""
     if since is None and run is None:
-        raise CliError("no time window given: set --since 10m or --run RUN", ExitCode.USAGE)
-    begin, end = (parse_time(text) if text else None for text in (since, until))
-    if begin and end and end < begin:
+        raise CliError("no time window. Set --since 10m or --run RUN", ExitCode.USAGE)
+    first, last = (parse_time(text) if text else None for text in (since, until))
+    if first and last and last < first:
         raise CliError("--until is before --since", ExitCode.USAGE)
 
-    async def tell() -> None:
+    async def read() -> None:
         console = output.console()
         lines_at = console if console.is_terminal else None
         async with connect_bus() as bus:
-            asked = await resolve_window(bus, begin, end, run)
+            window = await resolve_window(bus, first, last, run)
             with progress_bar("replaying", console=lines_at, wanted=not (json and lines_at)) as step:
-                async with aclosing(pace(read_window(bus, asked), speed)) as said:
-                    async for seen in said:
+                async with aclosing(pace(read_window(bus, window), speed)) as messages:
+                    async for seen in messages:
                         step(
                             1,
-                            f"what was said at {format_time(seen.envelope.time)}, until {format_time(asked.until)}",
+                            f"messages of {format_time(seen.envelope.time)}, until {format_time(window.until)}",
                         )
                         if not _matches(seen, task, client, word):
                             continue
@@ -86,12 +92,12 @@ def replay(
                         else:
                             console.print(render_line(seen, width=console.width))
 
-    run_async(tell())
+    run_async(read())
 
 
 def _matches(seen: StoredMessage, task: str | None, client: str | None, word: str | None) -> bool:
     return (
         (task is None or seen.message.task == task)
         and (client is None or client in seen.subject.split("."))
-        and (word is None or word in (seen.message.word, message_name(seen.message)))
+        and (word is None or word in (seen.message.name, message_name(seen.message)))
     )

@@ -1,4 +1,4 @@
-"""`fedbus model access`: whether anybody may read the models of an S3 without a key."""
+"""`fedbus model access`: public or private read access to the models in an S3 bucket."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -18,7 +18,7 @@ class AccessMode(StrEnum):
 
 
 def access(
-    who: Annotated[
+    mode: Annotated[
         AccessMode | None,
         typer.Argument(help="public or private.", show_default="show the current access"),
     ] = None,
@@ -26,9 +26,9 @@ def access(
     store: Store = "",
     json: output.JsonOption = False,
 ) -> None:
-    """Make the models of an S3 readable without a key, or only with one; or show the current access.
+    """Allow or forbid reading models in S3 without a key, or show the current access.
 
-    Public access allows reading only: no listing, no writing. Other rules of the bucket policy stay.
+    Public access allows reading only: no listing, no writing. Other rules of the bucket policy are kept.
     """
     from fedbus.stores.s3.bucket import Bucket, BucketAddress  # noqa: PLC0415  # needs the extra
     from fedbus.stores.s3.public_access import is_public, set_public  # noqa: PLC0415
@@ -36,23 +36,21 @@ def access(
     url = store_address(store)
     if not url.startswith("s3://"):
         raise CliError(
-            f"{url} is a directory: who may read it is said by its files' permissions; this is for s3:// addresses",
+            f"{url} is a directory. Its file permissions control access; this command is for s3:// URLs",
             ExitCode.USAGE,
         )
     bucket = Bucket(BucketAddress.parse(url), patience_s=STORE_TIMEOUT_S)
 
     async def change() -> bool:
         async with bucket.open():
-            if who is not None:
-                await set_public(bucket, public=who is AccessMode.PUBLIC)
+            if mode is not None:
+                await set_public(bucket, public=mode is AccessMode.PUBLIC)
             return await is_public(bucket)
 
     public = run_async(change())
     if json:
         print_json({"store": url, "access": AccessMode.PUBLIC if public else AccessMode.PRIVATE})
     elif public:
-        typer.echo(
-            f"anybody who reaches {bucket.address} may read its models; to list and to write takes a key"
-        )
+        typer.echo(f"public: models in {bucket.address} can be read without a key, but not listed or written")
     else:
-        typer.echo(f"only who has a key may read the models of {bucket.address}")
+        typer.echo(f"private: models in {bucket.address} can only be read with a key")

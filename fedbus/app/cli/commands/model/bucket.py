@@ -1,4 +1,4 @@
-"""`fedbus model bucket`: what a repository in an S3 stands in, made once by whoever may."""
+"""`fedbus model bucket`: create the S3 bucket of a model repository."""
 
 from fedbus.app.bus_session import run_async
 from fedbus.app.cli.commands.model.repository import Store, store_address
@@ -11,11 +11,11 @@ def bucket(*, store: Store = "") -> None:
     url = store_address(store)
     if not url.startswith("s3://"):
         raise CliError(
-            f"{url} is in no S3, and needs no bucket: name one with --store s3://…", ExitCode.USAGE
+            f"{url} is not in S3 and needs no bucket. Name an S3 URL with --store s3://…", ExitCode.USAGE
         )
-    open_model_store(url, "any")  # refuses what is no address, and says which packages are missing
+    open_model_store(url, "any")  # reports an invalid URL and missing packages
     from fedbus.stores.s3.bucket import Bucket, BucketAddress  # noqa: PLC0415  # needs the extra
 
     address = BucketAddress.parse(url)
-    run_async(Bucket(address).make())
-    print(f"there is a bucket {address.bucket}")
+    run_async(Bucket(address).create_bucket())
+    print(f"bucket {address.bucket} exists")

@@ -1,4 +1,4 @@
-"""`fedbus model diff`: how far two versions are apart."""
+"""`fedbus model diff`: compare the tensors and metrics of two versions."""
 
 import asyncio
 from typing import Any
@@ -23,11 +23,11 @@ def diff(
     store: Store = "",
     json: output.JsonOption = False,
 ) -> None:
-    """Compare two versions: how far each tensor has moved, and each metric."""
+    """Compare the tensors and metrics of two versions."""
 
     async def read(models: ModelStore) -> list[tuple[Manifest, Arrays]]:
         found = [await find_manifest(models, version) for version in (old, new)]
-        paths = [await models.path_of(one.sha256) for one in found]
+        paths = [await models.local_path(one.sha256) for one in found]
         return [
             (one, await asyncio.to_thread(weights.load, path)) for one, path in zip(found, paths, strict=True)
         ]
@@ -49,14 +49,14 @@ def diff(
         print_json(facts | {"tensors": tensors, "metrics": metrics})
         return
     if difference is not None:
-        output.console().print(f"another architecture: in v{after.version}, {difference}")
+        output.console().print(f"different architecture: in v{after.version}, {difference}")
     output.print_table(
         (
             "tensor",
             "shape",
             f"norm in v{before.version}",
             f"norm in v{after.version}",
-            "moved by",
+            "distance",
             "relative",
         ),
         [
@@ -68,7 +68,7 @@ def diff(
             )
             for one in tensors
         ],
-        empty="no tensor can be compared",
+        empty="no comparable tensors",
     )
     output.print_table(
         ("metric", f"v{before.version}", f"v{after.version}"),
@@ -86,7 +86,7 @@ def _is_comparable(name: str, ours: Arrays, theirs: Arrays) -> bool:
 
 
 def _tensor_change(name: str, old: Any, new: Any) -> dict[str, Any]:
-    """Euclidean norms, in double precision."""
+    """The Euclidean norms of a tensor and of its change, in double precision."""
     before, after = (np.asarray(one, dtype=np.float64).ravel() for one in (old, new))
     old_norm, moved = float(np.linalg.norm(before)), float(np.linalg.norm(after - before))
     return {

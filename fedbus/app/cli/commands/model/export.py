@@ -1,4 +1,4 @@
-"""`fedbus model export`: the weights of a version, out of the repository and into a file."""
+"""`fedbus model export`: copy the weights of a version to a file."""
 
 import hashlib
 import shutil
@@ -26,42 +26,49 @@ from fedbus.stores.models.open import ModelStore
 
 def export(
     version: Version,
-    path: Annotated[Path, typer.Argument(help="The file to write, a safetensors file.")],
+    path: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
     *,
-    force: Annotated[bool, typer.Option("--force", help="Also over a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     task: TaskId = None,
     store: Store = "",
     json: output.JsonOption = False,
 ) -> None:
-    """Copy the weights of a version into a file."""
+    """Copy the weights of a version to a file."""
     if path.is_dir():
-        raise CliError(f"{path} is a directory: name the file to write in it", ExitCode.USAGE)
+        raise CliError(f"{path} is a directory. Name a file in it", ExitCode.USAGE)
     if path.exists() and not force:
-        raise CliError(f"{path} is there already: name another file, or say --force", ExitCode.USAGE)
+        raise CliError(f"{path} already exists. Name another file, or use --force", ExitCode.USAGE)
 
     async def read(models: ModelStore) -> Manifest:
         found = await find_manifest(models, version)
         with progress_bar(f"exporting v{found.version}, {output.format_size(found.size_bytes)}"):
-            _copy(await models.path_of(found.sha256), path, found.sha256)
+            _copy(await models.local_path(found.sha256), path, found.sha256)
         return found
 
-    found = run_with_store(read, task, store)
+    manifest = run_with_store(read, task, store)
     if json:
-        print_json(manifest_facts(found) | {"path": str(path.absolute())})
+        print_json(manifest_facts(manifest) | {"path": str(path.absolute())})
     else:
         output.console().print(
-            f"v{found.version} is in {path}, {output.format_size(found.size_bytes)}, {found.sha256}"
+            f"exported v{manifest.version} to {path}, {output.format_size(manifest.size_bytes)}, {manifest.sha256}"
         )
 
 
 def _copy(source: Path, target: Path, sha256: str) -> None:
-    """A copy that is whole and right, or none."""
+    """Copy a file and verify its digest.
+
+    Raises:
+        CliError: The file cannot be written, or the digest is wrong; *target* is unchanged.
+
+    """
     try:
         with atomic_open(target, mode=SHARED_MODE) as part, source.open("rb") as file:
             shutil.copyfileobj(file, part)
             part.seek(0)
             actual = hashlib.file_digest(part, "sha256").hexdigest()
             if actual != sha256:
-                raise CliError(f"what came out has digest {actual}, not {sha256}. See: fedbus model verify")
+                raise CliError(
+                    f"the weights have digest {actual} instead of {sha256}. See: fedbus model verify"
+                )
     except OSError as error:
         raise CliError(f"cannot write {target}: {error.strerror or error}", ExitCode.MACHINE) from None

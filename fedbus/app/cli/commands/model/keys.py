@@ -1,4 +1,4 @@
-"""`fedbus model keygen`: the key that models are signed with."""
+"""`fedbus model keygen`: the key pair that signs models."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,5 +15,5 @@ def keygen(
 ) -> None:
     """Create the key pair that signs models."""
     public = generate_key(path)
-    typer.echo(f"the server's, and nobody else's:  FEDBUS_SIGNING_KEY={path}")
-    typer.echo(f"the devices':                     FEDBUS_TRUSTED_KEYS={public}")
+    typer.echo(f"on the server only:  FEDBUS_SIGNING_KEY={path}")
+    typer.echo(f"on each device:      FEDBUS_TRUSTED_KEYS={public}")

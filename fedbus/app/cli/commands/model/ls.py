@@ -1,4 +1,4 @@
-"""`fedbus model ls` and `show`: what there is, which is served, and what was made of what."""
+"""`fedbus model ls` and `show`: the versions, the champion and the lineage."""
 
 from typing import Annotated, Any
 
@@ -32,10 +32,10 @@ def ls(*, task: TaskId = None, store: Store = "", json: output.JsonOption = Fals
     output.print_table(
         (
             *("version", "", "lineage", "parent", "sha256", "size", "run", "rounds"),
-            *("clients (samples)", "metrics", "code", "signed", "weights", "made"),
+            *("clients (samples)", "metrics", "code", "signed", "weights", "created"),
         ),
         [_version_row(one) for one in rows],
-        empty="no version yet: the server makes the first one when it starts. See: fedbus up",
+        empty="no versions yet. The server creates the first one when it starts: fedbus up",
         least=(
             "signed",
             "weights",
@@ -51,7 +51,11 @@ def ls(*, task: TaskId = None, store: Store = "", json: output.JsonOption = Fals
 
 
 async def _list_versions(models: ModelStore) -> list[dict[str, Any]]:
-    latest, champion, held = await models.latest(), await models.champion(), await models.held()
+    latest, champion, held = (
+        await models.read_latest(),
+        await models.read_champion(),
+        await models.list_artifacts(),
+    )
     return [
         manifest_facts(one)
         | {
@@ -59,7 +63,7 @@ async def _list_versions(models: ModelStore) -> list[dict[str, Any]]:
             "standing": status_of(one.version, champion),
             "weights_kept": one.sha256 in held,
         }
-        for one in reversed(await models.versions())
+        for one in reversed(await models.list_versions())
     ]
 
 
@@ -86,32 +90,34 @@ def _version_row(one: dict[str, Any]) -> tuple[object, ...]:
 def show(
     version: Version = "latest",
     *,
-    lineage: Annotated[bool, typer.Option("--lineage", help="From which version each was made.")] = False,
+    lineage: Annotated[
+        bool, typer.Option("--lineage", help="Show the lineage: all versions, each below its parent.")
+    ] = False,
     task: TaskId = None,
     store: Store = "",
     json: output.JsonOption = False,
 ) -> None:
-    """Show all that is known of a version."""
+    """Show the manifest of a version."""
     if lineage:
         _show_lineage(version, task, store, json=json)
         return
-    found = run_with_store(lambda models: find_manifest(models, version), task, store)
-    facts = manifest_facts(found)
+    manifest = run_with_store(lambda models: find_manifest(models, version), task, store)
+    facts = manifest_facts(manifest)
     if json:
         print_json(facts)
         return
     rows = {name: value for name, value in facts.items() if name not in ("participants", "metrics", "config")}
-    rows["seal"] = f"signed with the key {found.seal.key}" if found.seal else "not signed"
-    output.console().print(f"[bold]{found.task}[/] v{found.version}")
+    rows["seal"] = f"signed with the key {manifest.seal.key}" if manifest.seal else "not signed"
+    output.console().print(f"[bold]{manifest.task}[/] v{manifest.version}")
     output.print_table(
         ("", ""), [(name, "" if value is None else value) for name, value in rows.items()], empty=""
     )
-    output.print_table(("client", "samples"), found.participants.items(), empty="no client took part in it")
+    output.print_table(("client", "samples"), manifest.participants.items(), empty="no participants")
     output.print_table(
-        ("metric", "value"), [(n, f"{v:.6g}") for n, v in found.metrics.items()], empty="no metrics"
+        ("metric", "value"), [(n, f"{v:.6g}") for n, v in manifest.metrics.items()], empty="no metrics"
     )
-    if found.config:
-        output.print_table(("configuration", "value"), found.config.items(), empty="")
+    if manifest.config:
+        output.print_table(("configuration", "value"), manifest.config.items(), empty="")
 
 
 # --- lineage ----------------------------------------------------------------------------------
@@ -119,35 +125,39 @@ def show(
 
 def _show_lineage(version: str, task: str | None, store: str, *, json: bool) -> None:
     async def read(models: ModelStore) -> tuple[list[Manifest], Manifest, Champion | None]:
-        return await models.versions(), await find_manifest(models, version), await models.champion()
+        return (
+            await models.list_versions(),
+            await find_manifest(models, version),
+            await models.read_champion(),
+        )
 
-    versions, asked, champion = run_with_store(read, task, store)
+    versions, shown, champion = run_with_store(read, task, store)
     if json:
         print_json(
             [
                 manifest_facts(one)
-                | {"shown": one.version == asked.version, "standing": status_of(one.version, champion)}
+                | {"shown": one.version == shown.version, "standing": status_of(one.version, champion)}
                 for one in versions
             ]
         )
     else:
-        output.console().print(_lineage_tree(versions, asked, champion))
+        output.console().print(_lineage_tree(versions, shown, champion))
 
 
-def _lineage_tree(versions: list[Manifest], asked: Manifest, champion: Champion | None) -> Tree:
-    """Each version under the one that it was made from."""
-    root = Tree(f"[bold]{asked.task}[/]")
+def _lineage_tree(versions: list[Manifest], shown: Manifest, champion: Champion | None) -> Tree:
+    """Draw each version below its parent."""
+    root = Tree(f"[bold]{shown.task}[/]")
     branches: dict[int, Tree] = {}
     for one in versions:  # oldest first: a parent comes before its children
         under = branches.get(one.parent or 0, root)
-        branches[one.version] = under.add(_tree_label(one, champion, asked=one.version == asked.version))
+        branches[one.version] = under.add(_tree_label(one, champion, is_shown=one.version == shown.version))
     return root
 
 
-def _tree_label(one: Manifest, champion: Champion | None, *, asked: bool) -> str:
-    name = f"[bold]v{one.version}[/]" if asked else f"v{one.version}"
-    how = status_of(one.version, champion)
-    mark = {"champion": "  [green]champion[/]", "": ""}.get(how, f"  [dim]{how}[/]")
+def _tree_label(one: Manifest, champion: Champion | None, *, is_shown: bool) -> str:
+    name = f"[bold]v{one.version}[/]" if is_shown else f"v{one.version}"
+    status = status_of(one.version, champion)
+    mark = {"champion": "  [green]champion[/]", "": ""}.get(status, f"  [dim]{status}[/]")
     run = one.run or f"the first model of lineage {one.lineage}"
     digest, code = one.sha256[:SHORT_LENGTH], one.code_version[:SHORT_LENGTH]
     return f"{name}{mark}  {digest}  {run}  {format_metrics(one.metrics)}  code {code}"

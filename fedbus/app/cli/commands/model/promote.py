@@ -174,7 +174,7 @@ def _record_device(
     """Record the answer of a device: "" if it serves *model*, the reason of its rejection, or None."""
     rejections = (ClientEvent.INFER_REFUSED, InferenceEvent.LOAD_REFUSED, InferenceEvent.MODEL_RETURNED)
     move = transition_of(seen)
-    client = move.thing.split(".")[0]
+    client = move.key.split(".")[0]
     if seen.sequence > end_of_stream and move.event in rejections:
         devices[client] = move.reason or "no reason given"
     elif move.kind == "inference":

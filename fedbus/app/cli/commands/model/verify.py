@@ -1,4 +1,4 @@
-"""`fedbus model verify`: whether what is kept is what it says, and signed where keys are trusted."""
+"""`fedbus model verify`: check the manifests, weights and signatures in the model repository."""
 
 from typing import Annotated, Any
 
@@ -22,33 +22,35 @@ from fedbus.stores.models.signing import SignatureInvalid, SignatureMissing, Tru
 
 
 def verify(
-    versions: Annotated[list[str] | None, typer.Argument(help="Only these.", show_default="all")] = None,
+    versions: Annotated[
+        list[str] | None, typer.Argument(help="Only these versions.", show_default="all")
+    ] = None,
     *,
     task: TaskId = None,
     store: Store = "",
     json: output.JsonOption = False,
 ) -> None:
-    """Read every manifest and every artifact where it is kept, and see whether it is what it says.
+    """Read all manifests and weights in the repository and verify their digests.
 
-    With FEDBUS_TRUSTED_KEYS, also whether one of those keys has signed it.
+    With FEDBUS_TRUSTED_KEYS, also verify the signatures.
     """
 
     async def read(models: ModelStore) -> tuple[list[dict[str, Any]], str]:
         numbers = await models.list_version_numbers()
-        latest = await models.latest()
-        asked = [parse_version(one, latest.version if latest else 0) for one in versions or ()] or numbers
+        latest = await models.read_latest()
+        selected = [parse_version(one, latest.version if latest else 0) for one in versions or ()] or numbers
         found = []
-        with progress_bar("verifying", total=len(asked)) as step:
-            for number in asked:
+        with progress_bar("verifying", total=len(selected)) as step:
+            for number in selected:
                 step(0, f"v{number}")
                 found.append(await _verify_version(models, number, numbers, trusted))
                 step(1, f"v{number}")
         return found, await _champion_problem(models, numbers)
 
-    trusted = Settings.from_environment().trusted()
-    found, crown = run_with_store(read, task, store)
-    complaints = [f"v{one['version']}: {one['complaint']}" for one in found if one["complaint"]]
-    complaints += [crown] if crown else []
+    trusted = Settings.from_environment().load_trusted_keys()
+    found, champion_problem = run_with_store(read, task, store)
+    problems = [f"v{one['version']}: {one['complaint']}" for one in found if one["complaint"]]
+    problems += [champion_problem] if champion_problem else []
     if json:
         print_json(found)
     else:
@@ -63,25 +65,25 @@ def verify(
                 )
                 for one in found
             ],
-            empty="no version yet",
+            empty="no versions yet",
         )
-    if complaints:
-        raise CliError("; ".join(complaints))
+    if problems:
+        raise CliError("; ".join(problems))
 
 
 async def _verify_version(
     models: ModelStore, number: int, known: list[int], trusted: TrustedKeys | None
 ) -> dict[str, Any]:
-    """What is wrong with a version; an empty complaint where nothing is."""
+    """Verify a version; the complaint is empty if it is valid."""
     facts: dict[str, Any] = {"version": number, "sha256": None, "size_bytes": None}
     facts |= {"retired": False, "complaint": ""}
     try:
-        manifest = await models.manifest(number)
+        manifest = await models.read_manifest(number)
         facts |= {"sha256": manifest.sha256, "size_bytes": manifest.size_bytes}
         if trusted is not None:
             trusted.verify_manifest(manifest)
         if manifest.parent is not None and manifest.parent not in known:
-            facts["complaint"] = f"its parent, version {manifest.parent}, is not there"
+            facts["complaint"] = f"its parent, version {manifest.parent}, is missing"
         await models.verify(manifest.sha256)
     except ArtifactRetired:
         facts["retired"] = True
@@ -91,11 +93,11 @@ async def _verify_version(
 
 
 async def _champion_problem(models: ModelStore, known: list[int]) -> str:
-    """What is wrong with the pointer to the version that is served; empty where nothing is."""
+    """The problem of the pointer to the champion; empty if there is none."""
     try:
-        champion = await models.champion()
+        champion = await models.read_champion()
     except StoreCorrupt as error:
         return str(error)
     if champion is not None and champion.version not in known:
-        return f"the champion is version {champion.version}, which is not there"
+        return f"the champion is version {champion.version}, which is missing"
     return ""

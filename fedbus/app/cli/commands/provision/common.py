@@ -1,4 +1,4 @@
-"""What the commands of `fedbus provision` share."""
+"""Options, checks and printed instructions that the commands of `fedbus provision` share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,66 +11,65 @@ from fedbus.app.settings import Settings
 
 TrustFolder = Annotated[
     Path | None,
-    typer.Option("--trust", help="The folder with the federation's keys.", show_default="FEDBUS_HOME/trust"),
+    typer.Option("--trust", help="Folder with the keys of the federation.", show_default="FEDBUS_HOME/trust"),
 ]
 
 
-Days = Annotated[
-    float, typer.Option(min=0, help="How long the credentials are good; 0: until they are revoked.")
-]
+Days = Annotated[float, typer.Option(min=0, help="Validity of the credentials in days; 0: no expiry.")]
 
 
 Out = Annotated[
     Path | None,
-    typer.Option(help="Where the kit goes: a folder, or a file NAME.tar.", show_default="kits/ID"),
+    typer.Option(help="Write the kit to this folder, or to a file NAME.tar.", show_default="kits/ID"),
 ]
 
 
 PublicKey = Annotated[
-    str, typer.Option(help="The device's own public key (U…): then the secret one never leaves the device.")
+    str,
+    typer.Option(
+        help="Public key of the device (U…), from `fedbus provision key`. Its private key stays on the device."
+    ),
 ]
 
 
-Host = Annotated[
-    list[str] | None, typer.Option(help="A name or address by which the server is reached; may be repeated.")
-]
+Host = Annotated[list[str] | None, typer.Option(help="Host name or IP address of the server. Repeatable.")]
 
 
-def trust_folder(given: Path | None) -> Path:
-    return (given or Settings.from_environment().home / "trust").absolute()
+def trust_folder(folder: Path | None) -> Path:
+    return (folder or Settings.from_environment().home / "trust").absolute()
 
 
-def open_federation(given: Path | None) -> Federation:
-    return Federation.open(trust_folder(given))
+def open_federation(folder: Path | None) -> Federation:
+    return Federation.open(trust_folder(folder))
 
 
 def check_free(path: Path) -> Path:
     if path.exists():
-        raise CliError(
-            f"{path} is there already: move it away, or name another place with --out", ExitCode.USAGE
-        )
+        raise CliError(f"{path} already exists. Move it, or choose another path with --out", ExitCode.USAGE)
     return path
 
 
-def print_kit_steps(name: str, where: Path, use: str, *, waits: bool) -> None:
-    print(f"the kit of {name} is {where}: bring it there by a way that nobody else reads, for it is secret")
+def print_kit_steps(name: str, where: Path, use: str, *, needs_key: bool) -> None:
+    """Print how to install the kit; *use* is the command to run with it."""
+    print(f"the kit of {name} is {where}. It contains a private key: copy it over an encrypted channel")
     folder = where.stem if where.suffix == ".tar" else where.name
     unpacked = f"tar xf {where.name} && " if where.suffix == ".tar" else ""
-    there = "there, in the folder where you put it:"
-    if waits:
-        print(f"{there} {unpacked}fedbus provision complete {folder} --key device.nk")
+    start = "on the device, in the folder of the copy:"
+    if needs_key:
+        print(f"{start} {unpacked}fedbus provision complete {folder} --key device.nk")
     else:
-        print(f"{there} {unpacked}FEDBUS_KIT={folder} {use}")
+        print(f"{start} {unpacked}FEDBUS_KIT={folder} {use}")
 
 
 def print_site_steps(name: str, where: Path, federation: Federation) -> None:
-    site = federation.record.sites[name]
+    """Print how to install the leaf node of a site."""
+    site = federation.registry.sites[name]
     print(
-        f"the folder of site {name} is {where}: bring it there by a way that nobody else reads, for it is secret"
+        f"the folder of site {name} is {where}. It contains private keys: copy it over an encrypted channel"
     )
-    print(f"start it there:  nats-server -c {Path(site.directory) / 'leaf.conf'}")
+    print(f"start the leaf node:  nats-server -c {Path(site.directory) / 'leaf.conf'}")
     client = site.clients[0]
     print(
-        f"its devices:     FEDBUS_KIT={client} FEDBUS_NATS_URL=tls://{site.hosts[0]}:{site.port} "
+        f"start a client:       FEDBUS_KIT={client} FEDBUS_NATS_URL=tls://{site.hosts[0]}:{site.port} "
         f"fedbus client up {client}"
     )

@@ -1,4 +1,4 @@
-"""`fedbus provision key` and `complete`: on a device that keeps its own secret key."""
+"""`fedbus provision key` and `complete`: for a device that creates its own private key."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,25 +7,26 @@ import typer
 
 from fedbus.app.cli.commands.provision.common import check_free
 from fedbus.app.provision.keys import Key, KeyType
-from fedbus.app.provision.kit import complete_kit as completed
+from fedbus.app.provision.kit import complete_kit
 
 
 def key(
     *,
-    out: Annotated[Path, typer.Option(help="Where the secret key goes; it stays on this device.")] = Path(
-        "device.nk"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Write the private key to this file; it stays on this device.")
+    ] = Path("device.nk"),
 ) -> None:
-    """On a device: make its own key, and print the public one, which is all that leaves it."""
-    made = Key.new(KeyType.USER)
-    made.save(check_free(out))
-    print(made.public)
+    """On a device: create a key pair and print the public key."""
+    pair = Key.generate(KeyType.USER)
+    pair.save(check_free(out))
+    print(pair.public)
 
 
 def complete(
     kit: Annotated[Path, typer.Argument(help="The kit's folder.")],
     *,
-    key: Annotated[Path, typer.Option(help="The device's own secret key.")] = Path("device.nk"),
+    key: Annotated[Path, typer.Option(help="File of the device's private key.")] = Path("device.nk"),
 ) -> None:
-    """On a device: put its own key to the kit that was made for it."""
-    print(f"the kit of {completed(kit, Key.read(key))} is complete: set FEDBUS_KIT={kit}")
+    """On a device: add its private key to its kit."""
+    client = complete_kit(kit, Key.load(key))
+    print(f"the kit of {client} is complete. Set FEDBUS_KIT={kit}")

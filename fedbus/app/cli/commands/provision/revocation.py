@@ -180,5 +180,6 @@ def _print_certificate_steps(federation: Federation, *, new_authority: bool) -> 
         for name in federation.registry.sites:
             print(f"then run: fedbus provision rotate {name} --keep-old, and copy the folder to the site")
     print(
-        f"new certificate in {federation.nats_folder / 'tls'}: copy it to the server, then run nats-server --signal reload"
+        f"new certificate in {federation.nats_folder / 'tls'}: copy it to the server, then run: "
+        "nats-server --signal reload"
     )

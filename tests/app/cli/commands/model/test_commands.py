@@ -98,7 +98,7 @@ async def test_on_a_narrow_terminal_columns_are_left_out_and_nothing_is_cut(
     assert "…" not in shown.text
     assert max(map(len, shown.lines)) <= 60  # a longer one the terminal would break within a word
     said = (
-        "too narrow here for signed, weights, size, lineage, rounds, sha256, parent, clients (samples), code"
+        "the terminal is too narrow for signed, weights, size, lineage, rounds, sha256, parent, clients (samples), code"
     )
     assert said in " ".join(shown.text.split())
 
@@ -144,8 +144,8 @@ async def test_ls_and_lineage_say_which_is_served_and_which_was_kept_back(
     fedbus: ModelCli, published_versions: list[Manifest]
 ) -> None:
     store = open_model_store(str(fedbus.home / "models"), "mnist")
-    await store.crown(Champion(version=1, term=1, since=datetime.now(UTC)))
-    await store.crown(Champion(version=2, term=2, before=(1,), since=datetime.now(UTC)))
+    await store.set_champion(Champion(version=1, term=1, since=datetime.now(UTC)))
+    await store.set_champion(Champion(version=2, term=2, before=(1,), since=datetime.now(UTC)))
     standings = [one["standing"] for one in fedbus("ls", "--json").facts]
     assert standings == ["not served", "champion", "served before"]
     assert "v2  champion" in fedbus("show", "--lineage").out
@@ -174,7 +174,7 @@ async def test_verify_looks_at_the_pointer_to_the_champion_too(
 def test_init_without_a_new_lineage_says_what_it_would_do(fedbus: ModelCli) -> None:
     said = fedbus("init")
     assert said.code == 2
-    assert "say --new-lineage" in said.err
+    assert "use --new-lineage" in said.err
 
 
 async def test_verify_finds_what_is_not_what_it_says(
@@ -200,7 +200,7 @@ async def test_export_copies_a_version_out_and_over_nothing(
     np.testing.assert_array_equal(weights.load(out)["layer.weight"], arrays(2)["layer.weight"])
     again = fedbus("export", "3", str(out))
     assert again.code == 2
-    assert "is there already" in again.err
+    assert "already exists" in again.err
     assert fedbus("export", "3", str(out), "--force").code == 0
     assert weights.load(out)["layer.weight"][0, 0] == 3
 
@@ -209,10 +209,10 @@ async def test_export_copies_a_version_out_and_over_nothing(
     ("words", "code", "says"),
     [
         (("show", "9"), 5, "has no version 9; it has 1 to 3"),
-        (("show", "newest"), 2, "'newest' is no version"),
+        (("show", "newest"), 2, "'newest' is not a version"),
         (("show", "1", "--task", "cifar"), 6, "there is no model repository"),
         (("ls", "--store", "gopher://x"), 2, "unknown model store scheme 'gopher'"),
-        (("ls", "--store", "/nowhere/at/all"), 5, "there is no model repository at /nowhere/at/all"),
+        (("ls", "--store", "/nowhere/at/all"), 5, "no model repository at /nowhere/at/all"),
         (("ls", "--store", "s3://bucket/models?endpoint=http://127.0.0.1:9"), 6, "check that it runs"),
         (("export", "1", "/nowhere/at/all"), 6, "cannot write /nowhere/at/all"),
         (("export", "1", "/tmp"), 2, "/tmp is a directory"),
@@ -232,7 +232,7 @@ async def test_one_of_several_tasks_is_to_be_named(
     fedbus: ModelCli, published_versions: list[Manifest]
 ) -> None:
     await open_model_store(str(fedbus.home / "models"), "cifar").prepare()
-    assert "choose one of cifar, mnist with --task" in fedbus("ls").err
+    assert "Choose one with --task: cifar, mnist" in fedbus("ls").err
     assert fedbus("ls", "--task", "cifar", "--json").facts == []
 
 

@@ -66,8 +66,8 @@ async def test_a_rollback_and_a_promotion_say_which_devices_serve_it_and_cost_no
         back = await live.model("rollback", "--reason", "version 2 was poisoned")
         assert back.code == 0, back.err
         assert back.out.splitlines() == [
-            "version 1 is served from now on, instead of version 2",
-            "serving it already: c1, c2",
+            "promoted version 1; the previous champion is version 2",
+            "serving it: c1, c2",
         ]
         assert served_versions(live.fed) == {"c1": 1, "c2": 1}
 
@@ -80,7 +80,7 @@ async def test_a_rollback_and_a_promotion_say_which_devices_serve_it_and_cost_no
     assert {1, 2} <= set(asked.versions)
     rows = (await live.model("ls", "--json")).facts
     assert [(one["version"], one["standing"]) for one in rows] == [(2, "champion"), (1, "served before")]
-    champion = await live.store.champion()
+    champion = await live.store.read_champion()
     assert champion is not None
     assert (champion.term, champion.reason) == (4, "promoted by hand")
 
@@ -93,8 +93,8 @@ async def test_a_device_that_is_away_is_named_and_takes_the_version_over_when_it
     said = await live.model("rollback", "--wait", "2")
     assert said.code == 0, said.err
     assert said.out.splitlines()[1:] == [
-        "serving it already: c1",
-        "not yet, or away: c2; they take it over when they return",
+        "serving it: c1",
+        "not serving it yet: c2; disconnected devices load it when they reconnect",
     ]
     assert said.err.splitlines()[-1] == "1 of 2 devices serve version 1; waiting for c2"
     for agent in live.agents["c2"].values():
@@ -108,9 +108,9 @@ async def test_a_device_that_refuses_the_version_is_not_said_to_serve_it(live: L
     said = await live.model("promote", "v3")
     assert said.code == 0, said.err
     assert [line.partition(":")[0] for line in said.out.splitlines()] == [
-        "version 3 is served from now on, instead of version 2",
-        "c1 does not take it",
-        "c2 does not take it",
+        "promoted version 3; the previous champion is version 2",
+        "c1 rejected it",
+        "c2 rejected it",
     ]
     rows = (await live.fedbus("clients", "ls", "--json")).facts
     assert {one["client"]: one["model_version"] for one in rows} == {"c1": 2, "c2": 2}
@@ -120,10 +120,10 @@ async def test_a_new_lineage_is_built_by_the_server_and_served_by_the_devices(li
     said = await live.model("init", "--new-lineage", "--reason", "begin again")
     assert said.code == 0, said.err
     assert said.out.splitlines() == [
-        "version 3 is served from now on, instead of version 2",
-        "serving it already: c1, c2",
+        "promoted version 3; the previous champion is version 2",
+        "serving it: c1, c2",
     ]
-    manifest = await live.store.manifest(3)
+    manifest = await live.store.read_manifest(3)
     assert (manifest.parent, manifest.lineage, manifest.run) == (None, 2, None)
     lines = (await live.model("show", "--lineage")).out.splitlines()
     assert "the first model of lineage 2" in lines[-1]
@@ -151,7 +151,7 @@ async def test_a_version_that_does_not_fit_the_code_is_refused_with_the_first_te
     arrays = {"weight": np.zeros((4, 7), np.float32), "bias": np.zeros(4, np.float32)}
     artifact = weights.save(arrays, tmp_path / "wide.safetensors")
     await live.store.put(tmp_path / "wide.safetensors", artifact.sha256)
-    second = await live.store.manifest(2)
+    second = await live.store.read_manifest(2)
     await live.store.publish(second.model_copy(update=artifact.model_dump() | {"version": 3, "parent": 2}))
     said = await live.model("promote", "3")
     assert (said.code, said.out) == (1, "")
@@ -172,7 +172,7 @@ async def test_without_devices_the_version_changes_all_the_same(
         said = await fedbus("model", "init", "--new-lineage")
         assert said.code == 0, said.err
         assert said.out.splitlines() == [
-            "version 2 is served from now on, instead of version 1",
+            "promoted version 2; the previous champion is version 1",
             "no device serves a model yet",
         ]
         async with run_client_side(fed, "c1", 0, 1):
