@@ -1,12 +1,11 @@
-"""A round's weights, as blobs and as bare NATS messages: out to every client, and back from each.
+"""Measure the transfer of a round's weights as blobs and as bare NATS messages, to each client and back.
 
     python -m benchmarks.blobs [--clients 4] [--mib 0.25 10] [--repeats 7] [--object-store]
 
-One process is the server, and each client is a separate process, all on one nats-server. A
-round sends that many MiB to every client and receives as many from each. The methods run alternately
-in every repetition, so that load on the machine affects all of them. The output is the median of each, and
-its ratio to bare NATS. Bare NATS publishes the same chunks
-without window, digest and repair: it is the lower bound, not a usable protocol.
+One process is the server, and each client is a separate process, all on one nats-server. A round sends that many
+MiB to every client and receives as many from each. The methods run alternately in every repetition, so that load on
+the machine affects all of them. The output is the median of each, and its ratio to bare NATS. Bare NATS publishes the
+same chunks without window, digest and repair: it is the lower bound, not a usable protocol.
 """
 
 import argparse
@@ -45,7 +44,7 @@ async def client(url: str, number: int, mib: float) -> None:
     weights = os.urandom(size)
     buffer = memoryview(bytearray(size))
     connection = await nats.connect(url)
-    over = asyncio.Event()
+    ended = asyncio.Event()
     async with Blobs.open(connection, FED, f"client-{number}") as blobs, AsyncExitStack() as offers:
 
         async def by_blob(message: Msg) -> None:
@@ -60,18 +59,18 @@ async def client(url: str, number: int, mib: float) -> None:
             await store.put(f"up-{number}", weights)
             await connection.publish("bench.done", f"up-{number}".encode())
 
-        came = 0
+        received_bytes = 0
 
         async def bare(message: Msg) -> None:
-            nonlocal came
-            buffer[came : came + len(message.data)] = message.data
-            came += len(message.data)
-            if came == size:
-                came = 0
+            nonlocal received_bytes
+            buffer[received_bytes : received_bytes + len(message.data)] = message.data
+            received_bytes += len(message.data)
+            if received_bytes == size:
+                received_bytes = 0
                 await publish_bare(connection, "bench.up", memoryview(weights))
 
         async def end(_: Msg) -> None:
-            over.set()
+            ended.set()
 
         await connection.subscribe("bench.blob", cb=by_blob)
         await connection.subscribe("bench.store", cb=by_store)
@@ -79,7 +78,7 @@ async def client(url: str, number: int, mib: float) -> None:
         await connection.subscribe("bench.end", cb=end)
         await connection.flush()
         await connection.publish("bench.ready")
-        await over.wait()
+        await ended.wait()
     await connection.close()
 
 
@@ -99,17 +98,17 @@ class BlobServer:
         self._weights = os.urandom(size)
         self._buffers = [memoryview(bytearray(size)) for _ in range(clients)]
         self._done: asyncio.Queue[bytes] = asyncio.Queue()
-        self._came = 0
-        self._all_came = asyncio.Event()
+        self._received_bytes = 0
+        self._all_received = asyncio.Event()
 
-    async def listen(self) -> None:
+    async def subscribe(self) -> None:
         async def done(message: Msg) -> None:
             self._done.put_nowait(message.data)
 
         async def up(message: Msg) -> None:
-            self._came += len(message.data)
-            if self._came == self._clients * len(self._weights):
-                self._all_came.set()
+            self._received_bytes += len(message.data)
+            if self._received_bytes == self._clients * len(self._weights):
+                self._all_received.set()
 
         await self._connection.subscribe("bench.done", cb=done)
         await self._connection.subscribe("bench.up", cb=up)
@@ -122,11 +121,11 @@ class BlobServer:
                     ref = BlobRef.model_validate_json(await self._done.get())
                     fetches.create_task(self._blobs.fetch(ref, buffer))
 
-    async def bare(self) -> None:
-        self._came = 0
-        self._all_came.clear()
+    async def by_bare_nats(self) -> None:
+        self._received_bytes = 0
+        self._all_received.clear()
         await publish_bare(self._connection, "bench.down", memoryview(self._weights))
-        await self._all_came.wait()
+        await self._all_received.wait()
 
     async def by_store(self) -> None:
         store = await self._connection.jetstream().object_store("bench")
@@ -136,27 +135,27 @@ class BlobServer:
             await store.get((await self._done.get()).decode())
 
 
-async def measure_medians(ways: dict[str, Round], repeats: int) -> dict[str, float]:
-    """The median milliseconds of each method; they run alternately."""
-    for way in ways.values():
-        await way()
-    took: dict[str, list[float]] = {name: [] for name in ways}
+async def measure_medians(methods: dict[str, Round], repeats: int) -> dict[str, float]:
+    """Run the methods alternately, and return the median of each in milliseconds."""
+    for run_round in methods.values():
+        await run_round()
+    times_ms: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(repeats):
-        for name, way in ways.items():
+        for name, run_round in methods.items():
             start = time.perf_counter()
-            await way()
-            took[name].append((time.perf_counter() - start) * 1000)
-    return {name: statistics.median(times) for name, times in took.items()}
+            await run_round()
+            times_ms[name].append((time.perf_counter() - start) * 1000)
+    return {name: statistics.median(times) for name, times in times_ms.items()}
 
 
 @asynccontextmanager
 async def clients_running(connection: Client, url: str, count: int, mib: float) -> AsyncIterator[None]:
     ready = asyncio.Semaphore(0)
 
-    async def note(_: Msg) -> None:
+    async def on_ready(_: Msg) -> None:
         ready.release()
 
-    listening = await connection.subscribe("bench.ready", cb=note)
+    subscription = await connection.subscribe("bench.ready", cb=on_ready)
     command = [sys.executable, "-m", "benchmarks.blobs", "--url", url, "--mib", str(mib), "--client"]
     processes = [await asyncio.create_subprocess_exec(*command, str(number)) for number in range(count)]
     for _ in processes:
@@ -167,7 +166,7 @@ async def clients_running(connection: Client, url: str, count: int, mib: float) 
         await connection.publish("bench.end")
         for process in processes:
             await process.wait()
-        await listening.unsubscribe()
+        await subscription.unsubscribe()
 
 
 async def run_case(url: str, mib: float, clients: int, repeats: int, *, with_store: bool) -> None:
@@ -178,43 +177,45 @@ async def run_case(url: str, mib: float, clients: int, repeats: int, *, with_sto
         Blobs.open(connection, FED, "server") as blobs,
     ):
         server = BlobServer(connection, blobs, clients, size)
-        await server.listen()
-        ways: dict[str, Round] = {"bare NATS": server.bare, "blobs": server.by_blob}
+        await server.subscribe()
+        methods: dict[str, Round] = {"bare NATS": server.by_bare_nats, "blobs": server.by_blob}
         if with_store:
             await connection.jetstream().create_object_store("bench")
-            ways["object store"] = server.by_store
-        medians = await measure_medians(ways, repeats)
+            methods["object store"] = server.by_store
+        medians = await measure_medians(methods, repeats)
     for name, median in medians.items():
         ratio = median / medians["bare NATS"]
-        print(f"{clients} × {mib:>6g} MiB there and back   {name:<14}{median:>10.1f} ms{ratio:>8.2f} ×")
+        print(
+            f"{clients} × {mib:>6g} MiB to each client and back   {name:<14}{median:>10.1f} ms{ratio:>8.2f} ×"
+        )
     await connection.close()
 
 
 async def measure_round_trip(url: str, repeats: int) -> None:
     """Compare a blob of one small chunk with a request and reply of the same size."""
-    here, there = await nats.connect(url), await nats.connect(url)
+    client, server = await nats.connect(url), await nats.connect(url)
     weights = os.urandom(16 * 1024)
 
-    async def answer(message: Msg) -> None:
+    async def respond(message: Msg) -> None:
         await message.respond(weights)
 
-    await there.subscribe("bench.request", cb=answer)
-    async with Blobs.open(here, FED, "here") as receiver, Blobs.open(there, FED, "there") as holder:
-        offer = await holder.offer(weights)
+    await server.subscribe("bench.request", cb=respond)
+    async with Blobs.open(client, FED, "client") as receiver, Blobs.open(server, FED, "server") as sender:
+        offer = await sender.offer(weights)
 
         async def by_blob() -> None:
             await receiver.fetch(offer.ref)
 
         async def bare() -> None:
-            await here.request("bench.request")
+            await client.request("bench.request")
 
         medians = await measure_medians({"bare NATS": bare, "blobs": by_blob}, 20 * repeats)
     for name, median in medians.items():
         print(
             f"one chunk of 16 KiB            {name:<14}{median:>10.2f} ms{median / medians['bare NATS']:>8.2f} ×"
         )
-    await here.close()
-    await there.close()
+    await client.close()
+    await server.close()
 
 
 async def server(options: argparse.Namespace) -> None:

@@ -70,7 +70,7 @@ async def gateway_process(url: str, home: str) -> AsyncIterator[str]:
         stderr=asyncio.subprocess.DEVNULL,
     )
 
-    async def listens() -> bool:
+    async def is_listening() -> bool:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
         except OSError:
@@ -79,7 +79,7 @@ async def gateway_process(url: str, home: str) -> AsyncIterator[str]:
         return True
 
     try:
-        await eventually(listens, within_s=60)
+        await eventually(is_listening, within_s=60)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
@@ -87,11 +87,11 @@ async def gateway_process(url: str, home: str) -> AsyncIterator[str]:
 
 
 async def publish_events(bus: Bus, rate: float, seconds: float) -> int:
-    """Publish that many events a second, without waiting for acknowledgements."""
-    published, began = 0, time.monotonic()
+    """Publish *rate* events a second without waiting for acknowledgements. Returns their number."""
+    published, start = 0, time.monotonic()
     source = f"fedbus/{bus.fed}/client-manager"
-    while (spent := time.monotonic() - began) < seconds:
-        for _ in range(int(spent * rate) - published):
+    while (elapsed := time.monotonic() - start) < seconds:
+        for _ in range(int(elapsed * rate) - published):
             message = ClientDeclined(
                 task=TASK, client=f"c{published % 1000}", run="mnist-1", reason="the battery is at 10 %"
             )
@@ -103,37 +103,37 @@ async def publish_events(bus: Bus, rate: float, seconds: float) -> int:
 
 
 async def measure(page: BrowserPage, bus: Bus, rate: float, seconds: float) -> dict[str, object]:
-    rest = await page.evaluate(f"{FRAMES}(3000)")
+    idle = await page.evaluate(f"{FRAMES}(3000)")
     frames = asyncio.ensure_future(page.evaluate(f"{FRAMES}({int(seconds * 1000)})"))
     published = await publish_events(bus, rate, seconds)
-    ended = time.monotonic()
-    at_the_end = int(await page.evaluate("window.fedbus.store.count"))
+    end = time.monotonic()
+    count_at_end = int(await page.evaluate("window.fedbus.store.count"))
     await page.wait_until(f"window.fedbus.store.count >= {published}", within_s=120)
-    behind = time.monotonic() - ended
-    busy = await frames
+    delay_s = time.monotonic() - end
+    loaded = await frames
     return {
         "published": published,
         "events_per_s": round(published / seconds),
-        "reached_at_the_end": round(at_the_end / published, 4),
+        "reached_at_the_end": round(count_at_end / published, 4),
         "reached_in_total": round(int(await page.evaluate("window.fedbus.store.count")) / published, 4),
-        "delay_s": round(behind, 2),
-        "frame_ms_idle": rest,
-        "frame_ms_under_load": busy,
-        "frames_under_load_to_idle": round((busy["frames"] / seconds) / (rest["frames"] / 3), 3),
+        "delay_s": round(delay_s, 2),
+        "frame_ms_idle": idle,
+        "frame_ms_under_load": loaded,
+        "frames_under_load_to_idle": round((loaded["frames"] / seconds) / (idle["frames"] / 3), 3),
     }
 
 
 async def main(rate: float, seconds: float) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch)
-        (place / "nats").mkdir()
+    with tempfile.TemporaryDirectory() as home:
+        directory = Path(home)
+        (directory / "nats").mkdir()
         async with (
-            nats_server(place / "nats") as nats,
+            nats_server(directory / "nats") as nats,
             Bus.connect(nats.url, Identity(FED, "test")) as bus,
         ):
             await bus.create_streams()
             await SimulatedFederation(bus).create_clients([f"c{number}" for number in range(1000)])
-            async with gateway_process(nats.url, scratch) as url, run_chromium(place / "profile") as page:
+            async with gateway_process(nats.url, home) as url, run_chromium(directory / "profile") as page:
                 await page.set_viewport()
                 await page.open(f"{url}/#/events")
                 await page.wait_until("window.fedbus?.store.link === 'live'")
@@ -145,5 +145,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--rate", type=float, default=1000)
     parser.add_argument("--seconds", type=float, default=20)
-    given = parser.parse_args()
-    asyncio.run(main(given.rate, given.seconds))
+    options = parser.parse_args()
+    asyncio.run(main(options.rate, options.seconds))

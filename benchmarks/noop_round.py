@@ -36,7 +36,7 @@ SMALL_BYTES: Final = 1024**2
 """Below this size rounds are short, so that more of them are measured."""
 FEW_ROUNDS, MANY_ROUNDS = 12, 30
 FLOWER_ROUNDS: Final = 2
-"""In each repetition; one takes at least six seconds."""
+"""Rounds of Flower in each repetition; one takes at least six seconds."""
 DEFAULT_CASES: Final = ("2x0.25", "4x10")
 ALL_CASES: Final = ("2x0.25", "4x0.25", "2x10", "4x10")
 INTERRUPTED: Final = 130
@@ -52,13 +52,13 @@ class Result:
     seconds: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def median(self, side: str) -> float | None:
-        rounds = [one for repeat in self.seconds.get(side, []) for one in repeat]
+        rounds = [seconds for repeat in self.seconds.get(side, []) for seconds in repeat]
         return statistics.median(rounds) if rounds else None
 
     def ratio(self, side: str) -> float | None:
-        """The ratio of the median of *side* to that of fedbus."""
-        ours, theirs = self.median("fedbus"), self.median(side)
-        return theirs / ours if ours and theirs else None
+        """Return the ratio of the median of *side* to that of fedbus."""
+        fedbus_s, side_s = self.median("fedbus"), self.median(side)
+        return side_s / fedbus_s if fedbus_s and side_s else None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -71,7 +71,7 @@ class Result:
 
 
 def sides(options: argparse.Namespace) -> dict[str, Side]:
-    """The systems that run alternately, in order."""
+    """Return the systems that run alternately, in order."""
     return {
         "fedbus": lambda case, directory: on_fedbus.run_rounds(case, _round_count(case), directory),
         "Flower": lambda case, directory: on_flower.run_rounds(
@@ -82,17 +82,19 @@ def sides(options: argparse.Namespace) -> dict[str, Side]:
 
 
 async def measure(options: argparse.Namespace, results: list[Result], console: Console) -> None:
-    """Fill *results*, so that partial results can be shown when it is interrupted."""
-    chosen = {name: side for name, side in sides(options).items() if name not in options.without}
+    """Fill *results* step by step, so that an interrupted run has partial results."""
+    selected = {name: side for name, side in sides(options).items() if name not in options.without}
     for repeat in range(1, options.repeat + 1):
         for result in results:
-            for name, side in chosen.items():
-                with tempfile.TemporaryDirectory(prefix="fedbus-bench-", ignore_cleanup_errors=True) as where:
-                    busy = load_average()
-                    rounds = await side(result.case, Path(where))
+            for name, side in selected.items():
+                with tempfile.TemporaryDirectory(
+                    prefix="fedbus-bench-", ignore_cleanup_errors=True
+                ) as directory:
+                    load = load_average()
+                    rounds = await side(result.case, Path(directory))
                 result.seconds.setdefault(name, []).append(rounds)
                 console.print(
-                    f"{repeat}/{options.repeat}  {result.case}  {name:<9}  {_format_spread(rounds)}  load {busy:.1f}",
+                    f"{repeat}/{options.repeat}  {result.case}  {name:<9}  {_format_spread(rounds)}  load {load:.1f}",
                     soft_wrap=True,
                 )
 
@@ -101,15 +103,15 @@ async def measure(options: argparse.Namespace, results: list[Result], console: C
 
 
 def table(results: list[Result]) -> Table:
-    shown = Table(title="a no-op round: median, and ratio to fedbus")
+    result_table = Table(title="a no-op round: median, and ratio to fedbus")
     for column in ("case", "fedbus", "Flower", "", "bare NATS", ""):
-        shown.add_column(column, justify="left" if column == "case" else "right")
+        result_table.add_column(column, justify="left" if column == "case" else "right")
     for result in results:
         cells = [_duration(result.median("fedbus"))]
         for side in ("Flower", "bare NATS"):
             cells += [_duration(result.median(side)), _format_ratio(result.ratio(side))]
-        shown.add_row(str(result.case), *cells)
-    return shown
+        result_table.add_row(str(result.case), *cells)
+    return result_table
 
 
 def as_json(results: list[Result]) -> dict[str, Any]:
@@ -150,7 +152,9 @@ def _parse_case(text: str) -> Case:
     except ValueError:
         case = Case(0, 0)
     if not (1 <= case.clients <= 64 and 0 < case.mib <= 1024):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a case: write clients x MiB, for example 4x10")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a valid case. Write clients x MiB, for example 4x10"
+        )
     return case
 
 
@@ -162,7 +166,7 @@ def _parse_options() -> argparse.Namespace:
         "--case", type=_parse_case, nargs="+", default=list(map(_parse_case, DEFAULT_CASES)), metavar="NxMIB"
     )
     parser.add_argument("--all", action="store_true", help=f"the cases {', '.join(ALL_CASES)}")
-    parser.add_argument("--repeat", type=int, default=2, help="how many times each system runs")
+    parser.add_argument("--repeat", type=int, default=2, help="number of runs of each system")
     parser.add_argument("--flower-rounds", type=int, default=FLOWER_ROUNDS)
     parser.add_argument(
         "--flower-poll",
@@ -175,7 +179,7 @@ def _parse_options() -> argparse.Namespace:
 
 
 async def _run_until_signal(options: argparse.Namespace, results: list[Result], console: Console) -> bool:
-    """True if all rounds finished before a signal."""
+    """Run all cases. Returns False if a signal interrupted them."""
     with stop_on_signals() as stop:
         await wait_for_first(measure(options, results, console), stop.wait())
         return not stop.is_set()
@@ -187,7 +191,7 @@ def main() -> int:
     cases = list(map(_parse_case, ALL_CASES)) if options.all else options.case
     results = [Result(case) for case in cases]
     try:
-        whole = asyncio.run(_run_until_signal(options, results, console))
+        is_complete = asyncio.run(_run_until_signal(options, results, console))
     except SideFailed as failure:
         print(failure, file=sys.stderr)
         return 1
@@ -195,7 +199,7 @@ def main() -> int:
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(as_json(results), indent=2) + "\n")
-    return 0 if whole else INTERRUPTED
+    return 0 if is_complete else INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The lower bound: the same number of bytes over bare NATS, published once to all clients, and back from each.
+"""Runs the lower bound: the same number of bytes over bare NATS, published once to all clients, and back from each.
 
-No envelope, digest, window, storage or training. Each client is a separate
-process: ``python -m benchmarks.on_bare_nats URL SIZE``.
+There is no envelope, digest, window, storage or training. Each client is a separate process:
+``python -m benchmarks.on_bare_nats URL SIZE``.
 """
 
 import asyncio
@@ -29,38 +29,38 @@ DOWN, UP, READY = "bench.down", "bench.up", "bench.ready"
 async def run_rounds(case: Case, count: int, directory: Path) -> list[float]:
     """Start everything, run *count* rounds, and return their seconds."""
     command = module_command("benchmarks.on_bare_nats")
-    async with AsyncExitStack() as open_things:
-        server = await open_things.enter_async_context(embedded_nats(directory / "nats"))
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(embedded_nats(directory / "nats"))
         connection = await nats.connect(server.url, pending_size=64 * 1024**2)
-        open_things.push_async_callback(connection.close)
-        limit = BareNatsServer(connection, case)
-        await limit.listen()
+        stack.push_async_callback(connection.close)
+        bare_server = BareNatsServer(connection, case)
+        await bare_server.subscribe()
         for number in range(case.clients):
             log = directory / f"client-{number}.log"
             child = ChildProcess("client", *command, server.url, str(case.size_bytes), output=log)
-            await open_things.enter_async_context(child)
+            await stack.enter_async_context(child)
         async with asyncio.timeout(READY_S):
-            await limit.clients_ready()
-        return [await limit.round() for _ in range(WARMUP_ROUNDS + count)][WARMUP_ROUNDS:]
+            await bare_server.wait_for_clients()
+        return [await bare_server.run_round() for _ in range(WARMUP_ROUNDS + count)][WARMUP_ROUNDS:]
 
 
 class BareNatsServer:
-    """The server side."""
+    """The server side: publishes the weights, and counts the bytes that return."""
 
     def __init__(self, connection: Client, case: Case) -> None:
         self._connection = connection
         self._weights = _weights(case.size_bytes)
         self._expected = case.clients * case.size_bytes
         self._clients = case.clients
-        self._came = 0
-        self._all_came = asyncio.Event()
+        self._received_bytes = 0
+        self._all_received = asyncio.Event()
         self._ready = asyncio.Semaphore(0)
 
-    async def listen(self) -> None:
+    async def subscribe(self) -> None:
         async def up(message: Msg) -> None:
-            self._came += len(message.data)
-            if self._came == self._expected:
-                self._all_came.set()
+            self._received_bytes += len(message.data)
+            if self._received_bytes == self._expected:
+                self._all_received.set()
 
         async def ready(_: Msg) -> None:
             self._ready.release()
@@ -69,28 +69,28 @@ class BareNatsServer:
         await self._connection.subscribe(READY, cb=ready)
         await self._connection.flush()
 
-    async def clients_ready(self) -> None:
+    async def wait_for_clients(self) -> None:
         for _ in range(self._clients):
             await self._ready.acquire()
 
-    async def round(self) -> float:
-        self._came = 0
-        self._all_came.clear()
-        began = time.perf_counter()
+    async def run_round(self) -> float:
+        self._received_bytes = 0
+        self._all_received.clear()
+        start = time.perf_counter()
         await _publish(self._connection, DOWN, self._weights)
-        await self._all_came.wait()
-        return time.perf_counter() - began
+        await self._all_received.wait()
+        return time.perf_counter() - start
 
 
 async def _client(url: str, size_bytes: int) -> None:
     connection = await nats.connect(url, pending_size=64 * 1024**2)
-    weights, came = _weights(size_bytes), 0
+    weights, received_bytes = _weights(size_bytes), 0
 
     async def down(message: Msg) -> None:
-        nonlocal came
-        came += len(message.data)
-        if came == size_bytes:
-            came = 0
+        nonlocal received_bytes
+        received_bytes += len(message.data)
+        if received_bytes == size_bytes:
+            received_bytes = 0
             await _publish(connection, UP, weights)
 
     await connection.subscribe(DOWN, cb=down)

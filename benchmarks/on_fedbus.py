@@ -1,5 +1,7 @@
-"""The rounds on fedbus with default settings: the embedded nats-server that syncs each event, one process for the
-server side, one for each client with its three agents, and the child processes of ServerApp and ClientApps.
+"""Runs the rounds on fedbus with default settings.
+
+Processes: the embedded nats-server, which syncs each event to disk; the server side; each client with its three
+agents; and the child processes of the ServerApp and the ClientApps.
 """
 
 import asyncio
@@ -32,7 +34,7 @@ async def run_rounds(case: Case, count: int, directory: Path) -> list[float]:
 @asynccontextmanager
 async def start_run(case: Case, count: int, directory: Path) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """Start a federation in *directory* with a run of *count* rounds; yield a function that waits for its end."""
-    os.environ.update(case.environment(directory / STAMPS))  # inherited by every process
+    os.environ.update(case.environment(directory / STAMPS))  # all processes inherit it
     settings = Settings(FEDBUS_HOME=directory, FEDBUS_FEDERATION="bench")
     options = ["--rounds", str(count), "--quorum", str(case.clients), "--every", "1s", "--at-most", "1"]
     async with (
@@ -40,9 +42,9 @@ async def start_run(case: Case, count: int, directory: Path) -> AsyncIterator[Ca
         Bus.connect(running.nats.url, Identity(settings.fed, "bench")) as bus,
     ):
         await bus.create_streams()
-        # not its transitions: each contains all rounds so far, which would add load to the measurement
-        wanted = [subjects.wildcard_for(bus.fed, ServerClosed)]
-        async with bus.watch(events_stream(bus.fed), wanted, whole=True) as closings:
+        # transitions contain all rounds so far, so that reading them would add load to the measurement
+        subject_filter = [subjects.wildcard_for(bus.fed, ServerClosed)]
+        async with bus.read_stream(events_stream(bus.fed), subject_filter, whole=True) as closings:
             yield lambda: _wait_for_end(closings, running.home / "logs")
 
 

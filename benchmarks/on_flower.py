@@ -1,4 +1,4 @@
-"""The rounds on Flower's own deployment with default settings: a SuperLink, a SuperNode for each client, `flwr run`."""
+"""Runs the rounds on Flower's deployment with default settings: a SuperLink, a SuperNode per client, `flwr run`."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ insecure = true
 async def run_rounds(case: Case, count: int, directory: Path, *, poll_s: float | None = None) -> list[float]:
     """Start everything, run *count* rounds, and return their seconds.
 
-    *poll_s*: how often Flower looks for work, in the place of its own second.
+    *poll_s* replaces Flower's poll interval of one second.
     """
     stamps, port = directory / "stamps", _free_port()
     environment = _environment(directory, port) | case.environment(stamps)
@@ -64,14 +64,14 @@ async def _superlink(
 
 @asynccontextmanager
 async def _kill_descendants(link: ChildProcess) -> AsyncIterator[None]:
-    """End the child processes of the SuperLink first: they are in their own sessions and would survive it."""
+    """End the child processes of the SuperLink first: they have their own sessions and would survive it."""
     try:
         yield
     finally:
         with suppress(psutil.NoSuchProcess):
-            for started in psutil.Process(link.pid).children(recursive=True):
+            for child in psutil.Process(link.pid).children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
-                    started.kill()
+                    child.kill()
 
 
 def _supernode(number: int, directory: Path, port: int, environment: Mapping[str, str]) -> ChildProcess:
@@ -84,7 +84,7 @@ async def _submit(count: int, directory: Path, environment: Mapping[str, str]) -
     config, log = f"num-server-rounds={count}", directory / "run.log"
     command = ("run", str(APP), "bench", "--run-config", config)
     async with _program("flwr", *command, log=log, env=environment) as run:
-        if (code := await run.ended()) != 0:
+        if (code := await run.wait()) != 0:
             raise SideFailed(f"`flwr run` {describe_exit(code)}: {log_tail(log)}")
 
 
@@ -114,12 +114,12 @@ async def _wait_for_port(port: int, link: ChildProcess, directory: Path) -> None
 async def _check_running(link: ChildProcess, directory: Path) -> None:
     await asyncio.sleep(POLL_S)
     if link.returncode is not None:
-        ended = describe_exit(link.returncode)
-        raise SideFailed(f"the SuperLink {ended}: {log_tail(directory / 'superlink.log')}")
+        exit_text = describe_exit(link.returncode)
+        raise SideFailed(f"the SuperLink {exit_text}: {log_tail(directory / 'superlink.log')}")
 
 
 def _program(name: str, *options: str, log: Path, env: Mapping[str, str]) -> ChildProcess:
-    """A program of Flower that ends with the block and with this process."""
+    """Start a program of Flower that ends with the block and with this process."""
     return ChildProcess(
         name, *orphan_guard.wrapper_command(), str(BIN / name), *options, environment=env, output=log
     )

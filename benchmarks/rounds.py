@@ -11,7 +11,7 @@ MIB: Final = 1024**2
 
 
 class SideFailed(Exception):
-    """One of the systems did not finish its rounds; the text names its logs."""
+    """One of the systems did not finish its rounds. The text names its logs."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ def read_stamps(stamps: Path) -> list[float]:
 
 
 def seconds_of_rounds(stamps: Path, *, skip: int) -> list[float]:
-    """The duration of each round without the first *skip*, which are a warm-up."""
+    """Return the duration of each round in seconds, without the first *skip* rounds, which are a warm-up."""
     times = read_stamps(stamps)
     return [after - before for before, after in itertools.pairwise(times)][skip:]
 
 
 def load_average() -> float:
-    """The load average of the last minute, which includes other processes."""
+    """Return the load average of the last minute, which includes other processes."""
     return os.getloadavg()[0]

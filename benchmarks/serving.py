@@ -48,7 +48,7 @@ from fedbus.stores.tasks.task_directory import read_task
 
 PIXELS = 784
 MODELS = 4
-"""Model files that are served in turn."""
+"""The number of model files, which are served one after the other."""
 
 
 @dataclass
@@ -62,10 +62,10 @@ class Measurement:
     latencies_s: list[float] = field(default_factory=list)
 
     @property
-    def rate(self) -> float:
+    def requests_per_s(self) -> float:
         return self.answered / self.seconds
 
-    def ms(self, share: float) -> float:
+    def latency_ms(self, share: float) -> float:
         return 1000 * float(np.quantile(self.latencies_s, share))
 
 
@@ -78,12 +78,12 @@ def load_task() -> Task:
 
 def write_models(directory: Path, task: Task) -> list[tuple[ModelRef, Path]]:
     """Write different models of the task's architecture."""
-    make = task_code.load_function(Path(task.path), task.table.model)
+    builder = task_code.load_function(Path(task.path), task.table.model)
     files = []
     for number in range(1, MODELS + 1):
         torch.manual_seed(number)
         path = directory / f"{number}.safetensors"
-        artifact = weights.save(weights.from_torch(make().state_dict()), path)
+        artifact = weights.save(weights.from_torch(builder().state_dict()), path)
         files.append((ModelRef(**artifact.model_dump(), version=number), path))
     return files
 
@@ -99,18 +99,18 @@ async def serve_fedbus(directory: Path) -> None:
         server.engine,
         OfflineEvaluation(table.serving, table.capture, database=captured.path, probe=probe),
         table.serving,
-        EventQueue().say,
+        EventQueue().enqueue,
         task=task.id,
         client=client_id("bench"),
     )
     files = write_models(directory, task)
-    await phases.first(files[0][0], lambda: TorchPredictor(task, files[0][1]))
+    await phases.serve_first(files[0][0], lambda: TorchPredictor(task, files[0][1]))
     print_line(await server.start())
-    async for number in read_orders():
+    async for number in read_line_numbers():
         ref, path = files[number % MODELS]
-        began = time.monotonic()
-        await phases.update(ref, lambda path=path: TorchPredictor(task, path))
-        print_line(f"{time.monotonic() - began:.6f}")
+        start = time.monotonic()
+        await phases.replace(ref, lambda path=path: TorchPredictor(task, path))
+        print_line(f"{time.monotonic() - start:.6f}")
     await server.stop()
     await captured.close()
 
@@ -131,7 +131,7 @@ async def serve_bare(directory: Path) -> None:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     print_line(f"http://127.0.0.1:{runner.addresses[0][1]}")
-    async for _ in read_orders():
+    async for _ in read_line_numbers():
         pass
     await runner.cleanup()
 
@@ -140,8 +140,8 @@ def print_line(line: str) -> None:
     print(line, flush=True)
 
 
-async def read_orders() -> AsyncIterator[int]:
-    """The lines of standard input with their numbers, until it ends."""
+async def read_line_numbers() -> AsyncIterator[int]:
+    """Yield the number of each line of standard input, until it ends."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
@@ -196,26 +196,26 @@ async def run_server(system: str) -> AsyncIterator[ServerUnderTest]:
 def make_request() -> bytes:
     """A request with one sample as JSON."""
     pixels = np.random.default_rng(7).integers(0, 256, PIXELS) / 255
-    body = json.dumps({"inputs": [[round(float(one), 4) for one in pixels]]}).encode()
-    head = (
+    body = json.dumps({"inputs": [[round(float(pixel), 4) for pixel in pixels]]}).encode()
+    header = (
         "POST /predict HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
-    return head.encode() + body
+    return header.encode() + body
 
 
-async def send_requests(port: int, content: bytes, left: list[int], turn: Measurement) -> None:
-    """One connection: send requests until none is left."""
+async def send_requests(port: int, content: bytes, remaining: list[int], turn: Measurement) -> None:
+    """Send requests on one connection until none remains."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    while left[0] > 0:
-        left[0] -= 1
-        began = time.perf_counter()
+    while remaining[0] > 0:
+        remaining[0] -= 1
+        start = time.perf_counter()
         writer.write(content)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        header = await reader.readuntil(b"\r\n\r\n")
+        length = int(header.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
         body = await reader.readexactly(length)
-        turn.latencies_s.append(time.perf_counter() - began)
-        if head.startswith(b"HTTP/1.1 200") and b"outputs" in body:
+        turn.latencies_s.append(time.perf_counter() - start)
+        if header.startswith(b"HTTP/1.1 200") and b"outputs" in body:
             turn.answered += 1
         else:
             turn.failed += 1
@@ -226,16 +226,16 @@ async def run_load(
     server: ServerUnderTest, requests: int, connections: int, *, swaps: int = 0
 ) -> Measurement:
     """Send *requests* requests, with *swaps* swaps of the model spread over them."""
-    turn, left, content = Measurement(), [requests], make_request()
-    began = time.monotonic()
-    swapping = asyncio.create_task(keep_swapping(server, turn, requests, swaps))
-    await asyncio.gather(*(send_requests(server.port, content, left, turn) for _ in range(connections)))
-    turn.seconds = time.monotonic() - began
+    turn, remaining, content = Measurement(), [requests], make_request()
+    start = time.monotonic()
+    swap_task = asyncio.create_task(keep_swapping(server, turn, requests, swaps))
+    await asyncio.gather(*(send_requests(server.port, content, remaining, turn) for _ in range(connections)))
+    turn.seconds = time.monotonic() - start
     if swaps:
-        await swapping
-    swapping.cancel()
+        await swap_task
+    swap_task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
-        await swapping
+        await swap_task
     return turn
 
 
@@ -259,7 +259,7 @@ async def compare(options: argparse.Namespace) -> dict[str, Any]:
             turns["steady"].append(await run_load(fedbus, share // 2, options.connections))
             swaps = -(-options.swaps // options.turns)
             turns["swaps"].append(await run_load(fedbus, share, options.connections, swaps=swaps))
-    return {name: summarize(each) for name, each in turns.items()}
+    return {name: summarize(measurements) for name, measurements in turns.items()}
 
 
 def summarize(turns: list[Measurement]) -> dict[str, Any]:
@@ -267,20 +267,20 @@ def summarize(turns: list[Measurement]) -> dict[str, Any]:
         "answered": sum(turn.answered for turn in turns),
         "failed": sum(turn.failed for turn in turns),
         "swaps": sum(turn.swaps for turn in turns),
-        "per_s": statistics.median(turn.rate for turn in turns),
-        "p50_ms": statistics.median(turn.ms(0.5) for turn in turns),
-        "p99_ms": statistics.median(turn.ms(0.99) for turn in turns),
+        "per_s": statistics.median(turn.requests_per_s for turn in turns),
+        "p50_ms": statistics.median(turn.latency_ms(0.5) for turn in turns),
+        "p99_ms": statistics.median(turn.latency_ms(0.99) for turn in turns),
     }
 
 
-def print_results(found: dict[str, Any]) -> None:
+def print_results(results: dict[str, Any]) -> None:
     print(f"{'':<8}{'answered':>10}{'failed':>8}{'swaps':>7}{'per s':>9}{'p50 ms':>9}{'p99 ms':>9}")
-    for name, one in found.items():
+    for name, result in results.items():
         print(
-            f"{name:<8}{one['answered']:>10}{one['failed']:>8}{one['swaps']:>7}"
-            f"{one['per_s']:>9.0f}{one['p50_ms']:>9.2f}{one['p99_ms']:>9.2f}"
+            f"{name:<8}{result['answered']:>10}{result['failed']:>8}{result['swaps']:>7}"
+            f"{result['per_s']:>9.0f}{result['p50_ms']:>9.2f}{result['p99_ms']:>9.2f}"
         )
-    steady, swaps, bare = found["steady"], found["swaps"], found["bare"]
+    steady, swaps, bare = results["steady"], results["swaps"], results["bare"]
     print(f"throughput: {steady['per_s'] / bare['per_s']:.0%} of the bare handler's (goal: at least 70 %)")
     print(f"p99 while models change: {swaps['p99_ms'] / steady['p99_ms']:.2f} × steady (goal: at most 2)")
     print(f"failed: {swaps['failed']} of {swaps['answered'] + swaps['failed']} (goal: 0)")
@@ -303,10 +303,10 @@ def main() -> None:
     if options.serve:
         asyncio.run(SERVERS[options.serve](options.directory))
         return
-    found = asyncio.run(compare(options))
-    print_results(found)
+    results = asyncio.run(compare(options))
+    print_results(results)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

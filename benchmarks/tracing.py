@@ -4,13 +4,13 @@
                                  [--json FILE]
 
 *Default*: spans are created and stored in FEDBUS_HOME/traces, log lines are written at level info. *Without*:
-OpenTelemetry's SDK is disabled and nothing is logged. Two whole federations run at the same time, one of each
-kind. They take turns of some seconds: while one runs, the other waits in its ServerApp. So a machine that
-is slower for a minute is slower for both, and no two starts are compared. The output is the median ratio over the
-pairs of turns with its 95 % interval (bootstrap), for the duration of a round
-and for the CPU time of all processes of a federation. With ``--same`` both
-federations have default settings: the output is the error of the measurement. With ``--products`` each
-client multiplies that many matrices in a round instead of training.
+OpenTelemetry's SDK is disabled and nothing is logged. Two federations run at the same time, one with each
+configuration. They run alternately for some seconds (a turn): while one runs, the other blocks in its ServerApp. So
+a change of the machine's speed affects both, and the start of the processes is not measured. The output is the
+median ratio over the pairs of turns with its 95 % interval (bootstrap), for the duration of a round and for the CPU
+time of all processes of a federation. With ``--same`` both federations have default settings: the output is the
+error of the measurement. With ``--products`` each client multiplies that many matrices in a round instead of
+training.
 """
 
 import argparse
@@ -41,6 +41,7 @@ BOUND: Final = 1.03
 POLL_S: Final = 0.05
 START_S: Final = 120.0
 PIPE: Final = "turns"
+ROUND: Final = "round"
 DEFAULT_SIDE: Final = "default"
 SIDES: Final[Mapping[str, Mapping[str, str]]] = {
     DEFAULT_SIDE: {},
@@ -55,31 +56,31 @@ class BenchmarkSide:
     name: str
     home: Path
     cold: int
-    """Rounds at the start of a turn that do not count, because the caches hold the other federation's data."""
+    """Rounds at the start of a turn that are not measured, because the caches contain the other federation's data."""
     seconds: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
     async def take_turn(self, rounds: range) -> None:
         """Run *rounds*, and record their duration."""
-        before = self._cpu_s()
-        await self._let_go()
+        cpu_before_s = self._cpu_s()
+        await self._open_pipe()
         while len(read_stamps(self._stamps)) <= rounds.stop:  # noqa: ASYNC110  # the app has no notification
             await asyncio.sleep(POLL_S)
-        self.cpu.append((self._cpu_s() - before) / len(rounds))
+        self.cpu.append((self._cpu_s() - cpu_before_s) / len(rounds))
         times = read_stamps(self._stamps)[rounds.start : rounds.stop + 1]
-        steady = [after - first for first, after in itertools.pairwise(times)][self.cold :]
+        steady = [end - start for start, end in itertools.pairwise(times)][self.cold :]
         self.seconds.append(statistics.median(steady))
 
-    async def waits(self) -> None:
-        """Wait until its run has started and waits for its first turn."""
+    async def wait_until_ready(self) -> None:
+        """Wait until the run of this federation has started and blocks before its first turn."""
         async with asyncio.timeout(START_S):
             while not read_stamps(self._stamps):  # noqa: ASYNC110
                 await asyncio.sleep(POLL_S)
 
-    async def _let_go(self) -> None:
-        """Open and close the pipe that its ServerApp reads."""
+    async def _open_pipe(self) -> None:
+        """Open and close the pipe that the ServerApp reads, so that it continues."""
         while True:
-            with contextlib.suppress(OSError):  # ENXIO: it has written the time stamp, and does not read yet
+            with contextlib.suppress(OSError):  # ENXIO: the ServerApp does not read the pipe yet
                 os.close(os.open(self.home / PIPE, os.O_WRONLY | os.O_NONBLOCK))
                 return
             await asyncio.sleep(POLL_S)
@@ -89,7 +90,7 @@ class BenchmarkSide:
         return self.home / on_fedbus.STAMPS
 
     def _cpu_s(self) -> float:
-        """The CPU time of all its processes so far."""
+        """Return the CPU time of all processes of this federation so far, in seconds."""
         total = 0.0
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
@@ -101,7 +102,7 @@ class BenchmarkSide:
 
 @dataclass(frozen=True)
 class PairedRatio:
-    """The ratios of the pairs of turns."""
+    """The ratios of the two sides, for each pair of turns."""
 
     pairs: Sequence[float]
 
@@ -109,27 +110,29 @@ class PairedRatio:
     def median(self) -> float:
         return statistics.median(self.pairs)
 
-    def span(self, draws: int = 4000) -> tuple[float, float]:
-        """The 95 % interval of the median (percentile bootstrap; Efron 1979)."""
-        dice = random.Random(1)
-        drawn = sorted(statistics.median(dice.choices(self.pairs, k=len(self.pairs))) for _ in range(draws))
-        return drawn[int(0.025 * draws)], drawn[int(0.975 * draws)]
+    def confidence_interval(self, draws: int = 4000) -> tuple[float, float]:
+        """Return the 95 % interval of the median (percentile bootstrap; Efron 1979)."""
+        generator = random.Random(1)
+        medians = sorted(
+            statistics.median(generator.choices(self.pairs, k=len(self.pairs))) for _ in range(draws)
+        )
+        return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
 
     def __str__(self) -> str:
-        low, high = self.span()
+        low, high = self.confidence_interval()
         return f"{self.median:.3f} × ({low:.3f} to {high:.3f})"
 
 
 @contextmanager
-def set_environment(of_side: Mapping[str, str]) -> Iterator[None]:
-    """Set variables that every process started inside inherits."""
-    before = dict(os.environ)
-    os.environ.update(of_side)
+def set_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables that every process inherits that starts in the block."""
+    previous = dict(os.environ)
+    os.environ.update(variables)
     try:
         yield
     finally:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(previous)
 
 
 @asynccontextmanager
@@ -143,19 +146,21 @@ async def run_side(side: BenchmarkSide, case: Case, options: argparse.Namespace)
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
-    async with AsyncExitStack() as open_things:
+    async with AsyncExitStack() as stack:
         with set_environment(turns | dict({} if options.same else SIDES[side.name])):
-            await open_things.enter_async_context(
+            await stack.enter_async_context(
                 on_fedbus.start_run(case, options.turns * options.turn, side.home)
             )
-            await side.waits()
+            await side.wait_until_ready()
         yield
 
 
 async def measure(case: Case, options: argparse.Namespace) -> list[BenchmarkSide]:
     """Run all turns of both federations."""
-    with tempfile.TemporaryDirectory(prefix="fedbus-tracing-", ignore_cleanup_errors=True) as where:
-        sides = [BenchmarkSide(name, Path(where) / name.replace(" ", "-"), options.cold) for name in SIDES]
+    with tempfile.TemporaryDirectory(prefix="fedbus-tracing-", ignore_cleanup_errors=True) as directory:
+        sides = [
+            BenchmarkSide(name, Path(directory) / name.replace(" ", "-"), options.cold) for name in SIDES
+        ]
         for side in sides:
             side.home.mkdir()
         async with run_side(sides[0], case, options), run_side(sides[1], case, options):
@@ -171,26 +176,28 @@ async def measure(case: Case, options: argparse.Namespace) -> list[BenchmarkSide
 
 
 def summarize(sides: Sequence[BenchmarkSide]) -> dict[str, PairedRatio]:
-    """The ratios of wall-clock and CPU time."""
-    ours, bare = sides
+    """Return the ratios of wall-clock and CPU time."""
+    default, without = sides
     return {
-        "a round": PairedRatio([one / other for one, other in zip(ours.seconds, bare.seconds, strict=True)]),
-        "its processors' time": PairedRatio(
-            [one / other for one, other in zip(ours.cpu, bare.cpu, strict=True)]
-        ),
+        ROUND: PairedRatio(_ratios(default.seconds, without.seconds)),
+        "CPU time": PairedRatio(_ratios(default.cpu, without.cpu)),
     }
 
 
-async def _run_until_signal(options: argparse.Namespace) -> dict[str, list[BenchmarkSide]]:
-    found: dict[str, list[BenchmarkSide]] = {}
+def _ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    return [numerator / denominator for numerator, denominator in zip(numerators, denominators, strict=True)]
 
-    async def all_cases() -> None:
+
+async def _run_until_signal(options: argparse.Namespace) -> dict[str, list[BenchmarkSide]]:
+    results: dict[str, list[BenchmarkSide]] = {}
+
+    async def measure_all() -> None:
         for case in options.case:
-            found[str(case)] = await measure(case, options)
+            results[str(case)] = await measure(case, options)
 
     with stop_on_signals() as stop:
-        await wait_for_first(all_cases(), stop.wait())
-    return found
+        await wait_for_first(measure_all(), stop.wait())
+    return results
 
 
 def _parse_case(text: str) -> Case:
@@ -206,7 +213,7 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--turn", type=int, default=150, help="rounds in each turn")
     parser.add_argument(
-        "--cold", type=int, default=5, help="rounds at the start of each turn that do not count"
+        "--cold", type=int, default=5, help="rounds at the start of each turn that are not measured"
     )
     parser.add_argument(
         "--products", type=int, default=0, help="products of 256 × 256 matrices by each client in a round"
@@ -217,26 +224,26 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     telemetry.log_to_stderr(level="ERROR")
-    found: dict[str, list[BenchmarkSide]] = {}
-    broken = False
+    results: dict[str, list[BenchmarkSide]] = {}
+    has_failed = False
     try:
-        found = asyncio.run(_run_until_signal(options))
-    except* SideFailed as failed:
-        broken = True
-        print(*failed.exceptions, sep="\n", file=sys.stderr)
-    if broken:
+        results = asyncio.run(_run_until_signal(options))
+    except* SideFailed as group:
+        has_failed = True
+        print(*group.exceptions, sep="\n", file=sys.stderr)
+    if has_failed:
         return 1
-    ratios = {case: summarize(sides) for case, sides in found.items()}
+    ratios = {case: summarize(sides) for case, sides in results.items()}
     for case, by_name in ratios.items():
         for name, ratio in by_name.items():
             print(f"{case}: {name} {ratio}")
     if options.json:
-        facts = {
+        document = {
             case: {side.name: {"round_s": side.seconds, "cpu_s": side.cpu} for side in sides}
-            for case, sides in found.items()
+            for case, sides in results.items()
         }
-        options.json.write_text(json.dumps(facts, indent=2) + "\n")
-    return 0 if all(by_name["a round"].median <= BOUND for by_name in ratios.values()) else 1
+        options.json.write_text(json.dumps(document, indent=2) + "\n")
+    return 0 if all(by_name[ROUND].median <= BOUND for by_name in ratios.values()) else 1
 
 
 if __name__ == "__main__":

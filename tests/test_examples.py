@@ -1,4 +1,4 @@
-"""The examples are ordinary Flower apps: they run as they are in Flower's own simulation, and learn."""
+"""The examples are ordinary Flower apps: they run unmodified in Flower's simulation, and learn."""
 
 import asyncio
 import gzip
@@ -32,29 +32,29 @@ Config = dict[str, bool | int | float | str]
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where MNIST is, or nothing: then the app takes scikit-learn's digits."""
-    beside = ROOT.parent / "shared" / "data"
-    folder = os.environ.get("FEDBUS_DATA_DIR") or (str(beside) if beside.is_dir() else "")
+    """The folder with MNIST, or "": then the app uses scikit-learn's digits."""
+    shared = ROOT.parent / "shared" / "data"
+    folder = os.environ.get("FEDBUS_DATA_DIR") or (str(shared) if shared.is_dir() else "")
     monkeypatch.setenv("FEDBUS_DATA_DIR", folder)
     return folder
 
 
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The example's own module."""
+    """The data module of the example."""
     monkeypatch.syspath_prepend(str(MNIST))
     return importlib.import_module("mnist_app.data")
 
 
 class LocalGrid(Grid):
-    """Asks one ClientApp for all nodes, in this process: a Grid without anything between."""
+    """A Grid that calls one ClientApp for all nodes in this process."""
 
     def __init__(self, app: ClientApp, contexts: dict[int, Context]) -> None:
         self._app = app
         self._contexts = contexts
         self.sent: list[Message] = []
         self.replies: list[Message] = []
-        self.away: set[int] = set()
+        self.absent: set[int] = set()
 
     def set_run(self, run: Run) -> None:
         raise NotImplementedError
@@ -64,7 +64,7 @@ class LocalGrid(Grid):
         return empty_run(1)
 
     def get_node_ids(self) -> Iterable[int]:
-        return [node for node in self._contexts if node not in self.away]
+        return [node for node in self._contexts if node not in self.absent]
 
     def create_message(self, *_: Any, **__: Any) -> Message:
         raise NotImplementedError
@@ -88,8 +88,10 @@ class LocalGrid(Grid):
         return replies
 
 
-def run_locally(task: Task, *, clients: int = 3, away_after: int | None = None, **config: Any) -> LocalGrid:
-    """Train *task* with all its parts in this process; the messages that went to and fro."""
+def run_locally(
+    task: Task, *, clients: int = 3, with_absent_client: bool = False, **config: Any
+) -> LocalGrid:
+    """Train *task* with all its parts in this process, and return the Grid with all messages."""
     run_config: Config = {
         **task.run_config,
         **{key.replace("_", "-"): value for key, value in config.items()},
@@ -104,35 +106,49 @@ def run_locally(task: Task, *, clients: int = 3, away_after: int | None = None, 
         for node in range(1, clients + 1)
     }
     grid = LocalGrid(task_code.load_client_app(Path(task.path), task.clientapp), contexts)
-    if away_after is not None:
-        grid.away = {clients}
+    if with_absent_client:
+        grid.absent = {clients}
     task_code.load_server_app(Path(task.path), task.serverapp)(grid, context(0, {}))
     return grid
 
 
 def metrics_of(grid: LocalGrid, name: str) -> list[float]:
-    """One figure of every reply that has it, in order."""
-    found: list[float] = []
+    """Return the metric *name* of every reply that has it, in order."""
+    values: list[float] = []
     for reply in grid.replies:
         record = reply.content["metrics"]
         assert isinstance(record, MetricRecord)
         if name in record:
             value = record[name]
             assert isinstance(value, int | float)
-            found.append(value)
-    return found
+            values.append(value)
+    return values
+
+
+# --- the benchmark's app -----------------------------------------------------------------------------
+
+
+def test_the_app_of_the_round_benchmarks_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With turns, it reads a pipe after each round, here a regular file."""
+    monkeypatch.setenv("NOOP_STAMPS", str(tmp_path / "stamps"))
+    monkeypatch.setenv("NOOP_TURNS", str(tmp_path / "turns"))
+    (tmp_path / "turns").touch()
+    task = read_task(ROOT / "benchmarks" / "noop_app")
+    run_locally(task, clients=2, num_server_rounds=3)
+    lines = (tmp_path / "stamps").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["0", "1", "2", "3"]
 
 
 # --- the app --------------------------------------------------------------------------------------
 
 
-def test_nothing_is_wrong_with_the_example_and_it_knows_nothing_of_fedbus() -> None:
+def test_the_example_is_valid_and_does_not_import_fedbus() -> None:
     assert validate_task(MNIST) == []
     for source in (MNIST / "mnist_app").glob("*.py"):
         assert "fedbus." not in source.read_text()
 
 
-def test_all_learn_together(folder: str) -> None:
+def test_the_clients_learn(folder: str) -> None:
     grid = run_locally(read_task(MNIST), num_server_rounds=3, max_samples=4000)
     accuracies = metrics_of(grid, "eval_accuracy")
     assert accuracies[-1] > 0.88
@@ -142,22 +158,22 @@ def test_all_learn_together(folder: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedadam", "krum"])
-def test_each_strategy_is_chosen_by_configuration_and_learns(folder: str, strategy: str) -> None:
+def test_each_strategy_can_be_configured_and_learns(folder: str, strategy: str) -> None:
     grid = run_locally(read_task(MNIST), num_server_rounds=3, max_samples=1000, strategy=strategy)
     assert metrics_of(grid, "eval_accuracy")[-1] > 0.6
-    trained = [message.content["config"] for message in grid.sent if message.metadata.message_type == "train"]
-    for config in trained:
+    configs = [message.content["config"] for message in grid.sent if message.metadata.message_type == "train"]
+    for config in configs:
         assert isinstance(config, ConfigRecord)
         assert ("proximal-mu" in config) == (strategy == "fedprox")
 
 
-def test_a_strategy_that_does_not_exist_is_said_to_be_none(folder: str) -> None:
+def test_an_unknown_strategy_is_rejected(folder: str) -> None:
     with pytest.raises(ValueError, match="choose one of fedavg, fedprox, fedadam, krum"):
         run_locally(read_task(MNIST), strategy="fedmagic")
 
 
 def test_fedprox_keeps_clients_near_the_global_model(folder: str) -> None:
-    """The stronger the term, the less a client learns in its one round."""
+    """A stronger proximal term lets a client learn less in one round."""
 
     def losses(mu: float) -> list[float]:
         settings: dict[str, Any] = {
@@ -168,16 +184,16 @@ def test_fedprox_keeps_clients_near_the_global_model(folder: str) -> None:
         }
         return metrics_of(run_locally(read_task(MNIST), **settings), "train_loss")
 
-    loose, tight = losses(0.001), losses(10.0)
-    assert np.mean(tight) > np.mean(loose)
+    weak, strong = losses(0.001), losses(10.0)
+    assert np.mean(strong) > np.mean(weak)
 
 
-def test_two_of_three_go_on(folder: str) -> None:
-    grid = run_locally(read_task(MNIST), num_server_rounds=1, max_samples=100, away_after=0)
+def test_two_of_three_clients_can_train(folder: str) -> None:
+    grid = run_locally(read_task(MNIST), num_server_rounds=1, max_samples=100, with_absent_client=True)
     assert len(metrics_of(grid, "train_loss")) == 2
 
 
-def test_a_client_trains_on_what_its_device_has_captured(
+def test_a_client_trains_on_the_captured_data_of_its_device(
     folder: str, data: ModuleType, tmp_path: Path
 ) -> None:
     inputs, labels = (part[:40] for part in data.samples(0, 3))
@@ -202,10 +218,10 @@ def test_a_client_trains_on_what_its_device_has_captured(
     assert record["num-examples"] == 100
 
 
-# --- its data ----------------------------------------------------------------------------------------
+# --- data --------------------------------------------------------------------------------------------
 
 
-def test_the_real_data_are_taken_where_they_are(folder: str, data: ModuleType) -> None:
+def test_mnist_is_used_if_it_is_available(folder: str, data: ModuleType) -> None:
     if not folder:
         pytest.skip("MNIST is not on this machine")
     loaded = data.load(folder)
@@ -214,7 +230,7 @@ def test_the_real_data_are_taken_where_they_are(folder: str, data: ModuleType) -
     assert np.bincount(loaded.test[1]).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
 
-def test_without_them_there_are_digits_of_the_same_shape(data: ModuleType, tmp_path: Path) -> None:
+def test_the_fallback_digits_have_the_shape_of_mnist(data: ModuleType, tmp_path: Path) -> None:
     loaded = data.load(str(tmp_path))
     assert loaded.source == "scikit-learn digits"
     inputs, labels = data.partition(0, 3, data=str(tmp_path))
@@ -222,41 +238,41 @@ def test_without_them_there_are_digits_of_the_same_shape(data: ModuleType, tmp_p
     assert (inputs.min(), inputs.max(), inputs.dtype) == (0.0, 1.0, np.float32)
 
 
-def test_a_damaged_file_is_named(data: ModuleType, tmp_path: Path) -> None:
+def test_a_corrupt_file_is_named(data: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()
     for name in data.FILES:
         (tmp_path / "mnist" / f"{name}-ubyte.gz").write_bytes(gzip.compress(b"\x00\x00\x0d\x01 not bytes"))
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is not an idx file"):
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is not a valid idx file"):
         data.load(str(tmp_path))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 1.0])
-def test_every_sample_is_in_one_partition_or_live_and_in_no_other(
+def test_every_sample_is_live_or_in_exactly_one_partition(
     data: ModuleType, tmp_path: Path, alpha: float
 ) -> None:
     total = len(data.load(str(tmp_path)).train[1])
     live, _ = data._split(total)
-    everywhere = np.concatenate([*data._partition_indices(str(tmp_path), 5, alpha), live])
-    assert sorted(everywhere.tolist()) == list(range(total))
+    indices = np.concatenate([*data._partition_indices(str(tmp_path), 5, alpha), live])
+    assert sorted(indices.tolist()) == list(range(total))
 
 
-def test_everybody_gets_the_same_partition_each_time(data: ModuleType, tmp_path: Path) -> None:
+def test_a_partition_is_reproducible(data: ModuleType, tmp_path: Path) -> None:
     first = data.partition(2, 5, data=str(tmp_path), alpha=0.5)
     data._partition_indices.cache_clear()
-    again = data.partition(2, 5, data=str(tmp_path), alpha=0.5)
-    assert np.array_equal(first[0], again[0])
-    assert np.array_equal(first[1], again[1])
+    second = data.partition(2, 5, data=str(tmp_path), alpha=0.5)
+    assert np.array_equal(first[0], second[0])
+    assert np.array_equal(first[1], second[1])
 
 
-def test_label_skew_is_what_alpha_says(data: ModuleType, tmp_path: Path) -> None:
-    def commonest(alpha: float) -> float:
+def test_a_smaller_alpha_gives_more_label_skew(data: ModuleType, tmp_path: Path) -> None:
+    def share_of_commonest(alpha: float) -> float:
         parts = [data.partition(n, 4, data=str(tmp_path), alpha=alpha)[1] for n in range(4)]
         return float(np.mean([np.bincount(labels).max() / len(labels) for labels in parts]))
 
-    assert commonest(0.1) > commonest(1.0) > commonest(0.0)
+    assert share_of_commonest(0.1) > share_of_commonest(1.0) > share_of_commonest(0.0)
 
 
-# --- in Flower's own simulation -------------------------------------------------------------------------
+# --- Flower's simulation --------------------------------------------------------------------------------
 
 
 def configure(home: Path, port: int) -> None:
@@ -268,7 +284,7 @@ def configure(home: Path, port: int) -> None:
 
 @asynccontextmanager
 async def superlink(home: Path) -> AsyncIterator[dict[str, str]]:
-    """Flower's own SuperLink for simulations; the environment in which ``flwr run`` finds it as ``local``."""
+    """Run Flower's SuperLink for simulations. Yields the environment in which ``flwr run`` finds it as ``local``."""
     port = free_port()
     configure(home, port)
     environment = {
@@ -297,14 +313,14 @@ async def superlink(home: Path) -> AsyncIterator[dict[str, str]]:
             *("flower-superlink", *arguments), env=environment, stdout=log, stderr=log, start_new_session=True
         )
         try:
-            await eventually(lambda: answers(port), within_s=60)
+            await eventually(lambda: is_listening(port), within_s=60)
             yield environment
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             await process.wait()
 
 
-async def answers(port: int) -> bool:
+async def is_listening(port: int) -> bool:
     try:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
@@ -314,7 +330,7 @@ async def answers(port: int) -> bool:
 
 
 async def flwr_run(app: Path, environment: dict[str, str], *config: str) -> str:
-    """What ``flwr run`` says, to the end of the run."""
+    """Run ``flwr run`` to its end, and return its output."""
     process = await asyncio.create_subprocess_exec(
         *("flwr", "run", str(app), "local", "--stream", "--run-config", " ".join(config)),
         *("--federation-config", "num-supernodes=3 client-resources-num-cpus=1"),
@@ -322,33 +338,31 @@ async def flwr_run(app: Path, environment: dict[str, str], *config: str) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    said, _ = await process.communicate()
-    assert process.returncode == 0, said.decode()
-    return said.decode()
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
 
 
-def assert_all_went_well(said: str) -> None:
-    assert "aggregate_train: Received 3 results and 0 failures" in said
-    assert "aggregate_evaluate: Received 3 results and 0 failures" in said
-    assert "ServerApp-side Evaluate Metrics" in said
+def assert_all_succeeded(output: str) -> None:
+    assert "aggregate_train: Received 3 results and 0 failures" in output
+    assert "aggregate_evaluate: Received 3 results and 0 failures" in output
+    assert "ServerApp-side Evaluate Metrics" in output
 
 
 @pytest.mark.slow
-async def test_the_example_runs_unchanged_in_flowers_own_simulation(folder: str, tmp_path: Path) -> None:
+async def test_the_example_runs_in_flowers_simulation(folder: str, tmp_path: Path) -> None:
     async with superlink(tmp_path / "flwr") as environment:
-        assert_all_went_well(await flwr_run(MNIST, environment, "num-server-rounds=1", "max-samples=200"))
+        assert_all_succeeded(await flwr_run(MNIST, environment, "num-server-rounds=1", "max-samples=200"))
 
 
 @pytest.mark.slow
-async def test_a_new_task_runs_unchanged_in_flowers_own_simulation(tmp_path: Path) -> None:
+async def test_a_new_task_runs_in_flowers_simulation(tmp_path: Path) -> None:
     create_task(tmp_path / "moons", "moons")
     async with superlink(tmp_path / "flwr") as environment:
-        assert_all_went_well(await flwr_run(tmp_path / "moons", environment, "num-server-rounds=1"))
+        assert_all_succeeded(await flwr_run(tmp_path / "moons", environment, "num-server-rounds=1"))
 
 
 def test_a_new_task_learns(tmp_path: Path) -> None:
     create_task(tmp_path / "fresh", "fresh")
     grid = run_locally(read_task(tmp_path / "fresh"), num_server_rounds=8)
-    assert (
-        metrics_of(grid, "eval_accuracy")[-1] > 0.9
-    )  # of two classes; its first weights are drawn anew each time
+    assert metrics_of(grid, "eval_accuracy")[-1] > 0.9  # two classes; the initial weights are random

@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from noop_app.size import CLIENTS, STAMPS, TURN, TURNS, weights
+from noop_app.size import CLIENTS, ROUNDS_PER_TURN, STAMPS, TURN_PIPE, weights
 
 app = ServerApp()
 
@@ -24,9 +24,9 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def stamp(server_round: int, _arrays: ArrayRecord) -> MetricRecord:
-    """Flower calls it before the first round, and with the model of each round."""
+    """Record the time. Flower calls this before the first round, and with the model of each round."""
     with STAMPS.open("a") as file:
         file.write(f"{server_round} {time.monotonic():.6f}\n")
-    if TURNS and server_round % TURN == 0:
-        Path(TURNS).read_bytes()  # blocks until the benchmark opens and closes the pipe
+    if TURN_PIPE and server_round % ROUNDS_PER_TURN == 0:
+        Path(TURN_PIPE).read_bytes()  # blocks until the benchmark opens and closes the pipe
     return MetricRecord({"loss": 0.0})

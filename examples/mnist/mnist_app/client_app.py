@@ -54,17 +54,17 @@ def reply(message: Message, **records: ArrayRecord | MetricRecord) -> Message:
 
 
 def partition_of(context: Context) -> tuple[int, int]:
-    """The number of this client, and the number of clients."""
+    """Return the number of this client, and the number of clients."""
     config = context.node_config
     return int(config.get("partition-id", 0)), int(config.get("num-partitions", 1))
 
 
 def own_partition(context: Context) -> tuple[np.ndarray, np.ndarray]:
-    """The training data of this client, read once in a process."""
+    """Return the training data of this client, which a process reads only once."""
     settings = context.run_config
     key = (*partition_of(context), settings["data"], settings["alpha"], settings["max-samples"])
     if key not in partitions:
-        partitions.clear()  # one at a time: a process that simulates many clients must not hold all partitions
+        partitions.clear()  # a process that simulates many clients holds only one partition
         number, of = partition_of(context)
         partitions[key] = data.partition(
             number,
@@ -82,10 +82,13 @@ def add_captured(inputs: np.ndarray, labels: np.ndarray, context: Context) -> tu
     if not file.is_file():
         return inputs, labels
     with np.load(file, allow_pickle=False) as captured:
-        more, truth = captured["inputs"].astype(np.float32), captured["labels"].astype(np.int64)
-    if more.shape[1:] != inputs.shape[1:]:
+        new_inputs = captured["inputs"].astype(np.float32)
+        new_labels = captured["labels"].astype(np.int64)
+    if new_inputs.shape[1:] != inputs.shape[1:]:
         log.warning(
-            "Ignoring captured data of shape %s: samples have shape %s", more.shape[1:], inputs.shape[1:]
+            "Ignoring captured data of shape %s: samples have shape %s",
+            new_inputs.shape[1:],
+            inputs.shape[1:],
         )
         return inputs, labels
-    return np.concatenate([inputs, more]), np.concatenate([labels, truth])
+    return np.concatenate([inputs, new_inputs]), np.concatenate([labels, new_labels])

@@ -1,8 +1,7 @@
 """Handwritten digits, partitioned over the clients. Only NumPy: reading samples needs no torch.
 
 MNIST, if its four files are in ``mnist/`` of the folder *data* or ``$FEDBUS_DATA_DIR``; else
-scikit-learn's digits, enlarged to the same 28×28 pixels. The same arguments always return
-the same data.
+scikit-learn's digits, enlarged to the same 28×28 pixels. The same arguments always return the same data.
 
     training set ─┬─ live samples   one in ten: devices predict them; they are not in the partitions
                   └─ partitions     IID, or with label skew
@@ -34,23 +33,23 @@ class Dataset:
 def partition(
     number: int, of: int, *, data: str = "", alpha: float = 0.0, max_samples: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs (n, 784) in 0…1 and labels (n,) that client *number* trains on."""
+    """Return the training data of client *number*: inputs (n, 784) float32 in 0…1 and labels (n,) int64."""
     images, labels = load(data).train
-    chosen = _partition_indices(data, of, alpha)[number % of]
-    chosen = chosen[:max_samples] if max_samples else chosen
-    return pixels(images[chosen]), labels[chosen]
+    indices = _partition_indices(data, of, alpha)[number % of]
+    indices = indices[:max_samples] if max_samples else indices
+    return pixels(images[indices]), labels[indices]
 
 
 def samples(partition_id: int, num_partitions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Samples that client *partition_id* predicts, with labels; they are in no training set."""
+    """Return the samples that client *partition_id* predicts, with labels. No partition contains them."""
     images, labels = load().train
     live, _ = _split(len(labels))
-    chosen = np.array_split(live, num_partitions)[partition_id % num_partitions]
-    return pixels(images[chosen]), labels[chosen]
+    indices = np.array_split(live, num_partitions)[partition_id % num_partitions]
+    return pixels(images[indices]), labels[indices]
 
 
 def evaluation_set(data: str = "", *, part: int = 0, of: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """The test set, or one part of it."""
+    """Return the test set, or one part of it."""
     images, labels = load(data).test
     return pixels(images[part % of :: of]), labels[part % of :: of]
 
@@ -60,12 +59,12 @@ def pixels(images: np.ndarray) -> np.ndarray:
 
 
 def load(data: str = "") -> Dataset:
-    """The data set in the folder *data*, or ``$FEDBUS_DATA_DIR``; scikit-learn's digits without MNIST."""
+    """Load MNIST from the folder *data* or ``$FEDBUS_DATA_DIR``; without it, scikit-learn's digits."""
     return _load(data or os.environ.get("FEDBUS_DATA_DIR", ""))
 
 
 def dataset_name() -> str:
-    """The name of the data set that was found."""
+    """Return the name of the data set that `load` finds."""
     return load().source
 
 
@@ -79,16 +78,16 @@ def _load(folder: str) -> Dataset:
 
 
 def _files(folder: Path) -> list[Path] | None:
-    """The four files, or None if one is missing."""
+    """Return the four files, or None if one is missing."""
     files = [folder / f"{name}-ubyte.gz" for name in FILES]
     return files if all(file.is_file() for file in files) else None
 
 
 def _read_idx(file: Path) -> np.ndarray:
-    """An array in the format of http://yann.lecun.com/exdb/mnist: magic number, shape, bytes."""
+    """Read an array in the format of http://yann.lecun.com/exdb/mnist: magic number, shape, bytes."""
     content = gzip.decompress(file.read_bytes())
     if content[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{file} is not an idx file of bytes: download it again")
+        raise ValueError(f"{file} is not a valid idx file of bytes. Download it again")
     dimensions = content[3]
     shape = np.frombuffer(content, ">u4", count=dimensions, offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
@@ -106,14 +105,14 @@ def _load_digits() -> Dataset:
 
 
 def _split(total: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the live samples and of all others: the same for every partition."""
+    """Return the indices of the live samples and of all others, which are the same for every partition."""
     order = np.random.default_rng(SPLIT_SEED).permutation(total)
     return np.split(order, [int(total * LIVE_SHARE)])
 
 
 @cache
 def _partition_indices(data: str, of: int, alpha: float) -> list[np.ndarray]:
-    """The indices of each client's partition."""
+    """Return the indices of each client's partition."""
     labels = load(data).train[1]
     _, rest = _split(len(labels))
     return _split_skewed(rest, labels[rest], of, alpha) if alpha > 0 else np.array_split(rest, of)
@@ -122,7 +121,7 @@ def _partition_indices(data: str, of: int, alpha: float) -> list[np.ndarray]:
 def _split_skewed(rest: np.ndarray, labels: np.ndarray, of: int, alpha: float) -> list[np.ndarray]:
     """Distribute the samples of each label by a Dirichlet draw; each client gets at least one sample."""
     rng = np.random.default_rng(SPLIT_SEED)
-    parts: list[list[np.ndarray]] = [[one] for one in np.array_split(rest[:of], of)]
+    parts: list[list[np.ndarray]] = [[first] for first in np.array_split(rest[:of], of)]
     rest, labels = rest[of:], labels[of:]
     for label in np.unique(labels):
         ends = (np.cumsum(rng.dirichlet([alpha] * of))[:-1] * np.sum(labels == label)).astype(int)
