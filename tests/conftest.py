@@ -1,4 +1,4 @@
-"""What every test may ask for."""
+"""Fixtures of all tests, and the order of test files."""
 
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -12,14 +12,14 @@ from support.git_repositories import CommitSigner, make_signer
 from support.lifecycle_coverage import LifecycleCoverage
 from support.nats_server import SharedNatsServer
 
-hypothesis.settings.register_profile("fedbus", deadline=None)  # how long an example takes is no claim
+hypothesis.settings.register_profile("fedbus", deadline=None)  # examples may take long on a busy machine
 hypothesis.settings.load_profile("fedbus")
 
 SETTINGS = ("FEDBUS", "OTEL", "AWS", "NATS")
-LONG = ("journeys", "faults")
-"""Whole federations: few of them to a file, and each as long as a hundred others."""
-SHORT_FOR_A_LONG = 4
-"""So many short files come between two long ones."""
+SLOW_DIRECTORIES = ("journeys", "faults")
+"""Tests of whole federations: a few in each file, each as slow as a hundred other tests."""
+FAST_FILES_BETWEEN = 4
+"""Number of fast files between two slow ones."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,38 +27,38 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring the long files early, between short ones: they need the processor, and most others wait for something."""
+    """Run slow files early, between fast ones: slow ones need the CPU, most fast ones wait for I/O."""
     files = list(dict.fromkeys(item.path for item in items))
-    long = [path for path in files if path.parent.name in LONG]
-    short = [path for path in files if path.parent.name not in LONG]
-    place = {path: (SHORT_FOR_A_LONG * number, 0) for number, path in enumerate(long)}
-    place |= {path: (number, 1) for number, path in enumerate(short)}
-    items.sort(key=lambda item: place[item.path])
+    slow = [path for path in files if path.parent.name in SLOW_DIRECTORIES]
+    fast = [path for path in files if path.parent.name not in SLOW_DIRECTORIES]
+    order = {path: (FAST_FILES_BETWEEN * number, 0) for number, path in enumerate(slow)}
+    order |= {path: (number, 1) for number, path in enumerate(fast)}
+    items.sort(key=lambda item: order[item.path])
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _restore_settings() -> Iterator[None]:
-    """What a file leaves in the environment, the next one of the same worker would read."""
+    """Check that a file leaves no variable: the next file of the same worker would read it."""
     before = _read_settings()
     yield
     assert _read_settings() == before
 
 
 def _read_settings() -> dict[str, str]:
-    """All but what libraries note for themselves."""
+    """The variables that fedbus reads."""
     return {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def fork_server() -> Iterator[ForkServer]:
-    """Children of agents are forked from a process that has imported what they need."""
+    """Fork the children of agents from a process that has imported their modules."""
     with forked_children() as server:
         yield server
 
 
 @pytest.fixture
 def real_children(fork_server: ForkServer) -> Iterator[None]:
-    """Children of agents start from nothing in this test, as they do in a federation."""
+    """Start the children of agents normally in this test, as in a federation."""
     with fork_server.disabled():
         yield
 
@@ -73,7 +73,7 @@ def shared_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedNats
 
 @pytest.fixture
 async def own_nats(tmp_path: Path) -> AsyncIterator[OwnNatsServer]:
-    """A real nats-server of this test, which may kill it."""
+    """A real nats-server for one test, which may kill it."""
     directory = tmp_path / "nats"
     directory.mkdir()
     async with nats_server(directory) as server:
@@ -82,7 +82,7 @@ async def own_nats(tmp_path: Path) -> AsyncIterator[OwnNatsServer]:
 
 @pytest.fixture
 def nats(request: pytest.FixtureRequest, shared_nats: SharedNatsServer) -> NatsServer:
-    """NATS with nothing in it: an account of the shared server, or the own server of a test that asks for one."""
+    """An empty NATS server: an account of the shared server, or the `own_nats` of the test."""
     if "own_nats" in request.fixturenames:
         own = request.getfixturevalue("own_nats")
         assert isinstance(own, NatsServer)

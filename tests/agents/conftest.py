@@ -1,4 +1,4 @@
-"""A federation in which each test has one agent at work, and plays the others over the bus."""
+"""A federation in which a test runs one agent, and takes the part of the others over the bus."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

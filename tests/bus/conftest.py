@@ -1,4 +1,4 @@
-"""A bus for each side, on a real nats-server."""
+"""A bus for the server side and one for a client, on a real nats-server."""
 
 from collections.abc import AsyncIterator
 

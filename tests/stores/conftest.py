@@ -1,4 +1,4 @@
-"""What the tests of stores share: one SeaweedFS, with a place of its own for each test; repositories of code."""
+"""Fixtures of store tests: one SeaweedFS with an empty prefix for each test, and code repositories."""
 
 import uuid
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
 def s3(
     s3_server: EmbeddedS3, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> EmbeddedS3:
-    """The S3, with its key in the environment and a cache of the test's own."""
+    """The S3, with its credentials in the environment, and an empty cache."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -34,7 +34,7 @@ def s3(
 
 @pytest.fixture
 def s3_url(s3: EmbeddedS3) -> str:
-    """A place in it where nothing is."""
+    """An empty prefix in the S3."""
     return s3.store_url.replace("/models?", f"/{uuid.uuid4().hex}?")
 
 
@@ -43,17 +43,17 @@ def s3_url(s3: EmbeddedS3) -> str:
 
 @pytest.fixture(scope="session")
 def mallory(tmp_path_factory: pytest.TempPathFactory) -> CommitSigner:
-    """Somebody with a key that nobody allows."""
+    """A developer whose key is not allowed."""
     return make_signer("mallory", tmp_path_factory.mktemp("mallory"))
 
 
 @pytest.fixture
 def repository(tmp_path: Path, ada: CommitSigner) -> Repository:
-    """A repository with a task, in one commit of Ada's."""
+    """A repository with a task, in one commit signed by Ada."""
     return create_repository(tmp_path / "origin", by=ada)
 
 
 @pytest.fixture
 def code(tmp_path: Path, repository: Repository, signers: Path) -> CodeRepository:
-    """Its branch *main*, followed by whoever believes Ada."""
+    """The branch *main* of the repository, with Ada as allowed signer."""
     return open_code(f"{repository.url}@main", tmp_path / "home", signers=signers)

@@ -1,4 +1,4 @@
-"""What tests lean on: waiting for a condition, and a real nats-server."""
+"""Shared test support: fakes, harnesses, real servers, and waiting for a condition."""
 
 from support.nats_server import NatsServer, OwnNatsServer, nats_server
 from support.waiting import ConditionNotMet, eventually

@@ -1,4 +1,4 @@
-"""All agents of a federation in this process; what trains and what builds models are processes of their own."""
+"""All agents of a federation in this process; training and model initialisation run in child processes."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,7 +19,7 @@ from support.federation import TASK, FederationHarness, RunningAgent
 
 @asynccontextmanager
 async def run_server_side(fed: FederationHarness) -> AsyncIterator[dict[AgentName, RunningAgent]]:
-    """The server's three agents, by name; there is a model when the block begins."""
+    """Run the agents of the server side, by name, until the block ends; wait first until there is a model."""
     async with AsyncExitStack() as stack:
         agents = {
             name: await stack.enter_async_context(fed.run_agent(partial(run, fed.config)))
@@ -33,7 +33,7 @@ async def run_server_side(fed: FederationHarness) -> AsyncIterator[dict[AgentNam
 async def run_client_side(
     fed: FederationHarness, name: str, number: int, of: int
 ) -> AsyncIterator[dict[AgentName, RunningAgent]]:
-    """The three agents of one client, by name."""
+    """Run the agents of one client, by name, until the block ends."""
     device = fed.client_config(name, number, of)
     async with AsyncExitStack() as stack:
         yield {
@@ -46,7 +46,7 @@ async def run_client_side(
 async def run_all_agents(
     fed: FederationHarness, clients: int = 2
 ) -> AsyncIterator[dict[str, dict[AgentName, RunningAgent]]]:
-    """A server and clients ``c1``, ``c2``, …, each of which serves when the block begins."""
+    """Run a server and clients ``c1``, ``c2``, … until the block ends; wait first until each client serves."""
     async with AsyncExitStack() as stack:
         everyone = {"server": await stack.enter_async_context(run_server_side(fed))}
         for number in range(clients):
@@ -65,7 +65,7 @@ async def start_run(fed: FederationHarness, **wishes: Any) -> str:
 
 
 async def wait_for_run_end(fed: FederationHarness, run: str, *, within_s: float = 60) -> RunData:
-    """Wait until *run* is over, and every client serves what it came to."""
+    """Wait until *run* has ended, and every client serves its model."""
     await fed.wait_until(
         lambda: fed.last_transition("run", run).target in RUN.final, f"the end of {run}", within_s
     )
@@ -83,19 +83,19 @@ async def wait_for_run_end(fed: FederationHarness, run: str, *, within_s: float 
 
 
 def is_settled(fed: FederationHarness) -> bool:
-    """Whether every client serves and nothing is under way."""
+    """Whether every client serves, and no training or model update is in progress."""
     things = {
-        (one.kind, one.thing) for one in fed.transitions if one.kind in ("client", "fl_client", "inference")
+        (one.kind, one.key) for one in fed.transitions if one.kind in ("client", "fl_client", "inference")
     }
     wanted = {"client": "serving", "fl_client": "waiting", "inference": "serving"}
     return all(fed.last_transition(kind, thing).target == wanted[kind] for kind, thing in things)
 
 
 def served_versions(fed: FederationHarness) -> dict[str, int]:
-    """The version that each client's inference agent serves."""
+    """The version that the inference agent of each client serves."""
     last = [
         fed.last_transition("inference", thing).facts
-        for thing in {one.thing for one in fed.transitions_of("inference")}
+        for thing in {one.key for one in fed.transitions_of("inference")}
     ]
     return {
         facts.client: facts.model.version if facts.model else 0
@@ -105,11 +105,11 @@ def served_versions(fed: FederationHarness) -> dict[str, int]:
 
 
 async def training_count(fed: FederationHarness) -> float:
-    """How often the latest model of the tiny task was trained: all its weights are that number."""
+    """How often the latest model of the tiny task was trained, which is the value of all its weights."""
     store = open_model_store(fed.config.store_url, TASK)
-    latest = await store.latest()
+    latest = await store.read_latest()
     assert latest is not None
-    arrays = weights.load(Path(await store.path_of(latest.sha256)))
+    arrays = weights.load(Path(await store.local_path(latest.sha256)))
     values = np.concatenate([array.ravel() for array in arrays.values()])
-    assert np.ptp(values) == 0, "every weight is trained as often as the others"
+    assert np.ptp(values) == 0, "the weights differ"
     return round(float(values[0]), 3)

@@ -1,4 +1,4 @@
-"""A real browser without a window, driven over the DevTools protocol."""
+"""A headless Chromium, controlled over the DevTools protocol."""
 
 import asyncio
 import base64
@@ -38,31 +38,31 @@ VIRTUAL_KEYS: Final = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32} | {
     "ArrowRight": 39,
     "ArrowDown": 40,
 }
-"""What Windows calls each key, which is how the browser knows what a key does."""
+"""Windows virtual key codes, by which the browser knows the function of a key."""
 
 
 def find_chromium() -> str | None:
-    """Where the browser is; None where there is none."""
+    """Find the browser; None if there is none."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class BrowserPage:
-    """One tab. What it complains of is kept: errors, and what the content policy forbade."""
+    """One tab. *errors* has its exceptions, error log entries and violations of the content security policy."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._numbers = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self.errors: list[str] = []
 
     async def read_events(self) -> None:
         async for message in self._socket:
-            told = json.loads(message.data)
-            if "id" in told:
-                if not (answer := self._answers.pop(told["id"])).done():
-                    answer.set_result(told)
+            event = json.loads(message.data)
+            if "id" in event:
+                if not (reply := self._replies.pop(event["id"])).done():
+                    reply.set_result(event)
             else:
-                self._on_event(told["method"], told["params"])
+                self._on_event(event["method"], event["params"])
 
     def _on_event(self, method: str, params: dict[str, Any]) -> None:
         match method:
@@ -72,24 +72,24 @@ class BrowserPage:
             case "Log.entryAdded" if params["entry"]["level"] == "error":
                 self.errors.append(params["entry"]["text"])
             case "Page.javascriptDialogOpening":
-                self.errors.append(f"a dialog: {params['message']}")
+                self.errors.append(f"dialog: {params['message']}")
 
     async def send(self, method: str, **params: Any) -> dict[str, Any]:
         number = next(self._numbers)
-        self._answers[number] = asyncio.get_running_loop().create_future()
+        self._replies[number] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": number, "method": method, "params": params})
-        told = await asyncio.wait_for(self._answers[number], 60)
-        assert "error" not in told, f"{method}: {told['error']}"
-        result: dict[str, Any] = told["result"]
+        reply = await asyncio.wait_for(self._replies[number], 60)
+        assert "error" not in reply, f"{method}: {reply['error']}"
+        result: dict[str, Any] = reply["result"]
         return result
 
     async def evaluate(self, script: str) -> Any:
-        """The value of *script*, in the page; promises are waited for."""
-        told = await self.send(
+        """Evaluate *script* in the page, and await a promise."""
+        reply = await self.send(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
         )
-        assert "exceptionDetails" not in told, told["exceptionDetails"]
-        return told["result"].get("value")
+        assert "exceptionDetails" not in reply, reply["exceptionDetails"]
+        return reply["result"].get("value")
 
     async def open(self, url: str) -> None:
         await self.send("Page.navigate", url=url)
@@ -97,14 +97,14 @@ class BrowserPage:
     async def wait_until(self, script: str, *, within_s: float = 60.0) -> None:
         """Wait until *script* is true in the page."""
 
-        async def it_is() -> bool:
+        async def is_true() -> bool:
             return bool(await self.evaluate(f"Boolean({script})"))
 
         try:
-            await eventually(it_is, within_s=within_s)
+            await eventually(is_true, within_s=within_s)
         except ConditionNotMet:
             text = await self.evaluate("document.body.innerText.slice(0, 2000)")
-            detail = f"{script}\nthe page: {text}\nits errors: {self.errors}"
+            detail = f"{script}\npage: {text}\nerrors: {self.errors}"
             raise ConditionNotMet(within_s, detail) from None
 
     async def text(self, selector: str = "body") -> str:
@@ -114,20 +114,20 @@ class BrowserPage:
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
 
     async def press(self, key: str) -> None:
-        """A key of the keyboard, down and up again, to whatever has the focus."""
+        """Press and release a key in the focused element."""
         await self.send_key("keyDown", key)
         await self.send_key("keyUp", key)
 
-    async def send_key(self, what: str, key: str) -> None:
-        """One half of it: ``keyDown`` or ``keyUp``."""
-        told: dict[str, Any] = {"key": key, "code": CODES.get(key, key)}
-        told |= {"windowsVirtualKeyCode": VIRTUAL_KEYS[key]} if key in VIRTUAL_KEYS else {}
-        if what == "keyDown" and (text := {"Enter": "\r", " ": " "}.get(key)):
-            told["text"] = text
-        await self.send("Input.dispatchKeyEvent", type=what, **told)
+    async def send_key(self, event_type: str, key: str) -> None:
+        """Send one key event, ``keyDown`` or ``keyUp``."""
+        params: dict[str, Any] = {"key": key, "code": CODES.get(key, key)}
+        params |= {"windowsVirtualKeyCode": VIRTUAL_KEYS[key]} if key in VIRTUAL_KEYS else {}
+        if event_type == "keyDown" and (text := {"Enter": "\r", " ": " "}.get(key)):
+            params["text"] = text
+        await self.send("Input.dispatchKeyEvent", type=event_type, **params)
 
     async def set_viewport(self, *, width: int = 1360, height: int = 860, is_dark: bool = False) -> None:
-        """Be so large, and light or dark."""
+        """Set the size of the page, and the light or dark color scheme."""
         await self.send(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -140,8 +140,8 @@ class BrowserPage:
 
     async def screenshot(self, file: Path) -> None:
         await self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        shot = await self.send("Page.captureScreenshot", format="png")
-        await asyncio.to_thread(_write, file, base64.b64decode(shot["data"]))
+        reply = await self.send("Page.captureScreenshot", format="png")
+        await asyncio.to_thread(_write, file, base64.b64decode(reply["data"]))
 
 
 def _write(file: Path, content: bytes) -> None:
@@ -151,9 +151,9 @@ def _write(file: Path, content: bytes) -> None:
 
 @asynccontextmanager
 async def run_chromium(profile: Path) -> AsyncIterator[BrowserPage]:
-    """A browser with one empty tab, for as long as the block runs."""
+    """Run a browser with one empty tab until the block ends."""
     program = find_chromium()
-    assert program, "there is no Chromium"
+    assert program, "Chromium is not installed"
     process = await asyncio.create_subprocess_exec(
         program,
         *OPTIONS,
@@ -171,15 +171,15 @@ async def run_chromium(profile: Path) -> AsyncIterator[BrowserPage]:
                 tab = next(one for one in await answer.json() if one["type"] == "page")
             async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
                 page = BrowserPage(socket)
-                listening = asyncio.ensure_future(page.read_events())
+                reader = asyncio.ensure_future(page.read_events())
                 for domain in ("Page", "Runtime", "Log"):
                     await page.send(f"{domain}.enable")
                 try:
                     yield page
                 finally:
-                    listening.cancel()
+                    reader.cancel()
                     with suppress(asyncio.CancelledError):
-                        await listening
+                        await reader
     finally:
         process.terminate()
         await process.wait()

@@ -1,8 +1,8 @@
-"""The command line as a person or a script uses it: a process of its own, its words and its exit code.
+"""The command line in a process: arguments, output and exit code.
 
-What a command imports takes it a second of a processor, and the tests run hundreds. So each of their processes is
-forked from one that has imported it all, by multiprocessing's fork server. What a start from nothing is like, its
-imports and its signals, is seen where that is the question: tests/app/cli/test_main.py, test_stopping.py, tests/faults.
+The imports of a command take a second of CPU time, and the tests run hundreds of commands. So each process is forked
+from one that has imported all modules, by the fork server of multiprocessing. Tests of imports, start and signals start
+real processes: tests/app/cli/test_main.py, tests/app/local/test_stopping.py and tests/faults.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class CliResult:
 
 
 class FedbusCli:
-    """`fedbus …` in a process of its own."""
+    """Runs `fedbus …` in a process, with its own environment."""
 
     def __init__(self, home: Path, **environment: str) -> None:
         self.environment = clean_environment() | {"FEDBUS_HOME": str(home), "COLUMNS": "200"} | environment
@@ -78,14 +78,14 @@ class FedbusCli:
 def run_fedbus(
     *words: str, environment: Mapping[str, str], directory: Path = Path(), stdin: bytes = b""
 ) -> CliResult:
-    """The same for who waits: `fedbus` *words* in *directory*."""
+    """Run `fedbus` with the arguments *words* in *directory*, and wait for its end."""
     with _start(words, environment, directory, stdin) as (process, files):
         process.join()
         return _result(process, files)
 
 
 def clean_environment(*others: str) -> dict[str, str]:
-    """Our environment without what is set for fedbus and OpenTelemetry in it, and whatever begins like *others*."""
+    """The environment without the variables of fedbus and OpenTelemetry, and without those that start with *others*."""
     without = ("FEDBUS", "OTEL", *others)
     return {name: value for name, value in os.environ.items() if not name.startswith(without)}
 
@@ -93,16 +93,16 @@ def clean_environment(*others: str) -> dict[str, str]:
 SERVER_ENVIRONMENT: Final = clean_environment("PYTHONPATH") | {
     "PYTHONPATH": os.pathsep.join([TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])
 }
-"""Of the fork server: nothing of a test's, whose process it would be taken for."""
+"""The environment of the fork server. It has no variables of a test, by which `processes_of` would find it."""
 
 
 @contextmanager
 def _start(
     words: tuple[str, ...], environment: Mapping[str, str], directory: Path, stdin: bytes
 ) -> Iterator[tuple[ForkServerProcess, Path]]:
-    """The process, and where its words go; killed where nobody waits for its end."""
-    with TemporaryDirectory(prefix="said-") as where:
-        files = Path(where)
+    """Start the process, with its standard files in a directory; kill it if it still runs when the block ends."""
+    with TemporaryDirectory(prefix="cli-") as directory_name:
+        files = Path(directory_name)
         (files / "in").write_bytes(stdin)
         (files / "out").touch()
         (files / "err").touch()

@@ -1,4 +1,4 @@
-"""A `ClientMachine` in any state, and the values that its events are made of. No bus, no store, no clock."""
+"""A `ClientMachine` in any state, and values for its events, without bus, store and clock."""
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -32,7 +32,7 @@ RUN_TRACE = "00-run"
 
 
 def model_announced(version: int, term: int | None = None, traceparent: str = "00-model") -> ModelAnnounced:
-    """*version* as champion, in the term of the same number unless another is named."""
+    """Announce *version* as champion; *term* defaults to the same number."""
     number = version if term is None else term
     return ModelAnnounced(ModelAnnouncement(model(version), blob(version), number, None, traceparent))
 
@@ -93,14 +93,14 @@ def model_rolled_back(version: int, to: int) -> ModelRolledBack:
 
 @dataclass
 class ClientDriver:
-    """Hands events to a machine, checks it after each, and keeps the effects."""
+    """Passes events to a machine, validates it after each, and records the effects."""
 
     machine: ClientMachine
     now: datetime = NOW
     effects: list[Effect] = field(default_factory=list)
 
     def handle(self, *events: Event) -> list[Effect]:
-        """The effects of the last of *events*."""
+        """Handle *events*, and return the effects of the last one."""
         effects: list[Effect] = []
         for event in events:
             effects = self.machine.handle(event, self.now)
@@ -121,7 +121,7 @@ class ClientDriver:
 
     @property
     def events(self) -> list[str]:
-        """The transitions so far."""
+        """The events of all transitions so far."""
         return [one.event for one in self.effects if isinstance(one, MoveClient)]
 
     @property
@@ -140,7 +140,7 @@ def new_client(
 
 
 def starting_client(**more: Any) -> ClientDriver:
-    """A client that has handed over its first model, and has no answer yet."""
+    """A client that has sent its first model to the inference agent, and has no reply yet."""
     client = new_client(**more)
     client.handle(ClientManagerStarted(), EnrollmentAnswered(), server_info(1), ModelFetched(model(1)))
     return _without_past(client)
@@ -161,7 +161,7 @@ def learning_client(**more: Any) -> ClientDriver:
 
 
 def applying_client(version: int = 2, **more: Any) -> ClientDriver:
-    """A client that serves version 1, and has handed over another one."""
+    """A client that serves version 1, and has sent another version to the inference agent."""
     client = serving_client(**more)
     client.handle(model_announced(version), ModelFetched(model(version)))
     return _without_past(client)

@@ -1,4 +1,4 @@
-"""The Flower server as a server manager knows it, played by a test; each test module plays what it needs besides."""
+"""A fake Flower server, for tests of the server manager."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -34,16 +34,16 @@ from support.federation import TASK, FederationHarness, with_refusals
 
 @dataclass
 class FakeFlowerServer:
-    """It builds, checks and starts whatever it is told to, and keeps what it was asked."""
+    """Replies to all requests of the server manager, and records them."""
 
     fed: FederationHarness
     width: int = 3
-    """How many numbers a model has."""
+    """Number of weights of a model."""
     model_count: int = 0
     check_errors: dict[str, str] = field(default_factory=dict)
-    """Why a code version does not pass its check."""
+    """Code version → reason why its check fails."""
     differences: dict[str, str] = field(default_factory=dict)
-    """Where a code version makes another model than the one it is compared with."""
+    """Code version → first difference of its model from the champion."""
     build_requests: list[InitModel] = field(default_factory=list)
     check_requests: list[CheckCode] = field(default_factory=list)
     start_requests: list[StartServer] = field(default_factory=list)
@@ -67,12 +67,12 @@ class FakeFlowerServer:
             yield self
 
     async def make_artifact(self) -> Artifact:
-        """Another model, in the repository."""
+        """Make a new model in the repository."""
         self.model_count += 1
         return await self.make_model(self.model_count)
 
     async def make_model(self, value: float) -> Artifact:
-        """A model all of whose numbers are *value*, in the repository."""
+        """Make a model in the repository, all of whose weights are *value*."""
         path = self.fed.config.home / f"made-{value}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         artifact = weights.save({"w": np.full(self.width, value, np.float32)}, path)
@@ -82,7 +82,7 @@ class FakeFlowerServer:
     # --- a run ---------------------------------------------------------------------------------
 
     async def begin_run(self, number: int, plan: RunPlan, *clients: str, version: str = "") -> None:
-        """A run that is in training, of the code *version* or the task's own."""
+        """Bring a run into training, with the code *version* or that of the task."""
         run = f"{TASK}-{number}"
         await self.fed.bus.request(OpenRun(task=TASK, run=run, plan=plan))
         for client in clients:
@@ -93,17 +93,17 @@ class FakeFlowerServer:
         await self.fed.wait_for_message(BeginTraining, times=number)
 
     async def finish_run(self, number: int, result: RoundResult) -> None:
-        """The run comes to a model by its only round."""
+        """Finish the run with a model, after its only round."""
         run = f"{TASK}-{number}"
         artifact = await self.make_artifact()
-        for word in (
+        for message in (
             RoundFinished(task=TASK, run=run, round=1, result=result, checkpoint=artifact),
             RunFinished(task=TASK, run=run, rounds=1, artifact=artifact),
         ):
-            await self.fed.publish(word, sender="flower-server")
+            await self.fed.publish(message, sender="flower-server")
         await self.fed.wait_for_message(ServerClosed, times=number)
 
-    # --- what it is asked ------------------------------------------------------------------------
+    # --- requests ----------------------------------------------------------------------------------
 
     async def init(self, request: InitModel) -> Body:
         self.build_requests.append(request)
@@ -111,8 +111,8 @@ class FakeFlowerServer:
 
     async def check(self, request: CheckCode) -> Body:
         self.check_requests.append(request)
-        if (why := self.check_errors.get(request.code_version)) is not None:
-            return Refused(reason=why)
+        if (reason := self.check_errors.get(request.code_version)) is not None:
+            return Refused(reason=reason)
         return CodeChecked(architecture="0" * 64, differs=self.differences.get(request.code_version, ""))
 
     async def start(self, request: StartServer) -> Body:

@@ -1,8 +1,8 @@
-"""A small Kubernetes that really does the work: a Job that is created in it is run as a process of this machine.
+"""A fake Kubernetes API that runs each Job as a process on this machine.
 
-It knows the paths that a launcher uses, checks the token and the manifest (against the schema of a
-real version), hands out resource versions and watches, and reports how the process ended as a
-kubelet does. It schedules nothing, pulls no image, and knows one namespace.
+It has the paths that the launcher uses, checks the token and the manifest (against the schema of a real version),
+supports resource versions and watches, and reports the exit of the process as a kubelet does. It does not schedule
+pods or pull images, and has one namespace.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class FakeJob:
     child: asyncio.subprocess.Process | None
     log: Path
     termination_log: Path
-    """What its container writes to its terminationMessagePath."""
+    """The file of the container's termination message."""
     watch: "asyncio.Task[None] | None" = None
 
     @property
@@ -50,21 +50,21 @@ class FakeJob:
 
 @dataclass
 class FakeKubernetes:
-    """What the test sees of it."""
+    """The state of the cluster, and its HTTP API."""
 
     directory: Path
     environment: dict[str, str]
-    """What a pod finds beside what its manifest says: in a cluster, what its image and volumes hold."""
+    """Variables of a pod in addition to its manifest; in a cluster, the image has them."""
     template: Object
     url: str = ""
     jobs: dict[str, FakeJob] = field(default_factory=dict)
     created: list[Object] = field(default_factory=list)
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """By method: what is answered to each such request."""
+    """HTTP method → status and message of the reply to each request."""
     pending_pod_status: Object | None = None
-    """With it, no pod starts: this stays the status of each."""
+    """If set, no pod starts, and each has this status."""
     pod_creation_error: str = ""
-    """With it, no pod is even made: what the event of each Job says."""
+    """If set, no pod is created, and each Job has an event with this message."""
     _version: "itertools.count[int]" = field(default_factory=lambda: itertools.count(100))
     _watch_events: list[tuple[int, str, Object]] = field(default_factory=list)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -75,11 +75,11 @@ class FakeKubernetes:
         return ClusterConfig(self.url, NAMESPACE, token)
 
     async def remove(self, name: str) -> None:
-        """As ``kubectl delete job`` does."""
+        """Delete a Job, as ``kubectl delete job`` does."""
         await self._begin_deletion(name)
         await self._finish_deletion(name)
 
-    # --- what it answers -----------------------------------------------------------------
+    # --- HTTP API --------------------------------------------------------------------------
 
     def application(self) -> web.Application:
         application = web.Application(middlewares=[self._authorize])
@@ -104,8 +104,8 @@ class FakeKubernetes:
             return _status(401, "Unauthorized")
         if (refusal := self.refusals.get(request.method)) is not None:
             return _status(*refusal)
-        answer: web.StreamResponse = await handler(request)
-        return answer
+        response: web.StreamResponse = await handler(request)
+        return response
 
     async def _template(self, request: web.Request) -> web.Response:
         if request.match_info["name"] != self.template["metadata"]["name"]:
@@ -192,9 +192,9 @@ class FakeKubernetes:
 
     async def _events(self, request: web.Request) -> web.Response:
         name = request.query["fieldSelector"].removeprefix("involvedObject.name=")
-        told = {"type": "Warning", "reason": "FailedCreate", "message": self.pod_creation_error}
-        found = name in self.jobs and self.pod_creation_error
-        return web.json_response({"items": [told] if found else []})
+        event = {"type": "Warning", "reason": "FailedCreate", "message": self.pod_creation_error}
+        has_event = name in self.jobs and self.pod_creation_error
+        return web.json_response({"items": [event] if has_event else []})
 
     async def _log(self, request: web.Request) -> web.Response:
         job = self.jobs[request.match_info["name"].removesuffix("-abcde")]
@@ -207,28 +207,30 @@ class FakeKubernetes:
             found = [job.manifest for job in self.jobs.values() if wanted.items() <= _labels(job).items()]
             return web.json_response({"items": found})
         name = request.query["fieldSelector"].removeprefix("metadata.name=")
-        answer = web.StreamResponse()
-        await answer.prepare(request)
+        response = web.StreamResponse()
+        await response.prepare(request)
         since = int(request.query["resourceVersion"])
-        with suppress(ConnectionResetError):  # whoever watched has seen enough
-            await self._send_watch_events(answer, name, since)
-        return answer
+        with suppress(ConnectionResetError):  # the watcher has closed the connection
+            await self._send_watch_events(response, name, since)
+        return response
 
-    async def _send_watch_events(self, answer: web.StreamResponse, name: str, since: int) -> None:
-        seen = 0
+    async def _send_watch_events(self, response: web.StreamResponse, name: str, since: int) -> None:
+        sent = 0
         while True:
-            for version, what, manifest in self._watch_events[seen:]:
-                seen += 1
+            for version, event_type, manifest in self._watch_events[sent:]:
+                sent += 1
                 if version > since and manifest["metadata"]["name"] == name:
-                    await answer.write(json.dumps({"type": what, "object": manifest}).encode() + b"\n")
+                    await response.write(
+                        json.dumps({"type": event_type, "object": manifest}).encode() + b"\n"
+                    )
             async with self._changed:
-                while seen == len(self._watch_events):
+                while sent == len(self._watch_events):
                     await self._changed.wait()
 
-    async def _record_event(self, what: str, manifest: Object) -> None:
+    async def _record_event(self, event_type: str, manifest: Object) -> None:
         version = next(self._version)
         manifest["metadata"]["resourceVersion"] = str(version)
-        self._watch_events.append((version, what, json.loads(json.dumps(manifest))))
+        self._watch_events.append((version, event_type, json.loads(json.dumps(manifest))))
         async with self._changed:
             self._changed.notify_all()
 
@@ -239,14 +241,14 @@ def _labels(job: FakeJob) -> dict[str, str]:
 
 
 def _status_of(job: FakeJob) -> Object:
-    """Of the pod of *job*."""
+    """The status of the pod of *job*."""
     code = job.process.returncode
     state: Object = {"running": {}}
     if code is not None:
         state = {"terminated": {"exitCode": code if code >= 0 else 128 - code, "reason": "Error"}}
         if job.termination_log.exists():
             state["terminated"]["message"] = job.termination_log.read_text()
-    if code == -9:  # what the kernel does when a limit is reached
+    if code == -9:  # SIGKILL, as by the kernel at the memory limit
         state["terminated"]["reason"] = "OOMKilled"
     return {"containerStatuses": [{"name": "flower-server", "state": state}]}
 
@@ -263,7 +265,7 @@ def _not_found(request: web.Request) -> web.Response:
 async def fake_kubernetes(
     directory: Path, environment: dict[str, str], template: Object
 ) -> AsyncIterator[FakeKubernetes]:
-    """A cluster with one PodTemplate, for as long as the block runs; what still runs in it then is killed."""
+    """Run a cluster with one PodTemplate until the block ends; then kill the processes that still run."""
     fake = FakeKubernetes(directory, environment, template)
     runner = web.AppRunner(fake.application(), shutdown_timeout=0.1)
     await runner.setup()

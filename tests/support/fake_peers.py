@@ -1,4 +1,4 @@
-"""New code on its way, played: everybody whom the server manager talks to, and the manager at work."""
+"""Fakes of all peers of the server manager, and a running server manager, for tests of code rollouts."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,44 +24,44 @@ PLAN = RunPlan(rounds=1, quorum=2, recruit_s=30, round_s=30)
 
 @dataclass
 class FakePeers(FakeFlowerServer):
-    """Everybody whom the server manager talks to, played: the Flower server, the scheduler, the clients."""
+    """The peers of the server manager: Flower server, workflow scheduler and clients."""
 
     check_gate: asyncio.Event | None = None
-    """How long a check takes."""
+    """A check waits for this event."""
     blocked_reason: str = ""
-    """Why nothing can be checked or started now."""
+    """If set, checks and starts are refused with this reason."""
     is_transient: bool = True
-    """Whether that may pass by itself."""
+    """Whether that refusal can be retried."""
     run_requests: list[StartRun] = field(default_factory=list)
 
     @asynccontextmanager
     async def serve_all(self) -> AsyncIterator[None]:
         scheduler = await self.fed.connect_as("workflow-scheduler")
-        asked: dict[Any, Any] = {StartRun: self._start_run, StopRun: self._start_run}
-        async with self.serve(), scheduler.serve(asked, task=TASK, version="1.0.0"):
+        answers: dict[Any, Any] = {StartRun: self._start_run, StopRun: self._start_run}
+        async with self.serve(), scheduler.serve(answers, task=TASK, version="1.0.0"):
             yield
 
     async def create_clients(self, *names: str, **labels: str) -> None:
-        """Clients that the log knows."""
+        """Create the lifecycles of clients."""
         for name in names:
             async with LifecycleStore.open(await self.fed.connect_as("client-manager", name)) as lives:
-                life = await lives.of(CLIENT, ClientData(task=TASK, client=name, labels=labels))
+                life = await lives.load(CLIENT, ClientData(task=TASK, client=name, labels=labels))
                 await life.create()
 
     async def send_code_ready(self, client: str, version: str) -> None:
-        said = CodeReady(task=TASK, client=client, code_version=version)
-        await self.fed.publish(said, sender="client-manager")
+        message = CodeReady(task=TASK, client=client, code_version=version)
+        await self.fed.publish(message, sender="client-manager")
 
     async def send_code_refused(
         self, client: str, version: str, reason: str, attempt: int | None = None
     ) -> None:
-        said = CodeRefused(task=TASK, client=client, code_version=version, reason=reason, attempt=attempt)
-        await self.fed.publish(said, sender="client-manager")
+        message = CodeRefused(task=TASK, client=client, code_version=version, reason=reason, attempt=attempt)
+        await self.fed.publish(message, sender="client-manager")
 
     async def complete_run(
         self, number: int, version: str, *clients: str, loss: float = 0.5, failures: tuple[str, ...] = ()
     ) -> None:
-        """A run of *version* with these clients, from its opening to its end."""
+        """Run *version* with these clients from start to end."""
         async with self.training_run(number, version, *clients, loss=loss, failures=failures):
             pass
 
@@ -69,18 +69,18 @@ class FakePeers(FakeFlowerServer):
     async def training_run(
         self, number: int, version: str, *clients: str, loss: float = 0.5, failures: tuple[str, ...] = ()
     ) -> AsyncIterator[None]:
-        """The same, which trains while the block runs."""
+        """The same; the run is in training until the block ends."""
         await self.begin_run(number, PLAN, *clients, version=version)
         yield
         participants = {one: 10 for one in clients if one not in failures}
-        failed = dict.fromkeys(failures, "it raised ValueError")
+        failed = dict.fromkeys(failures, "ValueError: no such column")
         result = RoundResult(round=1, metrics={"loss": loss}, participants=participants, failures=failed)
         await self.finish_run(number, result)
 
     async def prepare_candidate(
         self, server: "RolloutServer", files: dict[str, str], repository: Repository, by: CommitSigner
     ) -> str:
-        """A commit that two clients have taken up, and that is to be tried by a run."""
+        """Commit *files* and bring the rollout to its trial run: two clients have the code ready."""
         await self.create_clients("c1", "c2")
         new = repository.commit(files, by=by)
         await server.look_for_code()
@@ -92,7 +92,7 @@ class FakePeers(FakeFlowerServer):
     async def roll_out_candidate(
         self, server: "RolloutServer", files: dict[str, str], repository: Repository, by: CommitSigner
     ) -> str:
-        """The same, which a run has tried, so that everybody is on it."""
+        """Commit *files* and finish the rollout: a run has tried the code, and all clients have it."""
         new = await self.prepare_candidate(server, files, repository, by)
         await self.complete_run(1, new, "c1", "c2")
         await self.fed.wait_for_event("code", "rollout_finished")
@@ -118,7 +118,7 @@ class FakePeers(FakeFlowerServer):
 
 
 def rollout_table(*stages: str, **table: object) -> str:
-    """The task's table, with a rollout in these stages."""
+    """The task's pyproject.toml with a rollout in these stages."""
     shares = ", ".join(f'"{one}"' for one in stages)
     more = "\n".join(f"{name.replace('_', '-')} = {value}" for name, value in table.items())
     return (
@@ -127,12 +127,12 @@ def rollout_table(*stages: str, **table: object) -> str:
 
 
 def has_checkout(directory: Path, version: str) -> bool:
-    """Whether the server has the files of *version*."""
+    """Whether the server has a checkout of *version*."""
     return any(directory.glob(f"home/code/*/{version}/pyproject.toml"))
 
 
 class RolloutServer:
-    """The server manager at work."""
+    """A running server manager."""
 
     def __init__(self, fed: FederationHarness, code: CodeRepository, agent: RunningAgent) -> None:
         self.fed, self.code, self.agent = fed, code, agent

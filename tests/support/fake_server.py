@@ -1,4 +1,4 @@
-"""The server side and the other agents of a client, as a client manager knows them: played over a real bus."""
+"""Fakes of the server side and of the inference agent, for tests of a client manager on a real bus."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -41,7 +41,7 @@ RUN: Final = f"{TASK}-1"
 
 @dataclass
 class FakeServer:
-    """The server as a client knows it: enrolls, gives out its newest model, and says which run is open."""
+    """A fake server side: enrolls clients, offers its model, and reports the open run."""
 
     fed: FederationHarness
     model: ModelRef | None = None
@@ -71,7 +71,7 @@ class FakeServer:
             offer.release()
 
     async def set_model(self, version: int) -> tuple[ModelRef, BlobRef]:
-        """The server's newest model is this version from now on."""
+        """Make this version the server's model."""
         path = self.fed.config.home / f"v{version}.safetensors"
         artifact = weights.save({"w": np.full(8, version, np.float32)}, path)
         self.model = ModelRef(**artifact.model_dump(), version=version)
@@ -81,17 +81,17 @@ class FakeServer:
 
     async def publish_model(self, version: int) -> ModelRef:
         model, blob = await self.set_model(version)
-        said = ModelPublished(task=TASK, model=model, blob=blob, run=RUN, term=self.term, seal=self.seal)
-        await self.fed.publish(said, sender="server-manager")
+        message = ModelPublished(task=TASK, model=model, blob=blob, run=RUN, term=self.term, seal=self.seal)
+        await self.fed.publish(message, sender="server-manager")
         return model
 
     @property
     def seal(self) -> ModelSignature | None:
-        """The signature under the model that is served."""
+        """The signature of the model."""
         if self.signer is None or self.model is None:
             return None
         manifest = Manifest(**self.model.model_dump(), task=TASK, created=datetime.now(UTC))
-        return self.signer.seal(manifest).seal
+        return self.signer.sign(manifest).seal
 
     def make_invitation(self, run: str = RUN, **changes: Any) -> UpdateReady:
         known = {
@@ -142,10 +142,10 @@ async def wait_for_infer_start(fed: FederationHarness, times: int = 1) -> ModelR
 
 async def send_infer_ready(fed: FederationHarness, model: ModelRef, code_version: str = "") -> None:
     endpoint = "http://127.0.0.1:1"
-    said = InferReady(
+    message = InferReady(
         task=TASK, client=CLIENT_NAME, model=model, endpoint=endpoint, code_version=code_version
     )
-    await fed.publish(said, sender="inference")
+    await fed.publish(message, sender="inference")
 
 
 async def send_infer_refused(
@@ -156,7 +156,7 @@ async def send_infer_refused(
     still: ModelRef | None = None,
     code_version: str = "",
 ) -> None:
-    said = InferRefused(
+    message = InferRefused(
         task=TASK,
         client=CLIENT_NAME,
         model=model,
@@ -165,12 +165,12 @@ async def send_infer_refused(
         still=still,
         code_version=code_version,
     )
-    await fed.publish(said, sender="inference")
+    await fed.publish(message, sender="inference")
 
 
 async def send_model_rolled_back(fed: FederationHarness, to: ModelRef, of: ModelRef) -> None:
-    """The inference agent goes back from the model *of* to the one before it."""
-    said = ModelRolledBack(
+    """The inference agent rolls back from the model *of* to the model *to*."""
+    message = ModelRolledBack(
         task=TASK, client=CLIENT_NAME, model=to, returned_from=of, reason="it errs", beside=ModelComparison()
     )
-    await fed.publish(said, sender="inference")
+    await fed.publish(message, sender="inference")

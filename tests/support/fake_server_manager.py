@@ -1,4 +1,4 @@
-"""The server manager as a workflow scheduler knows it, played by a test; and schedulers to try with it."""
+"""A fake server manager, and schedulers that use it, for tests of the workflow scheduler."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -42,13 +42,13 @@ FAST_PLAN = RunPlan(rounds=2, quorum=2, recruit_s=30, config={"lr": 0.1})
 
 @dataclass
 class FakeServerManager:
-    """The server manager as the scheduler knows it: opens runs when asked, and its life is there to be read."""
+    """A server manager that opens runs, and whose transitions the test decides."""
 
     fed: FederationHarness
     lifecycle: LifecycleHandle[ServerState, ServerEvent, ServerData, ServerChanges]
     refusal: str = ""
     plan: RunPlan | None = None
-    """What it makes of each run that it opens; left out: what it was asked for."""
+    """The plan of each run that it opens; None: the requested one."""
     open_requests: list[OpenRun] = field(default_factory=list)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -56,7 +56,7 @@ class FakeServerManager:
     @asynccontextmanager
     async def open(cls, fed: FederationHarness) -> AsyncIterator["FakeServerManager"]:
         async with LifecycleStore.open(await fed.connect_as("server-manager")) as lives:
-            yield cls(fed, await lives.of(SERVER, ServerData(task=TASK)))
+            yield cls(fed, await lives.load(SERVER, ServerData(task=TASK)))
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
@@ -75,7 +75,7 @@ class FakeServerManager:
     async def transition(
         self, event: ServerEvent, changes: ServerChanges | None = None, *, reason: str = ""
     ) -> None:
-        """Move once the transition under way is acknowledged: others hear of it before."""
+        """Publish a transition after the previous one is acknowledged: subscribers receive that earlier."""
         async with self._lock:
             await self.lifecycle.transition(event, changes or {}, reason=reason)
 
@@ -126,7 +126,7 @@ class FakeServerManager:
 
 def make_scheduler(fed: FederationHarness, schedule: ScheduleTable = NO_SCHEDULE) -> Any:
     async def run(stop: Any) -> None:
-        async with fed.config.bus("workflow-scheduler") as bus:
+        async with fed.config.connect_bus("workflow-scheduler") as bus:
             task = with_schedule(fed.config.task, schedule)
             await WorkflowScheduler(bus, task, overrides=RunOverrides(**FAST_PLAN.model_dump())).run(stop)
 
@@ -138,7 +138,7 @@ def schedule_every(seconds: float, at_most: int | None = None) -> ScheduleTable:
 
 
 async def wait_for_scheduler(fed: FederationHarness) -> None:
-    async def it_does() -> bool:
+    async def is_answering() -> bool:
         try:
             await fed.bus.request(StopRun(task=TASK, run="nothing"))
         except NoResponse:
@@ -147,7 +147,7 @@ async def wait_for_scheduler(fed: FederationHarness) -> None:
             return True
         return False
 
-    await eventually(it_does)
+    await eventually(is_answering)
 
 
 async def start_run(fed: FederationHarness, **wishes: Any) -> str:

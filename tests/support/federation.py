@@ -1,12 +1,11 @@
-"""A federation of the test's own, on a real nats-server: agents come and go, and all that is told is heard.
+"""A federation on a real nats-server, for tests that run agents and record all their messages.
 
-    async with federation(nats.url, tmp_path) as fed:
+    async with open_federation(nats.url, tmp_path) as fed:
         async with fed.run_agent(lambda stop: server_manager(fed.config, stop)):
             await fed.wait_for_state("server", "waiting")
 
-When it ends, the life of every thing is walked through its table: so each test, whatever it is
-about, also proves that no illegal life was ever told. Who is not an agent at work is played by
-the test, over the bus like everybody: see `fed.bus`.
+When it ends, it checks the transitions of every entity against the lifecycle table. So each test also checks that
+no agent published an illegal transition. The test takes the part of all agents that do not run: see `fed.bus`.
 """
 
 import asyncio
@@ -48,50 +47,50 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 
 def tiny_task(directory: Path) -> Task:
-    """A copy of the tiny task, whose code version is nobody's else."""
+    """A copy of the tiny task in *directory*, which has its own code version."""
     shutil.copytree(TINY_TASK, directory / "tiny_task", ignore=shutil.ignore_patterns("__pycache__"))
     return read_task(directory / "tiny_task")
 
 
 def with_schedule(task: Task, schedule: ScheduleTable) -> Task:
-    """*task*, whose runs start by *schedule*."""
+    """*task* with another *schedule*."""
     return task.model_copy(update={"table": task.table.model_copy(update={"schedule": schedule})})
 
 
 class RunningAgent:
-    """An agent that can be asked to stop, killed, and started again."""
+    """An agent that a test can stop, kill and restart."""
 
     def __init__(self, run: AgentFunction) -> None:
         self._run = run
         self._stop = asyncio.Event()
         self._task: asyncio.Future[None] | None = None
         self._is_awaited = False
-        """Whether the test waits for its end, and sees what it broke of."""
+        """Whether the test waits for the end of the agent, and so gets its exception."""
 
     def start(self) -> None:
         self._stop = asyncio.Event()
         self._task = asyncio.ensure_future(self._run(self._stop))
 
     async def stop(self) -> None:
-        """Ask it, and wait until it has gone. Raises what it broke of."""
+        """Stop the agent and wait for its end. Raises its exception if it failed."""
         assert self._task
         self._stop.set()
         async with asyncio.timeout(20):
             await self._task
 
     async def kill(self) -> None:
-        """End it in the middle of whatever it does."""
+        """Cancel the agent at once."""
         assert self._task
         self._task.cancel()
-        _, left = await asyncio.wait([self._task], timeout=20)
-        assert not left, "it does not end when it is cancelled"
+        _, pending = await asyncio.wait([self._task], timeout=20)
+        assert not pending, "the agent does not end when it is cancelled"
 
     async def restart(self) -> None:
         await self.kill()
         self.start()
 
     async def wait_for_end(self) -> None:
-        """Wait until it ends by itself; raises what it broke of."""
+        """Wait until the agent ends by itself. Raises its exception if it failed."""
         assert self._task
         self._is_awaited = True
         async with asyncio.timeout(20):
@@ -99,12 +98,12 @@ class RunningAgent:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether the test itself has waited for its end."""
+        """Whether the test has waited for the end of the agent."""
         return self._is_awaited
 
     @property
     def error(self) -> BaseException | None:
-        """What it broke of, if it did and nobody expected it to."""
+        """The exception of the agent, unless the test waits for its end."""
         if self._task is None or not self._task.done() or self._task.cancelled() or self._is_awaited:
             return None
         return self._task.exception()
@@ -112,22 +111,22 @@ class RunningAgent:
 
 @dataclass
 class FederationHarness:
-    """What the test sees of it."""
+    """A federation under test: runs agents, publishes messages, and records all transitions and events."""
 
     config: AgentConfig
     bus: Bus
-    """The test's own, on the server side."""
+    """The connection of the test, on the server side."""
     view: FederationView = field(default_factory=lambda: FederationView(max_history=MAX_TRANSITIONS))
     messages: list[Message] = field(default_factory=list)
     _agents: list[RunningAgent] = field(default_factory=list)
     _buses: dict[tuple[str, str], Bus] = field(default_factory=dict)
     _open: AsyncExitStack = field(default_factory=AsyncExitStack)
 
-    # --- who acts --------------------------------------------------------------------------
+    # --- actions ----------------------------------------------------------------------------
 
     @asynccontextmanager
     async def run_agent(self, run: AgentFunction) -> AsyncIterator[RunningAgent]:
-        """An agent at work; when the block ends it is asked to stop, and must."""
+        """Run an agent until the block ends, and check that it stops."""
         agent = RunningAgent(run)
         self._agents.append(agent)
         agent.start()
@@ -140,31 +139,31 @@ class FederationHarness:
             await agent.stop()
 
     async def connect_as(self, agent: str, owner: str = SERVER_SIDE) -> Bus:
-        """A bus on which the test speaks as *agent* of *owner*."""
+        """Connect to the bus as *agent* of *owner*."""
         if (agent, owner) not in self._buses:
             opening = Bus.connect(self.config.nats_url, Identity(FED, agent, owner))
             self._buses[agent, owner] = await self._open.enter_async_context(opening)
         return self._buses[agent, owner]
 
     async def publish(self, message: Message, *, sender: str = "test") -> None:
-        """Publish *message* as whoever may say it."""
+        """Publish *message* as the agent *sender* of the client in the message, or of the server side."""
         owner = getattr(message, "client", SERVER_SIDE) if message.family.value != "cmd" else SERVER_SIDE
         await (await self.connect_as(sender, owner)).publish(message)
 
     def override_plan(self, **plan: float) -> None:
-        """Let runs be otherwise than the task's plan, for whoever is started from now on."""
-        asked = self.config.overrides.merge(RunOverrides.model_validate(plan))
-        self.config = replace(self.config, overrides=asked)
+        """Override the task's run plan for agents that start from now on."""
+        overrides = self.config.overrides.merge(RunOverrides.model_validate(plan))
+        self.config = replace(self.config, overrides=overrides)
 
     def clear_schedule(self) -> None:
-        """Let runs be started by the test alone."""
+        """Remove the schedule, so that only the test starts runs."""
         self.config = replace(self.config, task=with_schedule(self.config.task, ScheduleTable()))
 
     def client_config(self, name: str, number: int = 0, of: int = 1) -> ClientConfig:
         return ClientConfig(self.config, client_id(name), {"partition-id": number, "num-partitions": of})
 
     async def is_answered(self, request: Request) -> bool:
-        """Whether whoever answers such a request is there."""
+        """Whether an agent replies to *request*."""
         try:
             await self.bus.request(request)
         except NoResponse:
@@ -173,7 +172,7 @@ class FederationHarness:
             return True
         return True
 
-    # --- what was told -----------------------------------------------------------------------
+    # --- observations -------------------------------------------------------------------------
 
     @property
     def transitions(self) -> list[Transition]:
@@ -181,10 +180,10 @@ class FederationHarness:
         return [one.transition for one in self.view.history]
 
     def transitions_of(self, kind: str, key: str | None = None) -> list[Transition]:
-        return [one for one in self.transitions if one.kind == kind and key in (None, one.thing)]
+        return [one for one in self.transitions if one.kind == kind and key in (None, one.key)]
 
     def events_of(self, kind: str, key: str | None = None) -> list[str]:
-        """What has happened to it, in order: ``["started", "model_ready"]``."""
+        """The events of the transitions in order: ``["started", "model_ready"]``."""
         return [one.event for one in self.transitions_of(kind, key)]
 
     def last_transition(self, kind: str, key: str | None = None) -> Transition:
@@ -197,25 +196,25 @@ class FederationHarness:
         return self.view.servers[self.config.task.id].data
 
     def messages_of(self, kind: type[MessageT]) -> list[MessageT]:
-        """What was said of one *kind* of event, in order."""
+        """All events of a *kind*, in order."""
         return [one for one in self.messages if isinstance(one, kind)]
 
     async def wait_for_state(
         self, kind: str, state: str, key: str | None = None, *, within_s: float = 20.0
     ) -> Transition:
-        """Wait until it stands in *state* now."""
+        """Wait until an entity is in *state*."""
 
-        def there() -> bool:
-            told = self.transitions_of(kind, key)
-            return bool(told) and told[-1].target == state
+        def is_in_state() -> bool:
+            transitions = self.transitions_of(kind, key)
+            return bool(transitions) and transitions[-1].target == state
 
-        await self.wait_until(there, f"{kind} {key or ''} to be {state}", within_s)
+        await self.wait_until(is_in_state, f"{kind} {key or ''} to be {state}", within_s)
         return self.last_transition(kind, key)
 
     async def wait_for_event(
         self, kind: str, event: str, key: str | None = None, *, times: int = 1, within_s: float = 20.0
     ) -> Transition:
-        """Wait until *event* has happened to it so many *times*."""
+        """Wait until *event* has occurred *times* times."""
         await self.wait_until(
             lambda: self.events_of(kind, key).count(event) >= times,
             f"{event} of {kind} {key or ''}",
@@ -226,35 +225,35 @@ class FederationHarness:
     async def wait_for_message(
         self, kind: type[MessageT], *, times: int = 1, within_s: float = 20.0
     ) -> MessageT:
-        """Wait for an event of this *kind*."""
-        await self.wait_until(lambda: len(self.messages_of(kind)) >= times, kind.word, within_s)
+        """Wait for a message of this *kind*."""
+        await self.wait_until(lambda: len(self.messages_of(kind)) >= times, kind.name, within_s)
         return self.messages_of(kind)[times - 1]
 
     async def wait_until(
-        self, condition: Callable[[], bool], what: str = "what was to be", within_s: float = 30.0
+        self, condition: Callable[[], bool], what: str = "a condition", within_s: float = 30.0
     ) -> None:
-        """Wait until *condition* holds; where it does not, say what was told instead."""
+        """Wait until *condition* holds; on a timeout, report all transitions."""
 
-        def it_does() -> bool:
+        def is_met() -> bool:
             for error in filter(None, (agent.error for agent in self._agents)):
-                raise AssertionError(f"while the test waited for {what}, an agent broke") from error
+                raise AssertionError(f"while the test waited for {what}, an agent failed") from error
             return condition()
 
         try:
-            await eventually(it_does, within_s=within_s)
+            await eventually(is_met, within_s=within_s)
         except ConditionNotMet:
             transitions = "\n".join(
-                f"  {one.kind} {one.thing}: {one.source} → {one.target} {one.event} {one.reason}"
+                f"  {one.kind} {one.key}: {one.source} → {one.target} {one.event} {one.reason}"
                 for one in self.transitions
             )
             raise ConditionNotMet(within_s, f"{what}; the transitions were:\n{transitions}") from None
 
 
 def with_refusals(agent: str, answers: dict[Any, Any]) -> dict[Any, Any]:
-    """*answers*, and a no to everything else that *agent* may be asked: for who plays a part of it."""
+    """Complete *answers* with a refusal of every other request of *agent*, for a fake of it."""
 
     async def refuse(request: Request) -> Body:
-        return Refused(reason=f"nobody plays {request.word} here")
+        return Refused(reason=f"nobody plays {request.name} here")
 
     return {kind: answers.get(kind, refuse) for kind in requests_answered_by(agent)}
 
@@ -263,7 +262,7 @@ def with_refusals(agent: str, answers: dict[Any, Any]) -> dict[Any, Any]:
 async def open_federation(
     url: str, directory: Path, *, task: Task | None = None
 ) -> AsyncIterator[FederationHarness]:
-    """A federation with nobody in it but the test; its lives are checked when it ends."""
+    """Open a federation without agents, and check all lifecycles when it ends."""
     site = AgentConfig(url, FED, directory / "home", task or tiny_task(directory))
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(Bus.connect(url, Identity(FED, "test")))
@@ -289,16 +288,16 @@ async def _apply_transitions(stream: AsyncIterator[StoredMessage], view: Federat
         apply_stored(view, stored)
 
 
-async def _collect(seen: AsyncIterator[Any], heard: list[Any]) -> None:
-    async for one in seen:
-        heard.append(one.message)  # noqa: PERF401 (as it comes, not when all has come)
+async def _collect(stored: AsyncIterator[Any], messages: list[Any]) -> None:
+    async for one in stored:
+        messages.append(one.message)  # noqa: PERF401 (each at once, not all at the end)
 
 
 # --- laws -------------------------------------------------------------------------------------------
 
 
 async def read_transitions(bus: Bus) -> list[Transition]:
-    """All that the life stream holds, in order."""
+    """Read all transitions of the lifecycle stream, in order."""
     held = (await bus.list_streams() or {})[lifecycle_stream(bus.fed)]
     told: list[Transition] = []
     async with bus.read_stream(
@@ -312,10 +311,10 @@ async def read_transitions(bus: Bus) -> list[Transition]:
 
 
 def check_lifecycles(told: list[Transition]) -> None:
-    """Every thing began in its first state, each of its transitions is an arrow of its table, and none is missing."""
+    """Check that each entity started in its initial state, and that its transitions are legal and without gaps."""
     things: dict[tuple[str, str], list[Transition]] = defaultdict(list)
     for one in told:
-        things[one.kind, one.thing].append(one)
+        things[one.kind, one.key].append(one)
     for (kind, thing), life in things.items():
         lifecycle = LIFECYCLES[kind]
         assert (life[0].source, life[0].target) == ("", lifecycle.initial), (

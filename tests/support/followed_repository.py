@@ -1,4 +1,4 @@
-"""The tiny task in a repository that server and clients follow."""
+"""The tiny task in a Git repository from which agents load its code."""
 
 import shutil
 from dataclasses import replace
@@ -11,17 +11,17 @@ from support.git_repositories import CommitSigner, Repository
 
 
 async def follow_repository(fed: FederationHarness, by: CommitSigner, directory: Path) -> Repository:
-    """A repository below *directory* with one commit, whose task all agents of *fed* will begin with."""
+    """Create a repository in *directory* with one commit, and configure *fed* to load its task from there."""
     repository = create_tiny_repository(directory / "repository", by=by)
     signers = directory / "allowed_signers"
     signers.write_text(by.allowed_signers_line())
     code = open_code(f"{repository.url}@main", fed.config.home, signers=signers)
-    fed.config = replace(fed.config, code=code, task=await code.task_at(await code.newest()))
+    fed.config = replace(fed.config, code=code, task=await code.load_task(await code.fetch_latest()))
     return repository
 
 
 def create_tiny_repository(path: Path, by: CommitSigner) -> Repository:
-    """The tiny task's, with one signed commit."""
+    """Create a repository of the tiny task, with one signed commit."""
     shutil.copytree(TINY_TASK, path, ignore=shutil.ignore_patterns("__pycache__"))
     repository = Repository(path)
     repository.git("init", "--quiet", "--initial-branch=main")

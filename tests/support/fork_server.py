@@ -1,13 +1,11 @@
-"""Child processes of agents, forked from a process that has imported what they need.
+"""Child processes of agents, forked from a process that has imported their modules.
 
-To import Python, Flower, pydantic and torch takes a child process one to three seconds of a processor, and the tests
-start hundreds. So a child of an agent is forked from a fork server, and is otherwise the same: a process of its own
-and a child of the test's process, with its own environment, files, signals and session. What a start from nothing is
-like is tested where agents are processes themselves (tests/faults, tests/journeys/test_whole_life.py, and
-tests/app/test_stopping.py) and by the tests that ask for `real_children`.
+The imports of a child process (Flower, pydantic, torch) take one to three seconds of CPU time, and the tests start
+hundreds. So a fork server forks the children of agents. Such a child is a child of the test's process, with its own
+environment, files, signals and session. Children start normally if agents are processes (tests/faults,
+tests/journeys/test_whole_life.py, tests/app/local/test_stopping.py), and in tests with the fixture `real_children`.
 
-`multiprocessing` has a fork server too, but its processes are children of that server, and an agent has to wait for
-its children.
+The processes of `multiprocessing`'s fork server are children of that server, but an agent has to wait for its children.
 """
 
 import ctypes
@@ -30,12 +28,12 @@ PROGRAM: Final = Path(__file__).with_name("fork_server_process.py")
 PR_SET_CHILD_SUBREAPER: Final = 36
 
 FORKED_COMMANDS: Final[dict[int, list[str]]] = {}
-"""The command of each process that was forked: the system shows that of the fork server."""
+"""The command of each forked process: the operating system reports that of the fork server."""
 
 
 @contextmanager
 def forked_children() -> Iterator["ForkServer"]:
-    """Fork the children of agents for as long as the block runs."""
+    """Fork the children of agents until the block ends."""
     server = ForkServer()
     execute: Callable[..., None] = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 
@@ -53,7 +51,7 @@ def forked_children() -> Iterator["ForkServer"]:
 
 
 class ForkServer:
-    """The process to fork from, started when it is needed first."""
+    """The process that forks, started at first use."""
 
     def __init__(self) -> None:
         self.is_enabled = sys.platform == "linux"
@@ -63,13 +61,13 @@ class ForkServer:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Start children from nothing for as long as the block runs."""
+        """Start children normally until the block ends."""
         with mock.patch.object(self, "is_enabled", False):
             yield
 
     def stop(self) -> None:
         if self._process and self._socket:
-            self._socket.close()  # which ends it
+            self._socket.close()  # the process ends at the end of its input
             self._process.wait()
 
     def execute(
@@ -99,12 +97,12 @@ class ForkServer:
         start_new_session: bool,
         process_group: int,
     ) -> None:
-        """Do what `Popen._execute_child` does, for which see the source of CPython."""
+        """Replace `Popen._execute_child`: see the source of CPython."""
         assert preexec_fn is None
         standard = enumerate((p2cread, c2pwrite, errwrite))
         files = {number: number if file == -1 else file for number, file in standard}
         files |= {file: file for file in pass_fds}
-        order = {
+        request = {
             "arguments": args[len(COMMAND) :],
             "environment": dict(os.environ if env is None else env),
             "directory": str(cwd or Path.cwd()),
@@ -112,27 +110,27 @@ class ForkServer:
             "new_session": start_new_session,
         }
         with self._lock:
-            popen.pid = self._fork(order, list(files.values()))
+            popen.pid = self._fork(request, list(files.values()))
         FORKED_COMMANDS[popen.pid] = args
         popen._child_created = True
         popen._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
 
-    def _fork(self, order: dict[str, Any], files: list[int]) -> int:
-        """The number of a new child of this process."""
+    def _fork(self, request: dict[str, Any], files: list[int]) -> int:
+        """Fork a child of this process, and return its process id."""
         if self._socket is None:
             self._start()
         assert self._socket is not None
-        data = json.dumps(order).encode()
+        data = json.dumps(request).encode()
         socket.send_fds(self._socket, [len(data).to_bytes(8, "big")], files)
-        # The new process is an orphan for a moment, and this process adopts it.
+        # The new process is an orphan at first; the kernel gives it to this process, its subreaper.
         _adopt_orphans(yes=True)
         try:
             self._socket.sendall(data)
-            answer = self._socket.recv(8, socket.MSG_WAITALL)
+            reply = self._socket.recv(8, socket.MSG_WAITALL)
         finally:
             _adopt_orphans(yes=False)
-        assert answer, "the fork server has ended"
-        return int.from_bytes(answer, "big")
+        assert reply, "the fork server has ended"
+        return int.from_bytes(reply, "big")
 
     def _start(self) -> None:
         self._socket, other = socket.socketpair()

@@ -1,4 +1,4 @@
-"""The process that `fork_server` starts: it imports what children of agents need, and forks one for each order.
+"""The process of `fork_server`: it imports the modules of children of agents, and forks one for each request.
 
 Usage: python fork_server_process.py SOCKET
 """
@@ -19,7 +19,7 @@ from typing import Any
 from fedbus.app.entrypoints.child import ENTRY_MODULES
 
 ABOVE = 512
-"""The received files are kept above this number, so that none is in the place of another."""
+"""Received files are moved above this number first, so that none has the number of another."""
 
 
 def main(files: int) -> None:
@@ -28,24 +28,24 @@ def main(files: int) -> None:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
-    with socket.socket(fileno=files) as orders:
+    with socket.socket(fileno=files) as requests:
         while True:
-            size, received, _, _ = socket.recv_fds(orders, 8, 64)
+            size, received, _, _ = socket.recv_fds(requests, 8, 64)
             if not size:
                 return
-            data = orders.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
-            pid = orphan(json.loads(data), received)
+            data = requests.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
+            pid = fork_orphan(json.loads(data), received)
             for file in received:
                 os.close(file)
-            orders.sendall(pid.to_bytes(8, "big"))
+            requests.sendall(pid.to_bytes(8, "big"))
 
 
-def orphan(order: dict[str, Any], received: list[int]) -> int:
-    """The number of a new process that does *order*, and whose parent has ended."""
+def fork_orphan(request: dict[str, Any], received: list[int]) -> int:
+    """Fork a process for *request* whose parent has ended, and return its process id."""
     reading, writing = os.pipe()
     if (parent := os.fork()) == 0:
         if (child := os.fork()) == 0:
-            become(order, received)
+            run_fedbus(request, received)
         os.write(writing, child.to_bytes(8, "big"))
         os._exit(0)
     os.close(writing)
@@ -55,25 +55,25 @@ def orphan(order: dict[str, Any], received: list[int]) -> int:
     return pid
 
 
-def become(order: dict[str, Any], received: list[int]) -> None:
-    """Be `python -m fedbus` with the arguments, the environment, the files and the directory of *order*."""
+def run_fedbus(request: dict[str, Any], received: list[int]) -> None:
+    """Run `python -m fedbus` with the arguments, the environment, the files and the directory of *request*."""
     code = 1
     try:
-        if order["new_session"]:
+        if request["new_session"]:
             os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        take(received, order["files"])
+        place_files(received, request["files"])
         os.environ.clear()
-        os.environ.update(order["environment"])
-        os.chdir(order["directory"])
-        sys.path[0] = order["directory"]
+        os.environ.update(request["environment"])
+        os.chdir(request["directory"])
+        sys.path[0] = request["directory"]
         importlib.import_module("numpy.random").seed()
-        sys.argv = ["fedbus", *order["arguments"]]
+        sys.argv = ["fedbus", *request["arguments"]]
         runpy.run_module("fedbus", run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:  # noqa: BLE001  # as the interpreter does it
+    except BaseException:  # noqa: BLE001  # as the interpreter does
         traceback.print_exc()
     finally:
         atexit._run_exitfuncs()
@@ -82,12 +82,12 @@ def become(order: dict[str, Any], received: list[int]) -> None:
         os._exit(code)
 
 
-def take(received: list[int], places: list[int]) -> None:
-    """Put each of the *received* files in its place, and close all others."""
+def place_files(received: list[int], numbers: list[int]) -> None:
+    """Give each of the *received* files its number, and close all others."""
     above = [fcntl.fcntl(file, fcntl.F_DUPFD, ABOVE) for file in received]
     os.closerange(3, ABOVE)
-    for file, place in zip(above, places, strict=True):
-        os.dup2(file, place, inheritable=True)
+    for file, number in zip(above, numbers, strict=True):
+        os.dup2(file, number, inheritable=True)
         os.close(file)
 
 

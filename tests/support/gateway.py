@@ -1,4 +1,4 @@
-"""The gateway at work, for tests."""
+"""A running gateway, for tests of the dashboard."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -15,7 +15,7 @@ TOKEN = "correct-horse-battery"
 
 
 async def list_no_models(task: str) -> dict[str, Any]:
-    return {"store": "", "versions": [], "champion": None, "error": f"nothing of {task} here"}
+    return {"store": "", "versions": [], "champion": None, "error": f"no models of {task}"}
 
 
 @asynccontextmanager
@@ -28,17 +28,17 @@ async def run_gateway(
     port: int = 0,
     models: Any = list_no_models,
 ) -> AsyncIterator[str]:
-    """Where the dashboard of the federation on *url* is, for as long as the block runs."""
+    """Run a gateway for the federation at *url* until the block ends, and yield the URL of its dashboard."""
     async with Bus.connect(url, Identity(FED, "gateway")) as bus:
-        serves = Gateway(bus, AccessControl(hosts, token), models=models, trace_url=trace_url, port=port)
+        gateway = Gateway(bus, AccessControl(hosts, token), models=models, trace_url=trace_url, port=port)
         stop = asyncio.Event()
-        running = asyncio.ensure_future(serves.run(stop))
+        running = asyncio.ensure_future(gateway.run(stop))
         try:
-            first: list[asyncio.Future[Any]] = [running, serves.url]
-            await asyncio.wait(first, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            futures: list[asyncio.Future[Any]] = [running, gateway.url]
+            await asyncio.wait(futures, timeout=20, return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 await running
-            yield serves.url.result()
+            yield gateway.url.result()
         finally:
             stop.set()
             async with asyncio.timeout(20):

@@ -1,4 +1,4 @@
-"""Real Git repositories and real ssh keys, for tests of what comes out of them."""
+"""Real Git repositories and SSH keys."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ GIT_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class CommitSigner:
-    """Somebody with an ssh key."""
+    """A developer with an SSH key."""
 
     name: str
     key: Path
@@ -29,18 +29,18 @@ class CommitSigner:
         return self.key.with_suffix(".pub").read_text().strip()
 
     def allowed_signers_line(self, options: str = 'namespaces="git"') -> str:
-        """This signer's line of an allowed_signers file."""
+        """The line of this signer in an allowed_signers file."""
         kind, key, *_ = self.public.split()
         return f"{self.name}@example.org {options} {kind} {key}\n"
 
     def git_options(self) -> list[str]:
-        """What makes git sign with this key."""
+        """The options with which git signs commits with this key."""
         settings = ["gpg.format=ssh", f"user.signingKey={self.key}", "commit.gpgSign=true"]
         return [word for one in settings for word in ("-c", one)]
 
 
 def make_signer(name: str, directory: Path) -> CommitSigner:
-    """A new key of *name*."""
+    """Create a key for *name*."""
     key = directory / name
     command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(key)]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
@@ -48,7 +48,7 @@ def make_signer(name: str, directory: Path) -> CommitSigner:
 
 
 class Repository:
-    """A Git repository with a work tree, as a developer has one."""
+    """A Git repository with a working tree."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,9 +62,9 @@ class Repository:
         return self.git("rev-parse", "HEAD")
 
     def git(self, *arguments: str, when: str = "", by: CommitSigner | None = None, stdin: str = "") -> str:
-        """Ask git something in it; raises CalledProcessError."""
+        """Run git in the repository. Raises CalledProcessError if it fails."""
         dates = {"GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when} if when else {}
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", "-C", str(self.path), *(by.git_options() if by else []), *arguments],
             env=os.environ | GIT_ENVIRONMENT | dates,
             check=True,
@@ -72,7 +72,7 @@ class Repository:
             text=True,
             input=stdin,
         )
-        return done.stdout.strip()
+        return result.stdout.strip()
 
     def write(self, files: dict[str, str]) -> None:
         for name, text in files.items():
@@ -88,7 +88,7 @@ class Repository:
         by: CommitSigner | None = None,
         when: str = "",
     ) -> str:
-        """Commit all that is there, with *files*; the new SHA."""
+        """Write *files*, commit all changes, and return the SHA."""
         self.write(files or {})
         self.git("add", "--all")
         self.git("commit", "--quiet", "--allow-empty", "-m", subject, by=by, when=when)
@@ -98,7 +98,7 @@ class Repository:
 def create_repository(
     path: Path, task: str = "moons", *, below: str = "", by: CommitSigner | None = None
 ) -> Repository:
-    """A repository at *path* with the task *task* in its directory *below*, and one commit."""
+    """Create a repository at *path* with the task *task* in its directory *below*, and one commit."""
     path.mkdir(parents=True, exist_ok=True)
     repository = Repository(path)
     repository.git("init", "--quiet", "--initial-branch=main")
@@ -108,7 +108,7 @@ def create_repository(
 
 
 def _add_task(path: Path, task: str) -> None:
-    """A new task is written into an empty directory only, and this one has ``.git``."""
+    """Add a new task. `create_task` needs an empty directory, and this one has ``.git``."""
     create_task(path / "new", task)
     for entry in (path / "new").iterdir():
         entry.rename(path / entry.name)

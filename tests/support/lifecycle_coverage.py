@@ -19,9 +19,9 @@ TransitionKey = tuple[str, str, str, str]
 
 AGENTS: Final = Path(__file__).parents[1] / "agents"
 OBSERVED: Final[set[TransitionKey]] = set()
-"""The transitions that this process has seen."""
+"""The transitions that this process has observed."""
 COVERED_ELSEWHERE: Final[frozenset[TransitionKey]] = frozenset()
-"""Transitions that no test of an agent takes, each with the test that does."""
+"""Transitions that no test of an agent takes, each with a comment that names the test that does."""
 
 
 def all_transitions() -> set[TransitionKey]:
@@ -37,27 +37,27 @@ class LifecycleCoverage:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._taken: set[TransitionKey] = OBSERVED
+        self._observed: set[TransitionKey] = OBSERVED
         self._is_complete = False
         self._missing: set[TransitionKey] = set()
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        if session.items:  # the xdist controller collects nothing
+        if session.items and not session.config.option.collectonly:  # the xdist controller collects nothing
             self._is_complete = has_all_tests(session.items)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Take over what an xdist worker has seen."""
+        """Merge the observations of an xdist worker."""
         output = getattr(node, "workeroutput", {})
         self._is_complete = output.get("agents_complete", False)
-        self._taken |= {tuple(arrow) for arrow in output.get("arrows_taken", ())}
+        self._observed |= {tuple(key) for key in output.get("observed_transitions", ())}
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if (output := getattr(self._config, "workeroutput", None)) is not None:
             output["agents_complete"] = self._is_complete
-            output["arrows_taken"] = sorted(self._taken)
+            output["observed_transitions"] = sorted(self._observed)
         elif self._is_complete and exitstatus == pytest.ExitCode.OK:
-            self._missing = all_transitions() - self._taken - COVERED_ELSEWHERE
+            self._missing = all_transitions() - self._observed - COVERED_ELSEWHERE
             if self._missing:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -1,4 +1,4 @@
-"""A third backend of the model repository: objects in the memory of the process. Its URLs are ``memory://<name>``."""
+"""A backend of the model repository that stores objects in memory. Its URLs are ``memory://<name>``."""
 
 import hashlib
 from contextlib import AbstractAsyncContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""Real nats-servers with JetStream: an account of a shared one for most tests, an own one for tests that stop it."""
+"""Real nats-servers with JetStream: an account on a shared server for most tests, a server for tests that stop it."""
 
 import asyncio
 import os
@@ -44,14 +44,14 @@ STARTS_WITHIN_S: Final = 20.0
 
 
 class NatsServer:
-    """A nats-server as a client finds it."""
+    """The address of a nats-server, or of an account on it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
 
 class OwnNatsServer(NatsServer):
-    """A nats-server of one test, which may kill and restart it; its port and its store outlive its process."""
+    """A nats-server of one test, which may kill and restart it. It keeps its port and its store."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -65,9 +65,9 @@ class OwnNatsServer(NatsServer):
         self._process = await asyncio.create_subprocess_exec(*_command(config))
         await eventually(self._is_ready, within_s=STARTS_WITHIN_S)
 
-    async def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         if self._process and self._process.returncode is None:
-            self._process.send_signal(how)
+            self._process.send_signal(number)
             await self._process.wait()
 
     async def kill(self) -> None:
@@ -75,7 +75,7 @@ class OwnNatsServer(NatsServer):
 
     @contextmanager
     def freeze(self) -> Iterator[None]:
-        """The server neither reads nor writes for as long as the block runs."""
+        """Stop the process with SIGSTOP until the block ends."""
         assert self._process
         self._process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)  # until then it may still answer
@@ -105,7 +105,7 @@ async def nats_server(directory: Path) -> AsyncIterator[OwnNatsServer]:
 
 
 class SharedNatsServer:
-    """A nats-server for many tests: each has an account, whose streams and subjects no other account sees."""
+    """A nats-server for many tests. Each has an account, which isolates its streams and subjects."""
 
     def __init__(self, new_directory: Callable[[], Path]) -> None:
         self._new_directory = new_directory
@@ -113,7 +113,7 @@ class SharedNatsServer:
         self._unused: list[NatsServer] = []
 
     def new_account(self) -> NatsServer:
-        """An account that no test has used."""
+        """Return an account that no test has used."""
         if not self._unused:
             self.stop()
             self._unused = self._start()
@@ -134,7 +134,7 @@ class SharedNatsServer:
         started = time.monotonic()
         while not _accepts(port):
             assert self._process.poll() is None, config.with_suffix(".log").read_text()
-            assert time.monotonic() < started + STARTS_WITHIN_S, "nats-server does not start"
+            assert time.monotonic() < started + STARTS_WITHIN_S, "nats-server did not start in time"
             time.sleep(0.01)
         return [NatsServer(f"nats://{name}:{name}@127.0.0.1:{port}") for name in names]
 

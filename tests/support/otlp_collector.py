@@ -1,4 +1,4 @@
-"""A real OTLP collector: what every process of a test exports, in one place."""
+"""An OTLP collector that records what every process of a test exports."""
 
 import asyncio
 import socket
@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 @dataclass(frozen=True)
 class ExportedSpan:
-    """One span as it came over the wire."""
+    """One span, as exported."""
 
     service: str
     name: str
@@ -28,17 +28,17 @@ class ExportedSpan:
 
 @dataclass
 class ExportedMetric:
-    """One metric as it came over the wire: its unit, and the attributes of each of its series."""
+    """One metric, as exported: its unit, and the attributes of each of its series."""
 
     unit: str
     series: list[dict[str, str]] = field(default_factory=list)
     exemplars: list[str] = field(default_factory=list)
-    """Traces that were given as examples."""
+    """Trace ids."""
 
 
 @dataclass(frozen=True)
 class ExportedLogLine:
-    """One log line as it came over the wire."""
+    """One log line, as exported."""
 
     service: str
     body: str
@@ -48,7 +48,7 @@ class ExportedLogLine:
 
 @dataclass
 class OtlpCollector:
-    """Listens for OTLP over HTTP."""
+    """Receives OTLP over HTTP."""
 
     url: str = ""
     spans: list[ExportedSpan] = field(default_factory=list)
@@ -106,16 +106,16 @@ def _values(attributes: Any) -> dict[str, str | int]:
 
 @contextmanager
 def unresponsive_collector() -> Iterator[str]:
-    """The address of a collector that takes connections, and never says a word."""
+    """The URL of a collector that accepts connections and never replies."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @contextmanager
 def closed_address() -> Iterator[str]:
-    """An address where nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        url = f"http://127.0.0.1:{gone.getsockname()[1]}"
+    """A URL with a port on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
     yield url
 
 
@@ -123,7 +123,7 @@ def closed_address() -> Iterator[str]:
 async def run_collector(
     slow_s: float = 0.0, status: int = 200, port: int = 0
 ) -> AsyncIterator[OtlpCollector]:
-    """A collector for as long as the block runs; a slow one, or one that answers with *status*, where asked."""
+    """Run a collector until the block ends; each reply takes *slow_s* and has *status*."""
     collector = OtlpCollector()
 
     def handler(take: Callable[[bytes], Awaitable[None]]) -> Callable[[web.Request], Awaitable[web.Response]]:

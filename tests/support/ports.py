@@ -7,7 +7,7 @@ from typing import Final
 
 FIRST_PORT: Final = 20_000
 PORTS_PER_WORKER: Final = 1_500
-"""Ports of a worker; with eight workers they end below those that systems give away by themselves."""
+"""Ports for each xdist worker. With eight workers, all are below the ephemeral ports of Linux."""
 
 _worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
 _next = itertools.cycle(
@@ -18,10 +18,10 @@ for _ in range(os.getpid() % PORTS_PER_WORKER):
 
 
 def free_port() -> int:
-    """A port that nobody has.
+    """A port that no process uses.
 
-    The system would give one that was just given back, or give it to a connection before a server has come up on it:
-    so two servers of a test got the same.
+    An ephemeral port of the system is not enough: the system may assign it to a connection before the server starts,
+    or assign a port twice.
     """
     for port in itertools.islice(_next, PORTS_PER_WORKER):
         with socket.socket() as probe:
@@ -30,4 +30,4 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
-    raise RuntimeError("this worker has no port left")
+    raise RuntimeError("no free port for this worker")

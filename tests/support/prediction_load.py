@@ -1,4 +1,4 @@
-"""The users of all clients: they ask for predictions all the while, and remember what became of it."""
+"""A load of prediction requests to all clients, with a tally of the replies."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from support.federation import FederationHarness
 
 @dataclass
 class PredictionTally:
-    """What the users of all clients were answered."""
+    """The replies to prediction requests."""
 
     answer_count: int = 0
     errors: list[str] = field(default_factory=list)
@@ -22,36 +22,36 @@ class PredictionTally:
 
 @asynccontextmanager
 async def send_predictions(fed: FederationHarness) -> AsyncIterator[PredictionTally]:
-    """Predictions are asked for, of every client in turn, for as long as the block runs."""
-    asked = PredictionTally()
+    """Send prediction requests to all clients, one after the other, until the block ends."""
+    tally = PredictionTally()
 
-    async def ask(session: aiohttp.ClientSession) -> None:
+    async def send_forever(session: aiohttp.ClientSession) -> None:
         while True:
             for endpoint in serving_endpoints(fed):
                 try:
-                    async with session.post(f"{endpoint}/predict", json={"inputs": [[1, 1, 1]]}) as answer:
-                        said = await answer.json()
-                        assert answer.status == 200, said
+                    async with session.post(f"{endpoint}/predict", json={"inputs": [[1, 1, 1]]}) as response:
+                        reply = await response.json()
+                        assert response.status == 200, reply
                 except (aiohttp.ClientError, AssertionError) as error:
-                    asked.errors.append(repr(error))
+                    tally.errors.append(repr(error))
                 else:
-                    asked.answer_count += 1
-                    asked.versions.append(said["model_version"])
+                    tally.answer_count += 1
+                    tally.versions.append(reply["model_version"])
             await asyncio.sleep(0.02)
 
     async with aiohttp.ClientSession() as session:
-        asking = asyncio.ensure_future(ask(session))
+        sender = asyncio.ensure_future(send_forever(session))
         try:
-            yield asked
+            yield tally
         finally:
-            asking.cancel()
-            await asyncio.wait([asking])
+            sender.cancel()
+            await asyncio.wait([sender])
 
 
 def serving_endpoints(fed: FederationHarness) -> list[str]:
-    """Where predictions are answered now, as the inference agents say themselves."""
+    """The current endpoints of the inference agents, from their transitions."""
     facts = [
         fed.last_transition("inference", thing).facts
-        for thing in sorted({one.thing for one in fed.transitions_of("inference")})
+        for thing in sorted({one.key for one in fed.transitions_of("inference")})
     ]
     return [one.endpoint for one in facts if isinstance(one, InferenceData) and one.endpoint]

@@ -1,4 +1,4 @@
-"""A whole federation in processes of its own, to kill parts of."""
+"""A federation in real processes, which a test may kill."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -28,7 +28,7 @@ MAX_TRANSITIONS = 100_000
 
 @dataclass
 class ProcessFederation:
-    """What a test may look at, and break."""
+    """A running federation, and its state from the transitions."""
 
     stack: LocalStack
     view: FederationView
@@ -56,7 +56,7 @@ class ProcessFederation:
         return self.view.runs[run].data
 
     def is_in_round(self, run: str, number: int) -> bool:
-        """Whether the round before *number* is over, and this one not."""
+        """Whether the round before *number* has finished, and *number* has not."""
         return run in self.view.runs and [one.round for one in self.run_facts(run).rounds][-1:] == [
             number - 1
         ]
@@ -65,41 +65,41 @@ class ProcessFederation:
         return any(one.data.run == run for one in self.view.finished_runs)
 
     def find_process(self, *words: str) -> psutil.Process:
-        """The oldest process of this site whose command line has all these *words*."""
+        """The oldest process of this federation whose command line has all these *words*."""
         found = [one for one in processes_of(self.stack.home) if set(words) <= set(command_of(one))]
         return min(found, key=lambda one: one.create_time())
 
 
 MANUAL_RUN_OPTIONS = ("--rounds", "4", "--quorum", "3", "--run-config", "pause-s=1.0")
-"""Runs of four rounds, each a second long, when somebody asks."""
+"""Runs of four rounds of one second each, started by the test only."""
 
 
 @asynccontextmanager
 async def run_process_federation(
     directory: Path, options: Sequence[str] = MANUAL_RUN_OPTIONS
 ) -> AsyncIterator[ProcessFederation]:
-    """Three clients, and a server with these *options*; nobody may be left behind."""
+    """Run three clients and a server with these *options*, and check at the end that no process is left."""
     task = tiny_task(directory)
     settings = Settings.from_environment({"FEDBUS_HOME": str(directory / "home")})
     async with (
-        run_stack(settings, [task.path], clients=3, server_options=options) as running,
-        Bus.connect(running.nats.url, Identity(settings.fed, "test")) as bus,
+        run_stack(settings, [task.path], clients=3, server_options=options) as stack,
+        Bus.connect(stack.nats.url, Identity(settings.fed, "test")) as bus,
     ):
         await bus.create_streams()
-        site = ProcessFederation(running, FederationView(max_history=MAX_TRANSITIONS), bus)
-        async with bus.watch(
+        federation = ProcessFederation(stack, FederationView(max_history=MAX_TRANSITIONS), bus)
+        async with bus.read_stream(
             lifecycle_stream(bus.fed), [subjects.wildcard_for(bus.fed, Transition)], whole=True
-        ) as moves:
-            watching = asyncio.ensure_future(_apply_transitions(moves, site.view))
+        ) as transitions:
+            watcher = asyncio.ensure_future(_apply_transitions(transitions, federation.view))
             try:
-                yield site
+                yield federation
             finally:
-                watching.cancel()
-                await asyncio.wait([watching])
-    assert processes_of(settings.home) == [], "somebody was left behind"
+                watcher.cancel()
+                await asyncio.wait([watcher])
+    assert processes_of(settings.home) == [], "processes are left"
 
 
-async def _apply_transitions(moves: AsyncIterator[StoredMessage], view: FederationView) -> None:
-    async for seen in moves:
-        if isinstance(seen.message, Transition):
-            view.apply(seen.message, at=seen.envelope.time, sequence=seen.sequence)
+async def _apply_transitions(transitions: AsyncIterator[StoredMessage], view: FederationView) -> None:
+    async for stored in transitions:
+        if isinstance(stored.message, Transition):
+            view.apply(stored.message, at=stored.envelope.time, sequence=stored.sequence)

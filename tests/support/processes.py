@@ -1,4 +1,4 @@
-"""The processes of a test. One may end at any moment, also while a test looks at it."""
+"""The processes of a test. A process may end at any moment, so no function here fails if it does."""
 
 from pathlib import Path
 
@@ -7,18 +7,18 @@ import psutil
 from support.fork_server import FORKED_COMMANDS
 
 
-def child_processes(work: str) -> list[psutil.Process]:
-    """The child processes of this one that do *work*: ``server``, ``trainer`` or ``init``."""
-    return [one for one in psutil.Process().children() if is_agent_child(one, work)]
+def child_processes(name: str) -> list[psutil.Process]:
+    """The children of this process with the entry module *name*: ``server``, ``trainer`` or ``init``."""
+    return [one for one in psutil.Process().children() if is_agent_child(one, name)]
 
 
-def is_agent_child(process: psutil.Process, work: str) -> bool:
-    """Whether *process* is a child process of an agent that does *work*."""
-    return command_of(process)[-2:] == ["child", work]
+def is_agent_child(process: psutil.Process, name: str) -> bool:
+    """Whether *process* is a child process of an agent with the entry module *name*."""
+    return command_of(process)[-2:] == ["child", name]
 
 
 def command_of(process: psutil.Process) -> list[str]:
-    """The command line of *process*; empty when it has ended."""
+    """The command line of *process*; empty if it has ended."""
     try:
         return FORKED_COMMANDS.get(process.pid) or process.cmdline()
     except psutil.Error:
@@ -26,7 +26,7 @@ def command_of(process: psutil.Process) -> list[str]:
 
 
 def descendants_of(pid: int) -> list[psutil.Process]:
-    """All processes below *pid*; none when that one has ended."""
+    """All descendants of *pid*; none if it has ended."""
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -34,7 +34,7 @@ def descendants_of(pid: int) -> list[psutil.Process]:
 
 
 def is_running(process: psutil.Process | int) -> bool:
-    """Whether the process runs; a zombie does not."""
+    """Whether the process runs and is not a zombie."""
     try:
         one = psutil.Process(process) if isinstance(process, int) else process
         return one.is_running() and one.status() != psutil.STATUS_ZOMBIE
@@ -43,7 +43,7 @@ def is_running(process: psutil.Process | int) -> bool:
 
 
 def processes_of(home: Path) -> list[psutil.Process]:
-    """The processes, other than this one, whose environment names *home*."""
+    """The processes, other than this one, whose environment has the path *home*."""
     own = psutil.Process()
     return [one for one in psutil.process_iter() if one != own and _names(one, home) and is_running(one)]
 

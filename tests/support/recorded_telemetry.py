@@ -1,8 +1,8 @@
-"""All spans of a test: its own by the SDK's in-memory exporter, those of the processes it starts by a collector.
+"""The spans and metrics of a test: its own from in-memory exporters, those of its child processes from a collector.
 
-async with listening(monkeypatch) as heard:
+async with record_telemetry(monkeypatch) as telemetry:
     ...
-    trace = heard.of(trace_id)
+    spans = telemetry.spans_of(trace_id)
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -21,17 +21,17 @@ from support.otlp_collector import ExportedSpan, OtlpCollector, run_collector
 
 
 def expected_transitions(*, rounds: int, clients: int) -> dict[str, int]:
-    """How often each transition happens in a run that goes well, by the name of its span."""
-    with_the_first = rounds + 1  # the model that it begins with is evaluated too
+    """The number of transitions of each kind in a successful run, by the name of the span."""
+    evaluations = rounds + 1  # the first model is evaluated too
     return {
         "run • → requested": 1,
         "run requested → recruiting": 1,
         "run recruiting → running": 1,
-        "run running → running": with_the_first,
+        "run running → running": evaluations,
         "run running → finished": 1,
         "server waiting → recruiting": 1,
         "server recruiting → training": 1,
-        "server training → training": with_the_first,
+        "server training → training": evaluations,
         "server training → publishing": 1,
         "server publishing → waiting": 1,
         "client serving → learning": clients,
@@ -48,7 +48,7 @@ def expected_transitions(*, rounds: int, clients: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class RecordedTelemetry:
-    """What came so far."""
+    """The telemetry so far."""
 
     memory: InMemorySpanExporter
     collector: OtlpCollector
@@ -58,12 +58,12 @@ class RecordedTelemetry:
 
     @property
     def spans(self) -> list[ExportedSpan]:
-        """All of them."""
+        """All spans, in no order."""
         return [*self._own_spans(), *self.collector.spans]
 
     @property
     def metric_names(self) -> set[str]:
-        """The names of all metrics that were measured, here or by a child."""
+        """The names of all metrics of this process and its children."""
         return {*own_metrics(), *self.collector.metrics}
 
     def _own_spans(self) -> Iterator[ExportedSpan]:
@@ -84,7 +84,7 @@ _READER = InMemoryMetricReader()
 
 
 def own_metrics() -> dict[str, Metric]:
-    """What was measured in this process so far, by name."""
+    """The metrics of this process so far, by name."""
     data = _READER.get_metrics_data()
     resources = data.resource_metrics if data else []
     return {
@@ -93,14 +93,14 @@ def own_metrics() -> dict[str, Metric]:
 
 
 def enable_metrics() -> None:
-    """Let this process measure from now on, which can be begun once."""
+    """Enable metrics in this process. OpenTelemetry accepts one provider for each process."""
     if not isinstance(metrics.get_meter_provider(), MeterProvider):
         metrics.set_meter_provider(MeterProvider([_READER], shutdown_on_exit=False))
 
 
 @contextmanager
 def record_spans() -> Iterator[InMemorySpanExporter]:
-    """The spans of this process. Its provider can be set once; what listens to it comes and goes."""
+    """Record the spans of this process until the block ends. The provider stays; the exporter is removed."""
     provider = trace.get_tracer_provider()
     if not isinstance(provider, TracerProvider):
         provider = TracerProvider()
@@ -115,7 +115,7 @@ def record_spans() -> Iterator[InMemorySpanExporter]:
 
 @asynccontextmanager
 async def record_telemetry(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RecordedTelemetry]:
-    """Both, for as long as the block runs."""
+    """Record the telemetry of this process and its children until the block ends."""
     enable_metrics()
     with record_spans() as memory:
         async with run_collector() as collector:

@@ -1,4 +1,4 @@
-"""A real S3 in a thread of its own, so that tests of any loop may use it; and a way to it that may be broken."""
+"""A real S3 (SeaweedFS), which runs in a thread so that tests on any event loop can use it, and a faulty proxy."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ from fedbus.app.local.seaweedfs import EmbeddedS3, embedded_s3
 
 @contextmanager
 def run_seaweed(directory: Path) -> Iterator[EmbeddedS3]:
-    """A SeaweedFS for as long as the block runs."""
+    """Run SeaweedFS until the block ends."""
     up = threading.Event()
     found: list[EmbeddedS3] = []
     ends: list[Callable[[], object]] = []
@@ -39,22 +39,22 @@ def run_seaweed(directory: Path) -> Iterator[EmbeddedS3]:
 
 
 class FaultyProxy:
-    """A TCP proxy to a server. What happens on it is said by its attributes."""
+    """A TCP proxy to a server. Its attributes configure faults."""
 
     def __init__(self, to_port: int) -> None:
         self._target_port = to_port
         self._open: set[asyncio.StreamWriter] = set()
         self.port = 0
         self.is_closed = False
-        """Connections are broken, and no new ones are let through."""
+        """All connections are closed, and new ones are closed at once."""
         self.truncate_responses_at: list[int] = []
-        """The answers of the next connections end after so many bytes, one number each."""
+        """For each of the next large responses, the number of bytes after which the connection is closed."""
         self.close_on_request: bytes | None = None
-        """A request with these bytes in it closes the road."""
+        """A request that contains these bytes closes the proxy."""
         self.response_delay_s = 0.0
-        """Before each piece of an answer."""
+        """Delay before each chunk of a response."""
         self.request_delay_s = 0.0
-        """Before each piece of a request."""
+        """Delay before each chunk of a request."""
         self.response_byte_count = 0
         self.request_bytes = bytearray()
 
@@ -113,7 +113,7 @@ class FaultyProxy:
 
 @asynccontextmanager
 async def run_faulty_proxy(to_port: int) -> AsyncIterator[FaultyProxy]:
-    """A way to *to_port* of this machine, on a port of its own."""
+    """Run a proxy to *to_port* of this machine until the block ends."""
     proxy = FaultyProxy(to_port)
     server = await asyncio.start_server(proxy._handle, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]

@@ -115,6 +115,8 @@ class SchedulerDriver:
     schedule: ScheduleRecord | None = None
     runs: list[RunRecord] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
+    arrows: set[tuple[str, str, str]] = field(default_factory=set)
+    """The transitions so far: kind, state and event."""
     _messages: dict[tuple[type[Message], str], TimedMessage] = field(default_factory=dict)
     _ends: dict[str, datetime] = field(default_factory=dict)
     _requests: int = 0
@@ -156,6 +158,11 @@ class SchedulerDriver:
                 self._write(effect)
             self.effects += effects
         return effects
+
+    def handle_partly(self, event: Event, count: int) -> None:
+        """The scheduler ends after the first *count* effects of *event*."""
+        for effect in self.machine.handle(event, self.now)[:count]:
+            self._write(effect)
 
     def receive(self, *messages: Message) -> list[Effect]:
         """Messages that triggers read, published now; the effects of all of them."""
@@ -233,17 +240,21 @@ class SchedulerDriver:
                 assert self.schedule is not None, "the schedule is not created"
                 source = self.schedule.state
                 self.schedule.move(event, changes, reason=reason)
-                OBSERVED.add(("schedule", source, event, self.schedule.state))
+                self._record_arrow("schedule", source, event, self.schedule.state)
             case CreateRun(data=data):
                 assert self.run_state in ("", *RUN.final), "a second run at the same time"
                 self.runs.append(RunRecord(RUN.initial, data, RUN.creation))
             case MoveRun(event=event, changes=changes, reason=reason):
                 source_state = self.runs[-1].state
                 self.runs[-1].move(event, changes, reason=reason)
-                OBSERVED.add(("run", source_state, event, self.runs[-1].state))
+                self._record_arrow("run", source_state, event, self.runs[-1].state)
                 self._ends[self.runs[-1].data.run] = self.now
             case _:
                 pass
+
+    def _record_arrow(self, kind: str, source: str, event: str, target: str) -> None:
+        OBSERVED.add((kind, source, event, target))
+        self.arrows.add((kind, source, event))
 
     @property
     def data(self) -> ScheduleData:

@@ -1,4 +1,4 @@
-"""A `ServerMachine` in any state, and the values that its events are made of. No bus, no store, no clock."""
+"""A `ServerMachine` in any state, and values for its events, without bus, store and clock."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ def manifest(version: int, **more: Any) -> Manifest:
 
 
 def champion(version: int, term: int | None = None) -> ChampionDetails:
-    """*version* as champion, in the term of the same number unless another is named."""
+    """*version* as champion; *term* defaults to the same number."""
     return ChampionDetails(Champion(version=version, term=term or version, since=NOW), manifest(version))
 
 
@@ -76,7 +76,7 @@ RUN_DATA: dict[str, Any] = {
     "code_version": OLD,
     "base": model(1),
 }
-"""The data of a run that is under way, from the first version."""
+"""The data of a run in progress, which started from version 1."""
 TRAINED: dict[str, Any] = {**RUN_DATA, "cohort": ("c1", "c2"), "round": 2, "trainings": 4}
 
 
@@ -90,7 +90,7 @@ def make_machine(
     own: Task | None = None,
     **data: Any,
 ) -> ServerMachine:
-    """A machine that was just made, before its start. Every state but the first one has version 1 as champion."""
+    """A machine before its start. The champion is version 1, except in the initial state."""
     if state is not ServerState.MODEL_INIT:
         data = {"model": model(1), "term": 1, **data}
     server = ServerRecord(state, ServerData(task=NAME, **data), event, reason)
@@ -100,7 +100,7 @@ def make_machine(
 
 
 def running_machine(state: ServerState, **data: Any) -> ServerMachine:
-    """A machine after its start, in *state*, whose champion is version 1 and offered."""
+    """A machine after its start, in *state*. Its champion is version 1, which it offers."""
     made = make_machine(ServerState.WAITING)
     agent = ServerDriver(made)
     agent.handle(ManagerStarted(task_at(OLD)))
@@ -113,20 +113,20 @@ def running_machine(state: ServerState, **data: Any) -> ServerMachine:
 
 
 def store_is_usable(version: int, served: ChampionDetails | None = None) -> StoreChecked:
-    """The store answers, and has the weights of *version*, the champion of the log."""
+    """The store is available and has the weights of *version*, the champion of the log."""
     return StoreChecked(model(version), served or champion(version), has_file=True)
 
 
 @dataclass
 class ServerDriver:
-    """Hands events to a machine and keeps the effects."""
+    """Passes events to a machine, and records the effects."""
 
     machine: ServerMachine
     now: datetime = NOW
     effects: list[Effect] = field(default_factory=list)
 
     def handle(self, *events: Event) -> list[Effect]:
-        """The effects of the last of *events*."""
+        """Handle *events*, and return the effects of the last one."""
         effects: list[Effect] = []
         for event in events:
             assert self.machine.accepts(event), event

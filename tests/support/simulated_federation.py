@@ -1,6 +1,6 @@
-"""A federation that is told of and not run: the real streams hold what its agents would have said.
+"""A federation without agents: a test stores the messages of its agents in the real streams.
 
-So a thousand clients cost a moment, and a message may say whatever a test wants it to.
+So a test can have a thousand clients in a moment, and messages with any content.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ def make_model_ref(version: int) -> ModelRef:
 
 @dataclass
 class SimulatedFederation:
-    """Says things as whoever may say them, at whatever time."""
+    """Stores messages of any agent, with the time of *clock*."""
 
     bus: Bus
     clock: datetime = field(default_factory=lambda: datetime.now(UTC) - timedelta(minutes=10))
@@ -41,7 +41,7 @@ class SimulatedFederation:
         self.clock += timedelta(seconds=seconds)
 
     async def publish(self, message: Message, *, agent: str = "test") -> str:
-        """The id that it has got."""
+        """Store a message, and return its id."""
         owner = message.client if isinstance(message, ClientMessage) and message.family != "cmd" else "server"
         return await self._store(subjects.subject_for(self.bus.fed, message), message, agent, owner)
 
@@ -54,7 +54,7 @@ class SimulatedFederation:
         reason: str = "",
         waits_for: str = "",
     ) -> str:
-        moved = Transition.model_validate(
+        transition = Transition.model_validate(
             {
                 "task": facts.task,
                 "event": event,
@@ -65,20 +65,20 @@ class SimulatedFederation:
                 "facts": facts.model_dump(),
             }
         )
-        subject = subjects.lifecycle(self.bus.fed, moved.kind, moved.thing)
-        return await self._store(subject, moved, "test", getattr(facts, "client", "server"))
+        subject = subjects.lifecycle(self.bus.fed, transition.kind, transition.key)
+        return await self._store(subject, transition, "test", getattr(facts, "client", "server"))
 
     async def _store(self, subject: str, message: Message, agent: str, owner: str) -> str:
         trace = {"traceparent": f"00-{self.trace_id}-00f067aa0ba902b7-01"} if self.trace_id else {}
         plain = make_envelope(message, source=f"fedbus/{self.bus.fed}/{agent}/{owner}", trace=trace)
         envelope = Envelope(**{**vars(plain), "time": self.clock})
-        await self.bus.store(subject, envelope.headers(), pack(message))
+        await self.bus.publish_to_stream(subject, envelope.headers(), pack(message))
         return envelope.id
 
-    # --- whole lives ------------------------------------------------------------------------------
+    # --- whole lifecycles -------------------------------------------------------------------------
 
     async def create_clients(self, names: Iterable[str], *, version: int = 2) -> None:
-        """Each serves, and waits for a run."""
+        """Create clients that serve and wait for a run."""
         names = list(names)
         for at in range(0, len(names), BATCH_SIZE):
             await asyncio.gather(
@@ -94,14 +94,14 @@ class SimulatedFederation:
         await self.transition(facts, "model_fetched", "s0", "pending_application")
         await self.transition(facts, "infer_ready", "pending_application", "serving")
         await self.transition(FlClientData(**about), "started", "", "waiting")
-        served = InferenceData(**about, model=make_model_ref(version), endpoint="http://127.0.0.1:8080")
-        await self.transition(served, "infer_start", "empty", "serving")
+        inference = InferenceData(**about, model=make_model_ref(version), endpoint="http://127.0.0.1:8080")
+        await self.transition(inference, "infer_start", "empty", "serving")
 
-    async def create_server(self, version: int = 2, **facts: Any) -> str:
-        told = ServerData(
-            task=TASK, model=make_model_ref(version), term=version, code_version=COMMIT, **facts
+    async def create_server(self, version: int = 2, **changes: Any) -> str:
+        facts = ServerData(
+            task=TASK, model=make_model_ref(version), term=version, code_version=COMMIT, **changes
         )
-        return await self.transition(told, "model_ready", "model_init", "waiting")
+        return await self.transition(facts, "model_ready", "model_init", "waiting")
 
     def make_run_facts(
         self, number: int, rounds: int, *, of: int = 4, loss: float = 0.9, **facts: Any

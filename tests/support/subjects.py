@@ -1,12 +1,12 @@
-"""What NATS does with subjects, in ten lines."""
+"""Matching of subjects, as NATS does it."""
 
 
 def matches_subject(pattern: str, subject: str) -> bool:
-    """Whether a subscription to *pattern* is sent what is published on *subject*."""
-    wanted, said = pattern.split("."), subject.split(".")
-    for position, token in enumerate(wanted):
+    """Whether a subscription to *pattern* receives messages on *subject*."""
+    expected, actual = pattern.split("."), subject.split(".")
+    for position, token in enumerate(expected):
         if token == ">":
-            return len(said) > position
-        if position >= len(said) or token not in ("*", said[position]):
+            return len(actual) > position
+        if position >= len(actual) or token not in ("*", actual[position]):
             return False
-    return len(wanted) == len(said)
+    return len(expected) == len(actual)

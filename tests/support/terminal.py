@@ -1,4 +1,4 @@
-"""A terminal for a command: a pty of a size, whose screen is what came out of it."""
+"""A pseudo-terminal for a command, and the screen that the command draws."""
 
 import asyncio
 import fcntl
@@ -18,7 +18,7 @@ _ESCAPES: Final = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|[=>()][A-Z
 
 @dataclass
 class Terminal:
-    """What a command in it has written so far, and its keyboard."""
+    """The output of a command so far, and its keyboard."""
 
     process: asyncio.subprocess.Process
     descriptor: int
@@ -30,7 +30,7 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """The last screen that was drawn whole, without colours."""
+        """The last complete screen, without colors."""
         screen = self.raw.rpartition("\x1b[H")[2]
         return _ESCAPES.sub("", screen).replace("\r", "").split("\n")
 
@@ -49,9 +49,9 @@ class Terminal:
 async def open_terminal(
     *words: str, environment: Mapping[str, str], columns: int = 80, rows: int = 24
 ) -> AsyncIterator[Terminal]:
-    """`fedbus` with these *words* on a terminal of its own, for as long as the block runs."""
-    ours, theirs = pty.openpty()
-    _set_size(ours, columns, rows)
+    """Run `fedbus` with the arguments *words* on a terminal, and kill it when the block ends."""
+    master, slave = pty.openpty()
+    _set_size(master, columns, rows)
     clean = {
         name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")
     }
@@ -60,36 +60,36 @@ async def open_terminal(
         "-m",
         "fedbus.app.cli.main",
         *words,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
         env=clean | {"TERM": "xterm-256color"},
         start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
-    os.close(theirs)
-    shown = Terminal(process, ours)
+    os.close(slave)
+    terminal = Terminal(process, master)
     loop = asyncio.get_running_loop()
-    loop.add_reader(ours, _read, shown)
+    loop.add_reader(master, _read, terminal)
     try:
-        yield shown
+        yield terminal
     finally:
-        loop.remove_reader(ours)
+        loop.remove_reader(master)
         if process.returncode is None:
             process.kill()
         await process.wait()
-        os.close(ours)
+        os.close(master)
 
 
-def _read(shown: Terminal) -> None:
+def _read(terminal: Terminal) -> None:
     try:
-        found = os.read(shown.descriptor, 65536)
+        output = os.read(terminal.descriptor, 65536)
     except OSError:  # the command has closed its end
-        found = b""
-    if found:
-        shown.chunks.append(found.decode(errors="replace"))
+        output = b""
+    if output:
+        terminal.chunks.append(output.decode(errors="replace"))
     else:
-        asyncio.get_running_loop().remove_reader(shown.descriptor)
+        asyncio.get_running_loop().remove_reader(terminal.descriptor)
 
 
 def _set_size(descriptor: int, columns: int, rows: int) -> None:

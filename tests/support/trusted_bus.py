@@ -1,8 +1,8 @@
-"""A federation that knows its people, on a real nats-server with the very configuration that `fedbus provision` writes.
+"""A federation with credentials, on a real nats-server with the configuration that `fedbus provision` writes.
 
 async with trusted_bus(tmp_path) as bus:
-    async with bus.connected(bus.creds("c1")) as who:
-        await who.publish(...)
+    async with bus.connect(bus.access_for("c1")) as (client, complaints):
+        await client.publish(...)
 """
 
 import asyncio
@@ -30,7 +30,7 @@ FED = FederationId("test")
 
 
 class ConfiguredNatsServer:
-    """One nats-server, run from a configuration."""
+    """A nats-server with a given configuration."""
 
     def __init__(self, config: Path, port: int) -> None:
         self.config = config
@@ -65,43 +65,43 @@ class ConfiguredNatsServer:
 
 
 class TrustedBus:
-    """A federation's keys, and its nats-server at work."""
+    """The keys of a federation, and its running nats-server."""
 
     def __init__(self, directory: Path, fed: FederationId = FED) -> None:
         self.directory = directory
         self.port = free_port()
-        self.federation = Federation.begin(
+        self.federation = Federation.create(
             directory / "trust",
             fed,
             hosts=["localhost"],
             port=self.port,
             url=f"tls://localhost:{self.port}",
         )
-        self.url = self.federation.record.url
+        self.url = self.federation.registry.url
         self.location = ServerLocation(
-            self.federation.nats, self.port, listen="127.0.0.1", monitor_port=free_port()
+            self.federation.nats_folder, self.port, listen="127.0.0.1", monitor_port=free_port()
         )
         self.server = ConfiguredNatsServer(self.federation.write_server_files(self.location), self.port)
 
     def access_for(self, who: Role | str) -> BusAccess:
-        """Of a role, or of a client that is let in now if it was not."""
+        """Credentials of a role, or of a client, which becomes a member if it is not yet."""
         if isinstance(who, Role):
-            return BusAccess(self.federation.creds(who), self.federation.ca)
+            return BusAccess(self.federation.creds_path(who), self.federation.ca_path)
         kit = self.directory / "kits" / who
         if not kit.exists():
             self.federation.admit(who).write(kit)
         return BusAccess(kit / "client.creds", kit / "ca.pem")
 
     async def push(self) -> None:
-        """Tell the server who belongs to the federation now."""
-        system = BusAccess(self.federation.creds("system"), self.federation.ca)
+        """Push the current claims to the server."""
+        system = BusAccess(self.federation.creds_path("system"), self.federation.ca_path)
         await push_account_jwts(self.url, system, self.federation.account_jwts())
 
     @asynccontextmanager
     async def connect(
         self, access: BusAccess, *, inbox: str = "_INBOX", **options: Any
     ) -> AsyncIterator["tuple[Client, list[str]]"]:
-        """A plain NATS client with these credentials, and what the broker complained of."""
+        """Connect a plain NATS client, and yield it with the list of errors from the server."""
         complaints: list[str] = []
 
         async def complain(error: Exception) -> None:
@@ -112,7 +112,7 @@ class TrustedBus:
             error_cb=complain,
             inbox_prefix=inbox,
             allow_reconnect=False,
-            **(access.options() | options),
+            **(access.connect_options() | options),
         )
         try:
             yield client, complaints
@@ -131,4 +131,4 @@ async def trusted_bus(directory: Path, fed: FederationId = FED) -> AsyncIterator
 
 
 def tls_context(ca: Path) -> ssl.SSLContext:
-    return BusAccess(ca=ca).tls()
+    return BusAccess(ca=ca).tls_context()

@@ -1,4 +1,4 @@
-"""Tests wait for a condition; they never sleep for a guessed time."""
+"""Waiting for a condition: tests never sleep for a guessed time."""
 
 import asyncio
 import inspect
@@ -33,5 +33,5 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, within_
 
 
 async def _truth(condition: Callable[[], bool | Awaitable[bool]]) -> bool:
-    answer = condition()
-    return await answer if inspect.isawaitable(answer) else bool(answer)
+    result = condition()
+    return await result if inspect.isawaitable(result) else bool(result)

@@ -1,4 +1,4 @@
-"""Tiny packages for pip, and a pip that knows no others."""
+"""Small packages for pip, and a configuration of pip that finds only them."""
 
 import zipfile
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 def build_wheel(
     directory: Path, name: str, version: str, source: str, *, requires: tuple[str, ...] = ()
 ) -> None:
-    """A wheel with one module, *name*, of which *source* is the text."""
+    """Build a wheel with one module *name* with the text *source*."""
     info = f"{name}-{version}.dist-info"
     required = "".join(f"Requires-Dist: {one}\n" for one in requires)
     files = {
@@ -25,7 +25,7 @@ def build_wheel(
 
 
 def restrict_pip_to(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let pip find packages in *directory* alone."""
+    """Configure pip to find packages in *directory* only."""
     directory.mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "1")

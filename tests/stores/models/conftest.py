@@ -1,4 +1,4 @@
-"""An address in each backend, so that one suite runs for all of them."""
+"""A URL in each backend, so that one suite tests all of them."""
 
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -13,7 +13,7 @@ MEMORY: EntryPoint = EntryPoint("memory", "support.memory_store:MemoryObjectStor
 
 @pytest.fixture
 def memory_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store of an installed backend that is no part of fedbus."""
+    """A store in a backend of another package."""
     monkeypatch.setattr(models_open, "entry_points", lambda *, group: {models_open.GROUP: [MEMORY]}[group])
     monkeypatch.setattr(MemoryObjectStore, "folders", {})
     monkeypatch.setattr(MemoryObjectStore, "copies", tmp_path, raising=False)
@@ -29,11 +29,11 @@ def url_of(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(params=["directory", "s3", "memory"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An address in each backend, where nothing is yet."""
+    """The URL of an empty store, in each backend."""
     return url_of(request, tmp_path)
 
 
 @pytest.fixture(params=["directory", "s3"])
 def shared_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The same, in each backend that several processes can use."""
+    """The URL of an empty store, in each backend that several processes can use."""
     return url_of(request, tmp_path)
