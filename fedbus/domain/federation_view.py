@@ -339,6 +339,8 @@ class FederationView:
             return False
         if run.state in FINAL_RUN_STATES:
             self._finished_runs[run.data.run] = run.sequence
+        else:  # a newer version of fedbus may start a finished run again
+            self._finished_runs.pop(run.data.run, None)
         if len(self._finished_runs) > self._max_finished_runs:
             oldest = min(self._finished_runs, key=self._finished_runs.__getitem__)
             self._forgotten_sequence = max(self._forgotten_sequence, self._finished_runs.pop(oldest))

@@ -45,10 +45,10 @@ class Delivery(NamedTuple):
     @property
     def subject(self) -> tuple[str, ...]:
         match self.message:
-            case Transition(kind=kind, thing=thing):
+            case Transition(kind=kind, key=thing):
                 return ("life", kind, thing)
             case message:
-                return (message.word, str(getattr(message, "client", "")), message.task)
+                return (message.name, str(getattr(message, "client", "")), message.task)
 
 
 def transition(data: LifecycleData, target: str, *, event: str = "moved", reason: str = "") -> Transition:

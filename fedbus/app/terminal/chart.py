@@ -1,4 +1,4 @@
-"""A curve in the terminal: dots of braille, eight to a letter, with its range at the left.
+"""A chart in the terminal, drawn with the eight dots of braille characters, with its range at the left.
 
 0.9012 ⡇
        ⠘⢄
@@ -11,7 +11,7 @@ from math import isfinite, log
 from typing import Final
 
 DOT_BITS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-"""Of a letter of braille the bits, by row and column."""
+"""The bits of a braille character, by row and column."""
 BLANK: Final = 0x2800
 LABEL_WIDTH: Final = 10
 LOG_SCALE_RATIO: Final = 10
@@ -25,9 +25,15 @@ def render_chart(
     marks: Mapping[float, str] | None = None,
     logarithmic: bool = False,
 ) -> list[str]:
-    """*points*, x and y in the order of x, as lines of text; *marks* are written below at their x.
+    """Draw *points* as lines of text.
 
-    What is not finite is left out; without any point there is no line. A *logarithmic* scale is for heights above 0.
+    Args:
+        points: x and y, in the order of x. Points that are not finite are omitted; without a point there are no lines.
+        width: Columns, with the labels.
+        height: Lines, without the marks.
+        marks: Texts to write below the chart, by their x.
+        logarithmic: Use a logarithmic y axis; each y must be above 0.
+
     """
     points = [point for point in points if all(map(isfinite, point))]
     if not points:
@@ -46,8 +52,8 @@ def render_chart(
 
     cells = [[0] * columns for _ in range(rows)]
     dots = [dot(point) for point in points]
-    for begin, end in zip(dots, [*dots[1:], dots[-1]], strict=True):
-        for x, y in _line(begin, end):
+    for start, end in zip(dots, [*dots[1:], dots[-1]], strict=True):
+        for x, y in _line(start, end):
             cells[y // 4][x // 2] |= DOT_BITS[y % 4][x % 2]
     labels = {rows - 1: low, 0: high}
     lines = [
@@ -60,7 +66,7 @@ def render_chart(
 
 
 def needs_log_scale(heights: Sequence[float]) -> bool:
-    """Whether on a plain scale nothing would be seen of the small ones."""
+    """Return whether a linear scale would hide the small *heights*."""
     low, high = min(heights), max(heights)
     return low > 0 and high > LOG_SCALE_RATIO * low
 
@@ -73,21 +79,21 @@ def _label(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _line(begin: tuple[int, int], end: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """The dots from one to the other."""
-    steps = max(abs(end[0] - begin[0]), abs(end[1] - begin[1]), 1)
+def _line(start: tuple[int, int], end: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Yield the dots of a line from *start* to *end*."""
+    steps = max(abs(end[0] - start[0]), abs(end[1] - start[1]), 1)
     for step in range(steps + 1):
         yield (
-            round(begin[0] + (end[0] - begin[0]) * step / steps),
-            round(begin[1] + (end[1] - begin[1]) * step / steps),
+            round(start[0] + (end[0] - start[0]) * step / steps),
+            round(start[1] + (end[1] - start[1]) * step / steps),
         )
 
 
 def _render_marks(at: Mapping[int, str], columns: int) -> str:
-    """The marks in one line; one that would touch the one before is left out."""
+    """Write the marks in one line; a mark that would touch the mark before is omitted."""
     line = ""
     for column, text in sorted(at.items()):
-        begin = min(column, max(0, columns - len(text)))
-        if begin >= len(line) + bool(line):
-            line = line.ljust(begin) + text
+        start = min(column, max(0, columns - len(text)))
+        if start >= len(line) + bool(line):
+            line = line.ljust(start) + text
     return line

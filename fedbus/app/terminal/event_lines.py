@@ -1,4 +1,4 @@
-"""A message as one line: when, which word, who, about what, and the facts in short."""
+"""A message as one line: its time, name, sender and entity, and its fields in short."""
 
 from datetime import datetime
 from functools import singledispatch
@@ -18,14 +18,14 @@ from fedbus.contracts.serving import DataCheckResult, FeatureDistribution
 from fedbus.contracts.transition import Transition
 
 HIDDEN_FIELDS: Final = {"task", "run", "round", "client", "message_id", "reply_to", "created_at"}
-"""Fields that the line shows in another place, or that only programs need."""
+"""Fields that another column shows, or that only programs need."""
 MIN_SHOWN: Final = 0.001
 WHOLE_FROM: Final = 1000
-"""From here on a number is told without its fraction."""
+"""Numbers from here on are shown without their fraction."""
 COLUMN_WIDTHS: Final = (20, 28, 14)
-"""For the word, who said it, and about what."""
+"""The characters for the name of a message, its sender and its entity."""
 WIDE_TERMINAL: Final = 110
-"""So wide a terminal has room for them, and for the facts."""
+"""The narrowest terminal that has room for columns."""
 COLOURS: Final = {
     "cast": "magenta",
     "cmd": "blue",
@@ -37,41 +37,43 @@ COLOURS: Final = {
 }
 
 
-def render_line(seen: StoredMessage, *, width: int = WIDE_TERMINAL) -> Text:
-    """*seen* for a person; in columns where *width* has room for them."""
-    message, envelope = seen.message, seen.envelope
-    bad = any(word in message.word for word in ("fail", "refused", "lost", "declined"))
+def render_line(stored: StoredMessage, *, width: int = WIDE_TERMINAL) -> Text:
+    """Render a message for people, in columns if *width* has room for them."""
+    message, envelope = stored.message, stored.envelope
+    is_failure = any(word in message.name for word in ("fail", "refused", "lost", "declined"))
     columns = COLUMN_WIDTHS if width >= WIDE_TERMINAL else (0, 0, 0)
-    said, by, of = (f"{text:<{column}} " for text, column in zip(_line_head(seen), columns, strict=True))
-    told = Text.assemble(
+    name, sender, entity = (
+        f"{text:<{column}} " for text, column in zip(_line_head(stored), columns, strict=True)
+    )
+    line = Text.assemble(
         (f"{format_time(envelope.time)}  ", "dim"),
-        (said, "red" if bad else COLOURS.get(str(message.family), "")),
-        (by, "bold"),
-        of,
+        (name, "red" if is_failure else COLOURS.get(str(message.family), "")),
+        (sender, "bold"),
+        entity,
         *describe_facts(message),
     )
-    told.plain = printable(told.plain)
-    return told
+    line.plain = printable(line.plain)
+    return line
 
 
-def _line_head(seen: StoredMessage) -> tuple[str, str, str]:
-    return message_name(seen.message), sender_of(seen.envelope.source), entity_of(seen.message)
+def _line_head(stored: StoredMessage) -> tuple[str, str, str]:
+    return message_name(stored.message), sender_of(stored.envelope.source), entity_of(stored.message)
 
 
-def message_record(seen: StoredMessage) -> dict[str, Any]:
-    """*seen* for a program."""
-    envelope = seen.envelope
+def message_record(stored: StoredMessage) -> dict[str, Any]:
+    """Return a message as JSON data."""
+    envelope = stored.envelope
     return {
         "time": envelope.time.isoformat(),
-        "word": seen.message.word,
-        "subject": seen.subject,
-        "sequence": seen.sequence,
+        "word": stored.message.name,
+        "subject": stored.subject,
+        "sequence": stored.sequence,
         "id": envelope.id,
         "type": envelope.type,
         "source": envelope.source,
         "about": envelope.subject,
         "trace": dict(envelope.trace),
-        "body": seen.message.model_dump(mode="json"),
+        "body": stored.message.model_dump(mode="json"),
     }
 
 
@@ -80,40 +82,40 @@ def format_time(time: datetime) -> str:
 
 
 def message_name(message: Message) -> str:
-    return message.facts.kind if isinstance(message, Transition) else message.word
+    return message.facts.kind if isinstance(message, Transition) else message.name
 
 
 def sender_of(source: str) -> str:
-    """The agent, and whose it is: ``flower-client c1``."""
+    """Return the agent of a CloudEvents source and its client: ``flower-client c1``."""
     agent, _, owner = source.removeprefix("fedbus/").partition("/")[2].partition("/")
     return f"{agent} {owner}" if owner != "server" else agent
 
 
 def entity_of(message: Message) -> str:
-    return message.thing if isinstance(message, Transition) else message.about
+    return message.key if isinstance(message, Transition) else message.subject_ref
 
 
 def describe_facts(message: Message) -> list[str | tuple[str, str]]:
-    """What a message says beyond its word: the move of a lifecycle, or its fields in short."""
+    """Describe the content of a message: the states of a transition, or the fields in short."""
     if isinstance(message, Transition):
-        is_about_the_store = message.event == ServerEvent.STORE_UNAVAILABLE
-        trouble = getattr(message.facts, "trouble", None) if is_about_the_store else None
+        is_about_store = message.event == ServerEvent.STORE_UNAVAILABLE
+        trouble = getattr(message.facts, "trouble", None) if is_about_store else None
         kind = f" ({trouble})" if trouble else ""
         reason = f": {message.reason}" if message.reason else ""
         return [(f"{message.source or '•'} → {message.target}", "bold"), f" on {message.event}{kind}{reason}"]
-    said = [(name, short_text(getattr(message, name))) for name in type(message).model_fields]
-    return [" ".join(f"{name}={text}" for name, text in said if text and name not in HIDDEN_FIELDS)]
+    fields = [(name, short_text(getattr(message, name))) for name in type(message).model_fields]
+    return [" ".join(f"{name}={text}" for name, text in fields if text and name not in HIDDEN_FIELDS)]
 
 
 @singledispatch
 def short_text(value: object) -> str:
-    """A value in a word or two; nothing for what is empty."""
+    """Return a value as a short text; an empty one for an empty value."""
     return "" if value in (None, "", False, ()) else str(value)
 
 
 @short_text.register
 def _(value: float) -> str:
-    """Without an exponent: a line is read by people; programs have `record`."""
+    """Format a number without an exponent."""
     if 0 < abs(value) < MIN_SHOWN:
         return f"<{MIN_SHOWN}" if value > 0 else f">-{MIN_SHOWN}"
     return f"{value:.0f}" if abs(value) >= WHOLE_FROM else f"{value:.4g}"
@@ -156,8 +158,8 @@ def _(value: RunPlan) -> str:
 
 @short_text.register
 def _(value: RunOverrides) -> str:
-    given = value.model_dump(include=set(RunOverrides.model_fields), exclude_defaults=True)
-    return ",".join(f"{name}-{one}" for name, one in given.items() if name != "config") or "none"
+    fields = value.model_dump(include=set(RunOverrides.model_fields), exclude_defaults=True)
+    return ",".join(f"{name}-{one}" for name, one in fields.items() if name != "config") or "none"
 
 
 @short_text.register
@@ -168,7 +170,7 @@ def _(value: RoundResult) -> str:
         "s": value.seconds,
         "clients": len(value.participants),
     }
-    return ",".join(f"{name}:{short_text(figure)}" for name, figure in metrics.items() if figure is not None)
+    return ",".join(f"{name}:{short_text(one)}" for name, one in metrics.items() if one is not None)
 
 
 @short_text.register
@@ -188,9 +190,9 @@ def _(value: FeatureDistribution) -> str:
 
 @short_text.register
 def _(value: BaseModel) -> str:
-    said = {name: getattr(value, name) for name in type(value).model_fields}
+    fields = {name: getattr(value, name) for name in type(value).model_fields}
     return ",".join(
         f"{name}:{short_text(one) or one}"
-        for name, one in said.items()
+        for name, one in fields.items()
         if one is not None and one not in ("", ())
     )

@@ -1,7 +1,7 @@
-"""How facts are shown: tables and colours for people, JSON for programs.
+"""The output of commands for people: tables and colours.
 
-What is asked for goes to standard output, all else to standard error. A table is as wide as the terminal, in a
-pipe as wide as it has to be; a line breaks between two words, a long word where it has to, and nothing is cut.
+Results go to standard output, everything else to standard error. A table is as wide as the terminal, or in a pipe as
+wide as its content. Lines are wrapped and never cut.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from rich.text import Text
 
 from fedbus.app.terminal.plain import printable
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 PIPE_WIDTH: Final = 400
 
 STATE_STYLES: Final = {
@@ -48,52 +48,53 @@ STATE_STYLES: Final = {
 
 
 def console() -> Console:
-    """Standard output as it is now."""
-    seen = sys.stdout.isatty()
-    return Console(width=None if seen else PIPE_WIDTH, highlight=False, soft_wrap=not seen)
+    """Return a console on standard output."""
+    is_terminal = sys.stdout.isatty()
+    return Console(width=None if is_terminal else PIPE_WIDTH, highlight=False, soft_wrap=not is_terminal)
 
 
 def print_table(
     headings: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str, least: Sequence[str] = ()
 ) -> None:
-    """*rows* under *headings*; where there are none, the sentence *empty* on standard error.
+    """Print *rows* under *headings*; without rows, print the sentence *empty* on standard error.
 
-    On a terminal that is too narrow for all, the headings in *least* are left out, the first of them first.
+    If the terminal is too narrow, the columns in *least* are omitted, from the first on, until the table fits.
     """
-    rows, left_out = list(rows), list[str]()
+    rows, omitted = list(rows), list[str]()
     if not rows:
         print_note(empty)
         return
-    grid = _build_table(headings, rows, left_out)
+    grid = _build_table(headings, rows, omitted)
     for heading in least:
         if _fits(grid):
             break
-        left_out.append(heading)
-        grid = _build_table(headings, rows, left_out)
+        omitted.append(heading)
+        grid = _build_table(headings, rows, omitted)
     console().print(grid, soft_wrap=False)
-    if left_out:
-        print_note(f"too narrow here for {', '.join(left_out)}: see --json, or a wider terminal")
+    if omitted:
+        print_note(f"the terminal is too narrow for {', '.join(omitted)}. Use a wider terminal or --json")
 
 
-def _build_table(headings: Sequence[str], rows: Iterable[Sequence[object]], left_out: Sequence[str]) -> Table:
+def _build_table(headings: Sequence[str], rows: Iterable[Sequence[object]], omitted: Sequence[str]) -> Table:
     grid = Table(box=None, header_style="bold", pad_edge=False)
     for heading in headings:
-        if heading not in left_out:
+        if heading not in omitted:
             grid.add_column(heading, no_wrap=not sys.stdout.isatty(), overflow="fold")
     for row in rows:
-        shown = [cell for heading, cell in zip(headings, row, strict=True) if heading not in left_out]
+        shown = [cell for heading, cell in zip(headings, row, strict=True) if heading not in omitted]
         grid.add_row(*[_cell_text(cell) for cell in shown])
     return grid
 
 
 def _fits(grid: Table) -> bool:
-    """Whether nothing of it is cut; in a pipe nothing ever is."""
-    here = console()
-    return Measurement.get(here, here.options.update(max_width=PIPE_WIDTH), grid).maximum <= here.width
+    """Return whether the table fits the console; in a pipe it always does."""
+    target = console()
+    options = target.options.update(max_width=PIPE_WIDTH)
+    return Measurement.get(target, options, grid).maximum <= target.width
 
 
 def _cell_text(fact: object) -> Text:
-    """Text, and never markup: anybody may have said it."""
+    """Return *fact* as text, never as markup, because it may come from a device."""
     if not isinstance(fact, Text):
         return Text(format_value(fact))
     fact.plain = printable(fact.plain)
@@ -101,14 +102,14 @@ def _cell_text(fact: object) -> Text:
 
 
 def format_value(fact: object) -> str:
-    """*fact* for a person: times are those of this machine."""
+    """Format *fact* for people, with times in the local time zone."""
     if isinstance(fact, datetime):
         return f"{fact.astimezone():%Y-%m-%d %H:%M:%S}"
     return printable(str(fact))
 
 
 def print_note(line: str) -> None:
-    """Something to know that is not what was asked for."""
+    """Print a remark on standard error."""
     if sys.stderr.isatty():
         columns = shutil.get_terminal_size().columns
         line = textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False)
@@ -120,7 +121,7 @@ def state_text(name: str) -> Text:
 
 
 def format_age(moment: datetime) -> str:
-    """How long ago that was: ``3 s``, ``5 min``, ``2 h``, ``4 d``."""
+    """Format the time since *moment*: ``3 s ago``, ``5 min ago``, ``2 h ago``, ``4 d ago``."""
     seconds = max(0.0, (datetime.now(UTC) - moment).total_seconds())
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
@@ -129,7 +130,7 @@ def format_age(moment: datetime) -> str:
 
 
 def format_size(count: float) -> str:
-    """Bytes as a person says them: ``1.2 MB``."""
+    """Format a number of bytes: ``1.2 MB``."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

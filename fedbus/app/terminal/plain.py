@@ -8,12 +8,12 @@ from typing import Any
 
 
 def print_json(facts: Any) -> None:
-    """*facts* as one JSON document: indented for a terminal, one line otherwise."""
+    """Print *facts* as one JSON document: indented on a terminal, otherwise in one line."""
     print(to_json(facts, indent=2 if sys.stdout.isatty() else None), flush=True)
 
 
 def to_json(facts: Any, indent: int | None = None) -> str:
-    """*facts* as JSON, with the numbers of letters that a terminal would obey."""
+    """Return *facts* as JSON; characters that control a terminal are escaped."""
     document = json.dumps(to_jsonable(facts), ensure_ascii=False, allow_nan=False, indent=indent)
     return "\n".join(
         line if line.isprintable() else _escape_control_chars(line) for line in document.split("\n")
@@ -25,7 +25,7 @@ def _escape_control_chars(line: str) -> str:
 
 
 def to_jsonable(value: Any) -> Any:
-    """*value* in words that JSON has: times as ISO 8601, bytes as their size and beginning, "nan" as text."""
+    """Convert *value* to JSON types: times to ISO 8601, bytes to their size and prefix, NaN and infinity to text."""
     match value:
         case dict():
             return {str(to_jsonable(name)): to_jsonable(item) for name, item in value.items()}
@@ -44,5 +44,5 @@ def to_jsonable(value: Any) -> Any:
 
 
 def printable(text: str) -> str:
-    """*text*, which anybody may have said, without what would move a cursor, ring a bell or break a line."""
+    """Replace the characters of *text* that control a terminal by spaces."""
     return "".join(one if one.isprintable() else " " for one in text)

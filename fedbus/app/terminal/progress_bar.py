@@ -1,10 +1,10 @@
-"""That something takes its time is seen: a bar or a line that changes, on standard error, where that is a terminal.
+"""Progress bars and status lines on a terminal.
 
-    with working("verifying", total=12) as step:
+    with progress_bar("verifying", total=12) as advance:
         for version in versions:
-            step(1, f"v{version}")
+            advance(1, f"v{version}")
 
-Elsewhere nothing is said: what came out of it is told at the end anyway.
+In a pipe there is no bar: the command prints its result at the end.
 """
 
 import sys
@@ -32,9 +32,14 @@ ShowStatus: TypeAlias = Callable[[str], None]
 def progress_bar(
     what: str, *, total: int | None = None, console: Console | None = None, wanted: bool = True
 ) -> Iterator[Advance]:
-    """A bar for as long as the block runs. A step: how much is done more, and what is next. *total*: of what.
+    """Show a progress bar while the block runs; yield a function that advances it.
 
-    *console*: where it is, below what that prints; not *wanted*, there is none.
+    Args:
+        what: The text before the bar.
+        total: The number of steps; None: unknown, without a bar.
+        console: Where to draw, below its other output; by default standard error.
+        wanted: False: show nothing.
+
     """
     console = console or Console(stderr=True)
     if not wanted or not console.is_terminal or console.is_dumb_terminal:
@@ -43,28 +48,29 @@ def progress_bar(
     columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()]
     if total is not None:
         columns[2:2] = [BarColumn(), MofNCompleteColumn()]
-    of_people = sys.stdout.isatty()  # elsewhere standard output is somebody's file, and no line above the bar
-    with Progress(*columns, console=console, transient=True, redirect_stdout=of_people) as progress:
+    is_terminal = sys.stdout.isatty()  # the output of a pipe or a file must not go through the bar's console
+    with Progress(*columns, console=console, transient=True, redirect_stdout=is_terminal) as progress:
         bar = progress.add_task(what, total=total)
 
-        def step(more: int, next_one: str) -> None:
-            progress.update(bar, advance=more, description=f"{what} {next_one}".rstrip())
+        def advance(steps: int, next_item: str) -> None:
+            progress.update(bar, advance=steps, description=f"{what} {next_item}".rstrip())
 
-        yield step
+        yield advance
 
 
 @contextmanager
 def status_line(console: Console) -> Iterator[ShowStatus]:
-    """What is awaited: a line that changes on a terminal, elsewhere a line each time that it is another."""
+    """Yield a function that shows a status: in place on a terminal, elsewhere as a new line if it has changed."""
     if console.is_terminal and not console.is_dumb_terminal:
         with Status("", console=console) as status:
             yield lambda text: status.update(Text(text))
         return
-    said: list[str] = []
+    last_text: str | None = None
 
-    def tell(text: str) -> None:
-        if said[-1:] != [text]:
-            said[:] = [text]
+    def show(text: str) -> None:
+        nonlocal last_text
+        if text != last_text:
+            last_text = text
             console.print(text, soft_wrap=True, highlight=False, markup=False)
 
-    yield tell
+    yield show

@@ -46,7 +46,7 @@ class RunProgress:
         async for stored in stream:
             self.apply(stored)
 
-    def line(self) -> Text:
+    def render(self) -> Text:
         """Render the current state of the run."""
         run = self._view.runs.get(self._run)
         state = run.state if run else ""
@@ -117,12 +117,12 @@ async def show_progress(
         return
     wanted_subjects = [subjects.wildcard_for(bus.fed, kind, task=task) for kind in (RoundMessage, RoundReply)]
     async with (
-        bus.watch(events_stream(bus.fed), wanted_subjects, since=since) as stream,
+        bus.read_stream(events_stream(bus.fed), wanted_subjects, since=since) as stream,
         background_task(progress.follow(stream), name=f"follow the rounds of {run}"),
     ):
         with Live(
             console=console,
-            get_renderable=progress.line,
+            get_renderable=progress.render,
             refresh_per_second=REFRESH_PER_S,
             transient=True,
         ):

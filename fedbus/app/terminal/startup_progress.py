@@ -1,6 +1,6 @@
-"""The first start of everything on one machine: what is still awaited, until every client serves.
+"""The progress of `fedbus up`: what it waits for until every client serves.
 
-On a terminal it is one line that changes; elsewhere a line is told when there is something new to tell.
+On a terminal it is one line that changes; elsewhere each change is a new line.
 """
 
 from collections.abc import Sequence
@@ -24,72 +24,72 @@ MAX_NAMES: Final = 3
 
 
 class StartupProgress:
-    """Who is there, of the servers of *tasks* and of *clients* in each of them."""
+    """Which servers of *tasks*, and which *clients* in each task, have started."""
 
     def __init__(self, tasks: Sequence[str], clients: Sequence[str]) -> None:
-        self._servers = set(tasks)
-        self._clients = {f"{client}.{task}" for client in clients for task in tasks}
-        self._expected = len(self._clients)
-        self._one_task = len(tasks) == 1
-        self._gave_up: dict[str, str] = {}
+        self._missing_servers = set(tasks)
+        self._missing_clients = {f"{client}.{task}" for client in clients for task in tasks}
+        self._client_count = len(self._missing_clients)
+        self._has_one_task = len(tasks) == 1
+        self._start_errors: dict[str, str] = {}
         self._version: int | None = None
 
-    def see(self, move: Transition) -> None:
+    def apply(self, move: Transition) -> None:
         match move.kind, move.target:
             case "server", state if state != ServerState.MODEL_INIT:
-                self._servers.discard(move.task)
+                self._missing_servers.discard(move.task)
                 if isinstance(move.facts, ServerData) and move.facts.model:
                     self._version = move.facts.model.version
             case "client", ClientState.SERVING:
-                self._clients.discard(move.thing)
-                self._gave_up.pop(move.thing, None)
+                self._missing_clients.discard(move.key)
+                self._start_errors.pop(move.key, None)
             case "client", ClientState.TERMINATED:
-                self._gave_up[move.thing] = move.reason
+                self._start_errors[move.key] = move.reason
 
     @property
-    def all_there(self) -> bool:
-        return not self._servers and not self._clients
+    def is_complete(self) -> bool:
+        return not self._missing_servers and not self._missing_clients
 
     def __str__(self) -> str:
-        """What is awaited, or that all are there."""
-        if self._servers:
-            return f"waiting for the server of {', '.join(sorted(self._servers))} to have a first model"
-        if not self._expected:
-            return "the server is there"
-        serve = f"{self._expected - len(self._clients)} of {self._expected} clients serve"
-        if not self._clients:
-            return f"{serve}, model v{self._version}" if self._one_task and self._version else serve
-        if self._gave_up:
-            thing, reason = next(iter(sorted(self._gave_up.items())))
-            return f"{serve}; {self._name(thing)} could not begin, and is started again: {reason}"
-        missing = [self._name(thing) for thing in sorted(self._clients)]
+        """Describe what is missing, or that nothing is."""
+        if self._missing_servers:
+            return f"waiting for the first model of {', '.join(sorted(self._missing_servers))}"
+        if not self._client_count:
+            return "the server has started"
+        serve = f"{self._client_count - len(self._missing_clients)} of {self._client_count} clients serve"
+        if not self._missing_clients:
+            return f"{serve}, model v{self._version}" if self._has_one_task and self._version else serve
+        if self._start_errors:
+            thing, reason = next(iter(sorted(self._start_errors.items())))
+            return f"{serve}; {self._name(thing)} did not start and is restarted: {reason}"
+        missing = [self._name(thing) for thing in sorted(self._missing_clients)]
         return f"{serve}; waiting for {shorten_names(missing)}"
 
     def _name(self, thing: str) -> str:
         client, _, task = thing.partition(".")
-        return client if self._one_task else f"{client} in {task}"
+        return client if self._has_one_task else f"{client} in {task}"
 
 
-def shorten_names(who: Sequence[str]) -> str:
-    """The first few of them, and how many more there are."""
-    more = f" and {len(who) - MAX_NAMES} more" if len(who) > MAX_NAMES else ""
-    return f"{', '.join(who[:MAX_NAMES])}{more}"
+def shorten_names(names: Sequence[str]) -> str:
+    """Join the first *names* and count the others."""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"{', '.join(names[:MAX_NAMES])}{more}"
 
 
 async def wait_until_serving(
-    url: str, fed: FederationId, arrivals: StartupProgress, console: Console, *, began: datetime
+    url: str, fed: FederationId, progress: StartupProgress, console: Console, *, started_at: datetime
 ) -> None:
-    """Tell what is awaited until nothing is. *began*: when the start began."""
+    """Show *progress* until it is complete. Transitions of clients before *started_at* do not count."""
     async with Bus.connect(url, Identity(fed, AGENT)) as bus:
         await bus.create_streams()
-        # a server goes on from where it was without a word; a client always begins anew
+        # a restarted server publishes no transition, a restarted client always does
         wanted = [subjects.lifecycle(fed, kind, ">") for kind in ("server", "client")]
-        async with bus.watch(lifecycle_stream(fed), wanted, since=began) as moves:
-            for seen in await latest_transitions(bus, "server"):
-                arrivals.see(transition_of(seen))
-            with status_line(console) as tell:
-                while not arrivals.all_there:
-                    tell(str(arrivals))
-                    arrivals.see(transition_of(await anext(moves)))
-    took_s = (datetime.now(UTC) - began).total_seconds()
-    console.print(f"{arrivals}, after {took_s:.1f} s", soft_wrap=True, highlight=False)
+        async with bus.read_stream(lifecycle_stream(fed), wanted, since=started_at) as stream:
+            for stored in await latest_transitions(bus, "server"):
+                progress.apply(transition_of(stored))
+            with status_line(console) as show_status:
+                while not progress.is_complete:
+                    show_status(str(progress))
+                    progress.apply(transition_of(await anext(stream)))
+    took_s = (datetime.now(UTC) - started_at).total_seconds()
+    console.print(f"{progress}, after {took_s:.1f} s", soft_wrap=True, highlight=False)

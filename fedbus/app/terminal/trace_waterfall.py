@@ -1,13 +1,13 @@
-"""A trace as a person reads it in a terminal: who did what, when, for how long, and what was waited for.
+"""A trace drawn in the terminal: each span with its agent, time and duration, and what the run waited for.
 
     run • → requested            scheduler   ▕━                            ▏   4 ms
      publish open_run            …
 
-Whatever hangs on something stands below it, one step to the right, in the order of time. What the
-rounds waited for is bright, all else dim, failures are red. It fits in 60 columns and grows with the terminal.
+A child span is below its parent, one step to the right, in the order of time. The critical path of the rounds is
+bright, everything else dim, failures are red. The waterfall fits in 60 columns and grows with the terminal.
 
-A bar that ends in ▶ is under way, one that ends in ✗ was cut off: its process ended before it did. What hangs on
-a step that is not kept here stands below the first, behind a ….
+A bar that ends in ▶ is a span in progress; one that ends in ✗ is cut off: its process ended before the span did. A
+span whose parent is not in these trace files is below the first span, marked with ….
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from typing import Final
 
 from rich.text import Text
 
-from fedbus.contracts.run import RUN
+from fedbus.contracts.run import RUN, RunState
 from fedbus.domain.critical_path import (
     ANSWERS,
     JOIN,
@@ -31,135 +31,142 @@ from fedbus.domain.critical_path import (
 )
 
 MAX_DEPTH: Final = 10
-"""Steps to the right that are shown; a chain of events is longer."""
+"""The deepest indentation; a chain of events can be longer."""
 NAME_SHARE: Final = 0.42
 OWNER_WIDTH: Final = 12
 TIME_WIDTH: Final = 11
 MIN_BAR_WIDTH: Final = 8
 EIGHTHS: Final = "▏▎▍▌▋▊▉█"
-OPEN_ENDS: Final = {SpanStatus.UNDER_WAY: "▶", SpanStatus.CUT_OFF: "✗"}
+OPEN_ENDS: Final = {SpanStatus.OPEN: "▶", SpanStatus.CUT_OFF: "✗"}
 DETACHED_MARK: Final = "… "
-"""Before what hangs on a step that is not kept here."""
+"""The mark of a span whose parent is not in the trace files."""
 MAX_NAMED: Final = 6
-"""Of what is under way so much is named."""
+"""The spans in progress that are named."""
 
 
 class RunStatus(StrEnum):
-    """How a run stands, as far as its trace tells."""
+    """The status of a run according to its trace."""
 
     ENDED = "ended"
-    UNDER_WAY = "under way"
-    LEFT = "left"  # by whoever ran it, who is gone
-    UNKNOWN = "unknown"  # another machine has that
+    ACTIVE = "active"
+    ABANDONED = "abandoned"  # its process has ended before the run did
+    UNKNOWN = "unknown"  # the transitions of the run are in the trace files of another machine
 
 
 @dataclass(frozen=True)
 class Columns:
-    """How a line is divided."""
+    """The widths of the columns of a line."""
 
     name: int
     bar: int
 
     @classmethod
-    def of(cls, width: int) -> "Columns":
+    def from_width(cls, width: int) -> "Columns":
         name = max(20, int(width * NAME_SHARE))
         return cls(name, max(MIN_BAR_WIDTH, width - name - OWNER_WIDTH - TIME_WIDTH - 4))
 
 
 def render_waterfall(tree: SpanTree, width: int) -> Iterator[Text]:
-    """A line for each span."""
-    columns = Columns.of(width)
+    """Render one line for each span."""
+    columns = Columns.from_width(width)
     first = min((span.start for span in tree.by_id.values()), default=0.0)
     last = max((span.end for span in tree.by_id.values()), default=first)
-    hot = _critical_span_ids(tree)
+    critical = _critical_span_ids(tree)
     for depth, span in _walk(tree):
-        is_apart = bool(span.parent) and span.parent not in tree.by_id
-        name = " " * min(depth, MAX_DEPTH) + (DETACHED_MARK if is_apart else "") + span_label(span)
-        yield _render_line(span, name, columns, first, max(last - first, 1e-9), hot=span.id in hot)
+        is_detached = bool(span.parent) and span.parent not in tree.by_id
+        name = " " * min(depth, MAX_DEPTH) + (DETACHED_MARK if is_detached else "") + span_label(span)
+        yield _render_line(
+            span, name, columns, first, max(last - first, 1e-9), is_critical=span.id in critical
+        )
 
 
 def render_legend(tree: SpanTree) -> Iterator[str]:
-    """What the marks mean that are in the picture."""
-    endings = {span.ending for span in tree.by_id.values()}
-    if SpanStatus.UNDER_WAY in endings:
-        yield f"{OPEN_ENDS[SpanStatus.UNDER_WAY]} is under way"
-    if SpanStatus.CUT_OFF in endings:
-        yield f"{OPEN_ENDS[SpanStatus.CUT_OFF]} was cut off: its process ended before it did"
+    """Explain the marks that the waterfall contains."""
+    statuses = {span.status for span in tree.by_id.values()}
+    if SpanStatus.OPEN in statuses:
+        yield f"{OPEN_ENDS[SpanStatus.OPEN]} is in progress"
+    if SpanStatus.CUT_OFF in statuses:
+        yield f"{OPEN_ENDS[SpanStatus.CUT_OFF]} is cut off: its process ended before the span did"
     if any(root.parent for root in tree.roots):
-        yield f"{DETACHED_MARK}hangs on a step that another machine keeps, or that is not written yet"
+        yield f"{DETACHED_MARK}has a parent on another machine, or one that is not written yet"
 
 
-def run_status(tree: SpanTree, run: str, *, looked_after: bool) -> RunStatus:
-    """*looked_after*: whether whoever moved the run last still runs."""
-    moves = _run_transitions(tree, run)
-    if not moves:
+def run_status(tree: SpanTree, run: str, *, has_owner: bool) -> RunStatus:
+    """Return the status of a run. *has_owner*: whether the process that moved the run last is still running."""
+    transitions = _run_transitions(tree, run)
+    if not transitions:
         return RunStatus.UNKNOWN
-    if _target_state(moves[-1]) in RUN.final:
+    if _target_state(transitions[-1]) in RUN.final:
         return RunStatus.ENDED
-    return RunStatus.UNDER_WAY if looked_after else RunStatus.LEFT
+    return RunStatus.ACTIVE if has_owner else RunStatus.ABANDONED
 
 
-def describe_run(tree: SpanTree, run: str, stands: RunStatus) -> str:
-    """How the run stands and since when: ``mnist-3 is running: 2 min 5 s so far, since 18:14:40``."""
+def describe_run(tree: SpanTree, run: str, status: RunStatus) -> str:
+    """Describe the state of a run: ``mnist-3 is running: 2 min 5 s so far, since 18:14:40``."""
     spans = tree.by_id.values()
     first, last = min(one.start for one in spans), max(one.end for one in spans)
-    took = format_duration(last - first)
-    if stands is RunStatus.UNKNOWN:
-        return f"{run}: what this machine has of it, {took}"
-    moved = _run_transitions(tree, run)[-1]
-    match stands:
-        case RunStatus.UNDER_WAY:
-            awaited = RUN.waits[RUN.states(_target_state(moved))].waiting_for
-            state, since = _target_state(moved), _format_time(first)
-            return f"{run} is {state}: {took} so far, since {since}; it waits for {awaited}"
-        case RunStatus.LEFT:
-            heard = f"last heard of at {_format_time(last)}, after {took}"
-            return f"{run} was left {_target_state(moved)}: whoever ran it is gone, {heard}"
+    duration = format_duration(last - first)
+    if status is RunStatus.UNKNOWN:
+        return f"{run}: the part of its trace on this machine, {duration}"
+    transition = _run_transitions(tree, run)[-1]
+    match status:
+        case RunStatus.ACTIVE:
+            state, since = _target_state(transition), _format_time(first)
+            waiting_for = RUN.waits[RUN.states(state)].waiting_for
+            return f"{run} is {state}: {duration} so far, since {since}; it waits for {waiting_for}"
+        case RunStatus.ABANDONED:
+            last_span = f"the last span ended at {_format_time(last)}, after {duration}"
+            return (
+                f"{run} was abandoned while {_target_state(transition)}: its process has ended; {last_span}"
+            )
         case _:
-            reason = str(moved.attributes.get("fedbus.reason", ""))
-            why = f": {reason}" if reason and _target_state(moved) != "finished" else ""
-            return f"{run} {_target_state(moved)} after {format_duration(moved.end - first)}{why}"
+            state, reason = _target_state(transition), str(transition.attributes.get("fedbus.reason", ""))
+            suffix = f": {reason}" if reason and state != RunState.FINISHED else ""
+            return f"{run} {state} after {format_duration(transition.end - first)}{suffix}"
 
 
 def _run_transitions(tree: SpanTree, run: str) -> list[TracedSpan]:
-    """How the run itself moved, in the order of time."""
-    moves = [
+    """Return the spans of the run's own transitions, in the order of time."""
+    transitions = [
         span
         for span in tree.by_id.values()
         if span.name.startswith("run ") and "→" in span.name and span.attributes.get("fedbus.run") == run
     ]
-    return sorted(moves, key=lambda span: span.start)
+    return sorted(transitions, key=lambda span: span.start)
 
 
-def _target_state(move: TracedSpan) -> str:
-    return move.name.rpartition("→ ")[2]
+def _target_state(transition: TracedSpan) -> str:
+    return transition.name.rpartition("→ ")[2]
 
 
-def _format_time(when: float) -> str:
-    at = datetime.fromtimestamp(when).astimezone()
-    today = at.date() == datetime.now().astimezone().date()
-    return f"{at:%H:%M:%S}" if today else f"{at:%Y-%m-%d %H:%M:%S}"
+def _format_time(seconds: float) -> str:
+    at = datetime.fromtimestamp(seconds).astimezone()
+    is_today = at.date() == datetime.now().astimezone().date()
+    return f"{at:%H:%M:%S}" if is_today else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def describe_waits(tree: SpanTree) -> Iterator[str]:
-    """What each round waited for: ``round 3 took 12.0 s: 81 % waiting for c2's upload``; and what is done now."""
+    """Describe what each round waited for, and which spans are in progress.
+
+    ``round 3 took 12.0 s: 81 % waiting for c2's upload``
+    """
     rounds = round_waits(tree)
     for one in rounds:
-        if one.ending is SpanStatus.CUT_OFF:
-            yield f"round {one.round} was cut off, last heard of after {format_duration(one.seconds)}"
+        if one.status is SpanStatus.CUT_OFF:
+            yield f"round {one.round} was cut off after {format_duration(one.seconds)}"
             continue
         others = "; ".join(str(wait).replace("waiting for ", "") for wait in one.waits[1:3])
         more = f" ({others})" if others else ""
-        took = "took {}" if one.ending is SpanStatus.ENDED else "has taken {} so far"
-        yield f"round {one.round} {took.format(format_duration(one.seconds))}: {str(one).partition(': ')[2]}{more}"
+        duration = format_duration(one.seconds)
+        took = f"took {duration}" if one.status is SpanStatus.ENDED else f"has taken {duration} so far"
+        yield f"round {one.round} {took}: {str(one).partition(': ')[2]}{more}"
     if not rounds:
-        yield "no round has begun"
-    if going := sorted(
-        tree.under_way, key=lambda span: not span.client
-    ):  # the server side waits for the clients
-        named = [f"{_describe_span(span)} for {format_duration(span.seconds)}" for span in going[:MAX_NAMED]]
-        rest = [f"{len(going) - MAX_NAMED} more"] if len(going) > MAX_NAMED else []
-        yield f"under way: {', '.join(named + rest)}"
+        yield "no round has started"
+    # spans of clients first: the server side waits for them
+    if spans := sorted(tree.open_spans, key=lambda span: not span.client):
+        named = [f"{_describe_span(span)} for {format_duration(span.seconds)}" for span in spans[:MAX_NAMED]]
+        rest = [f"{len(spans) - MAX_NAMED} more"] if len(spans) > MAX_NAMED else []
+        yield f"in progress: {', '.join(named + rest)}"
 
 
 def _describe_span(span: TracedSpan) -> str:
@@ -168,7 +175,7 @@ def _describe_span(span: TracedSpan) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """As a person says it: ``4 µs``, ``12 ms``, ``3.2 s``, ``2 min 5 s``."""
+    """Format a duration: ``4 µs``, ``12 ms``, ``3.2 s``, ``2 min 5 s``."""
     if seconds < 0.001:
         return f"{seconds * 1e6:.0f} µs"
     if seconds < 1:
@@ -180,10 +187,11 @@ def format_duration(seconds: float) -> str:
 
 
 def _walk(tree: SpanTree) -> Iterator[tuple[int, TracedSpan]]:
-    """Every span under what it hangs on, and how deep. A message and what is done for it stand side by side."""
-    whole = [root for root in tree.roots if not root.parent]
-    apart = [root for root in tree.roots if root.parent]
-    todo = [(len(whole[:1]), root) for root in reversed(apart)] + [(0, root) for root in reversed(whole)]
+    """Yield each span after its parent, with its depth. The span that handles a message is as deep as the message."""
+    complete = [root for root in tree.roots if not root.parent]
+    detached = [root for root in tree.roots if root.parent]
+    todo = [(len(complete[:1]), root) for root in reversed(detached)]
+    todo += [(0, root) for root in reversed(complete)]
     while todo:
         depth, span = todo.pop()
         yield depth, span
@@ -193,25 +201,25 @@ def _walk(tree: SpanTree) -> Iterator[tuple[int, TracedSpan]]:
 
 def _critical_span_ids(tree: SpanTree) -> set[str]:
     rounds = [span for span in tree.by_id.values() if span.name == "round"]
-    return {stretch.span.id for one in rounds for stretch in critical_path(tree, one)}
+    return {segment.span.id for one in rounds for segment in critical_path(tree, one)}
 
 
 def _render_line(
-    span: TracedSpan, name: str, columns: Columns, first: float, whole: float, *, hot: bool
+    span: TracedSpan, name: str, columns: Columns, first: float, whole: float, *, is_critical: bool
 ) -> Text:
     line = Text(no_wrap=True, overflow="crop")
     line.append(f"{_truncate(name, columns.name):<{columns.name}} ", _span_style(span))
     line.append(f"{_truncate(_span_owner(span), OWNER_WIDTH):<{OWNER_WIDTH}} ", "dim")
     bar = _render_bar(
-        (span.start - first) / whole, span.seconds / whole, columns.bar, OPEN_ENDS.get(span.ending, "")
+        (span.start - first) / whole, span.seconds / whole, columns.bar, OPEN_ENDS.get(span.status, "")
     )
-    line.append(bar, "bright_yellow" if hot else "red" if _has_failed(span) else "blue")
-    line.append(f" {format_duration(span.seconds):>{TIME_WIDTH}}", "" if hot else "dim")
+    line.append(bar, "bright_yellow" if is_critical else "red" if _has_failed(span) else "blue")
+    line.append(f" {format_duration(span.seconds):>{TIME_WIDTH}}", "" if is_critical else "dim")
     return line
 
 
 def span_label(span: TracedSpan) -> str:
-    """A span by name, with what tells it from others of that name."""
+    """Return the name of a span, with the round or the reason."""
     if span.name == "round":
         return f"round {span.round}"
     reason = span.attributes.get("fedbus.reason", "") if "→" in span.name else ""
@@ -223,7 +231,7 @@ def _span_owner(span: TracedSpan) -> str:
 
 
 def _has_failed(span: TracedSpan) -> bool:
-    return bool(span.attributes.get("failed")) or span.ending is SpanStatus.CUT_OFF
+    return bool(span.attributes.get("failed")) or span.status is SpanStatus.CUT_OFF
 
 
 def _span_style(span: TracedSpan) -> str:
@@ -237,12 +245,20 @@ def _span_style(span: TracedSpan) -> str:
 
 
 def _render_bar(offset: float, share: float, cells: int, open_end: str) -> str:
-    """From *offset* so long a *share* of the line, in eighths of a cell; never nothing, and *open_end* at the last."""
-    begin = min(int(offset * cells), cells - 1)
+    """Draw a bar of at least an eighth of a cell.
+
+    Args:
+        offset: Where the bar starts, as a share of the line.
+        share: Its length, as a share of the line.
+        cells: The width of the line.
+        open_end: A mark in place of the last cell; empty: none.
+
+    """
+    start = min(int(offset * cells), cells - 1)
     eighths = max(1, round(share * cells * 8))
-    full, rest = divmod(min(eighths, (cells - begin) * 8), 8)
+    full, rest = divmod(min(eighths, (cells - start) * 8), 8)
     bar = "█" * full + (EIGHTHS[rest - 1] if rest else "")
-    return " " * begin + ((bar[:-1] + open_end) if open_end else bar).ljust(cells - begin)
+    return " " * start + ((bar[:-1] + open_end) if open_end else bar).ljust(cells - start)
 
 
 def _truncate(text: str, width: int) -> str:

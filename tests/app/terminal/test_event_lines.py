@@ -1,4 +1,4 @@
-"""One line a message: each kind can be told, and the facts are short."""
+"""Each kind of message as one short line."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -23,40 +23,40 @@ def make_stored_message(message: Message) -> StoredMessage:
     )
 
 
-@pytest.mark.parametrize("message", EXAMPLES.values(), ids=lambda one: one.word)
-def test_every_message_is_one_line_for_a_person_and_one_for_a_program(message: Message) -> None:
-    told = render_line(make_stored_message(message)).plain
+@pytest.mark.parametrize("message", EXAMPLES.values(), ids=lambda one: one.name)
+def test_every_message_is_one_line_of_text_and_of_json(message: Message) -> None:
+    line = render_line(make_stored_message(message)).plain
 
-    assert "\n" not in told
-    assert "flower-client c1" in told
-    assert len(told) < 350
+    assert "\n" not in line
+    assert "flower-client c1" in line
+    assert len(line) < 350
     assert "\n" not in to_json(message_record(make_stored_message(message)))
 
 
-def test_what_somebody_says_does_nothing_to_the_terminal() -> None:
-    (transition,) = [one for one in EXAMPLES.values() if one.word == "transition"]
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    (transition,) = [one for one in EXAMPLES.values() if one.name == "transition"]
     hostile = transition.model_copy(update={"reason": "\x1b]0;owned\x07\x1b[2J\nserver gone"})
-    told = render_line(make_stored_message(hostile)).plain
+    line = render_line(make_stored_message(hostile)).plain
 
-    assert told.isprintable()
-    assert told.endswith("[2J server gone")
+    assert line.isprintable()
+    assert line.endswith("[2J server gone")
 
 
-def test_a_transition_says_from_where_to_where_and_why() -> None:
-    (transition,) = [one for one in EXAMPLES.values() if one.word == "transition"]
+def test_a_transition_shows_its_states_and_its_event() -> None:
+    (transition,) = [one for one in EXAMPLES.values() if one.name == "transition"]
     assert describe_facts(transition) == [("serving → learning", "bold"), " on client_start: run mnist-2"]
 
 
-def test_a_repository_that_cannot_be_used_is_told_of_with_what_is_wrong_with_it() -> None:
+def test_a_store_problem_is_named_on_its_own_event() -> None:
     damaged = Transition(
         task="mnist",
         event="store_unavailable",
         source="waiting",
         target="waiting",
-        reason="v2 is not what it was",
+        reason="v2 is corrupt",
         facts=ServerData(task="mnist", trouble=StoreProblem.DAMAGED),
     )
-    assert describe_facts(damaged)[1] == " on store_unavailable (damaged): v2 is not what it was"
+    assert describe_facts(damaged)[1] == " on store_unavailable (damaged): v2 is corrupt"
     later = damaged.model_copy(update={"event": "run_cancelled", "reason": "by hand"})
     assert describe_facts(later)[1] == " on run_cancelled: by hand"
 
@@ -75,14 +75,14 @@ def test_values_are_short() -> None:
     assert short_text(None) == short_text("") == short_text(()) == ""
 
 
-def test_the_server_side_needs_no_name() -> None:
+def test_an_agent_of_the_server_side_has_no_owner() -> None:
     assert sender_of("fedbus/dev/server-manager/server") == "server-manager"
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("10m", 600), ("10 min", 600), ("2h", 7200), ("1d", 86400)]
 )
-def test_a_time_may_be_so_long_ago(text: str, seconds: float) -> None:
+def test_a_time_may_be_relative(text: str, seconds: float) -> None:
     assert abs((datetime.now(UTC) - parse_time(text)).total_seconds() - seconds) < 5
 
 
@@ -91,7 +91,7 @@ def test_a_time_may_be_a_date() -> None:
     assert parse_time("2026-01-31T12:00").tzinfo is not None
 
 
-def test_how_long_ago_and_how_large_are_said_as_a_person_would() -> None:
+def test_ages_and_sizes_have_units() -> None:
     now = datetime.now(UTC)
     assert [format_age(now - timedelta(seconds=s)) for s in (3, 300, 7200, 400_000)] == [
         "3 s ago",

@@ -1,4 +1,4 @@
-"""What others said, shown on a terminal: it is text there, whatever it would like to be."""
+"""Text from devices cannot control the terminal."""
 
 import json
 
@@ -26,11 +26,11 @@ def test_a_cell_of_a_table_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_a_fact_is_text() -> None:
+def test_a_value_is_text() -> None:
     assert output.format_value(HOSTILE) == SHOWN
 
 
-def test_json_means_what_was_said_and_moves_no_cursor() -> None:
+def test_json_is_faithful_and_printable() -> None:
     document = to_json({HOSTILE: [HOSTILE, "größer ☃"]}, indent=2)
 
     assert json.loads(document) == {HOSTILE: [HOSTILE, "größer ☃"]}

@@ -1,4 +1,4 @@
-"""`fedbus run watch` on a terminal: rounds as a bar, and who has answered so far."""
+"""`fedbus run watch`: rounds as a bar, and the clients that have answered."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -45,7 +45,7 @@ async def send_round_reply(simulation: SimulatedFederation, client: str) -> None
     await simulation.publish(RoundReply(**about))
 
 
-async def test_a_terminal_shows_who_has_answered_and_how_the_run_ends(
+async def test_a_terminal_shows_the_answers_and_the_end_of_a_run(
     simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
     await simulation.transition(
@@ -73,13 +73,13 @@ async def test_a_terminal_shows_who_has_answered_and_how_the_run_ends(
         await eventually(lambda: "no worse than v2" in shown.raw)
 
 
-async def test_piped_there_are_lines_and_no_bar(simulation: SimulatedFederation, fedbus: FedbusCli) -> None:
+async def test_a_pipe_gets_lines_and_no_bar(simulation: SimulatedFederation, fedbus: FedbusCli) -> None:
     await simulation.transition(simulation.make_run_facts(1, 1), "round_finished", "running", "running")
     await send_round_message(simulation, "c1")
     await simulation.transition(simulation.make_run_facts(1, 4), "run_finished", "running", "finished")
-    said = await fedbus("run", "watch", RUN)
+    result = await fedbus("run", "watch", RUN)
 
-    assert said.code == 0
-    assert len(said.out.splitlines()) == 2
-    assert "━" not in said.out
-    assert "\x1b" not in said.out
+    assert result.code == 0
+    assert len(result.out.splitlines()) == 2
+    assert "━" not in result.out
+    assert "\x1b" not in result.out

@@ -97,7 +97,7 @@ async def test_a_server_shows_a_store_problem_until_it_is_over(
         return render_lines(await loaded_view(simulation.bus), width=120)[1]
 
     async with LifecycleStore.open(simulation.bus) as lives:
-        server = await lives.of(SERVER, ServerData(task=TASK))
+        server = await lives.load(SERVER, ServerData(task=TASK))
         await server.create()
         await server.transition(ServerEvent.MODEL_READY)
         await server.transition(
