@@ -38,13 +38,13 @@ def test_each_make_target_of_the_readme_exists(target: str) -> None:
     )
 
 
-def test_the_table_in_the_readme_is_a_valid_one() -> None:
+def test_the_task_table_of_the_readme_is_valid() -> None:
     (block,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
     table = tomllib.loads(block)["tool"]["fedbus"]
     assert TaskTable.model_validate(table).task == "digits"
 
 
-def test_every_link_of_the_readme_and_the_docs_leads_somewhere() -> None:
+def test_every_link_of_the_readme_and_the_docs_has_a_target() -> None:
     for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             if "://" not in target:

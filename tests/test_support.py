@@ -10,12 +10,12 @@ from support.cli import PRELOADED
 from support.processes import child_processes, command_of, is_running
 
 
-async def test_a_condition_that_stays_false_ends_with_its_time() -> None:
+async def test_a_condition_that_stays_false_times_out() -> None:
     with pytest.raises(ConditionNotMet, match=r"^Condition not met within 0\.05 s$"):
         await eventually(lambda: False, within_s=0.05)
 
 
-async def test_a_timeout_of_the_condition_itself_is_passed_on() -> None:
+async def test_a_timeout_error_of_the_condition_is_raised() -> None:
     def condition() -> bool:
         raise TimeoutError("of its own")
 
@@ -35,12 +35,12 @@ def repeated(pattern: str, error: Exception) -> bool:
     return re.search(pattern, f"{type(error).__name__}: {error}") is not None
 
 
-def test_what_commands_are_forked_with_exists() -> None:
+def test_all_preloaded_modules_exist() -> None:
     """The fork server of multiprocessing leaves out in silence what it cannot import."""
     assert [name for name in PRELOADED if find_spec(name) is None] == []
 
 
-def test_a_process_that_ends_while_it_is_looked_at_has_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_has_just_ended_has_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(self: psutil.Process) -> list[str]:
         raise psutil.NoSuchProcess(self.pid)
 

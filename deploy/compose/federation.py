@@ -27,7 +27,7 @@ async def streams_and_bucket(settings: Settings) -> None:
         await bus.create_streams()
     bucket = Bucket(BucketAddress.parse(settings.store_url))
     async with bucket.open():
-        await bucket.make()
+        await bucket.create_bucket()
 
 
 def _patient(task: Path) -> dict[str, str]:

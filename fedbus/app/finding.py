@@ -8,15 +8,15 @@ from rich.text import Text
 
 
 class Severity(StrEnum):
-    WELL = "well"
-    REMARK = "remark"
-    ILL = "ill"
+    OK = "well"
+    WARNING = "remark"
+    ERROR = "ill"
 
 
 SEVERITY_MARKS: Final = {
-    Severity.WELL: ("✓", "green"),
-    Severity.REMARK: ("!", "yellow"),
-    Severity.ILL: ("✗", "bold red"),
+    Severity.OK: ("✓", "green"),
+    Severity.WARNING: ("!", "yellow"),
+    Severity.ERROR: ("✗", "bold red"),
 }
 SET_CLOCK_ADVICE: Final = "set the clock of this machine (timedatectl set-ntp true)"
 
@@ -29,13 +29,13 @@ class DoctorFinding:
     advice: str = ""
 
     @property
-    def is_ill(self) -> bool:
-        return self.health is Severity.ILL
+    def is_error(self) -> bool:
+        return self.health is Severity.ERROR
 
-    def line(self) -> Text:
+    def render(self) -> Text:
         mark, style = SEVERITY_MARKS[self.health]
         advice = f": {self.advice}" if self.advice else ""
         return Text.assemble((mark, style), f" {self.what:<16} ", self.found, (advice, "bold"))
 
-    def as_facts(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "health": str(self.health)}

@@ -191,23 +191,23 @@ class Settings(BaseModel):
     def labels(self) -> dict[str, str]:
         return parse_labels(self.labels_text)
 
-    def signer(self) -> ModelSigner | None:
+    def load_signer(self) -> ModelSigner | None:
         """Read the key that signs new models.
 
         Raises:
             InvalidKey: The file has no private key.
 
         """
-        return ModelSigner.read(self.signing_key) if self.signing_key else None
+        return ModelSigner.load(self.signing_key) if self.signing_key else None
 
-    def trusted(self) -> TrustedKeys | None:
+    def load_trusted_keys(self) -> TrustedKeys | None:
         """Read the keys whose models may be served.
 
         Raises:
             InvalidKey: The file has no public keys.
 
         """
-        return TrustedKeys.read(self.trusted_keys) if self.trusted_keys else None
+        return TrustedKeys.load(self.trusted_keys) if self.trusted_keys else None
 
     @property
     def allowed_installs(self) -> tuple[str, ...]:

@@ -295,9 +295,11 @@ class Bus:
             try:
                 reply = await self._client.request(subject, body, timeout=timeout_s, headers=headers)
             except NoRespondersError:
-                raise NoResponse(request.word, request.server, "no agent serves it") from None
+                raise NoResponse(request.name, request.responder, "no agent serves it") from None
             except (*TRANSIENT_ERRORS, ConnectionClosedError):
-                raise NoResponse(request.word, request.server, f"no reply within {timeout_s:g} s") from None
+                raise NoResponse(
+                    request.name, request.responder, f"no reply within {timeout_s:g} s"
+                ) from None
             return _parse_reply(request, reply)
 
     @asynccontextmanager
@@ -311,7 +313,7 @@ class Bus:
         async with self._open_service(task, version) as service:
             for kind, handler in handlers.items():
                 await service.add_endpoint(
-                    name=kind.word.replace("_", "-"),
+                    name=kind.name.replace("_", "-"),
                     subject=subjects.wildcard_for(self.fed, kind, task=task),
                     handler=_make_endpoint(handler, self.source),
                 )
@@ -504,7 +506,7 @@ class Bus:
 
     async def last_per_device(self, kind: type[Message]) -> list[StoredMessage]:
         """Return the last message of *kind* of each device; empty if an older federation lacks the stream."""
-        assert kind.keeps_last_value, kind.word
+        assert kind.keeps_last_value, kind.name
         with contextlib.suppress(FederationNotFound):
             return await self.last_per_subject(
                 streams.devices_stream(self.fed), [subjects.wildcard_for(self.fed, kind)]
@@ -679,12 +681,12 @@ def _deliver_policy(since: datetime | None, after: int | None, *, whole: bool) -
 def _parse_reply(request: Request, reply: Msg) -> Any:
     if reply.headers and REFUSED_HEADER in reply.headers:
         refused = decode_body(Refused, reply.data)
-        raise RequestRefused(request.word, refused.reason, kind=refused.kind)
+        raise RequestRefused(request.name, refused.reason, kind=refused.kind)
     if reply.headers and "Nats-Service-Error" in reply.headers:
         raise RequestRefused(
-            request.word, f"internal error in the {request.server}: {reply.headers['Nats-Service-Error']}"
+            request.name, f"internal error in the {request.responder}: {reply.headers['Nats-Service-Error']}"
         )
-    return decode_body(request.answer, reply.data)
+    return decode_body(request.reply_type, reply.data)
 
 
 def _make_endpoint(handler: Handler, source: str) -> Callable[[MicroRequest], Awaitable[None]]:

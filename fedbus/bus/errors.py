@@ -91,7 +91,7 @@ class StaleOwner(BusError):
             "This one exits; stop one of the two"
         )
         self.kind = kind
-        self.thing = thing
+        self.key = thing
 
 
 class LeaseLost(BusError):

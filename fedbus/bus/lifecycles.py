@@ -73,7 +73,7 @@ class LifecycleHandle(Generic[State, Event, Data, Changes]):
     ) -> None:
         self._store = store
         self._lifecycle = lifecycle
-        self._facts = facts
+        self._data = facts
         self._state = lifecycle.states(last.target) if last else None
         self.event: Event | None = lifecycle.events(last.event) if last else None
         """The event of the last transition."""
@@ -87,9 +87,9 @@ class LifecycleHandle(Generic[State, Event, Data, Changes]):
         return self._state or self._lifecycle.initial
 
     @property
-    def facts(self) -> Data:
+    def data(self) -> Data:
         """The data of the last transition. Only a transition changes them."""
-        return self._facts
+        return self._data
 
     @property
     def exists(self) -> bool:
@@ -101,9 +101,9 @@ class LifecycleHandle(Generic[State, Event, Data, Changes]):
     async def create(self, *, reason: str = "") -> None:
         """Publish the creation of a new entity, in its initial state."""
         assert not self.exists
-        run = getattr(self._facts, "run", None)
+        run = getattr(self._data, "run", None)
         await self._publish_transition(
-            self._lifecycle.creation, "", self._lifecycle.initial, self._facts, reason=reason, run=run
+            self._lifecycle.creation, "", self._lifecycle.initial, self._data, reason=reason, run=run
         )
 
     async def transition(
@@ -126,7 +126,7 @@ class LifecycleHandle(Generic[State, Event, Data, Changes]):
 
         """
         target = self._lifecycle.advance(self.state, event)
-        data = self._lifecycle.change(event, self._facts, changes)
+        data = self._lifecycle.change(event, self._data, changes)
         run = getattr(data, "run", None) if changes.get("run") else self._current_run
         failure = ""
         if event in self._lifecycle.failure_events:
@@ -139,7 +139,7 @@ class LifecycleHandle(Generic[State, Event, Data, Changes]):
     def _current_run(self) -> str | None:
         """The run that the entity takes part in; None if its data only names the last one."""
         is_in_run = self.state not in self._lifecycle.between_runs
-        return getattr(self._facts, "run", None) if is_in_run else None
+        return getattr(self._data, "run", None) if is_in_run else None
 
     async def _publish_transition(
         self,
@@ -179,12 +179,12 @@ class LifecycleHandle(Generic[State, Event, Data, Changes]):
             )
         attributes = {"fedbus.kind": transition.kind, "fedbus.from": source, "fedbus.to": str(target)}
         increment(TRANSITIONS, attributes)
-        self._state, self._facts = target, data
+        self._state, self._data = target, data
         self.event, self.reason = event, reason
         write = log.debug if source == str(target) else log.info  # trace and events already show each round
         write(
             span_name(transition.kind, source or "•", str(target)),
-            entity=transition.thing,
+            entity=transition.key,
             lifecycle_event=str(event),
             reason=reason or None,
         )
@@ -218,7 +218,7 @@ class LifecycleStore:
         self, lifecycle: Lifecycle[State, Event, Data, Changes], facts: Data
     ) -> LifecycleHandle[State, Event, Data, Changes]:
         """Load the entity that *facts* names from the log; with *facts* as its data if it has no transition yet."""
-        subject = self._subject(lifecycle.kind, facts.thing)
+        subject = self._subject(lifecycle.kind, facts.key)
         found = await self._last_transition(subject)
         if found is None:
             return LifecycleHandle(self, lifecycle, facts)
@@ -231,7 +231,7 @@ class LifecycleStore:
 
         *cause* is the id of the message that led to it, for a transition outside of any message handler.
         """
-        subject = self._subject(transition.kind, transition.thing)
+        subject = self._subject(transition.kind, transition.key)
         envelope = make_envelope(
             transition, source=self._bus.source, trace=tracing.current_trace_headers(), cause=cause
         )
@@ -285,7 +285,7 @@ class LifecycleStore:
         if pending.source != state and not is_published:
             log.warning(
                 "Discarding stale outbox transition: another owner has moved this entity",
-                entity=pending.thing,
+                entity=pending.key,
             )
             _remove_from_outbox(outbox, entry.subject)
 
@@ -336,7 +336,7 @@ def _span_attributes(transition: Transition, run: str | None) -> dict[str, str |
     facts = vars(transition.facts)
     attributes: dict[str, str | int] = {
         "fedbus.kind": transition.kind,
-        "fedbus.thing": transition.thing,
+        "fedbus.thing": transition.key,
         "fedbus.task": transition.task,
         "fedbus.event": transition.event,
         "fedbus.from": transition.source,

@@ -78,7 +78,7 @@ def publish_span(
 ) -> AbstractContextManager[Span]:
     """Start the span of a publish or a request."""
     return tracer.start_as_current_span(
-        f"{operation} {message.word}",
+        f"{operation} {message.name}",
         kind=SPAN_KINDS[operation],
         attributes=_span_attributes(message, subject, operation, id, source),
     )
@@ -96,7 +96,7 @@ def consumer_span(
     try:
         with (
             tracer.start_as_current_span(
-                f"{operation} {message.word}",
+                f"{operation} {message.name}",
                 _extract_context(envelope.trace),
                 kind=SpanKind.SERVER if isinstance(message, Request) else SpanKind.CONSUMER,
                 attributes=attributes,
@@ -115,14 +115,14 @@ def cause_for_effects(message: Message, envelope: Envelope) -> str:
 
 def count_message(message: Message, direction: str, size_bytes: int) -> None:
     """Count a message that was sent (``transmit``) or received (``receive``)."""
-    attributes = {"fedbus.word": message.word, "network.io.direction": direction}
+    attributes = {"fedbus.word": message.name, "network.io.direction": direction}
     increment(MESSAGES, attributes)
     increment(MESSAGE_IO, attributes, size_bytes)
 
 
 def record_receive(message: Message, envelope: Envelope, raw: Msg) -> None:
     """Record the age of a received message and whether it is a redelivery. Clock skew may not make the age negative."""
-    attributes = {"fedbus.word": message.word}
+    attributes = {"fedbus.word": message.name}
     record(EVENT_AGE, max(0.0, time.time() - envelope.time.timestamp()), attributes)
     if raw.metadata.num_delivered > 1:
         increment(REDELIVERIES, attributes)
@@ -140,7 +140,7 @@ def _span_attributes(
         "messaging.destination.template": template(type(message)),
         "messaging.message.id": id,
         "messaging.client.id": source,
-        "fedbus.word": message.word,
+        "fedbus.word": message.name,
         "fedbus.task": message.task,
         "fedbus.about": message.subject_ref,
     }

@@ -240,4 +240,4 @@ def subscribed_subjects(fed: FederationId, agent: AgentName, *, task: str, clien
 
 def requests_answered_by(agent: str) -> list[type[Request]]:
     """Return the requests that *agent* answers."""
-    return [kind for kind in MESSAGES if issubclass(kind, Request) and kind.server == agent]
+    return [kind for kind in MESSAGES if issubclass(kind, Request) and kind.responder == agent]

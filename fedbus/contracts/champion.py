@@ -37,9 +37,9 @@ class ModelPromoted(Body):
 class PromoteModel(Request):
     """Request to make *model_version* the champion, even if the gate rejected it or a device rolled it back."""
 
-    word: ClassVar[str] = "promote_model"
-    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    answer: ClassVar[type[Body]] = ModelPromoted
+    name: ClassVar[str] = "promote_model"
+    responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
+    reply_type: ClassVar[type[Body]] = ModelPromoted
 
     model_version: int = Field(ge=1)
     reason: str = "promoted by hand"
@@ -48,9 +48,9 @@ class PromoteModel(Request):
 class RollBackModel(Request):
     """Request to make the previous champion, or version *to*, the champion again."""
 
-    word: ClassVar[str] = "roll_back_model"
-    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    answer: ClassVar[type[Body]] = ModelPromoted
+    name: ClassVar[str] = "roll_back_model"
+    responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
+    reply_type: ClassVar[type[Body]] = ModelPromoted
 
     to: int | None = Field(default=None, ge=1)
     """The version to return to; None: the previous champion."""
@@ -60,8 +60,8 @@ class RollBackModel(Request):
 class StartLineage(Request):
     """Request to build a new first model with the architecture of the current code, and to make it the champion."""
 
-    word: ClassVar[str] = "start_lineage"
-    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    answer: ClassVar[type[Body]] = ModelPromoted
+    name: ClassVar[str] = "start_lineage"
+    responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
+    reply_type: ClassVar[type[Body]] = ModelPromoted
 
     reason: str = "new lineage requested"

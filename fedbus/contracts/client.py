@@ -64,7 +64,7 @@ class ClientData(LifecycleData):
     """Labels that the operator gave the device: ``{"site": "lab"}``."""
 
     @property
-    def thing(self) -> str:
+    def key(self) -> str:
         return f"{self.client}.{self.task}"
 
 
@@ -176,7 +176,7 @@ class FlClientData(LifecycleData):
     run: Id | None = None
 
     @property
-    def thing(self) -> str:
+    def key(self) -> str:
         return f"{self.client}.{self.task}"
 
 
@@ -244,7 +244,7 @@ class InferenceData(LifecycleData):
     """The base URL for predictions: ``http://127.0.0.1:8080``."""
 
     @property
-    def thing(self) -> str:
+    def key(self) -> str:
         return f"{self.client}.{self.task}"
 
 
@@ -289,7 +289,7 @@ INFERENCE = Lifecycle[InferenceState, InferenceEvent, InferenceData, InferenceCh
 class ClientJoined(ClientMessage):
     """The client has joined *run*. Its trainer process is running and consumes the messages of the run."""
 
-    word: ClassVar[str] = "joined"
+    name: ClassVar[str] = "joined"
     family: ClassVar[Family] = Family.CLIENT
 
     run: Id
@@ -299,7 +299,7 @@ class ClientJoined(ClientMessage):
 class ClientDeclined(ClientMessage):
     """The client does not take part in *run*, for *reason*."""
 
-    word: ClassVar[str] = "declined"
+    name: ClassVar[str] = "declined"
     family: ClassVar[Family] = Family.CLIENT
 
     run: Id
@@ -313,7 +313,7 @@ class ClientDeclined(ClientMessage):
 class RoundReply(ClientMessage):
     """Flower's reply to a `round_message`. It has either content, or an error with Flower's code and a reason."""
 
-    word: ClassVar[str] = "round_reply"
+    name: ClassVar[str] = "round_reply"
     family: ClassVar[Family] = Family.CLIENT
 
     run: Id
@@ -339,7 +339,7 @@ class RoundReply(ClientMessage):
 class FinTrain(ClientMessage):
     """The client has finished *run*, and its trainer process has ended."""
 
-    word: ClassVar[str] = "fin_train"
+    name: ClassVar[str] = "fin_train"
     family: ClassVar[Family] = Family.CLIENT
 
     run: Id
@@ -351,7 +351,7 @@ class FinTrain(ClientMessage):
 class FailTrain(ClientMessage):
     """The client has left *run* because of a failure. The run continues without it."""
 
-    word: ClassVar[str] = "fail_train"
+    name: ClassVar[str] = "fail_train"
     family: ClassVar[Family] = Family.CLIENT
 
     run: Id
@@ -363,7 +363,7 @@ class FailTrain(ClientMessage):
 class Heartbeat(ClientMessage):
     """The client is still training *run*. It is not stored, because a late heartbeat has no meaning."""
 
-    word: ClassVar[str] = "heartbeat"
+    name: ClassVar[str] = "heartbeat"
     family: ClassVar[Family] = Family.CLIENT
     durable: ClassVar[bool] = False
 
@@ -376,7 +376,7 @@ class Heartbeat(ClientMessage):
 class ClientStart(ClientMessage):
     """Command to train *run*. The client manager sends it to the FL client."""
 
-    word: ClassVar[str] = "client_start"
+    name: ClassVar[str] = "client_start"
     family: ClassVar[Family] = Family.LOCAL
 
     run: Id
@@ -387,7 +387,7 @@ class ClientStart(ClientMessage):
 class RoundStarted(ClientMessage):
     """The trainer has started to process the first message of *run*."""
 
-    word: ClassVar[str] = "round_started"
+    name: ClassVar[str] = "round_started"
     family: ClassVar[Family] = Family.LOCAL
 
     run: Id
@@ -397,7 +397,7 @@ class RoundStarted(ClientMessage):
 class InferStart(ClientMessage):
     """Command to load and serve the first model. *path* is a file on the client that both agents can read."""
 
-    word: ClassVar[str] = "infer_start"
+    name: ClassVar[str] = "infer_start"
     family: ClassVar[Family] = Family.LOCAL
 
     model: ModelRef
@@ -413,13 +413,13 @@ class InferStart(ClientMessage):
 class InferUpdate(InferStart):
     """Command to load and check this model while the current one serves, then to replace the current one."""
 
-    word: ClassVar[str] = "infer_update"
+    name: ClassVar[str] = "infer_update"
 
 
 class InferReady(ClientMessage):
     """The inference agent has loaded the model and serves it."""
 
-    word: ClassVar[str] = "infer_ready"
+    name: ClassVar[str] = "infer_ready"
     family: ClassVar[Family] = Family.LOCAL
 
     model: ModelRef
@@ -430,7 +430,7 @@ class InferReady(ClientMessage):
 class InferRefused(ClientMessage):
     """The inference agent has rejected the model. *serving* is the version that still serves, if there is one."""
 
-    word: ClassVar[str] = "infer_refused"
+    name: ClassVar[str] = "infer_refused"
     family: ClassVar[Family] = Family.LOCAL
 
     model: ModelRef

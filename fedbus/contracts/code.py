@@ -49,7 +49,7 @@ class CodePlan(Body):
 class CodePublished(Message):
     """The deployed code is *code_version*. The clients in *cohort* switch to *candidate*, if there is one."""
 
-    word: ClassVar[str] = "code_published"
+    name: ClassVar[str] = "code_published"
     family: ClassVar[Family] = Family.CAST
 
     code_version: str
@@ -70,7 +70,7 @@ class CodePublished(Message):
 class CodeReady(ClientMessage):
     """The client has fetched, verified, prepared and checked *code_version*. It trains with it from now on."""
 
-    word: ClassVar[str] = "code_ready"
+    name: ClassVar[str] = "code_ready"
     family: ClassVar[Family] = Family.CLIENT
 
     code_version: str
@@ -81,7 +81,7 @@ class CodeReady(ClientMessage):
 class CodeRefused(ClientMessage):
     """The client has rejected *code_version* and stays on *stays_on*."""
 
-    word: ClassVar[str] = "code_refused"
+    name: ClassVar[str] = "code_refused"
     family: ClassVar[Family] = Family.CLIENT
 
     code_version: str
@@ -148,7 +148,7 @@ class CodeData(LifecycleData):
     """The repository and ref that fedbus follows, without credentials."""
 
     @property
-    def thing(self) -> str:
+    def key(self) -> str:
         return self.task
 
     @property
@@ -263,9 +263,9 @@ class CodeLookedFor(Body):
 class LookForCode(Request):
     """Request to look for new code in the repository now, for example after a push."""
 
-    word: ClassVar[str] = "look_for_code"
-    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    answer: ClassVar[type[Body]] = CodeLookedFor
+    name: ClassVar[str] = "look_for_code"
+    responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
+    reply_type: ClassVar[type[Body]] = CodeLookedFor
 
 
 class RolloutBegun(Body):
@@ -278,9 +278,9 @@ class RolloutBegun(Body):
 class RollOutCode(Request):
     """Request to roll out *code_version* to the clients, stage by stage, even if the ref points to another commit."""
 
-    word: ClassVar[str] = "roll_out_code"
-    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    answer: ClassVar[type[Body]] = RolloutBegun
+    name: ClassVar[str] = "roll_out_code"
+    responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
+    reply_type: ClassVar[type[Body]] = RolloutBegun
 
     code_version: str
     """A commit of the repository: a SHA or its prefix, a tag or a branch."""
@@ -297,9 +297,9 @@ class RevertCode(Request):
     Outside a rollout, all clients return to the version before the deployed one.
     """
 
-    word: ClassVar[str] = "revert_code"
-    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    answer: ClassVar[type[Body]] = RolloutBegun
+    name: ClassVar[str] = "revert_code"
+    responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
+    reply_type: ClassVar[type[Body]] = RolloutBegun
 
     to: str = ""
     """The version to return to; empty: the previous one."""
@@ -320,9 +320,9 @@ class CodeChecked(Body):
 class CheckCode(Request):
     """Request to import the task's code at *code_version*, to build its model and to run the task's own check."""
 
-    word: ClassVar[str] = "check_code"
-    server: ClassVar[AgentName] = AgentName.FLOWER_SERVER
-    answer: ClassVar[type[Body]] = CodeChecked
+    name: ClassVar[str] = "check_code"
+    responder: ClassVar[AgentName] = AgentName.FLOWER_SERVER
+    reply_type: ClassVar[type[Body]] = CodeChecked
 
     code_version: str
     like: str = ""

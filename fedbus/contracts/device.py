@@ -23,7 +23,7 @@ class GpuUse(Body):
 class DeviceReport(ClientMessage):
     """The current state of a device. Shares are from 0 to 1. Only the last report of each device is stored."""
 
-    word: ClassVar[str] = "device_report"
+    name: ClassVar[str] = "device_report"
     family: ClassVar[Family] = Family.CLIENT
     durable: ClassVar[bool] = False
     keeps_last_value: ClassVar[bool] = True

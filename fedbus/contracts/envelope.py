@@ -196,7 +196,7 @@ def _check_identity(subject: str, envelope: Envelope, message: Message) -> None:
 def _expected_subject(fed: FederationId, message: Message) -> str:
     """Return the subject that *message* must arrive on."""
     if isinstance(message, Transition):
-        return subjects.lifecycle(fed, message.kind, message.thing)
+        return subjects.lifecycle(fed, message.kind, message.key)
     return subjects.subject_for(fed, message)
 
 

@@ -348,5 +348,5 @@ FACTS: Final = (
 
 def reply_types() -> list[type[Body]]:
     """Return every class of a reply."""
-    kinds = [kind.answer for kind in MESSAGES if issubclass(kind, Request)]
+    kinds = [kind.reply_type for kind in MESSAGES if issubclass(kind, Request)]
     return list(dict.fromkeys([*kinds, Refused]))

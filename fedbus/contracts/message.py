@@ -47,7 +47,7 @@ class LifecycleData(Body):
     task: Id
 
     @property
-    def thing(self) -> str:
+    def key(self) -> str:
         """The key of the entity, unique within its kind: the end of its subject."""
         raise NotImplementedError
 
@@ -55,7 +55,7 @@ class LifecycleData(Body):
 class Message(Body):
     """A message about one task."""
 
-    word: ClassVar[str]
+    name: ClassVar[str]
     family: ClassVar[Family]
     version: ClassVar[int] = 1
     durable: ClassVar[bool] = True
@@ -84,9 +84,9 @@ class Request(Message):
 
     family: ClassVar[Family] = Family.SVC
     durable: ClassVar[bool] = False
-    server: ClassVar[AgentName]
+    responder: ClassVar[AgentName]
     """The agent that answers."""
-    answer: ClassVar[type[Body]]
+    reply_type: ClassVar[type[Body]]
     """The type of the reply. A refusal is a `Refused`."""
 
 
@@ -135,4 +135,4 @@ class Refused(Body):
 
 def type_name(kind: type[Message]) -> str:
     """Return the CloudEvents type of a message class: ``dev.fedbus.fin_train.v1``."""
-    return f"dev.fedbus.{kind.word}.v{kind.version}"
+    return f"dev.fedbus.{kind.name}.v{kind.version}"

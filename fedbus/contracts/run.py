@@ -159,7 +159,7 @@ class RunData(LifecycleData):
     """The root of the run's trace, so that a restarted workflow scheduler continues the trace."""
 
     @property
-    def thing(self) -> str:
+    def key(self) -> str:
         return self.run
 
 
@@ -229,9 +229,9 @@ class RunStarted(Body):
 class StartRun(Request):
     """Request to start a run now. A field that is absent keeps the value of the task."""
 
-    word: ClassVar[str] = "start_run"
-    server: ClassVar[AgentName] = AgentName.WORKFLOW_SCHEDULER
-    answer: ClassVar[type[Body]] = RunStarted
+    name: ClassVar[str] = "start_run"
+    responder: ClassVar[AgentName] = AgentName.WORKFLOW_SCHEDULER
+    reply_type: ClassVar[type[Body]] = RunStarted
 
     rounds: int | None = Field(default=None, ge=1)
     quorum: int | None = Field(default=None, ge=1)
@@ -254,9 +254,9 @@ class RunStopped(Body):
 class StopRun(Request):
     """Request to cancel the run. Its last checkpoint does not become a model version."""
 
-    word: ClassVar[str] = "stop_run"
-    server: ClassVar[AgentName] = AgentName.WORKFLOW_SCHEDULER
-    answer: ClassVar[type[Body]] = RunStopped
+    name: ClassVar[str] = "stop_run"
+    responder: ClassVar[AgentName] = AgentName.WORKFLOW_SCHEDULER
+    reply_type: ClassVar[type[Body]] = RunStopped
 
     run: Id
     reason: str = "stopped by hand"

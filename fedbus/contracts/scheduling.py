@@ -233,7 +233,7 @@ class ScheduleData(LifecycleData):
     """The trace context of the transition to ``due``, in which the run continues."""
 
     @property
-    def thing(self) -> str:
+    def key(self) -> str:
         return self.task
 
 

@@ -110,7 +110,7 @@ class ServerData(LifecycleData):
     ``denied``, ``damaged`` or ``empty``."""
 
     @property
-    def thing(self) -> str:
+    def key(self) -> str:
         return self.task
 
 
@@ -238,7 +238,7 @@ SERVER = Lifecycle[ServerState, ServerEvent, ServerData, ServerChanges](
 class UpdateReady(Message):
     """*run* is recruiting: its Flower server is running, and clients may join until *recruit_until*."""
 
-    word: ClassVar[str] = "update_ready"
+    name: ClassVar[str] = "update_ready"
     family: ClassVar[Family] = Family.CAST
 
     run: Id
@@ -253,7 +253,7 @@ class UpdateReady(Message):
 class ModelPublished(Message):
     """Announcement of a new champion. All clients fetch *blob* and serve it."""
 
-    word: ClassVar[str] = "model_published"
+    name: ClassVar[str] = "model_published"
     family: ClassVar[Family] = Family.CAST
 
     model: ModelRef
@@ -269,7 +269,7 @@ class ModelPublished(Message):
 class ServerClosed(Message):
     """The run has ended, with any *outcome*. Its trainer processes may end."""
 
-    word: ClassVar[str] = "server_closed"
+    name: ClassVar[str] = "server_closed"
     family: ClassVar[Family] = Family.CAST
 
     run: Id
@@ -293,9 +293,9 @@ class HealthStatus(Body):
 class HealthCheck(Request):
     """Request for the state of the task's server and the run that clients may join."""
 
-    word: ClassVar[str] = "health_check"
-    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    answer: ClassVar[type[Body]] = HealthStatus
+    name: ClassVar[str] = "health_check"
+    responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
+    reply_type: ClassVar[type[Body]] = HealthStatus
 
 
 class ServerInfo(Body):
@@ -312,9 +312,9 @@ class ServerInfo(Body):
 class GetServerInfo(Request):
     """Request for the task's code version and champion."""
 
-    word: ClassVar[str] = "get_server_info"
-    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    answer: ClassVar[type[Body]] = ServerInfo
+    name: ClassVar[str] = "get_server_info"
+    responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
+    reply_type: ClassVar[type[Body]] = ServerInfo
 
 
 class Enrolled(Body):
@@ -326,9 +326,9 @@ class Enrolled(Body):
 class Enroll(ClientRequest):
     """Request to create the durable consumers of a client's agents. A client has no permission to create them."""
 
-    word: ClassVar[str] = "enroll"
-    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    answer: ClassVar[type[Body]] = Enrolled
+    name: ClassVar[str] = "enroll"
+    responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
+    reply_type: ClassVar[type[Body]] = Enrolled
 
     labels: dict[str, str] = Field(default_factory=dict)
 
@@ -342,9 +342,9 @@ class RunOpened(Body):
 class OpenRun(Request):
     """Request to recruit clients for *run* and to train it. The workflow scheduler sends it."""
 
-    word: ClassVar[str] = "open_run"
-    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    answer: ClassVar[type[Body]] = RunOpened
+    name: ClassVar[str] = "open_run"
+    responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
+    reply_type: ClassVar[type[Body]] = RunOpened
 
     run: Id
     plan: RunPlan
@@ -359,9 +359,9 @@ class RunCancelled(Body):
 class CancelRun(Request):
     """Request to end *run* without a new model version."""
 
-    word: ClassVar[str] = "cancel_run"
-    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    answer: ClassVar[type[Body]] = RunCancelled
+    name: ClassVar[str] = "cancel_run"
+    responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
+    reply_type: ClassVar[type[Body]] = RunCancelled
 
     run: Id
     reason: str
@@ -379,9 +379,9 @@ class ModelInitialised(Body):
 class InitModel(Request):
     """Request to build the task's initial model and to store it."""
 
-    word: ClassVar[str] = "init_model"
-    server: ClassVar[AgentName] = AgentName.FLOWER_SERVER
-    answer: ClassVar[type[Body]] = ModelInitialised
+    name: ClassVar[str] = "init_model"
+    responder: ClassVar[AgentName] = AgentName.FLOWER_SERVER
+    reply_type: ClassVar[type[Body]] = ModelInitialised
 
     code_version: str = ""
 
@@ -393,9 +393,9 @@ class ServerStarting(Body):
 class StartServer(Request):
     """Request to start the Flower server of *run* at *first_round*, from the model in *artifact*."""
 
-    word: ClassVar[str] = "start_server"
-    server: ClassVar[AgentName] = AgentName.FLOWER_SERVER
-    answer: ClassVar[type[Body]] = ServerStarting
+    name: ClassVar[str] = "start_server"
+    responder: ClassVar[AgentName] = AgentName.FLOWER_SERVER
+    reply_type: ClassVar[type[Body]] = ServerStarting
 
     run: Id
     plan: RunPlan
@@ -412,9 +412,9 @@ class ServerStopped(Body):
 class StopServer(Request):
     """Request to stop the Flower server of *run*, if it is running."""
 
-    word: ClassVar[str] = "stop_server"
-    server: ClassVar[AgentName] = AgentName.FLOWER_SERVER
-    answer: ClassVar[type[Body]] = ServerStopped
+    name: ClassVar[str] = "stop_server"
+    responder: ClassVar[AgentName] = AgentName.FLOWER_SERVER
+    reply_type: ClassVar[type[Body]] = ServerStopped
 
     run: Id
 
@@ -428,9 +428,9 @@ class ServerFound(Body):
 class FindServer(Request):
     """Request to find out if the Flower server of *run* is running, for example after a restart of the requester."""
 
-    word: ClassVar[str] = "find_server"
-    server: ClassVar[AgentName] = AgentName.FLOWER_SERVER
-    answer: ClassVar[type[Body]] = ServerFound
+    name: ClassVar[str] = "find_server"
+    responder: ClassVar[AgentName] = AgentName.FLOWER_SERVER
+    reply_type: ClassVar[type[Body]] = ServerFound
 
     run: Id
     say_so: bool = False
@@ -441,7 +441,7 @@ class FindServer(Request):
 class ServerStarted(Message):
     """The Flower server of *run* is running, and clients may join."""
 
-    word: ClassVar[str] = "server_started"
+    name: ClassVar[str] = "server_started"
     family: ClassVar[Family] = Family.SRV
 
     run: Id
@@ -450,7 +450,7 @@ class ServerStarted(Message):
 class BeginTraining(Message):
     """Command to start the ServerApp, because the quorum has joined. Clients that join later take part too."""
 
-    word: ClassVar[str] = "begin_training"
+    name: ClassVar[str] = "begin_training"
     family: ClassVar[Family] = Family.SRV
 
     run: Id
@@ -460,7 +460,7 @@ class BeginTraining(Message):
 class RoundFinished(Message):
     """A round has finished. *checkpoint* is the global model after it."""
 
-    word: ClassVar[str] = "round_finished"
+    name: ClassVar[str] = "round_finished"
     family: ClassVar[Family] = Family.SRV
 
     run: Id
@@ -472,7 +472,7 @@ class RoundFinished(Message):
 class RunFinished(Message):
     """All rounds of *run* have finished, and the result is stored in *artifact*. It can become a version."""
 
-    word: ClassVar[str] = "run_finished"
+    name: ClassVar[str] = "run_finished"
     family: ClassVar[Family] = Family.SRV
 
     run: Id
@@ -483,7 +483,7 @@ class RunFinished(Message):
 class RunFailed(Message):
     """The ServerApp of *run* has failed. The champion does not change."""
 
-    word: ClassVar[str] = "run_failed"
+    name: ClassVar[str] = "run_failed"
     family: ClassVar[Family] = Family.SRV
 
     run: Id
@@ -493,7 +493,7 @@ class RunFailed(Message):
 class ServerLost(Message):
     """The Flower server of *run* has probably ended without a report. Verify with `find_server` before acting on it."""
 
-    word: ClassVar[str] = "server_lost"
+    name: ClassVar[str] = "server_lost"
     family: ClassVar[Family] = Family.SRV
 
     run: Id
@@ -513,7 +513,7 @@ class MessageContent(Body):
 class RoundMessage(ClientMessage):
     """Flower's message to one client: train, evaluate or query."""
 
-    word: ClassVar[str] = "round_message"
+    name: ClassVar[str] = "round_message"
     family: ClassVar[Family] = Family.CMD
 
     run: Id

@@ -37,7 +37,7 @@ class ModelComparison(Body):
 class ModelPrepared(ClientMessage):
     """The device has loaded a new model in addition to the current one, and the new model has passed the probe."""
 
-    word: ClassVar[str] = "model_prepared"
+    name: ClassVar[str] = "model_prepared"
     family: ClassVar[Family] = Family.CLIENT
 
     model: ModelRef
@@ -59,7 +59,7 @@ class ModelPrepared(ClientMessage):
 class ModelRejected(ClientMessage):
     """The device has rejected a new model, at *step* and for *reason*."""
 
-    word: ClassVar[str] = "model_turned_down"
+    name: ClassVar[str] = "model_turned_down"
     family: ClassVar[Family] = Family.CLIENT
 
     model: ModelRef
@@ -78,7 +78,7 @@ class ModelRejected(ClientMessage):
 class ModelShadowed(ClientMessage):
     """The shadow step has ended: both models answered the same requests, users got the answers of the current one."""
 
-    word: ClassVar[str] = "model_shadowed"
+    name: ClassVar[str] = "model_shadowed"
     family: ClassVar[Family] = Family.CLIENT
 
     model: ModelRef
@@ -91,7 +91,7 @@ class ModelShadowed(ClientMessage):
 class ModelCanaried(ClientMessage):
     """The canary step has ended: the new model answered a share of the requests."""
 
-    word: ClassVar[str] = "model_canaried"
+    name: ClassVar[str] = "model_canaried"
     family: ClassVar[Family] = Family.CLIENT
 
     model: ModelRef
@@ -106,7 +106,7 @@ class ModelCanaried(ClientMessage):
 class ModelCommitted(ClientMessage):
     """The new model answers all requests, and the previous one has answered its last."""
 
-    word: ClassVar[str] = "model_committed"
+    name: ClassVar[str] = "model_committed"
     family: ClassVar[Family] = Family.CLIENT
 
     model: ModelRef
@@ -119,7 +119,7 @@ class ModelCommitted(ClientMessage):
 class ModelRolledBack(ClientMessage):
     """The device has rolled back to the previous model because of errors or drift of the new one."""
 
-    word: ClassVar[str] = "model_returned"
+    name: ClassVar[str] = "model_returned"
     family: ClassVar[Family] = Family.CLIENT
 
     model: ModelRef
@@ -134,7 +134,7 @@ class ModelRolledBack(ClientMessage):
 class CapturePaused(ClientMessage):
     """The device has paused data capture. Predictions continue."""
 
-    word: ClassVar[str] = "capture_paused"
+    name: ClassVar[str] = "capture_paused"
     family: ClassVar[Family] = Family.CLIENT
 
     reason: str
@@ -145,7 +145,7 @@ class CapturePaused(ClientMessage):
 class CaptureResumed(ClientMessage):
     """The device has resumed data capture."""
 
-    word: ClassVar[str] = "capture_resumed"
+    name: ClassVar[str] = "capture_resumed"
     family: ClassVar[Family] = Family.CLIENT
 
     dropped: int = 0
@@ -155,7 +155,7 @@ class CaptureResumed(ClientMessage):
 class DataCounted(ClientMessage):
     """The number of captured rows that the device has for training."""
 
-    word: ClassVar[str] = "data_counted"
+    name: ClassVar[str] = "data_counted"
     family: ClassVar[Family] = Family.CLIENT
 
     labelled: int = Field(ge=0)
@@ -210,7 +210,7 @@ class LiveAccuracy(Body):
 class DataChecked(ClientMessage):
     """The results of the data checks on the newest captured rows, and the distribution of these rows."""
 
-    word: ClassVar[str] = "data_checked"
+    name: ClassVar[str] = "data_checked"
     family: ClassVar[Family] = Family.CLIENT
 
     rows: int
@@ -233,7 +233,7 @@ class DataChecked(ClientMessage):
 class DriftDetected(ClientMessage):
     """The distribution of the device's inputs or predictions differs from the reference."""
 
-    word: ClassVar[str] = "drift_detected"
+    name: ClassVar[str] = "drift_detected"
     family: ClassVar[Family] = Family.CLIENT
 
     of: str

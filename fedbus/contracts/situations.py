@@ -48,7 +48,7 @@ class _Parser(Generic[Data]):
     def need(self, value: T | None, name: str) -> T:
         """Return *value*, the content of field *name*; raises IncompleteData if it is empty."""
         if value is None or value == "":
-            raise IncompleteData(self.data.kind, self.data.thing, self.state, name)
+            raise IncompleteData(self.data.kind, self.data.key, self.state, name)
         return value
 
 

@@ -28,8 +28,8 @@ class LastTransition(Body):
 class GetLastTransition(ClientRequest):
     """Request for the last transition of one of the requesting client's own entities."""
 
-    word: ClassVar[str] = "recall_life"
-    server: ClassVar[AgentName] = AgentName.REGISTRAR
-    answer: ClassVar[type[Body]] = LastTransition
+    name: ClassVar[str] = "recall_life"
+    responder: ClassVar[AgentName] = AgentName.REGISTRAR
+    reply_type: ClassVar[type[Body]] = LastTransition
 
     kind: Literal["client", "fl_client", "inference"]

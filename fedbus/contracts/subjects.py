@@ -42,9 +42,9 @@ class InvalidSubject(ValueError):
 def subject_for(fed: FederationId, message: Message) -> str:
     """Return the subject of *message*. For transitions, see `lifecycle`."""
     if isinstance(message, ClientMessage):
-        return f"{ROOT}.{fed}.{message.family}.{message.client}.{message.task}.{message.word}"
-    assert message.family not in CLIENT_FAMILIES | {Family.LIFE}, message.word
-    subject = f"{ROOT}.{fed}.{message.family}.{message.task}.{message.word}"
+        return f"{ROOT}.{fed}.{message.family}.{message.client}.{message.task}.{message.name}"
+    assert message.family not in CLIENT_FAMILIES | {Family.LIFE}, message.name
+    subject = f"{ROOT}.{fed}.{message.family}.{message.task}.{message.name}"
     return f"{subject}.{message.client}" if isinstance(message, ClientRequest) else subject
 
 
@@ -53,8 +53,8 @@ def wildcard_for(fed: FederationId, kind: type[Message], *, client: str = "*", t
     if kind.family is Family.LIFE:
         return f"{ROOT}.{fed}.life.>"
     if kind.family in CLIENT_FAMILIES:
-        return f"{ROOT}.{fed}.{kind.family}.{client}.{task}.{kind.word}"
-    subject = f"{ROOT}.{fed}.{kind.family}.{task}.{kind.word}"
+        return f"{ROOT}.{fed}.{kind.family}.{client}.{task}.{kind.name}"
+    subject = f"{ROOT}.{fed}.{kind.family}.{task}.{kind.name}"
     return f"{subject}.{client}" if issubclass(kind, ClientRequest) else subject
 
 

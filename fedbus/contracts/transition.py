@@ -29,7 +29,7 @@ AnyFacts = Annotated[
 class Transition(Message):
     """A state transition of an entity: *event* led from state *source* to state *target*."""
 
-    word: ClassVar[str] = "transition"
+    name: ClassVar[str] = "transition"
     family: ClassVar[Family] = Family.LIFE
 
     event: str
@@ -55,5 +55,5 @@ class Transition(Message):
         return self.facts.kind
 
     @property
-    def thing(self) -> str:
-        return self.facts.thing
+    def key(self) -> str:
+        return self.facts.key

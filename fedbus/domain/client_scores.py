@@ -47,8 +47,8 @@ def collect_client_stats(rounds: Iterable[RoundResult]) -> dict[str, ClientStats
     """Compute the statistics of every client that trained or failed, sorted by client id. *rounds*: oldest first."""
     collector = ClientStatsCollector()
     for one in rounds:
-        collector.see(one)
-    return {client: collector.of(client) for client in sorted(collector.clients)}
+        collector.add_round(one)
+    return {client: collector.stats_of(client) for client in sorted(collector.clients)}
 
 
 @dataclass
@@ -83,7 +83,7 @@ class ClientStatsCollector:
     def __init__(self) -> None:
         self.clients: dict[str, _ClientTotals] = {}
 
-    def see(self, result: RoundResult) -> None:
+    def add_round(self, result: RoundResult) -> None:
         """Add the result of the next round."""
         for client, samples in result.participants.items():
             totals = self._totals(client)
@@ -98,7 +98,7 @@ class ClientStatsCollector:
         for client in self.clients.keys() & result.contributions.keys():
             self.clients[client].contribution.add(result.contributions[client])
 
-    def of(self, client: str) -> ClientStats:
+    def stats_of(self, client: str) -> ClientStats:
         """Return the statistics of *client* so far."""
         totals = self.clients.get(client, _ClientTotals())
         return ClientStats(

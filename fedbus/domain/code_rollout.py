@@ -91,7 +91,7 @@ class TrialResult:
     """Failed trainings, over all rounds."""
     kept_back: str = ""
     """Why the model was not promoted; empty if it was."""
-    unjudged: bool = False
+    is_unjudged: bool = False
     """True if the model was not evaluated because the champion changed during the run: another run is needed."""
 
 

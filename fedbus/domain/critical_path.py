@@ -42,7 +42,7 @@ class SpanStatus(StrEnum):
     """Whether a span has ended."""
 
     ENDED = "ended"
-    UNDER_WAY = "under way"
+    OPEN = "under way"
     CUT_OFF = "cut off"  # the process ended before the span did
 
 
@@ -60,7 +60,7 @@ class TracedSpan:
     parent: str = ""
     links: tuple[str, ...] = ()
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
-    ending: SpanStatus = SpanStatus.ENDED
+    status: SpanStatus = SpanStatus.ENDED
 
     @property
     def seconds(self) -> float:
@@ -93,12 +93,12 @@ class PathSegment:
 class WaitShare:
     """The *share* of a round's time, 0 to 1, spent on phase *what* of *client*, or of the server side if empty."""
 
-    what: str
+    activity: str
     client: str
     share: float
 
     def __str__(self) -> str:
-        phase = f"{self.client}'s {self.what}" if self.client else self.what
+        phase = f"{self.client}'s {self.activity}" if self.client else self.activity
         return f"{self.share * 100:.0f} % waiting for {phase}"
 
 
@@ -109,7 +109,7 @@ class RoundWaits:
     round: int
     seconds: float
     waits: tuple[WaitShare, ...]
-    ending: SpanStatus = SpanStatus.ENDED
+    status: SpanStatus = SpanStatus.ENDED
 
     def __str__(self) -> str:
         return f"round {self.round}: {self.waits[0] if self.waits else 'no time at all'}"
@@ -128,7 +128,7 @@ class SpanTree:
             if span.parent not in self.by_id:
                 self._orphans[span.parent].append(span)
         self._reach: dict[str, float] = {}
-        for span in self._leaves_first():
+        for span in self._post_order():
             ends = [self._reach[child.id] for child in self._children[span.id]]
             self._reach[span.id] = max([span.end, *ends])
 
@@ -138,9 +138,9 @@ class SpanTree:
         return sorted(self._children[""], key=_start)
 
     @property
-    def under_way(self) -> list[TracedSpan]:
+    def open_spans(self) -> list[TracedSpan]:
         """Spans in progress that have no descendant in progress, by start time."""
-        open_spans = {span.id: span for span in self.by_id.values() if span.ending is SpanStatus.UNDER_WAY}
+        open_spans = {span.id: span for span in self.by_id.values() if span.status is SpanStatus.OPEN}
         ancestors = set[str]()
         for span in open_spans.values():
             parent = span.parent
@@ -162,12 +162,12 @@ class SpanTree:
         missing = [link for link in span.links if link not in self.by_id]
         return [(one.start, one.client) for link in missing for one in self._orphans[link]]
 
-    def began(self, span: TracedSpan) -> float:
+    def effective_start(self, span: TracedSpan) -> float:
         """Return when *span* had all its inputs: the latest end, during the span, of the spans that it links to."""
         ends = [self._reach[link] for link in span.links if link in self._reach]
         return max([span.start, *[end for end in ends if span.start <= end <= span.end]])
 
-    def _leaves_first(self) -> list[TracedSpan]:
+    def _post_order(self) -> list[TracedSpan]:
         """Return every span once, children before their parent. A cycle of parents (invalid input) is left out."""
         order, stack = [], list(self._children[""])
         while stack:
@@ -200,7 +200,7 @@ def _walk_backwards(tree: SpanTree, top: TracedSpan) -> list[PathSegment]:
         if cursor > end:
             path.append(PathSegment(span, end, cursor))
         cursor = end
-        stack.append((child, iter(_latest_first(tree, child)), tree.began(child)))
+        stack.append((child, iter(_latest_first(tree, child)), tree.effective_start(child)))
     return path
 
 
@@ -223,8 +223,8 @@ def _waits_of_round(tree: SpanTree, span: TracedSpan) -> RoundWaits:
     shares = [
         WaitShare(what, client, seconds / whole) for (what, client), seconds in spent.items() if whole > 0
     ]
-    waits = sorted(shares, key=lambda one: (-one.share, one.what, one.client))
-    return RoundWaits(span.round or 0, whole, tuple(waits), span.ending)
+    waits = sorted(shares, key=lambda one: (-one.share, one.activity, one.client))
+    return RoundWaits(span.round or 0, whole, tuple(waits), span.status)
 
 
 def _attribute_segment(tree: SpanTree, segment: PathSegment) -> Iterator[tuple[tuple[str, str], float]]:
@@ -234,7 +234,7 @@ def _attribute_segment(tree: SpanTree, segment: PathSegment) -> Iterator[tuple[t
     """
     span = segment.span
     arrived, client = max(tree.arrivals(span), default=(segment.start, ""))
-    if span.ending is SpanStatus.UNDER_WAY and span.name == JOIN:
+    if span.status is SpanStatus.OPEN and span.name == JOIN:
         arrived, client = segment.end, ""  # its links are recorded when it ends
     waited_until = min(max(arrived, segment.start), segment.end)
     if waited_until > segment.start:

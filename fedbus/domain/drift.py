@@ -73,17 +73,17 @@ class NumericReference:
 
     @cached_property
     def counts(self) -> Array:
-        return self._binned(self.values)
+        return self._bin_counts(self.values)
 
-    def shift(self, now: Array) -> FeatureShift:
+    def compare(self, now: Array) -> FeatureShift:
         from scipy.stats import ks_2samp  # noqa: PLC0415 - an extra that is slow to import
 
-        counts = self._binned(now)
+        counts = self._bin_counts(now)
         test = ks_2samp(self.values, now)
         psi = psi_of_counts(self.counts, counts)
         return FeatureShift(self.name, _to_ints(counts), psi, float(test.statistic), float(test.pvalue))
 
-    def _binned(self, values: Array) -> Array:
+    def _bin_counts(self, values: Array) -> Array:
         inside = np.searchsorted(self.edges, values, side="left")
         return np.bincount(inside, minlength=len(self.edges) + 1)
 
@@ -93,11 +93,11 @@ class CategoricalReference:
     """The reference distribution of a categorical feature; the last bin counts values that are not in the reference."""
 
     name: str
-    known: Array
+    categories: Array
     counts: Array
 
-    def shift(self, now: Array) -> FeatureShift:
-        counts = np.array([np.sum(now == one) for one in self.known] + [0])
+    def compare(self, now: Array) -> FeatureShift:
+        counts = np.array([np.sum(now == one) for one in self.categories] + [0])
         counts[-1] = len(now) - counts.sum()
         return FeatureShift(self.name, _to_ints(counts), psi_of_counts(self.counts, counts))
 
@@ -109,10 +109,10 @@ class ReferenceDistribution:
     features: tuple[NumericReference, ...]
     _selected: Array
 
-    def shifts(self, inputs: Array) -> list[FeatureShift]:
+    def compare(self, inputs: Array) -> list[FeatureShift]:
         """Compare each feature of *inputs* (n, …) with the reference."""
         _, columns = _extract_features(inputs, self._selected)
-        return [one.shift(column) for one, column in zip(self.features, columns, strict=True)]
+        return [one.compare(column) for one, column in zip(self.features, columns, strict=True)]
 
 
 def build_reference(inputs: Array) -> ReferenceDistribution:

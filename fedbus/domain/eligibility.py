@@ -75,7 +75,7 @@ def clock_inputs(local: datetime) -> dict[str, float]:
 def input_value(name: str, inputs: RuleInputs) -> float:
     """Return the value of the variable *name*, or its `absent` value."""
     value = inputs.get(name)
-    return RULE_VARIABLES[name].absent if value is None else float(value)
+    return RULE_VARIABLES[name].default if value is None else float(value)
 
 
 def _is_predicate_satisfied(leaf: Predicate, inputs: RuleInputs) -> bool:

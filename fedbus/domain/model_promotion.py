@@ -23,7 +23,7 @@ class PromotionVerdict:
 
     promote: bool
     reason: str
-    judged: bool = True
+    was_compared: bool = True
     """False if the candidate was not compared with the champion; then the verdict does not concern its code."""
 
 

@@ -24,18 +24,18 @@ TRAIN_TYPE: Final = "train"
 class CheckOutcome(StrEnum):
     """The outcome of a check."""
 
-    YES = "fits"
-    OPEN = "not checked"
-    NO = "does not fit"
+    MATCH = "fits"
+    UNCHECKED = "not checked"
+    MISMATCH = "does not fit"
 
 
 @dataclass(frozen=True)
 class ProvenanceFinding:
     """The subject of a check, its outcome, and a description."""
 
-    about: str
-    fit: CheckOutcome
-    says: str
+    subject: str
+    outcome: CheckOutcome
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def make_finding(about: str, says: str, wrong: Iterable[str]) -> ProvenanceFindi
     """Make a finding that describes all mismatches in *wrong*, or, if there are none, *says*."""
     mismatches = list(wrong)
     return ProvenanceFinding(
-        about, CheckOutcome.NO if mismatches else CheckOutcome.YES, "; ".join(mismatches) or says
+        about, CheckOutcome.MISMATCH if mismatches else CheckOutcome.MATCH, "; ".join(mismatches) or says
     )
 
 

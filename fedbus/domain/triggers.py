@@ -78,9 +78,9 @@ class TriggerInputs:
     """Only events after this count; for cron, only times after *clock_since*."""
     clock_since: datetime
     zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("UTC"))
-    fresh: bool = False
+    is_first_run: bool = False
     """True if no run of the task has ended, and the schedule has started none."""
-    running: bool = False
+    is_running: bool = False
     last_ended: datetime | None = None
     labelled: Mapping[str, ClientRowCount] = field(default_factory=dict)
     """New rows after *since*, by client."""
@@ -93,7 +93,7 @@ class TriggerInputs:
     """The live accuracy of the model that each client serves now, if enough labels are known."""
     accuracy_before: Mapping[str, float] = field(default_factory=dict)
     """The live accuracy of the model that each client served at *since*."""
-    again: timedelta = timedelta(days=1)
+    repeat_after: timedelta = timedelta(days=1)
     """Drift or low accuracy that a run did not improve starts another run only after this time."""
     metrics: Mapping[str, RunMetric] = field(default_factory=dict)
     new_code_at: datetime | None = None
@@ -106,7 +106,7 @@ class TriggerFired:
     """The time since which a trigger holds, and why."""
 
     at: datetime
-    why: str
+    reason: str
 
 
 def evaluate_trigger(trigger: Trigger, inputs: TriggerInputs) -> TriggerFired | None:
@@ -120,7 +120,7 @@ def evaluate_trigger(trigger: Trigger, inputs: TriggerInputs) -> TriggerFired | 
             found = [one for one in each if one is not None]
             if len(found) < len(each):
                 return None
-            return TriggerFired(max(one.at for one in found), ", and ".join(one.why for one in found))
+            return TriggerFired(max(one.at for one in found), ", and ".join(one.reason for one in found))
         case Not():
             raise AssertionError("Trigger expressions have no `not`.")
         case condition:
@@ -211,7 +211,7 @@ def _condition_time(condition: TriggerCondition, inputs: TriggerInputs) -> datet
             return first_cron_time(condition, inputs.clock_since, inputs.zone)
         case IntervalCondition(seconds=seconds):
             return _end_of_interval(seconds, inputs)
-        case RowCountCondition(word=word, least=least, clients=clients):
+        case RowCountCondition(kind=word, min_rows=least, clients=clients):
             counts = inputs.labelled if word == "labelled" else inputs.unlabelled
             return _nth([one.at for one in counts.values() if one.rows >= least], clients)
         case DriftCondition(clients=clients):
@@ -232,9 +232,9 @@ def _condition_time(condition: TriggerCondition, inputs: TriggerInputs) -> datet
 
 def _end_of_interval(seconds: float, inputs: TriggerInputs) -> datetime | None:
     """Return the end of the interval that began when the last run ended; None during a run."""
-    if inputs.running:
+    if inputs.is_running:
         return None
-    if inputs.fresh:
+    if inputs.is_first_run:
         return inputs.since
     return max(inputs.last_ended or inputs.since, inputs.since) + timedelta(seconds=seconds)
 
@@ -259,7 +259,7 @@ def _enough_drifted(
     if reached is None:
         return None
     newly_affected = [at for client, at in now.items() if client not in before]
-    return max(reached, min(newly_affected) if newly_affected else inputs.since + inputs.again)
+    return max(reached, min(newly_affected) if newly_affected else inputs.since + inputs.repeat_after)
 
 
 def _metric_change_time(condition: MetricChangeCondition, inputs: TriggerInputs) -> datetime | None:
@@ -280,7 +280,7 @@ def _next_condition_time(condition: TriggerCondition, inputs: TriggerInputs) -> 
 
 def _describe_fired(condition: TriggerCondition, inputs: TriggerInputs) -> str:
     match condition:
-        case RowCountCondition(word=word, least=least):
+        case RowCountCondition(kind=word, min_rows=least):
             counts = inputs.labelled if word == "labelled" else inputs.unlabelled
             reached = [f"{client}: {one.rows}" for client, one in sorted(counts.items()) if one.rows >= least]
             return f"{condition} ({_format_names(reached)})"
@@ -301,12 +301,12 @@ def _describe_fired(condition: TriggerCondition, inputs: TriggerInputs) -> str:
 
 def _describe_progress(condition: TriggerCondition, inputs: TriggerInputs) -> str:
     match condition:
-        case RowCountCondition(word=word, least=least, clients=clients) if clients > 1:
+        case RowCountCondition(kind=word, min_rows=least, clients=clients) if clients > 1:
             counts = inputs.labelled if word == "labelled" else inputs.unlabelled
             return f"{condition} ({sum(one.rows >= least for one in counts.values())} so far)"
         case DriftCondition(clients=clients) if clients > 1:
             return f"{condition} ({sum(at > inputs.since for at in inputs.drifted.values())} so far)"
-        case IntervalCondition() if inputs.running:
+        case IntervalCondition() if inputs.is_running:
             return f"{condition}, after the current run ends"
         case _:
             return str(condition)

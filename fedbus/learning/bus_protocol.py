@@ -37,7 +37,7 @@ class BusProtocol(Protocol):
     def blobs(self) -> BlobsProtocol: ...
 
     @property
-    def connected(self) -> bool:
+    def is_connected(self) -> bool:
         """Whether NATS is connected. While it is not, a missing heartbeat does not mean a lost client."""
         ...
 

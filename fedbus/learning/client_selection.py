@@ -19,7 +19,7 @@ MIN_FACTOR: Final = 0.05
 class ClientSelection:
     """Client selection for one run. Stateful: it records the last round of each client."""
 
-    most: int | None = None
+    max_clients: int | None = None
     """The number of clients in a round; None: all clients that the strategy chose."""
     explore: float = 0.2
     """The share of *most* that goes to the clients that have waited longest, in 0…1."""
@@ -34,11 +34,13 @@ class ClientSelection:
         """Select the clients of the next round: the highest scores, and some clients that have waited longest."""
         available = sorted(clients)
         self._round_count += 1
-        selected = set(available) if self.most is None else set(self._select(available, self.most))
+        selected = (
+            set(available) if self.max_clients is None else set(self._select(available, self.max_clients))
+        )
         self._last_rounds |= dict.fromkeys(selected, self._round_count)
         return selected
 
-    def factor(self, client: str) -> float:
+    def weight_factor(self, client: str) -> float:
         """Return the factor for the sample count of *client*'s update."""
         if self.weights is None:
             return 1.0

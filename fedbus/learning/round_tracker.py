@@ -35,7 +35,7 @@ class SentMessage:
     deadline: float
 
     @property
-    def at(self) -> float:
+    def sent_at(self) -> float:
         """The time of sending, in seconds of the same clock."""
         return self.deadline - self.timeout_s
 
@@ -53,7 +53,7 @@ class ReplyLost:
     """An open message gets no reply."""
 
     sent: SentMessage
-    gone: LostReason
+    lost_reason: LostReason
     reason: str
 
 
@@ -74,7 +74,7 @@ class RoundTracker:
         self._last_contact: dict[str, float] = {}
         """Time of the last event of each present client."""
         self._failed: dict[str, str] = {}
-        self._open: dict[str, SentMessage] = {}
+        self._open_messages: dict[str, SentMessage] = {}
 
     # --- state ----------------------------------------------------------------------------
 
@@ -88,12 +88,12 @@ class RoundTracker:
         return dict(self._failed)
 
     def is_open(self, message_id: str) -> bool:
-        return message_id in self._open
+        return message_id in self._open_messages
 
-    def next_wake(self) -> float | None:
+    def next_deadline(self) -> float | None:
         """Return the earliest time at which `passed` can have an effect, if no event arrives before; or None."""
         contact_limits = (contact + self._lost_after_s for contact in self._last_contact.values())
-        deadlines = (sent.deadline for sent in self._open.values())
+        deadlines = (sent.deadline for sent in self._open_messages.values())
         return min((*contact_limits, *deadlines), default=None)
 
     # --- events ---------------------------------------------------------------------------
@@ -102,10 +102,10 @@ class RoundTracker:
         """Add *clients* whose `ClientJoined` another agent received."""
         return [effect for client in clients for effect in self._add_node(client, now)]
 
-    def sent(self, sent: SentMessage) -> list[Effect]:
+    def record_sent(self, sent: SentMessage) -> list[Effect]:
         """Register an outgoing message. If its node is not present, its reply is lost at once."""
         if sent.client in self._last_contact:
-            self._open[sent.message_id] = sent
+            self._open_messages[sent.message_id] = sent
             return []
         reason = self._failed.get(sent.client, "the client is not connected")
         return [ReplyLost(sent, LostReason.NODE, reason)]
@@ -128,7 +128,7 @@ class RoundTracker:
             case _:
                 assert_never(event)
 
-    def passed(self, now: float, *, connected: bool = True) -> list[Effect]:
+    def expire(self, now: float, *, connected: bool = True) -> list[Effect]:
         """Expire deadlines and clients without heartbeats. While NATS is disconnected, no client expires."""
         if not connected:
             self._last_contact = dict.fromkeys(self._last_contact, now)
@@ -140,7 +140,7 @@ class RoundTracker:
             for client in silent
             for effect in self._remove_node(client, f"no heartbeat for {self._lost_after_s:g} s")
         ]
-        late = [sent for sent in self._open.values() if sent.deadline <= now]
+        late = [sent for sent in self._open_messages.values() if sent.deadline <= now]
         return lost + [
             self._close(sent, LostReason.TIME, f"no reply within {sent.timeout_s:g} s") for sent in late
         ]
@@ -152,19 +152,19 @@ class RoundTracker:
 
     def _remove_node(self, client: str, reason: str) -> list[Effect]:
         self._last_contact.pop(client, None)
-        unanswered = [sent for sent in self._open.values() if sent.client == client]
+        unanswered = [sent for sent in self._open_messages.values() if sent.client == client]
         return [NodesChanged(), *(self._close(sent, LostReason.NODE, reason) for sent in unanswered)]
 
     def _on_reply(self, reply: RoundReply, now: float) -> list[Effect]:
         """Close the message of *reply*. A late, repeated or foreign reply counts only as contact."""
         if reply.client in self._last_contact:
             self._last_contact[reply.client] = now
-        sent = self._open.get(reply.reply_to)
+        sent = self._open_messages.get(reply.reply_to)
         if sent is None or sent.client != reply.client:
             return []
-        del self._open[reply.reply_to]
+        del self._open_messages[reply.reply_to]
         return [ReplyReceived(sent, reply)]
 
     def _close(self, sent: SentMessage, gone: LostReason, reason: str) -> ReplyLost:
-        del self._open[sent.message_id]
+        del self._open_messages[sent.message_id]
         return ReplyLost(sent, gone, reason)

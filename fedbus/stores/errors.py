@@ -8,8 +8,8 @@ from typing import Final
 
 _REMEDY_DIRECTORY: Final = "make it a directory that exists, is writable and has space"
 _REMEDY_RESTORE: Final = "restore it from a copy"
-REMEDY_RESTORE_OR_MOVE: Final = f"{_REMEDY_RESTORE}, or move it away to start with a new one"
-"""For files whose content may be lost without harm."""
+REMEDY_RESTORE_OR_MOVE: Final = f"{_REMEDY_RESTORE}, or move it to another place to start with a new one"
+"""For files whose loss is harmless."""
 
 
 class StoreError(Exception):
@@ -20,8 +20,8 @@ class StoreUnavailable(StoreError):
     """The store does not answer or cannot be written. Retry later; nothing follows about its content."""
 
     def __init__(self, place: Path | str, reason: object, *, remedy: str = _REMEDY_DIRECTORY) -> None:
-        why = getattr(reason, "strerror", None) or reason
-        super().__init__(f"cannot use {place}: {why}; {remedy}")
+        cause = getattr(reason, "strerror", None) or reason
+        super().__init__(f"cannot use {place}: {cause}; {remedy}")
         self.place = place
 
 

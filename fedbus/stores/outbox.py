@@ -1,6 +1,6 @@
 """The outbox: messages in order, on disk, until NATS acknowledges them.
 
-An entity with one possible owner changes its state even while the owner is disconnected. Its transitions wait here,
+The owner of an entity changes its state even while it is disconnected from NATS. Its transitions wait here,
 oldest first. A message survives ``kill -9`` once `append` has returned. After a power failure the newest messages
 may be missing, never one in between: a write waits for the kernel and not for the disk, and takes less than a
 millisecond.
@@ -62,7 +62,7 @@ class SqliteOutbox:
         self._length: int = self._connection.execute("SELECT count(*) FROM outbox").fetchone()[0]
 
     def append(self, subject: str, headers: dict[str, str], body: bytes) -> int:
-        """Append a message durably; its number. Raises OutboxFull and StoreUnavailable."""
+        """Append a message durably, and return its number. Raises OutboxFull and StoreUnavailable."""
         with self._lock:
             if self._length >= self._max_entries:
                 raise OutboxFull(self._path, self._length)
@@ -75,12 +75,12 @@ class SqliteOutbox:
             return number
 
     def first(self) -> SqliteOutboxEntry | None:
-        """The oldest message; None if there is none."""
-        return self._one("ORDER BY number LIMIT 1")
+        """Return the oldest message; None if there is none."""
+        return self._read_one("ORDER BY number LIMIT 1")
 
     def last(self, subject: str) -> SqliteOutboxEntry | None:
-        """The newest message on *subject*; None if there is none."""
-        return self._one("WHERE subject = ? ORDER BY number DESC LIMIT 1", subject)
+        """Return the newest message on *subject*; None if there is none."""
+        return self._read_one("WHERE subject = ? ORDER BY number DESC LIMIT 1", subject)
 
     def remove(self, number: int) -> None:
         """Remove an acknowledged message. Removing it twice is no error."""
@@ -102,7 +102,7 @@ class SqliteOutbox:
     ) -> None:
         self.close()
 
-    def _one(self, which: str, *values: str) -> SqliteOutboxEntry | None:
+    def _read_one(self, which: str, *values: str) -> SqliteOutboxEntry | None:
         with self._lock:
             row = self._connection.execute(f"{_SELECT} {which}", values).fetchone()
         return None if row is None else SqliteOutboxEntry(row[0], row[1], json.loads(row[2]), row[3])

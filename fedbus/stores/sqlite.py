@@ -10,7 +10,7 @@ from fedbus.stores.errors import REMEDY_RESTORE_OR_MOVE, StoreCorrupt, StoreUnav
 def open_database(path: Path, prepare: Callable[[sqlite3.Connection], object]) -> sqlite3.Connection:
     """Open the database at *path*, created if it does not exist, for any thread; *prepare* creates the tables.
 
-    A write waits for the kernel and not for the disk (``synchronous = NORMAL`` with a WAL).
+    A write does not wait for the disk: ``synchronous = NORMAL`` with a WAL.
     Raises StoreUnavailable, and StoreCorrupt if the file is not a SQLite database.
     """
     try:

@@ -18,7 +18,7 @@ def test_every_exit_code_has_a_meaning() -> None:
 
 
 @pytest.mark.parametrize("name", _EXIT_CODES)
-def test_every_error_with_a_code_is_there(name: str) -> None:
+def test_every_class_in_the_table_exists(name: str) -> None:
     module, _, kind = name.rpartition(".")
     assert issubclass(getattr(importlib.import_module(module), kind), Exception)
 
@@ -39,16 +39,16 @@ def test_every_error_with_a_code_is_there(name: str) -> None:
         (FileNotFoundError(2, "No such file", "x"), ExitCode.NOT_FOUND),
     ],
 )
-def test_an_error_has_its_code_and_says_what_it_said(error: Exception, code: ExitCode) -> None:
+def test_an_expected_error_keeps_its_message_and_has_a_code(error: Exception, code: ExitCode) -> None:
     assert describe_error(error) == (str(error), code)
 
 
-def test_an_error_out_of_a_task_group_is_told_as_what_it_is() -> None:
+def test_an_exception_group_is_described_by_its_error() -> None:
     group = ExceptionGroup("unhandled", [ExceptionGroup("inner", [CliError("this", ExitCode.MACHINE)])])
     assert describe_error(group) == ("this", ExitCode.MACHINE)
 
 
-def test_what_nobody_foresaw_is_one_line_too_with_how_to_report_it() -> None:
+def test_an_unexpected_error_is_one_line_with_advice() -> None:
     line, code = describe_error(TypeError("two\nlines"))
     assert code is ExitCode.FAILED
     assert line.startswith(
@@ -61,17 +61,17 @@ def run_failing(command: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def test_a_process_leaves_with_the_code_and_the_line_alone() -> None:
+def test_a_process_exits_with_the_code_and_one_line() -> None:
     left = run_failing("raise CliError('no run r here', ExitCode.NOT_FOUND)")
     assert (left.returncode, left.stdout, left.stderr) == (5, "", "fedbus: no run r here\n")
 
 
-def test_a_process_that_is_interrupted_says_nothing() -> None:
+def test_an_interrupted_process_prints_nothing() -> None:
     left = run_failing("raise KeyboardInterrupt")
     assert (left.returncode, left.stdout, left.stderr) == (130, "", "")
 
 
-def test_a_reader_that_has_enough_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     code = "from fedbus.app.failures import *\ndef command():\n    while True: print('x' * 1000)\nrun_cli(command)"
     piped = f'{sys.executable} -c "$CODE" | head -c 10; echo ${{PIPESTATUS[0]}}'
     left = subprocess.run(

@@ -32,7 +32,7 @@ def make_cli(bus: TrustedBus, directory: Path) -> FedbusCli:
         FEDBUS_TASK=str(directory / "tiny_task"),
         FEDBUS_FEDERATION=FED,
         FEDBUS_NATS_URL=bus.url,
-        FEDBUS_CA=str(bus.federation.ca),
+        FEDBUS_CA=str(bus.federation.ca_path),
     )
 
 
@@ -55,9 +55,7 @@ async def wait_for_services(bus: TrustedBus, *services: str) -> None:
         await eventually(answer, within_s=90)
 
 
-async def test_every_agent_that_is_revoked_while_it_runs_ends_with_one_line_and_its_own_code(
-    bus: TrustedBus, tmp_path: Path
-) -> None:
+async def test_a_revoked_agent_ends_with_one_line_and_exit_code_7(bus: TrustedBus, tmp_path: Path) -> None:
     tiny_task(tmp_path)
     fedbus, kit = make_cli(bus, tmp_path), str(bus.access_for("c1").creds)
     async with asyncio.TaskGroup() as group:
@@ -78,18 +76,14 @@ async def test_every_agent_that_is_revoked_while_it_runs_ends_with_one_line_and_
         assert_denied_with(await server, "revoked")
 
 
-async def test_an_agent_whose_credentials_expire_while_it_runs_ends_with_one_line_and_its_own_code(
-    bus: TrustedBus, tmp_path: Path
-) -> None:
+async def test_an_agent_with_expired_credentials_ends_with_code_7(bus: TrustedBus, tmp_path: Path) -> None:
     tiny_task(tmp_path)
     bus.federation.admit("c1", days=8 / 86400).write(tmp_path / "kit")
     ended = await make_cli(bus, tmp_path)("client", "up", "c1", FEDBUS_KIT=str(tmp_path / "kit"))
     assert_denied_with(ended, "expired")
 
 
-async def test_the_credentials_of_another_federation_are_told_in_one_line(
-    bus: TrustedBus, tmp_path: Path
-) -> None:
+async def test_credentials_of_another_federation_are_one_line(bus: TrustedBus, tmp_path: Path) -> None:
     tiny_task(tmp_path)
     kit = str(bus.access_for("c1").creds)
     said = await make_cli(bus, tmp_path)("client", "up", "c2", FEDBUS_CREDS=kit, FEDBUS_FEDERATION="other")
@@ -97,7 +91,7 @@ async def test_the_credentials_of_another_federation_are_told_in_one_line(
     assert "of client c1 of federation test, and this is client c2 of federation other" in said.err
 
 
-def test_of_several_errors_at_once_it_is_told_that_one_was_turned_away() -> None:
+def test_of_several_errors_the_denied_access_is_reported() -> None:
     away = AccessDenied("nats://here", "these credentials were revoked", "Get others")
     several = ExceptionGroup("", [BusClosed("closed"), ExceptionGroup("", [KeyError("gone"), away])])
     assert describe_error(several) == (str(away), ExitCode.DENIED)

@@ -7,7 +7,7 @@ import pytest
 from fedbus.app.settings import InvalidSetting, Settings
 
 
-def test_without_variables_everything_has_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_variables_the_defaults_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = Settings.from_environment({})
 
@@ -17,7 +17,7 @@ def test_without_variables_everything_has_its_place(tmp_path: Path, monkeypatch:
     assert settings.fed == "dev"
 
 
-def test_each_variable_is_heard(tmp_path: Path) -> None:
+def test_each_variable_is_read(tmp_path: Path) -> None:
     settings = Settings.from_environment(
         {
             "FEDBUS_HOME": str(tmp_path),
@@ -31,7 +31,7 @@ def test_each_variable_is_heard(tmp_path: Path) -> None:
     assert (settings.fed, settings.data_dir) == ("clinics", Path("/data"))
 
 
-def test_an_empty_variable_is_none() -> None:
+def test_an_empty_variable_counts_as_unset() -> None:
     assert Settings.from_environment({"FEDBUS_FEDERATION": ""}).fed == "dev"
 
 
@@ -45,14 +45,14 @@ def test_an_empty_variable_is_none() -> None:
         ("FEDBUS_NATS_URL", "localhost", "FEDBUS_NATS_URL: 'localhost' is not the URL of a nats-server"),
     ],
 )
-def test_nonsense_is_one_line_that_names_the_variable(name: str, value: str, said: str) -> None:
+def test_an_invalid_value_is_one_line_with_the_variable(name: str, value: str, said: str) -> None:
     with pytest.raises(InvalidSetting, match=said) as caught:
         Settings.from_environment({name: value})
 
     assert "\n" not in str(caught.value)
 
 
-def test_a_running_bus_is_found_without_a_flag_until_it_has_gone(tmp_path: Path) -> None:
+def test_an_announced_url_is_used_until_the_block_ends(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path / "home")})
     with settings.announce_url("nats://127.0.0.1:4711"):
         assert settings.nats_url == "nats://127.0.0.1:4711"
@@ -60,7 +60,7 @@ def test_a_running_bus_is_found_without_a_flag_until_it_has_gone(tmp_path: Path)
     assert settings.nats_url == "nats://127.0.0.1:4222"
 
 
-def test_one_that_leaves_does_not_take_away_the_address_of_its_successor(tmp_path: Path) -> None:
+def test_the_url_of_a_successor_is_not_removed(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path)})
     with settings.announce_url("nats://127.0.0.1:1"):
         successor = settings.announce_url("nats://127.0.0.1:2")
@@ -91,9 +91,7 @@ def test_one_that_leaves_does_not_take_away_the_address_of_its_successor(tmp_pat
     ],
     ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
 )
-def test_a_setting_that_makes_no_sense_is_named_with_what_would(
-    asked: dict[str, str], complaint: str
-) -> None:
+def test_an_invalid_setting_is_named_with_valid_values(asked: dict[str, str], complaint: str) -> None:
     with pytest.raises(InvalidSetting) as refused:
         Settings.from_environment(asked)
     assert str(refused.value).startswith(f"{next(iter(asked))}: ")
@@ -101,11 +99,11 @@ def test_a_setting_that_makes_no_sense_is_named_with_what_would(
     assert "\n" not in str(refused.value)
 
 
-def test_a_protocol_is_nobodys_business_where_no_collector_is_named() -> None:
+def test_the_protocol_is_checked_only_with_a_collector() -> None:
     Settings.from_environment({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "FEDBUS_LOG_LEVEL": "DEBUG"})
 
 
-def test_a_named_bus_goes_before_the_one_that_runs_here(tmp_path: Path) -> None:
+def test_a_configured_url_overrides_an_announced_one(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path), "FEDBUS_NATS_URL": "nats://far:4222"})
     with settings.announce_url("nats://127.0.0.1:4711"):
         assert settings.nats_url == "nats://far:4222"

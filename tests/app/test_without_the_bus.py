@@ -41,7 +41,7 @@ def store_served_model(device: ClientConfig) -> None:
     (device.directory / SERVED_MODEL_FILE).write_text(kept.model_dump_json())
 
 
-async def test_a_device_that_has_served_before_predicts_without_the_bus(tmp_path: Path) -> None:
+async def test_a_device_that_has_served_predicts_without_the_bus(tmp_path: Path) -> None:
     port, stop = free_port(), asyncio.Event()
     device = make_config(tmp_path, port=port)
     store_served_model(device)
@@ -66,7 +66,7 @@ async def test_a_device_that_has_served_before_predicts_without_the_bus(tmp_path
             await agents
 
 
-async def test_a_new_device_is_told_at_once_that_there_is_no_bus(tmp_path: Path) -> None:
+async def test_a_new_device_without_the_bus_fails_at_once(tmp_path: Path) -> None:
     with pytest.raises(ExceptionGroup) as failed:
         await run_together(all_agents(make_config(tmp_path)), asyncio.Event())
     assert failed.group_contains(BusUnreachable)

@@ -39,14 +39,14 @@ class RecordingConsumer:
 
     def __init__(self, bus: Bus, agent: AgentName) -> None:
         self._bus, self._agent = bus, agent
-        self.heard: asyncio.Queue[Message] = asyncio.Queue()
+        self.messages: asyncio.Queue[Message] = asyncio.Queue()
         self.deliveries: list[Delivery] = []
         self._task: asyncio.Task[None] | None = None
-        self._listening = asyncio.Event()
+        self._is_consuming = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._listen())
-        await self._listening.wait()
+        self._task = asyncio.create_task(self._consume())
+        await self._is_consuming.wait()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -54,19 +54,19 @@ class RecordingConsumer:
         self._task.cancel()
         await asyncio.wait([self._task])
 
-    async def _listen(self) -> None:
+    async def _consume(self) -> None:
         async with self._bus.consume(self._agent, task="mnist") as inbox:
-            self._listening.set()
+            self._is_consuming.set()
             async for delivery in inbox:
                 await delivery.ack()
                 self.deliveries.append(delivery)
-                self.heard.put_nowait(delivery.message)
+                self.messages.put_nowait(delivery.message)
 
 
 async def test_a_published_message_arrives_unchanged(server_bus: Bus, client_bus: Bus) -> None:
     async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as consumer:
         await client_bus.publish(JOINED)
-        assert await next_message(consumer.heard) == JOINED
+        assert await next_message(consumer.messages) == JOINED
     assert consumer.deliveries[0].envelope.source == "fedbus/test/flower-client/c1"
 
 
@@ -78,7 +78,7 @@ async def test_a_durable_message_waits_for_an_absent_consumer(
         pass
     await client_bus.publish(JOINED)
     async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as consumer:
-        assert await next_message(consumer.heard) == JOINED
+        assert await next_message(consumer.messages) == JOINED
 
 
 async def test_a_repeat_under_the_same_key_is_dropped(server_bus: Bus, client_bus: Bus) -> None:
@@ -86,8 +86,8 @@ async def test_a_repeat_under_the_same_key_is_dropped(server_bus: Bus, client_bu
         for _ in range(3):
             await client_bus.publish(JOINED, id="once")
         await client_bus.publish(JOINED.model_copy(update={"run": "mnist-2"}))
-        assert await next_message(consumer.heard) == JOINED
-        assert await next_message(consumer.heard) != JOINED
+        assert await next_message(consumer.messages) == JOINED
+        assert await next_message(consumer.messages) != JOINED
 
 
 async def test_a_heartbeat_reaches_subscribers_and_is_not_stored(
@@ -114,7 +114,7 @@ async def test_a_killed_server_loses_no_durable_message(
         await asyncio.wait_for(during, 20)
         runs: set[str] = set()
         while len(runs) < 2:
-            message = await asyncio.wait_for(consumer.heard.get(), 20)
+            message = await asyncio.wait_for(consumer.messages.get(), 20)
             assert isinstance(message, ClientJoined)
             runs.add(message.run)
     assert runs == {"mnist-1", "mnist-2"}
@@ -124,7 +124,7 @@ async def test_a_consumer_continues_the_trace_of_the_sender(server_bus: Bus, cli
     async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as consumer:
         with trace.get_tracer("test").start_as_current_span("a user does something") as root:
             await client_bus.publish(JOINED)
-        await next_message(consumer.heard)
+        await next_message(consumer.messages)
         with consumer.deliveries[0].process():
             current = trace.get_current_span().get_span_context()
     assert current.trace_id == root.get_span_context().trace_id
@@ -168,7 +168,7 @@ async def test_an_undecodable_message_becomes_a_dead_letter(
     async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as consumer:
         await client_bus.publish_to_stream(subjects.subject_for(FED, JOINED), headers, body)
         await client_bus.publish(JOINED.model_copy(update={"run": "mnist-2"}))
-        assert await next_message(consumer.heard) == JOINED.model_copy(update={"run": "mnist-2"})
+        assert await next_message(consumer.messages) == JOINED.model_copy(update={"run": "mnist-2"})
 
     assert [letter for letter in await dead_letters(nats) if reason in letter]
 
@@ -246,7 +246,7 @@ async def test_an_undecodable_request_is_refused_with_the_reason(nats: NatsServe
 
 def test_every_request_names_its_answer() -> None:
     for kind in MESSAGES:
-        assert not issubclass(kind, Request) or issubclass(kind.answer, Body)
+        assert not issubclass(kind, Request) or issubclass(kind.reply_type, Body)
 
 
 # --- connection and reads -----------------------------------------------------------------

@@ -38,20 +38,20 @@ class LeaseHolder:
     """Holds the lease in a task of its own, until it is released."""
 
     def __init__(self, bus: Bus) -> None:
-        self.holds = False
-        self.lost = False
+        self.is_holding = False
+        self.is_lost = False
         self._released = asyncio.Event()
         self.task = asyncio.ensure_future(self._hold(bus))
 
     async def _hold(self, bus: Bus) -> None:
         try:
             async with Lease.acquire(bus, task="tiny", agent=AgentName.WORKFLOW_SCHEDULER):
-                self.holds = True
+                self.is_holding = True
                 await self._released.wait()
         except LeaseLost:
-            self.lost = True
+            self.is_lost = True
         finally:
-            self.holds = False
+            self.is_holding = False
 
     async def release(self) -> None:
         self._released.set()
@@ -60,22 +60,22 @@ class LeaseHolder:
 
 async def test_the_next_agent_acquires_a_released_lease(buses: list[Bus]) -> None:
     first = LeaseHolder(buses[0])
-    await eventually(lambda: first.holds)
+    await eventually(lambda: first.is_holding)
     second = LeaseHolder(buses[1])
     await asyncio.sleep(3 * leases.RENEW_S)
-    assert first.holds
-    assert not second.holds
+    assert first.is_holding
+    assert not second.is_holding
     await first.release()
-    await eventually(lambda: second.holds)
+    await eventually(lambda: second.is_holding)
     await second.release()
 
 
 async def test_a_cancelled_holder_releases_the_lease(buses: list[Bus]) -> None:
     first = LeaseHolder(buses[0])
-    await eventually(lambda: first.holds)
+    await eventually(lambda: first.is_holding)
     first.task.cancel()
     second = LeaseHolder(buses[1])
-    await eventually(lambda: second.holds)
+    await eventually(lambda: second.is_holding)
     await second.release()
 
 
@@ -85,23 +85,23 @@ async def test_a_silent_holder_loses_the_lease_and_gets_an_error(
     with monkeypatch.context() as context:
         context.setattr(leases, "RENEW_S", 2 * SHORT_LEASE_S)
         silent = LeaseHolder(buses[0])
-        await eventually(lambda: silent.holds)
+        await eventually(lambda: silent.is_holding)
         second = LeaseHolder(buses[1])
-        await eventually(lambda: second.holds)
-    await eventually(lambda: silent.lost)
-    assert second.holds
+        await eventually(lambda: second.is_holding)
+    await eventually(lambda: silent.is_lost)
+    assert second.is_holding
     await second.release()
 
 
 async def test_a_lease_survives_a_killed_nats_server(buses: list[Bus], own_nats: OwnNatsServer) -> None:
     first = LeaseHolder(buses[0])
-    await eventually(lambda: first.holds)
+    await eventually(lambda: first.is_holding)
     await own_nats.kill()
     await own_nats.start()
     second = LeaseHolder(buses[1])
-    await eventually(lambda: first.holds or second.holds)
-    await (first if first.holds else second).release()
-    await eventually(lambda: second.holds or second.task.done())
+    await eventually(lambda: first.is_holding or second.is_holding)
+    await (first if first.is_holding else second).release()
+    await eventually(lambda: second.is_holding or second.task.done())
     second.task.cancel()
     await asyncio.wait([second.task])
-    assert first.holds + second.holds == 0
+    assert first.is_holding + second.is_holding == 0

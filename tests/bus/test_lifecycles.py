@@ -44,7 +44,7 @@ async def test_a_restarted_owner_continues_from_the_last_transition(server_bus: 
     async with LifecycleStore.open(server_bus) as lives:
         again = await lives.load(SERVER, MNIST)
     assert again.state is ServerState.WAITING
-    assert again.facts.code_version == "abc"
+    assert again.data.code_version == "abc"
 
 
 async def test_an_illegal_transition_is_rejected_and_not_published(server_bus: Bus) -> None:
@@ -110,7 +110,7 @@ async def test_an_illegal_change_publishes_nothing(server_bus: Bus) -> None:
         with pytest.raises(IllegalTransition):
             await life.transition(RunEvent.CANCELLED)  # type: ignore[arg-type]
     assert [one.event for one in await current_transitions(server_bus, "server")] == [ServerEvent.STARTED]
-    assert (life.state, life.facts) == (ServerState.MODEL_INIT, MNIST)
+    assert (life.state, life.data) == (ServerState.MODEL_INIT, MNIST)
 
 
 async def test_a_rejected_transition_changes_neither_state_nor_data(server_bus: Bus) -> None:
@@ -121,14 +121,14 @@ async def test_a_rejected_transition_changes_neither_state_nor_data(server_bus: 
         await mine.transition(ServerEvent.MODEL_READY)
         with pytest.raises(StaleOwner):
             await other.transition(ServerEvent.MODEL_READY, {"code_version": "abc"})
-    assert (other.state, other.facts, other.event) == (ServerState.MODEL_INIT, MNIST, ServerEvent.STARTED)
+    assert (other.state, other.data, other.event) == (ServerState.MODEL_INIT, MNIST, ServerEvent.STARTED)
 
 
 async def test_only_a_transition_changes_the_data(server_bus: Bus) -> None:
     async with LifecycleStore.open(server_bus) as lives:
         life = await lives.load(SERVER, MNIST)
         with pytest.raises(AttributeError):
-            life.facts = MNIST  # type: ignore[misc]
+            life.data = MNIST  # type: ignore[misc]
 
 
 async def test_a_second_owner_is_refused(server_bus: Bus) -> None:

@@ -397,7 +397,7 @@ def access_of(bus: TrustedBus, role: Role, directory: Path) -> BusAccess:
     bus.access_for(DEVICE)
     place = ServerLocation(directory / "lab", 4222)
     bus.federation.write_site("lab", [DEVICE], ["mnist"], place.directory, place, hosts=["lab"], days=1)
-    return BusAccess(directory / "lab" / "site.creds", bus.federation.ca)
+    return BusAccess(directory / "lab" / "site.creds", bus.federation.ca_path)
 
 
 @pytest.mark.parametrize("role", Role)
@@ -413,13 +413,13 @@ async def test_each_role_is_denied_all_that_only_others_may(
 
 def sign_device(bus: TrustedBus, name: str, directory: Path) -> BusAccess:
     """Sign credentials of a device of any *name*, as with the signing key but without our checks."""
-    key = Key.new(KeyType.USER)
-    signing = Key.read(bus.federation.folder / "keys" / "signing" / "device.nk")
+    key = Key.generate(KeyType.USER)
+    signing = Key.load(bus.federation.folder / "keys" / "signing" / "device.nk")
     account = bus.federation.server_claims().account
     (directory / "hostile.creds").write_text(
-        key.credentials(jwt_claims.user_jwt(signing, account, key.public, name))
+        key.render_credentials(jwt_claims.user_jwt(signing, account, key.public, name))
     )
-    return BusAccess(directory / "hostile.creds", bus.federation.ca)
+    return BusAccess(directory / "hostile.creds", bus.federation.ca_path)
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
@@ -467,7 +467,7 @@ async def test_denied_probes_leave_no_message_and_no_consumer(bus: TrustedBus) -
 async def test_a_client_without_credentials_is_rejected(bus: TrustedBus) -> None:
     with pytest.raises(AccessDenied, match="requires credentials"):
         async with Bus.connect(
-            bus.url, Identity(FED, "trainer", "c1"), access=BusAccess(ca=bus.federation.ca)
+            bus.url, Identity(FED, "trainer", "c1"), access=BusAccess(ca=bus.federation.ca_path)
         ):
             pass
 

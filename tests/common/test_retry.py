@@ -24,8 +24,8 @@ class FailingCall:
 
 
 @pytest.fixture(autouse=True)
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were asked for, none of which takes any time."""
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that the code requests; none of them takes any time."""
     pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -41,17 +41,17 @@ def test_a_pause_is_between_half_and_all_of_its_length(attempt: int, first_s: fl
     assert 0.5 * longest <= backoff_s(attempt, first_s=first_s, max_s=max_s) <= longest
 
 
-async def test_pauses_grow_until_success(slept: list[float]) -> None:
+async def test_pauses_grow_until_success(pauses: list[float]) -> None:
     assert await retry(FailingCall(9), on=ConnectionError) == "answer"
-    assert len(slept) == 9
-    assert slept[:5] == sorted(slept[:5])
-    assert 0.5 * MAX_PAUSE_S <= slept[-1] <= MAX_PAUSE_S
+    assert len(pauses) == 9
+    assert pauses[:5] == sorted(pauses[:5])
+    assert 0.5 * MAX_PAUSE_S <= pauses[-1] <= MAX_PAUSE_S
 
 
-async def test_another_error_is_raised_at_once(slept: list[float]) -> None:
+async def test_another_error_is_raised_at_once(pauses: list[float]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         await retry(FailingCall(1, ValueError), on=(ConnectionError, TimeoutError))
-    assert slept == []
+    assert pauses == []
 
 
 async def test_each_failure_is_reported_with_those_before_it() -> None:
@@ -64,30 +64,30 @@ async def test_each_failure_is_reported_with_those_before_it() -> None:
     assert reported == [("ConnectionError", 0), ("ConnectionError", 1), ("ConnectionError", 2)]
 
 
-async def test_a_report_may_give_up(slept: list[float]) -> None:
+async def test_a_report_may_give_up(pauses: list[float]) -> None:
     def give_up(error: Exception, before: int) -> None:
         if before == 2:
             raise LookupError from error
 
     with pytest.raises(LookupError):
         await retry(FailingCall(9), on=ConnectionError, on_failure=give_up)
-    assert len(slept) == 2
+    assert len(pauses) == 2
 
 
-async def test_an_exhausted_limit_raises_the_error(slept: list[float]) -> None:
+async def test_an_exhausted_limit_raises_the_error(pauses: list[float]) -> None:
     with pytest.raises(ConnectionError):
         await retry(FailingCall(9), on=ConnectionError, backoff=RetryBackoff(limit_s=0.0))
-    assert slept == []
+    assert pauses == []
 
 
-async def test_a_reset_begins_with_the_shortest_pause(slept: list[float]) -> None:
+async def test_a_reset_begins_with_the_shortest_pause(pauses: list[float]) -> None:
     backoff = RetryBackoff(first_s=1.0, max_s=60.0)
     for _ in range(4):
         await backoff.pause()
     backoff.reset()
     assert backoff.attempts == 0
     await backoff.pause()
-    assert slept[-1] <= 1.0 < slept[-2]
+    assert pauses[-1] <= 1.0 < pauses[-2]
 
 
 async def test_a_stop_ends_a_pause() -> None:

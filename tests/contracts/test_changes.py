@@ -1,4 +1,4 @@
-"""What a transition may change: checked by mypy where it is written, and by the table when it is made."""
+"""The data that a transition may change. mypy checks the types in the code, the table checks each transition."""
 
 from datetime import UTC, datetime
 from typing import Any, get_type_hints
@@ -47,16 +47,16 @@ def test_some_event_changes_each_field_that_may_change(lifecycle: AnyLifecycle) 
 
 
 @each_lifecycle
-def test_what_names_an_entity_never_changes(lifecycle: AnyLifecycle) -> None:
+def test_the_key_of_an_entity_never_changes(lifecycle: AnyLifecycle) -> None:
     data = example(lifecycle)
     for event, names in lifecycle.changes.items():
         changed = lifecycle.change(event, data, {name: getattr(data, name) for name in names})
-        assert changed.thing == data.thing
+        assert changed.key == data.key
         assert {"kind", "task", "client"}.isdisjoint(names)
 
 
 @each_lifecycle
-def test_an_event_may_change_just_what_its_table_names(lifecycle: AnyLifecycle) -> None:
+def test_an_event_may_change_only_the_fields_of_its_table(lifecycle: AnyLifecycle) -> None:
     data = example(lifecycle)
     for event in lifecycle.events:
         for name in lifecycle.data.model_fields:
@@ -68,25 +68,25 @@ def test_an_event_may_change_just_what_its_table_names(lifecycle: AnyLifecycle) 
                     lifecycle.change(event, data, changes)
 
 
-def test_a_change_is_in_the_new_data_and_not_in_the_old() -> None:
+def test_a_change_does_not_modify_the_old_data() -> None:
     changed = SERVER.change(ServerEvent.ROUND_FINISHED, MNIST, {"round": 3, "last": RESULT})
     assert (changed.round, changed.last, changed.model) == (3, RESULT, MODEL)
     assert (MNIST.round, MNIST.last) == (0, None)
 
 
-def test_without_changes_the_data_stays_the_same() -> None:
+def test_without_changes_the_data_are_the_same_object() -> None:
     assert SERVER.change(ServerEvent.RUN_FAILED, MNIST, NO_CHANGES) is MNIST
     assert SERVER.change(ServerEvent.RUN_FAILED, MNIST, {}) is MNIST
 
 
-def test_a_misspelt_field_is_refused() -> None:
+def test_an_unknown_field_is_rejected() -> None:
     with pytest.raises(
         IllegalChange, match="model_ready changes code_versoin, which is not a field of the data"
     ):
         SERVER.change(ServerEvent.MODEL_READY, MNIST, {"code_versoin": "x"})  # type: ignore[typeddict-unknown-key]
 
 
-def test_a_value_of_the_wrong_type_is_refused() -> None:
+def test_a_value_of_the_wrong_type_is_rejected() -> None:
     with pytest.raises(IllegalChange, match="round_finished sets round to a wrong value: Input should be"):
         SERVER.change(ServerEvent.ROUND_FINISHED, MNIST, {"round": "not a number"})  # type: ignore[typeddict-item]
 
@@ -96,21 +96,21 @@ def test_a_value_is_not_converted() -> None:
         SERVER.change(ServerEvent.ROUND_FINISHED, MNIST, {"round": "3"})  # type: ignore[typeddict-item]
 
 
-def test_an_id_that_is_none_is_refused() -> None:
+def test_an_invalid_id_is_rejected() -> None:
     with pytest.raises(IllegalChange, match="sets run to a wrong value"):
         CLIENT.change(
             ClientEvent.CLIENT_START, CLIENT.data(task="mnist", client="c1"), {"run": "no id, with a blank"}
         )
 
 
-def test_a_round_may_not_change_what_is_served() -> None:
+def test_a_finished_round_may_not_change_the_champion() -> None:
     with pytest.raises(
         IllegalChange, match="round_finished may not change seal; it may change: checkpoint, co"
     ):
         SERVER.change(ServerEvent.ROUND_FINISHED, MNIST, {"seal": None})
 
 
-def test_an_event_of_another_lifecycle_has_no_arrow_and_changes_nothing() -> None:
+def test_an_event_of_another_lifecycle_is_not_allowed() -> None:
     run = RUN.data(task="mnist", run="mnist-1", plan=PLAN, requested_at=datetime.now(UTC))
     assert not SERVER.allows(SERVER.initial, RunEvent.REQUESTED)  # type: ignore[arg-type]
     with pytest.raises(IllegalChange, match="cancelled may not change promoted; it may change: nothing"):

@@ -1,4 +1,4 @@
-"""What a client says of itself: whatever it is, the message is taken in, and its size is bounded."""
+"""The metrics of a client: a message accepts any input and keeps a limited number of metrics."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ def reply_with(figures: dict[str, float]) -> RoundReply:
 
 
 @given(st.dictionaries(st.text(max_size=60), st.floats()))
-def test_a_message_is_taken_in_whatever_its_figures_are_and_carries_few_and_finite_ones(
+def test_a_message_keeps_few_finite_metrics_of_any_input(
     figures: dict[str, float],
 ) -> None:
     reply = reply_with(figures)
@@ -25,7 +25,7 @@ def test_a_message_is_taken_in_whatever_its_figures_are_and_carries_few_and_fini
     assert decode_body(RoundReply, pack(reply)) == reply
 
 
-def test_of_too_many_figures_loss_and_accuracy_are_kept() -> None:
+def test_loss_and_accuracy_are_kept_among_too_many_metrics() -> None:
     many = {f"train_{letter}": 1.0 for letter in "abcdefghij"}
     kept = reply_with(many | {"train_loss": 0.5, "train_accuracy": 0.75}).figures
     assert list(kept)[:2] == ["train_accuracy", "train_loss"]

@@ -1,4 +1,4 @@
-"""The envelope: what was sent comes out as it went in, and what is no message of ours is refused with the reason."""
+"""The envelope: messages survive encoding and decoding, and invalid ones are rejected with the reason."""
 
 import re
 import time
@@ -46,7 +46,7 @@ moments = st.integers(0, 7_000_000_000_000_000).map(
 
 
 def headers(message: Message = FIN, source: str = C1, **changed: str) -> dict[str, str]:
-    """The headers of *message*, some of them *changed*."""
+    """Return the headers of *message*, with some *changed*."""
     return make_envelope(message, source=source).headers() | {
         f"ce-{name}": text for name, text in changed.items()
     }
@@ -55,7 +55,7 @@ def headers(message: Message = FIN, source: str = C1, **changed: str) -> dict[st
 def decode_error(
     subject: str = SUBJECT, with_headers: Mapping[str, str] | None = None, body: bytes | None = None
 ) -> str:
-    """Why *body* on *subject* is refused, which it must be."""
+    """Return the reason why *body* on *subject* is rejected. The test fails if it is not."""
     with pytest.raises(DecodeError) as caught:
         decode_message(
             subject, headers() if with_headers is None else with_headers, pack(FIN) if body is None else body
@@ -64,10 +64,10 @@ def decode_error(
     return str(caught.value)
 
 
-# --- what was sent comes out -----------------------------------------------------------------
+# --- valid messages --------------------------------------------------------------------------
 
 
-def test_a_message_comes_out_as_it_went_in() -> None:
+def test_a_message_survives_encoding() -> None:
     sent = make_envelope(FIN, source=C1, trace={"traceparent": "00-1-2-01"})
     envelope, message = decode_message(SUBJECT, sent.headers(), pack(FIN))
 
@@ -78,7 +78,7 @@ def test_a_message_comes_out_as_it_went_in() -> None:
 
 
 @given(st.dictionaries(st.text(), scalars), st.floats(min_value=0.001, allow_infinity=False))
-def test_a_plan_keeps_every_scalar_as_what_it_is(
+def test_a_plan_keeps_the_type_of_every_scalar(
     config: dict[str, bool | int | float | str], wait_s: float
 ) -> None:
     plan = RunPlan(config=config, recruit_s=wait_s)
@@ -89,15 +89,15 @@ def test_a_plan_keeps_every_scalar_as_what_it_is(
 
 
 @given(st.dictionaries(st.text(), st.floats()), st.dictionaries(st.text(), st.text()))
-def test_metrics_keep_their_last_bit(metrics: dict[str, float], failures: dict[str, str]) -> None:
+def test_metrics_survive_encoding_bit_by_bit(metrics: dict[str, float], failures: dict[str, str]) -> None:
     result = RoundResult(round=1, metrics=metrics, failures=failures)
     again = decode_body(RoundResult, pack(result))
 
-    assert pack(again) == pack(result)  # equal to the bit, where nan is not equal to itself
+    assert pack(again) == pack(result)  # compares bits, because nan is not equal to itself
 
 
 @given(moments, st.text())
-def test_times_and_words_come_out_as_they_went_in(moment: datetime, reason: str) -> None:
+def test_times_and_texts_survive_encoding(moment: datetime, reason: str) -> None:
     invitation = UpdateReady(task="t", run="t-1", plan=RunPlan(), recruit_until=moment)
     closed = ServerClosed(task="t", run="t-1", outcome="failed", reason=reason)
 
@@ -106,11 +106,11 @@ def test_times_and_words_come_out_as_they_went_in(moment: datetime, reason: str)
 
 
 @given(st.binary(max_size=1000))
-def test_bytes_come_out_as_they_went_in(content: bytes) -> None:
+def test_bytes_survive_encoding(content: bytes) -> None:
     assert decode_body(MessageContent, pack(MessageContent(inline=content))).inline == content
 
 
-def test_what_a_person_wants_to_see_is_in_the_headers() -> None:
+def test_type_run_source_and_time_are_in_the_headers() -> None:
     message = EXAMPLES[RoundMessage]
     shown = make_envelope(message, source=SERVER).headers()
 
@@ -121,22 +121,22 @@ def test_what_a_person_wants_to_see_is_in_the_headers() -> None:
     assert shown["Nats-Msg-Id"] == shown["ce-id"]
 
 
-def test_a_repeat_can_be_told_by_its_id() -> None:
+def test_the_stream_can_drop_a_repeat_by_its_id() -> None:
     assert make_envelope(FIN, source=C1, id="mnist-1/c1").headers()["Nats-Msg-Id"] == "mnist-1/c1"
 
 
-# --- what is unreadable --------------------------------------------------------------------------
+# --- invalid messages ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "name", ["ce-specversion", "ce-id", "ce-type", "ce-source", "ce-time", "ce-datacontenttype"]
 )
-def test_without_a_header_it_is_no_message_of_ours(name: str) -> None:
+def test_a_message_with_a_missing_header_is_rejected(name: str) -> None:
     incomplete = {key: value for key, value in headers().items() if key != name}
     assert decode_error(with_headers=incomplete) == f"header {name} is missing: this is not a fedbus message"
 
 
-def test_without_headers_it_is_no_message_of_ours() -> None:
+def test_a_message_without_headers_is_rejected() -> None:
     with pytest.raises(DecodeError, match="header ce-specversion is missing"):
         decode_message(SUBJECT, None, b"hello")
 
@@ -156,7 +156,7 @@ def test_without_headers_it_is_no_message_of_ours() -> None:
     ],
     ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
 )
-def test_a_foreign_envelope_is_refused_with_the_reason(changed: dict[str, str], reason: str) -> None:
+def test_a_foreign_envelope_is_rejected_with_the_reason(changed: dict[str, str], reason: str) -> None:
     assert reason in decode_error(with_headers=headers(FIN, C1, **changed))
 
 
@@ -180,25 +180,23 @@ def test_a_foreign_envelope_is_refused_with_the_reason(changed: dict[str, str], 
         ),
     ],
 )
-def test_an_unreadable_body_is_refused_with_the_first_thing_that_is_wrong(body: bytes, reason: str) -> None:
+def test_the_error_names_the_first_problem_of_a_body(body: bytes, reason: str) -> None:
     assert decode_error(body=body).startswith(reason)
 
 
 @given(st.binary(max_size=2000))
-def test_whatever_comes_is_read_or_refused_and_nothing_else(body: bytes) -> None:
+def test_any_body_is_decoded_or_rejected(body: bytes) -> None:
     with suppress(DecodeError):
         decode_message(SUBJECT, headers(), body)
 
 
 @given(st.text(), st.dictionaries(st.sampled_from(list(headers())), st.text()))
-def test_whatever_headers_come_they_are_read_or_refused_and_nothing_else(
-    subject: str, changed: dict[str, str]
-) -> None:
+def test_any_headers_are_decoded_or_rejected(subject: str, changed: dict[str, str]) -> None:
     with suppress(DecodeError):
         decode_message(subject, headers() | changed, pack(FIN))
 
 
-def test_an_oversized_body_is_refused_before_it_is_looked_at() -> None:
+def test_an_oversized_body_is_rejected_before_decoding() -> None:
     assert decode_error(body=b"\xc1" * (MAX_EVENT_BYTES + 1)) == "the body has 262145 bytes (limit 262144)"
 
 
@@ -209,7 +207,7 @@ def test_an_oversized_body_is_not_sent() -> None:
         pack(Refused(reason="x" * MAX_EVENT_BYTES))
 
 
-def test_a_body_of_exactly_the_limit_is_sent_and_read() -> None:
+def test_a_body_at_the_limit_survives_encoding() -> None:
     room = MAX_EVENT_BYTES - len(pack(Refused(reason="x" * 70_000))) + 70_000
     largest = Refused(reason="x" * room)
 
@@ -217,7 +215,7 @@ def test_a_body_of_exactly_the_limit_is_sent_and_read() -> None:
     assert decode_body(Refused, pack(largest)) == largest
 
 
-def test_a_time_without_a_zone_is_refused() -> None:
+def test_a_time_without_a_zone_is_rejected() -> None:
     body = msgpack.packb(
         EXAMPLES[UpdateReady].model_dump() | {"recruit_until": "2026-03-14T12:00:00"}, datetime=True
     )
@@ -225,10 +223,10 @@ def test_a_time_without_a_zone_is_refused() -> None:
         decode_body(UpdateReady, body)
 
 
-# --- who says so ---------------------------------------------------------------------------------
+# --- forged messages -----------------------------------------------------------------------------
 
 
-def test_a_client_that_speaks_as_another_is_refused() -> None:
+def test_a_body_of_another_client_is_rejected() -> None:
     another = FIN.model_copy(update={"client": "c2"})
     assert (
         decode_error(body=pack(another))
@@ -236,41 +234,41 @@ def test_a_client_that_speaks_as_another_is_refused() -> None:
     )
 
 
-def test_a_source_that_is_not_whose_subject_it_is_is_refused() -> None:
+def test_a_source_of_another_client_is_rejected() -> None:
     assert decode_error(with_headers=headers(source="fedbus/dev/flower-client/c2")).startswith(
         "forged: only c1 may publish this"
     )
 
 
-def test_a_client_that_speaks_for_the_server_side_is_refused() -> None:
+def test_a_client_cannot_publish_for_the_server_side() -> None:
     closed = ServerClosed(task="mnist", run="mnist-1", outcome="failed")
     reason = decode_error(subjects.subject_for(DEV, closed), headers(closed, source=C1), pack(closed))
     assert reason == f"forged: only server may publish this, but the source is {C1}"
 
 
-def test_a_message_on_the_subject_of_another_word_is_refused() -> None:
+def test_a_message_on_the_subject_of_another_is_rejected() -> None:
     elsewhere = SUBJECT.replace("fin_train", "joined")
     assert decode_error(elsewhere) == f"forged: a message for {SUBJECT} was published on {elsewhere}"
 
 
-def test_a_message_about_another_task_than_its_subject_is_refused() -> None:
+def test_a_message_on_the_subject_of_another_task_is_rejected() -> None:
     elsewhere = SUBJECT.replace("mnist", "other")
     assert decode_error(elsewhere) == f"forged: a message for {SUBJECT} was published on {elsewhere}"
 
 
-def test_a_message_on_a_foreign_subject_is_refused() -> None:
+def test_a_message_on_a_foreign_subject_is_rejected() -> None:
     assert decode_error("orders.new") == "'orders.new' is not a fedbus subject"
 
 
-@pytest.mark.parametrize("thing", ["c2.mnist", "c1.other"])
-def test_a_transition_of_another_thing_than_its_subject_names_is_refused(thing: str) -> None:
+@pytest.mark.parametrize("key", ["c2.mnist", "c1.other"])
+def test_a_transition_on_the_subject_of_another_is_rejected(key: str) -> None:
     moved = EXAMPLES[Transition]
-    subject = subjects.lifecycle(DEV, "client", thing)
+    subject = subjects.lifecycle(DEV, "client", key)
     reason = decode_error(subject, headers(moved), pack(moved))
     assert reason == f"forged: a message for fedbus.dev.life.client.c1.mnist was published on {subject}"
 
 
-def test_a_transition_of_a_client_that_somebody_else_tells_is_refused() -> None:
+def test_the_server_side_cannot_publish_for_a_client() -> None:
     moved = EXAMPLES[Transition]
     reason = decode_error(
         subjects.lifecycle(DEV, "client", "c1.mnist"), headers(moved, source=SERVER), pack(moved)
@@ -278,7 +276,7 @@ def test_a_transition_of_a_client_that_somebody_else_tells_is_refused() -> None:
     assert reason == f"forged: only c1 may publish this, but the source is {SERVER}"
 
 
-def test_a_transition_of_the_server_side_that_a_client_tells_is_refused() -> None:
+def test_a_client_cannot_publish_a_transition_of_a_run() -> None:
     moved = Transition.model_validate(
         {
             "task": "mnist",
@@ -292,19 +290,17 @@ def test_a_transition_of_the_server_side_that_a_client_tells_is_refused() -> Non
     assert reason == f"forged: only server may publish this, but the source is {C1}"
 
 
-def test_anybody_may_ask() -> None:
-    wish = StartRun(task="mnist")
+def test_a_request_may_come_from_any_source() -> None:
+    request = StartRun(task="mnist")
+    subject = subjects.subject_for(DEV, request)
     for source in (C1, SERVER, "fedbus/dev/cli/server"):
-        assert (
-            decode_message(subjects.subject_for(DEV, wish), headers(wish, source=source), pack(wish))[1]
-            == wish
-        )
+        assert decode_message(subject, headers(request, source=source), pack(request))[1] == request
 
 
 # --- the rest ----------------------------------------------------------------------------------------
 
 
-def test_an_older_sender_that_knows_fewer_fields_is_understood() -> None:
+def test_a_message_of_an_older_sender_is_decoded() -> None:
     old = {"task": "mnist", "client": "c1", "run": "mnist-1"}
     assert decode_body(FinTrain, msgpack.packb(old)) == FIN.model_copy(update={"rounds": 0})
 
@@ -316,22 +312,22 @@ def test_a_reply_may_be_an_error_without_content() -> None:
     assert decode_body(RoundReply, pack(reply)) == reply
 
 
-def test_facts_of_an_unknown_kind_are_refused() -> None:
+def test_data_of_an_unknown_kind_are_rejected() -> None:
     with pytest.raises(DecodeError, match="Transition: facts: Input tag 'ship' found using 'kind'"):
         decode_body(
             Transition, pack(EXAMPLES[Transition]).replace(b"\xa4kind\xa6client", b"\xa4kind\xa4ship")
         )
 
 
-def test_a_thing_of_a_client_is_called_by_both_its_names() -> None:
-    assert ClientData(client="c1", task="mnist").thing == "c1.mnist"
+def test_the_key_of_a_client_has_client_and_task() -> None:
+    assert ClientData(client="c1", task="mnist").key == "c1.mnist"
 
 
-def test_unpacked_values_are_plain() -> None:
+def test_unpacked_values_are_plain_python() -> None:
     assert unpack(msgpack.packb({"at": NOON, "raw": b"\x00"}, datetime=True)) == {"at": NOON, "raw": b"\x00"}
 
 
-def test_ids_are_of_version_7_and_in_the_order_of_time() -> None:
+def test_ids_are_uuid7_in_the_order_of_time() -> None:
     ids = []
     for _ in range(5):
         ids.append(uuid7())
@@ -343,7 +339,7 @@ def test_ids_are_of_version_7_and_in_the_order_of_time() -> None:
     assert len({uuid7() for _ in range(1000)}) == 1000
 
 
-def test_an_id_tells_when_the_message_was_said_and_any_other_text_tells_nothing() -> None:
+def test_the_time_of_an_id_is_known_only_for_uuid7() -> None:
     before = datetime.now(UTC)
     at = id_timestamp(uuid7())
     assert at is not None
@@ -351,11 +347,11 @@ def test_an_id_tells_when_the_message_was_said_and_any_other_text_tells_nothing(
     assert [id_timestamp(text) for text in ("", "run-1", str(uuid4()), "f" * 5000)] == [None] * 4
 
 
-def test_an_id_that_is_no_id_is_refused_because_what_follows_would_carry_it() -> None:
+def test_an_id_that_is_too_long_is_rejected() -> None:
     with pytest.raises(DecodeError, match=r"the message id has 300 characters \(limit 256\)"):
         decode_message(SUBJECT, headers(id="x" * 300), pack(FIN))
 
 
-def test_a_number_of_more_than_64_bits_cannot_be_said() -> None:
+def test_an_integer_of_more_than_64_bits_is_not_sent() -> None:
     with pytest.raises(ValueError, match="StartRun contains an integer of more than 64 bits"):
         pack(StartRun(task="mnist", config={"lr": 10**30}))

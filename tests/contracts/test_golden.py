@@ -38,7 +38,7 @@ def compare_with_golden(name: str, now: dict[str, Any]) -> dict[str, Any]:
 
 def place(message: Message) -> str:
     if isinstance(message, Transition):
-        return subjects.lifecycle(DEV, message.kind, message.thing)
+        return subjects.lifecycle(DEV, message.kind, message.key)
     return subjects.subject_for(DEV, message)
 
 
@@ -61,10 +61,10 @@ TRANSITIONS = [
 ]
 
 
-@pytest.mark.parametrize("message", EXAMPLES.values(), ids=lambda one: one.word)
-def test_a_message_is_on_the_wire_what_it_was(message: Message) -> None:
+@pytest.mark.parametrize("message", EXAMPLES.values(), ids=lambda one: one.name)
+def test_the_encoding_of_a_message_is_unchanged(message: Message) -> None:
     now = {"subject": place(message), "headers": envelope(message).headers(), "body": pack(message).hex()}
-    golden = compare_with_golden(f"{message.word}.v{message.version}", now)
+    golden = compare_with_golden(f"{message.name}.v{message.version}", now)
 
     assert golden == now
     assert decode_message(golden["subject"], golden["headers"], bytes.fromhex(golden["body"])) == (
@@ -73,7 +73,7 @@ def test_a_message_is_on_the_wire_what_it_was(message: Message) -> None:
     )
 
 
-def test_what_led_to_a_message_is_in_its_envelope() -> None:
+def test_the_cause_of_a_message_is_in_its_envelope() -> None:
     message = EXAMPLES[FinTrain]
     caused = replace(envelope(message), cause="01957f2c-8c00-7abc-8def-0123456789ab")
     golden = compare_with_golden("envelope.caused", caused.headers())
@@ -83,7 +83,7 @@ def test_what_led_to_a_message_is_in_its_envelope() -> None:
 
 
 @pytest.mark.parametrize("answer", REPLIES.values(), ids=lambda one: type(one).__name__)
-def test_an_answer_is_on_the_wire_what_it_was(answer: Body) -> None:
+def test_the_encoding_of_a_reply_is_unchanged(answer: Body) -> None:
     golden = compare_with_golden(f"answer.{type(answer).__name__}.v1", {"body": pack(answer).hex()})
 
     assert golden == {"body": pack(answer).hex()}
@@ -91,22 +91,22 @@ def test_an_answer_is_on_the_wire_what_it_was(answer: Body) -> None:
 
 
 @pytest.mark.parametrize("facts", FACTS, ids=lambda one: one.kind)
-def test_the_facts_of_a_lifecycle_are_on_the_wire_what_they_were(facts: LifecycleData) -> None:
+def test_the_encoding_of_lifecycle_data_is_unchanged(facts: LifecycleData) -> None:
     golden = compare_with_golden(f"facts.{facts.kind}.v1", {"body": pack(facts).hex()})
 
     assert golden == {"body": pack(facts).hex()}
     assert decode_body(type(facts), bytes.fromhex(golden["body"])) == facts
 
 
-def test_there_is_a_file_for_each_message_and_none_that_nobody_reads() -> None:
-    expected = {f"{message.word}.v{message.version}" for message in EXAMPLES.values()}
+def test_each_message_has_a_file_and_each_file_a_message() -> None:
+    expected = {f"{message.name}.v{message.version}" for message in EXAMPLES.values()}
     expected |= {"envelope.caused"}
     expected |= {f"answer.{kind.__name__}.v1" for kind in REPLIES} | {f"facts.{one.kind}.v1" for one in FACTS}
     assert {path.stem for path in GOLDEN.glob("*.json")} == expected
 
 
 @pytest.mark.parametrize("transition", TRANSITIONS, ids=lambda one: one.kind)
-def test_a_transition_finds_the_facts_of_its_kind_again(transition: Transition) -> None:
+def test_a_transition_decodes_the_data_of_its_kind(transition: Transition) -> None:
     _, again = decode_message(place(transition), envelope(transition).headers(), pack(transition))
 
     assert isinstance(again, Transition)
@@ -114,11 +114,11 @@ def test_a_transition_finds_the_facts_of_its_kind_again(transition: Transition) 
     assert type(again.facts) is type(transition.facts)
 
 
-@pytest.mark.parametrize("message", EXAMPLES.values(), ids=lambda one: one.word)
-def test_a_field_that_a_newer_sender_has_added_is_passed_over(message: Message) -> None:
+@pytest.mark.parametrize("message", EXAMPLES.values(), ids=lambda one: one.name)
+def test_an_unknown_field_of_a_newer_sender_is_ignored(message: Message) -> None:
     newer = type(message).model_validate(message.model_dump() | {"added_later": NOON + timedelta(days=1)})
     assert newer == message
 
 
-def test_a_request_and_its_answer_are_of_one_version() -> None:
+def test_all_requests_have_version_1() -> None:
     assert {kind.version for kind in EXAMPLES if issubclass(kind, Request)} == {1}

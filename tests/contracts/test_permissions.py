@@ -1,4 +1,4 @@
-"""What each role may, as the table says it: laws that hold before any broker is asked."""
+"""The permissions of each role, tested as patterns, without a nats-server."""
 
 import itertools
 
@@ -26,7 +26,7 @@ each_role = pytest.mark.parametrize("role", Role)
 
 
 def overlaps(one: str, other: str) -> bool:
-    """Whether there is a subject that both patterns cover."""
+    """Return whether both patterns cover a common subject."""
     for left, right in itertools.zip_longest(one.split("."), other.split(".")):
         if ">" in (left, right):
             return True
@@ -43,44 +43,44 @@ def of_c1(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(pattern.replace(NAME_TEMPLATE, "c1") for pattern in patterns)
 
 
-def test_a_device_can_send_itself_nothing() -> None:
-    """Else it could name any subject as that message's reply, and be let through there as if it answered."""
-    for said, heard in itertools.product(of_c1(DEVICE.publish), of_c1(DEVICE.subscribe)):
-        assert not overlaps(said, heard), (said, heard)
+def test_a_device_cannot_send_messages_to_itself() -> None:
+    """Otherwise it could set any reply subject in that message, and then publish to it as a reply."""
+    for publish, subscribe in itertools.product(of_c1(DEVICE.publish), of_c1(DEVICE.subscribe)):
+        assert not overlaps(publish, subscribe), (publish, subscribe)
 
 
-def test_no_device_uses_the_api_of_the_streams() -> None:
+def test_a_device_may_not_use_the_jetstream_api() -> None:
     assert not [subject for subject in DEVICE.publish if subject.startswith("$JS")]
     assert not [subject for subject in DEVICE.subscribe if subject.startswith("$JS")]
 
 
-def test_a_device_stands_by_its_name_in_all_it_says_but_questions_that_anybody_may_ask() -> None:
+def test_the_name_of_a_device_is_in_what_it_may_publish() -> None:
     for subject in DEVICE.publish:
         parts = subject.split(".")
         to_the_server = parts[2] == "blob" and parts[3] == subjects.SERVER_SIDE and parts[5] == "in"
         assert NAME_TEMPLATE in parts or to_the_server or parts[2] == "svc", subject
 
 
-def test_a_device_may_say_all_that_its_agents_say() -> None:
+def test_a_device_may_publish_all_messages_of_its_agents() -> None:
     for agent in catalogue.CLIENT_CONSUMERS:
         for kind in catalogue.PUBLISHES.get(agent, ()):
             example = EXAMPLES[kind]
             own = example.model_copy(update={"client": "c1"})
-            assert is_covered(of_c1(DEVICE.publish), subjects.subject_for(DEV, own)), kind.word
+            assert is_covered(of_c1(DEVICE.publish), subjects.subject_for(DEV, own)), kind.name
 
 
-def test_a_device_may_say_nothing_in_the_name_of_another() -> None:
+def test_a_device_may_not_publish_messages_of_others() -> None:
     for kind in catalogue.MESSAGES:
         example = EXAMPLES[kind]
         if isinstance(example, ClientMessage | ClientRequest):
             other = example.model_copy(update={"client": "c2"})
-            assert not is_covered(of_c1(DEVICE.publish), subjects.subject_for(DEV, other)), kind.word
+            assert not is_covered(of_c1(DEVICE.publish), subjects.subject_for(DEV, other)), kind.name
         elif kind.family not in (Family.LIFE, Family.SVC):
-            assert not is_covered(of_c1(DEVICE.publish), subjects.subject_for(DEV, example)), kind.word
+            assert not is_covered(of_c1(DEVICE.publish), subjects.subject_for(DEV, example)), kind.name
 
 
 @pytest.mark.parametrize("kind", LIFECYCLES)
-def test_each_lifecycle_is_moved_by_its_owner_alone(kind: str) -> None:
+def test_only_the_owner_may_publish_transitions(kind: str) -> None:
     owner = LIFECYCLES[kind].owner
     for role in (Role.DEVICE, *SERVER_ROLES, Role.USER, Role.OBSERVER, Role.GATEWAY):
         may = of_c1(permissions_for(DEV, role).publish)
@@ -90,24 +90,24 @@ def test_each_lifecycle_is_moved_by_its_owner_alone(kind: str) -> None:
 
 
 @pytest.mark.parametrize("role", SERVER_ROLES)
-def test_an_agent_of_the_server_may_say_and_hear_what_is_its_own(role: Role) -> None:
+def test_a_server_role_may_use_the_subjects_of_its_agents(role: Role) -> None:
     may = permissions_for(DEV, role)
     for agent in ROLE_AGENTS[role]:
         for kind in catalogue.PUBLISHES.get(agent, ()):
             if kind is not Transition:
-                assert is_covered(may.publish, subjects.subject_for(DEV, EXAMPLES[kind])), kind.word
+                assert is_covered(may.publish, subjects.subject_for(DEV, EXAMPLES[kind])), kind.name
         for request in catalogue.requests_answered_by(agent):
-            assert is_covered(may.subscribe, subjects.subject_for(DEV, EXAMPLES[request])), request.word
+            assert is_covered(may.subscribe, subjects.subject_for(DEV, EXAMPLES[request])), request.name
         assert is_covered(may.subscribe, f"{subjects.inbox(subjects.SERVER_SIDE, agent)}.x.y")
 
 
 @pytest.mark.parametrize("role", [Role.USER, Role.OBSERVER, Role.GATEWAY])
-def test_nobody_who_looks_sees_weights(role: Role) -> None:
+def test_users_and_the_gateway_cannot_read_blobs(role: Role) -> None:
     assert not [subject for subject in permissions_for(DEV, role).subscribe if ".blob." in subject]
     assert not is_covered(permissions_for(DEV, role).subscribe, "fedbus.dev.blob.c1.trainer_1.in.x.0")
 
 
-def test_who_only_looks_changes_nothing() -> None:
+def test_an_observer_may_not_send_commands() -> None:
     for subject in permissions_for(DEV, Role.OBSERVER).publish:
         kind = subject.rpartition(".")[2]
         assert subject.startswith("$") or kind in ("health_check", "get_server_info"), subject
@@ -123,7 +123,7 @@ def test_no_role_reaches_another_federation(role: Role) -> None:
 
 
 @each_role
-def test_nobody_may_say_or_hear_everything(role: Role) -> None:
+def test_no_role_has_a_wildcard_for_everything(role: Role) -> None:
     may = permissions_for(DEV, role)
     assert not {">", "*", "fedbus.>", "fedbus.dev.>", "$JS.>", "$JS.API.>", "$SYS.>"} & {
         *may.publish,
@@ -132,11 +132,11 @@ def test_nobody_may_say_or_hear_everything(role: Role) -> None:
 
 
 @each_role
-def test_each_role_says_what_it_is_for(role: Role) -> None:
+def test_each_role_has_a_description(role: Role) -> None:
     assert ROLE_DESCRIPTIONS[role]
 
 
-def test_a_site_may_acknowledge_for_its_own_clients_in_their_tasks_alone() -> None:
+def test_a_site_may_acknowledge_only_for_its_own_clients() -> None:
     may = tuple(
         subject.replace("{{tag(client)}}", "c1").replace("{{tag(task)}}", "mnist")
         for subject in permissions_for(DEV, Role.SITE).publish

@@ -1,4 +1,4 @@
-"""A refusal's kind, and the two booleans that stand for it on the wire."""
+"""The kind of a refusal, and the two booleans that encode it."""
 
 import pytest
 
@@ -13,7 +13,7 @@ WIRE = {
 
 
 @pytest.mark.parametrize("kind", RefusalKind)
-def test_a_kind_is_two_booleans_on_the_wire_and_comes_back(kind: RefusalKind) -> None:
+def test_a_kind_survives_its_encoding_as_two_booleans(kind: RefusalKind) -> None:
     refused = Refused(reason="not now", kind=kind)
     assert unpack(pack(refused)) == {"reason": "not now", **WIRE[kind]}
     assert decode_body(Refused, pack(refused)) == refused
@@ -32,7 +32,7 @@ def test_the_refusal_of_an_older_sender_has_a_kind(wire: dict[str, bool], kind: 
     assert Refused.model_validate({"reason": "no", **wire}).kind is kind
 
 
-def test_a_refusal_is_the_callers_fault_where_no_kind_is_given() -> None:
+def test_without_a_kind_a_refusal_blames_the_caller() -> None:
     refused: Body = Refused(reason="no such run")
     assert isinstance(refused, Refused)
     assert refused.kind is RefusalKind.CALLER

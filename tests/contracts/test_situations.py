@@ -1,4 +1,4 @@
-"""What is certain in each state: the views that agents decide by."""
+"""Situations: each state has one, and incomplete data are an error."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ def test_every_state_has_its_own_situation(kind: str) -> None:
     assert len(set(map(repr, found))) == len(found)
 
 
-def test_a_run_in_training_has_its_plan_its_last_round_and_where_it_starts_again() -> None:
+def test_a_run_in_training_has_plan_round_and_checkpoint() -> None:
     training = server_situation(ServerState.TRAINING, SERVER)
     assert isinstance(training, ServerTraining)
     assert (training.run, training.plan, training.round, training.last) == ("mnist-2", PLAN, 2, RESULT)
@@ -91,7 +91,7 @@ def test_a_server_is_in_the_situation_of_its_state(state: ServerState) -> None:
         (ServerState.PUBLISHING, "checkpoint"),
     ],
 )
-def test_incomplete_data_of_a_server_names_it_and_what_is_missing(state: ServerState, missing: str) -> None:
+def test_incomplete_data_names_the_missing_field(state: ServerState, missing: str) -> None:
     with pytest.raises(
         IncompleteData, match=f"server mnist is in state {state}, but its last transition lacks {missing}"
     ):
@@ -105,7 +105,7 @@ def test_a_rollout_without_a_candidate_is_incomplete() -> None:
         code_situation(CodeState.ROLLING, CodeData(task="mnist"))
 
 
-def test_a_schedule_is_due_since_some_time() -> None:
+def test_a_due_schedule_has_the_time_it_became_due() -> None:
     data = ScheduleData(task="mnist", since=NOON, clock_since=NOON, due_since=NOON, cause="every 6h")
     assert schedule_situation(ScheduleState.DUE, data) == ScheduleDue(NOON, "every 6h", "")
     with pytest.raises(
@@ -114,7 +114,7 @@ def test_a_schedule_is_due_since_some_time() -> None:
         schedule_situation(ScheduleState.DUE, data.model_copy(update={"due_since": None}))
 
 
-def test_a_run_that_finished_has_a_model_and_no_other_has() -> None:
+def test_only_a_finished_run_has_a_model() -> None:
     data = RunData(task="mnist", run="mnist-2", plan=PLAN, requested_at=NOON, model=MODEL, promoted=False)
     assert run_situation(RunState.FINISHED, data) == RunCompleted(MODEL, promoted=False)
     assert run_situation(RunState.CANCELLED, data) == RunAborted(RunState.CANCELLED)
@@ -125,7 +125,7 @@ def test_a_run_that_finished_has_a_model_and_no_other_has() -> None:
         run_situation(RunState.FINISHED, data.model_copy(update={"model": None}))
 
 
-def test_a_client_that_learns_has_a_run_and_a_model() -> None:
+def test_a_learning_client_has_a_run_and_a_model() -> None:
     data = ClientData(task="mnist", client="c1", model=MODEL, run="mnist-2")
     assert client_situation(ClientState.LEARNING, data) == ClientLearning(MODEL, "mnist-2")
     assert client_situation(ClientState.PENDING_APPLICATION, data) == ClientApplying(MODEL)
@@ -136,7 +136,7 @@ def test_a_client_that_learns_has_a_run_and_a_model() -> None:
         client_situation(ClientState.LEARNING, data.model_copy(update={"run": None}))
 
 
-def test_a_training_is_of_a_run() -> None:
+def test_a_training_has_a_run() -> None:
     data = FlClientData(task="mnist", client="c1", run="mnist-2")
     assert fl_client_situation(FlClientState.TRAINING, data) == FlClientTraining("mnist-2")
     with pytest.raises(

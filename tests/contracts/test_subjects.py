@@ -1,4 +1,4 @@
-"""Subjects: one grammar, in which the identity has its fixed place."""
+"""Subjects: unique for each message, with the client in a fixed token."""
 
 import pytest
 from hypothesis import given
@@ -14,13 +14,13 @@ from fedbus.contracts.subjects import InvalidSubject
 from fedbus.contracts.transition import Transition
 
 DEV = FederationId("dev")
-SAID = [kind for kind in MESSAGES if kind is not Transition]
-each_message = pytest.mark.parametrize("kind", SAID, ids=lambda kind: kind.word)
+MESSAGE_KINDS = [kind for kind in MESSAGES if kind is not Transition]
+each_message = pytest.mark.parametrize("kind", MESSAGE_KINDS, ids=lambda kind: kind.name)
 ids = st.from_regex(ID_PATTERN, fullmatch=True)
 
 
 @each_message
-def test_a_message_goes_where_its_listeners_listen(kind: type[Message]) -> None:
+def test_a_message_matches_the_wildcards_of_its_consumers(kind: type[Message]) -> None:
     example = EXAMPLES[kind]
     client = example.client if isinstance(example, ClientMessage) else "*"
     subject = subjects.subject_for(DEV, example)
@@ -32,7 +32,7 @@ def test_a_message_goes_where_its_listeners_listen(kind: type[Message]) -> None:
 
 
 @each_message
-def test_the_template_of_a_subject_is_the_subject_with_names_for_what_differs(kind: type[Message]) -> None:
+def test_a_filled_template_is_the_subject(kind: type[Message]) -> None:
     example = EXAMPLES[kind]
     named = {"federation": DEV, "task": example.task, "client": getattr(example, "client", "")}
     assert subjects.template(kind).format(**named) == subjects.subject_for(DEV, example)
@@ -43,33 +43,35 @@ def test_all_transitions_have_one_template() -> None:
 
 
 @each_message
-def test_no_two_words_share_a_subject(kind: type[Message]) -> None:
+def test_no_two_messages_share_a_subject(kind: type[Message]) -> None:
     subject = subjects.subject_for(DEV, EXAMPLES[kind])
-    assert [other for other in SAID if matches_subject(subjects.wildcard_for(DEV, other), subject)] == [kind]
+    assert [
+        other for other in MESSAGE_KINDS if matches_subject(subjects.wildcard_for(DEV, other), subject)
+    ] == [kind]
 
 
 @given(client=ids, task=ids, fed=ids)
-def test_the_client_is_read_where_permissions_look_for_it(client: str, task: str, fed: str) -> None:
-    for kind in SAID:
+def test_the_client_is_read_from_its_token_in_the_subject(client: str, task: str, fed: str) -> None:
+    for kind in MESSAGE_KINDS:
         subject = subjects.wildcard_for(FederationId(fed), kind, client=client, task=task)
         expected = client if kind.family in CLIENT_FAMILIES else None
         assert subjects.client_in(subject) == expected
         assert subjects.federation_in(subject) == fed
 
 
-def test_the_state_of_everything_is_under_one_root() -> None:
+def test_all_transitions_are_under_one_root() -> None:
     subject = subjects.lifecycle(DEV, "client", "c1.mnist")
 
     assert subject == "fedbus.dev.life.client.c1.mnist"
     assert matches_subject(subjects.wildcard_for(DEV, Transition), subject)
 
 
-def test_a_message_of_the_life_family_has_no_place_of_its_own() -> None:
+def test_a_transition_has_no_subject_of_its_own() -> None:
     with pytest.raises(AssertionError):
         subjects.subject_for(DEV, EXAMPLES[Transition])
 
 
-def test_the_roots_of_the_families_do_not_meet() -> None:
+def test_the_families_share_no_subject() -> None:
     others = {
         subjects.blob(DEV, "c1.holder", "get"),
         subjects.dead_letter(DEV, "c1", "inference"),
@@ -77,7 +79,7 @@ def test_the_roots_of_the_families_do_not_meet() -> None:
         subjects.lifecycle(DEV, "run", "mnist-1"),
     }
     for subject in others:
-        assert not any(matches_subject(subjects.wildcard_for(DEV, kind), subject) for kind in SAID)
+        assert not any(matches_subject(subjects.wildcard_for(DEV, kind), subject) for kind in MESSAGE_KINDS)
     assert {str(family) for family in Family}.isdisjoint({"blob", "dead", "deliver"})
 
 

@@ -1,8 +1,7 @@
-"""What an Application and an ApplicationSet of Argo CD may hold, as far as ours say anything.
+"""Schemas of the Argo CD Application and ApplicationSet, for the keys that the manifests use.
 
-Argo CD's definitions are nowhere that Python packages come from; these were held against the Go types of its version 3
-(the npm package @kubernetes-models/argo-cd 4.0.0), which take both files as they are. A key that is not here is
-an error.
+No Python package contains the definitions of Argo CD. These models were compared with the Go types of version 3
+(the npm package @kubernetes-models/argo-cd 4.0.0). An unknown key is an error.
 """
 
 from typing import Annotated, Literal
@@ -38,7 +37,7 @@ class Destination(_Exact):
     @model_validator(mode="after")
     def _is_one_cluster(self) -> "Destination":
         if bool(self.server) is bool(self.name):
-            raise ValueError("a destination is named by its server or by its name, by one of them")
+            raise ValueError("a destination needs exactly one of server and name")
         return self
 
 

@@ -1,4 +1,4 @@
-"""The files under deploy/ as tests look at them."""
+"""Access to the manifests under deploy/ for tests."""
 
 import subprocess
 from collections.abc import Iterator
@@ -21,25 +21,25 @@ Object = dict[str, Any]
 
 @cache
 def render(overlay: Path) -> tuple[Object, ...]:
-    """All objects of *overlay*, as kustomize makes them."""
-    said = subprocess.run(
+    """Render all objects of *overlay* with kustomize."""
+    result = subprocess.run(
         ["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=True, timeout=60
     )
-    return tuple(one for one in yaml.safe_load_all(said.stdout) if one)
+    return tuple(document for document in yaml.safe_load_all(result.stdout) if document)
 
 
 def objects_of_kind(objects: tuple[Object, ...], kind: str) -> list[Object]:
-    return [one for one in objects if one["kind"] == kind]
+    return [item for item in objects if item["kind"] == kind]
 
 
 def pods(objects: tuple[Object, ...]) -> Iterator[tuple[str, Object]]:
-    """Everything that pods are made of, with the name of whom it belongs to."""
-    for one in objects:
-        name = f"{one['kind']}/{one['metadata']['name']}"
-        if one["kind"] == "PodTemplate":
-            yield name, one["template"]
-        elif "template" in one.get("spec", {}):
-            yield name, one["spec"]["template"]
+    """Yield each pod template with the name of its owner."""
+    for item in objects:
+        name = f"{item['kind']}/{item['metadata']['name']}"
+        if item["kind"] == "PodTemplate":
+            yield name, item["template"]
+        elif "template" in item.get("spec", {}):
+            yield name, item["spec"]["template"]
 
 
 def containers(objects: tuple[Object, ...]) -> Iterator[tuple[str, Object]]:
@@ -48,14 +48,14 @@ def containers(objects: tuple[Object, ...]) -> Iterator[tuple[str, Object]]:
             yield f"{name}/{container['name']}", container
 
 
-def role_of(words: list[str]) -> Role:
-    """As whom the bus must know a process of the server's side that runs ``fedbus`` with *words*."""
-    agents = ["gateway"] if words[0] == "gateway" else words[1].split(",")
-    (role,) = (one for one in (*SERVER_ROLES, Role.GATEWAY) if set(agents) <= set(ROLE_AGENTS[one]))
-    return role
+def role_of(arguments: list[str]) -> Role:
+    """Return the role that a process of the server side needs if it runs ``fedbus`` with *arguments*."""
+    agents = ["gateway"] if arguments[0] == "gateway" else arguments[1].split(",")
+    (match,) = (role for role in (*SERVER_ROLES, Role.GATEWAY) if set(agents) <= set(ROLE_AGENTS[role]))
+    return match
 
 
 def has_fixed_tag(image: str) -> bool:
-    """Whether *image* says which one it means: a version or a digest, and nothing that moves."""
+    """Return whether *image* is pinned to a version or a digest."""
     _, _, tag = image.rpartition("/")[2].partition(":")
     return "@sha256:" in image or (any(digit.isdigit() for digit in tag) and tag not in ("latest", "stable"))

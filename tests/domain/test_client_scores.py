@@ -1,4 +1,4 @@
-"""What a client has done so far and what it scores, folded from rounds."""
+"""Statistics and scores of clients, computed from rounds."""
 
 import pytest
 from hypothesis import given
@@ -26,7 +26,7 @@ SOME = st.lists(
 )
 
 
-def test_a_standing_is_what_the_rounds_tell() -> None:
+def test_statistics_are_computed_from_the_rounds() -> None:
     known = collect_client_stats(ROUNDS)
     assert known["c1"] == ClientStats(rounds=3, failed=0, samples=40, train_s=2.0, contribution=0.375)
     assert known["c2"] == ClientStats(rounds=1, failed=2, samples=20, contribution=-0.3, last_failure="late")
@@ -34,7 +34,7 @@ def test_a_standing_is_what_the_rounds_tell() -> None:
     assert known["c2"].reliability == pytest.approx(2 / 5)
 
 
-def test_scores_are_by_what_was_asked_for() -> None:
+def test_scores_depend_on_the_criterion() -> None:
     known = collect_client_stats(ROUNDS)
     assert compute_scores(known, "data") == {"c1": 1.0, "c2": 0.5}
     assert compute_scores(known, "contribution") == {"c1": 1.0, "c2": 0.0}

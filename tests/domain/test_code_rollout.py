@@ -1,4 +1,4 @@
-"""Who is in a stage's cohort, and what becomes of a candidate."""
+"""The cohort of a stage, and the verdict on a candidate."""
 
 import pytest
 from hypothesis import given
@@ -28,21 +28,21 @@ percents = st.integers(1, 99).map(lambda share: f"{share}%")
 
 
 @given(ids, ids)
-def test_a_rank_is_always_the_same_and_between_nothing_and_one(client: str, version: str) -> None:
+def test_a_rank_is_deterministic_and_in_the_unit_interval(client: str, version: str) -> None:
     assert client_rank(client, version) == client_rank(client, version)
     assert 0 <= client_rank(client, version) < 1
 
 
 @given(fleets, percents)
-def test_a_share_is_that_share_of_the_known_clients_rounded_up(
+def test_a_percentage_is_of_the_known_clients_rounded_up(
     fleet: dict[str, dict[str, str]], share: str
 ) -> None:
-    there = cohort_members(stage_cohort(share, fleet, NEW), fleet, NEW)
-    assert len(there) == -(-len(fleet) * int(share[:-1]) // 100)
+    members = cohort_members(stage_cohort(share, fleet, NEW), fleet, NEW)
+    assert len(members) == -(-len(fleet) * int(share[:-1]) // 100)
 
 
 @given(fleets, percents, percents)
-def test_a_larger_stage_holds_everybody_of_the_smaller(
+def test_a_larger_stage_contains_the_smaller_one(
     fleet: dict[str, dict[str, str]], one: str, other: str
 ) -> None:
     small, large = sorted((one, other), key=lambda share: int(share[:-1]))
@@ -51,40 +51,40 @@ def test_a_larger_stage_holds_everybody_of_the_smaller(
     )
 
 
-def test_another_version_begins_with_other_clients() -> None:
+def test_another_version_starts_with_other_clients() -> None:
     first = cohort_members(stage_cohort("25%", FLEET, OLD), FLEET, OLD)
     second = cohort_members(stage_cohort("25%", FLEET, NEW), FLEET, NEW)
     assert first != second
 
 
-def test_the_last_stage_is_for_who_comes_later_too() -> None:
+def test_the_last_stage_includes_clients_that_join_later() -> None:
     assert is_in_cohort(stage_cohort("100%", FLEET, NEW), "a-new-one", {}, NEW)
 
 
-def test_labels_choose_the_clients_that_have_them_all() -> None:
+def test_a_label_stage_selects_clients_with_all_labels() -> None:
     cohort = stage_cohort("site=ward,board=jetson", FLEET, NEW)
     assert is_in_cohort(cohort, "c1", {"site": "ward", "board": "jetson", "floor": "2"}, NEW)
     assert not is_in_cohort(cohort, "c1", {"site": "ward"}, NEW)
 
 
-def test_who_is_not_in_the_cohort_stays_on_what_everybody_is_on() -> None:
+def test_a_client_outside_the_cohort_stays_on_the_deployed_code() -> None:
     plan = CodePlan(code_version=OLD, candidate=NEW, cohort=RolloutCohort(labels={"site": "ward"}))
     assert target_code_version(plan, "c1", {"site": "ward"}) == NEW
     assert target_code_version(plan, "c1", {"site": "lab"}) == OLD
 
 
-def test_without_a_candidate_everybody_is_on_the_same() -> None:
+def test_without_a_candidate_all_clients_run_the_same_code() -> None:
     assert target_code_version(CodePlan(code_version=OLD), "c1", {}) == OLD
 
 
-def test_a_stage_is_complete_when_everybody_has_said_yes_or_no_and_somebody_yes() -> None:
+def test_a_stage_is_complete_when_all_answered_and_one_is_ready() -> None:
     facts = CodeData(task="mnist", candidate=NEW, clients=("c1", "c2"))
     assert have_all_answered(facts, frozenset({"c1"}), frozenset({"c2"}))
     assert not have_all_answered(facts, frozenset({"c1"}), frozenset())
     assert not have_all_answered(facts, frozenset(), frozenset({"c1", "c2"}))
 
 
-def test_more_refusals_than_may_be_send_it_back_and_one_of_them_is_quoted() -> None:
+def test_too_many_refusals_reject_the_candidate_with_a_reason() -> None:
     facts = CodeData(task="mnist", candidate=NEW, clients=("c1", "c2", "c3", "c4"))
     assert rejection_reason(TABLE, facts, {"c1": "it is not signed"}) is None
     reason = rejection_reason(TABLE, facts, {"c1": "it is not signed", "c2": "it is not signed"})
@@ -104,15 +104,13 @@ def test_more_refusals_than_may_be_send_it_back_and_one_of_them_is_quoted() -> N
         (TrialResult(trainings=8, kept_back="the loss is 2.3"), "model not promoted: the loss is 2.3"),
     ],
 )
-def test_a_trial_is_judged_by_its_end_its_failures_and_its_model(
-    trial: TrialResult, reason: str | None
-) -> None:
+def test_a_trial_is_judged_by_its_end_failures_and_model(trial: TrialResult, reason: str | None) -> None:
     found = revert_reason(TABLE, trial)
     assert found == reason or (found is not None and reason is not None and found.startswith(reason))
 
 
 @given(st.integers(0, 100), st.integers(0, 100))
-def test_fewer_failures_are_never_judged_worse(some: int, more: int) -> None:
+def test_fewer_failures_never_give_a_worse_verdict(some: int, more: int) -> None:
     fewer, many = sorted((some, more))
     if revert_reason(TABLE, TrialResult(trainings=100, failures=many)) is None:
         assert revert_reason(TABLE, TrialResult(trainings=100, failures=fewer)) is None

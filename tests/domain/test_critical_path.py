@@ -1,4 +1,4 @@
-"""What a round waited for, read off made-up traces of which everybody knows the answer."""
+"""The critical path of a round, in constructed traces with a known answer."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -34,12 +34,12 @@ def span(
 
 
 def make_client(name: str, *, train: tuple[float, float], upload: tuple[float, float]) -> list[TracedSpan]:
-    """Asked at 0, it trains and uploads; the server fetches in no time at the end of the upload."""
+    """The spans of a client that gets its message at 0, trains and uploads; the server fetches at the end of it."""
     return [
-        span(f"{name}-asked", "publish round_message", 0, 0.1, "round"),
-        span(f"{name}-heard", "process round_message", 0.2, upload[1], f"{name}-asked"),
-        span(f"{name}-train", "train", *train, f"{name}-heard", client=name),
-        span(f"{name}-upload", "upload", *upload, f"{name}-heard", client=name),
+        span(f"{name}-publish", "publish round_message", 0, 0.1, "round"),
+        span(f"{name}-process", "process round_message", 0.2, upload[1], f"{name}-publish"),
+        span(f"{name}-train", "train", *train, f"{name}-process", client=name),
+        span(f"{name}-upload", "upload", *upload, f"{name}-process", client=name),
         span(f"{name}-reply", "publish round_reply", upload[1] - 0.01, upload[1], f"{name}-upload"),
     ]
 
@@ -55,16 +55,16 @@ def make_round(*clients: list[TracedSpan], end: float) -> SpanTree:
     )
 
 
-def test_the_slowest_clients_upload_is_what_the_round_waited_for() -> None:
+def test_a_round_waits_for_the_upload_of_the_slowest_client() -> None:
     tree = make_round(
         make_client("c1", train=(0.2, 1), upload=(1, 1.2)),
         make_client("c2", train=(0.2, 1.7), upload=(1.7, 9.8)),
         end=10,
     )
 
-    (told,) = round_waits(tree)
-    assert str(told) == "round 3: 81 % waiting for c2's upload"
-    assert {(one.what, one.client): round(one.share, 2) for one in told.waits} == {
+    (waits,) = round_waits(tree)
+    assert str(waits) == "round 3: 81 % waiting for c2's upload"
+    assert {(one.activity, one.client): round(one.share, 2) for one in waits.waits} == {
         ("upload", "c2"): 0.81,
         ("training", "c2"): 0.15,
         ("aggregation", ""): 0.02,
@@ -72,50 +72,50 @@ def test_the_slowest_clients_upload_is_what_the_round_waited_for() -> None:
     }
 
 
-def test_who_came_earlier_is_not_on_the_path() -> None:
+def test_a_faster_client_is_not_on_the_path() -> None:
     tree = make_round(
         make_client("c1", train=(0.2, 8), upload=(8, 8.1)),
         make_client("c2", train=(0.2, 1), upload=(1, 1.2)),
         end=8.2,
     )
 
-    (told,) = round_waits(tree)
-    assert {one.client for one in told.waits} == {"c1", ""}
+    (waits,) = round_waits(tree)
+    assert {one.client for one in waits.waits} == {"c1", ""}
 
 
-def test_a_round_without_messages_waited_for_its_own_code() -> None:
-    (told,) = round_waits(SpanTree([span("round", "round", 0, 2)]))
+def test_a_round_without_messages_waits_for_the_server_app() -> None:
+    (waits,) = round_waits(SpanTree([span("round", "round", 0, 2)]))
 
-    assert str(told) == "round 3: 100 % waiting for the ServerApp"
+    assert str(waits) == "round 3: 100 % waiting for the ServerApp"
 
 
-def test_where_the_clients_tell_elsewhere_it_waited_for_whose_answer_came_last() -> None:
+def test_without_client_spans_a_round_waits_for_the_last_reply() -> None:
     spans = [
         span("round", "round", 0, 10),
         span("aggregate", "aggregate", 0, 10, "round", links=("r1", "r2")),
         span("got1", "receive", 2, 3, "r1", client="c1"),
         span("got2", "receive", 8, 9, "r2", client="c2"),
     ]
-    (told,) = round_waits(SpanTree(spans))
-    assert str(told) == "round 3: 80 % waiting for c2's answer"
-    assert [str(one) for one in told.waits[1:]] == ["20 % waiting for aggregation"]
+    (waits,) = round_waits(SpanTree(spans))
+    assert str(waits) == "round 3: 80 % waiting for c2's answer"
+    assert [str(one) for one in waits.waits[1:]] == ["20 % waiting for aggregation"]
 
-    going = [replace(one, links=(), ending=SpanStatus.UNDER_WAY) for one in spans[:2]]
-    (told,) = round_waits(SpanTree(going))
-    assert str(told) == "round 3: 100 % waiting for the clients' answers"
+    going = [replace(one, links=(), status=SpanStatus.OPEN) for one in spans[:2]]
+    (waits,) = round_waits(SpanTree(going))
+    assert str(waits) == "round 3: 100 % waiting for the clients' answers"
 
 
-def test_an_aggregation_that_takes_long_is_told_of() -> None:
+def test_a_long_aggregation_is_on_the_path() -> None:
     tree = make_round(make_client("c1", train=(0.2, 1), upload=(1, 2)), end=10)
 
     assert str(round_waits(tree)[0]) == "round 3: 80 % waiting for aggregation"
 
 
-def test_a_round_of_no_time_is_no_reason_to_divide_by_it() -> None:
+def test_a_round_without_duration_has_no_waits() -> None:
     assert str(round_waits(SpanTree([span("round", "round", 1, 1)]))[0]) == "round 3: no time at all"
 
 
-def test_a_trace_of_which_a_part_is_missing_still_has_its_rounds() -> None:
+def test_an_incomplete_trace_still_has_its_rounds() -> None:
     tree = SpanTree(
         [span("round", "round", 0, 4, "never sent"), span("x", "train", 1, 2, "gone", client="c1")]
     )
@@ -124,38 +124,36 @@ def test_a_trace_of_which_a_part_is_missing_still_has_its_rounds() -> None:
     assert str(round_waits(tree)[0]) == "round 3: 100 % waiting for the ServerApp"
 
 
-def test_what_is_under_way_is_told_by_what_is_done_now_and_not_by_what_it_is_done_for() -> None:
-    open_ones = {"round", "heard", "train", "idle"}
+def test_work_in_progress_is_the_deepest_open_span() -> None:
+    open_ids = {"round", "process", "train", "idle"}
     spans = [
         span("round", "round", 0, 9),
-        span("asked", "publish round_message", 0, 1, "round"),
-        span("heard", "process round_message", 1, 9, "asked"),
-        span("got", "download", 1, 2, "heard"),
-        span("train", "train", 2, 9, "heard"),
+        span("dispatch", "publish round_message", 0, 1, "round"),
+        span("process", "process round_message", 1, 9, "dispatch"),
+        span("download", "download", 1, 2, "process"),
+        span("train", "train", 2, 9, "process"),
         span("idle", "aggregate", 0, 9, "round"),
     ]
-    tree = SpanTree(
-        [replace(one, ending=SpanStatus.UNDER_WAY) if one.id in open_ones else one for one in spans]
-    )
+    tree = SpanTree([replace(one, status=SpanStatus.OPEN) if one.id in open_ids else one for one in spans])
 
-    assert [one.id for one in tree.under_way] == ["idle", "train"]
-    (told,) = round_waits(tree)
-    assert told.ending is SpanStatus.UNDER_WAY
-    assert str(told).startswith("round 3: 78 % waiting for training")
+    assert [one.id for one in tree.open_spans] == ["idle", "train"]
+    (waits,) = round_waits(tree)
+    assert waits.status is SpanStatus.OPEN
+    assert str(waits).startswith("round 3: 78 % waiting for training")
 
 
-def test_a_ring_of_parents_is_left_out() -> None:
+def test_a_cycle_of_parents_is_left_out() -> None:
     tree = SpanTree([span("a", "one", 0, 1, "b"), span("b", "two", 0, 1, "a"), span("round", "round", 0, 1)])
 
     assert [root.id for root in tree.roots] == ["round"]
 
 
-def test_a_chain_longer_than_the_stack_is_walked() -> None:
+def test_a_chain_longer_than_the_recursion_limit_is_walked() -> None:
     chain = [span("0", "round", 0, 5000)]
     chain += [span(str(n), "process x", n, n + 1, str(n - 1)) for n in range(1, 5000)]
 
     path = critical_path(SpanTree(chain), chain[0])
-    assert sum(stretch.seconds for stretch in path) == pytest.approx(5000)
+    assert sum(segment.seconds for segment in path) == pytest.approx(5000)
 
 
 @st.composite
@@ -172,11 +170,11 @@ def trees(draw: st.DrawFn) -> SpanTree:
 
 
 @given(trees())
-def test_the_path_covers_the_round_once_and_whole(tree: SpanTree) -> None:
+def test_the_path_covers_the_whole_round_once(tree: SpanTree) -> None:
     top = tree.by_id["0"]
     path: list[PathSegment] = critical_path(tree, top)
 
     assert path[0].start == top.start
     assert path[-1].end == top.end
     assert all(before.end == after.start for before, after in pairwise(path))
-    assert all(stretch.seconds > 0 for stretch in path)
+    assert all(segment.seconds > 0 for segment in path)

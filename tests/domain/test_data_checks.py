@@ -1,4 +1,4 @@
-"""What is found in captured rows, and that it holds no value of a sample."""
+"""Checks of captured rows; their texts contain no value of a sample."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def run_checks(
     }
 
 
-def test_data_like_the_reference_are_well() -> None:
+def test_data_like_the_reference_pass() -> None:
     assert {name: one.ok for name, one in run_checks().items()} == dict.fromkeys(
         ("schema", "range", "balance", "labels"), True
     )
@@ -41,13 +41,13 @@ def test_data_like_the_reference_are_well() -> None:
     [(np.zeros((100, 4), np.float32), r"[4]"), (np.zeros((100, 3), np.float64), "float64")],
     ids=["shape", "dtype"],
 )
-def test_another_shape_or_type_is_against_the_schema(inputs: np.ndarray[Any, Any], what: str) -> None:
+def test_another_shape_or_dtype_violates_the_schema(inputs: np.ndarray[Any, Any], what: str) -> None:
     schema = run_checks(inputs)["schema"]
     assert not schema.ok
     assert what in schema.what
 
 
-def test_a_label_that_is_no_class_is_against_the_schema() -> None:
+def test_a_label_that_is_not_a_class_violates_the_schema() -> None:
     schema = run_checks(labels=[9, 1.5, *LABELS.tolist()[2:]])["schema"]
     assert (schema.ok, schema.value) == (False, 0.02)
 
@@ -61,7 +61,7 @@ def test_rows_out_of_range_are_counted_and_not_quoted() -> None:
     assert not run_checks(maximum=0.5)["range"].ok
 
 
-def test_the_rarest_class_is_told_where_it_is_too_rare() -> None:
+def test_a_class_that_is_too_rare_fails_the_balance_check() -> None:
     balance = run_checks(labels=[0] * 97 + [1, 2, 3], min_class_share=0.05)["balance"]
     assert (balance.ok, balance.value) == (False, 0.01)
     assert not run_checks(classes=5, min_class_share=0.05)["balance"].ok
@@ -72,11 +72,11 @@ def test_rows_without_a_label_are_counted() -> None:
     assert (labels.ok, labels.value) == (False, 0.6)
 
 
-def test_of_no_rows_nothing_is_found() -> None:
+def test_without_rows_there_are_no_results() -> None:
     assert run_checks(INPUTS[:0], []) == {}
 
 
-def test_known_classes_are_counted_and_all_else_together() -> None:
+def test_other_labels_are_counted_together() -> None:
     labels: list[Any] = [1, 1, 3.0, None, [0.5, 0.5], 0.25, 52000]
     assert count_classes(labels, frozenset(range(4))) == {"1": 2, "3": 1, "other": 3}
     assert count_classes(labels, None) == {}
@@ -100,7 +100,7 @@ AMOUNTS = np.linspace(0, 1, 9, dtype=np.float32)
         (CLASS_NUMBERS, None, None, None),
     ],
 )
-def test_labels_are_classes_where_the_task_says_so_or_the_model_answers_with_them(
+def test_labels_are_classes_if_declared_or_predicted(
     outputs: Any, reference: list[int] | None, declared: int | None, classes: set[int] | None
 ) -> None:
     table = ChecksTable(classes=declared)
@@ -112,7 +112,7 @@ def test_labels_are_classes_where_the_task_says_so_or_the_model_answers_with_the
 @pytest.mark.parametrize(
     "outputs", [np.array([0, 1, 1, 1, 0]), np.eye(2)[[0, 1, 1, 1, 0]]], ids=["class", "logits"]
 )
-def test_answers_are_right_where_they_are_the_label_and_each_version_has_its_own_count(outputs: Any) -> None:
+def test_correct_predictions_are_counted_by_version(outputs: Any) -> None:
     labels: list[Any] = [0, 0, None, 1.0, 5]
     versions = np.array([3, 3, 3, 2, 2])
     assert measure_live_accuracy(outputs, labels, versions, frozenset({0, 1})) == (

@@ -1,4 +1,4 @@
-"""Whether a device may take part: every rule has an answer on every device, and every no a reason."""
+"""Eligibility rules: every rule can be evaluated on every device, and every unmet rule has a reason."""
 
 from datetime import datetime
 from typing import Any
@@ -20,8 +20,8 @@ from fedbus.contracts.expressions.eligibility_rule import (
 from fedbus.contracts.expressions.parser import And, Not, Or
 from fedbus.domain.eligibility import clock_inputs, is_satisfied, unmet_reason
 
-NUMBERS = [name for name, word in RULE_VARIABLES.items() if word.kind is not VariableKind.FLAG]
-FLAGS = [name for name, word in RULE_VARIABLES.items() if word.kind is VariableKind.FLAG]
+NUMBERS = [name for name, variable in RULE_VARIABLES.items() if variable.kind is not VariableKind.FLAG]
+FLAGS = [name for name, variable in RULE_VARIABLES.items() if variable.kind is VariableKind.FLAG]
 VALUES = st.floats(0, 200)
 LEAVES: st.SearchStrategy[Any] = st.one_of(
     st.builds(Comparison, st.sampled_from(NUMBERS), st.sampled_from(COMPARISONS), VALUES),
@@ -41,16 +41,16 @@ FACTS = st.dictionaries(st.sampled_from(list(RULE_VARIABLES)), st.one_of(st.none
 
 
 @given(RULES, FACTS)
-def test_there_is_a_reason_exactly_where_a_rule_does_not_hold(
-    some: Rule, facts: dict[str, float | None]
-) -> None:
+def test_there_is_a_reason_exactly_if_a_rule_is_unmet(some: Rule, facts: dict[str, float | None]) -> None:
     reason = unmet_reason(some, facts)
     assert (reason is None) == is_satisfied(some, facts)
     assert reason != ""
 
 
 @given(RULES, RULES, FACTS)
-def test_and_or_and_not_are_what_they_say(one: Rule, other: Rule, facts: dict[str, float | None]) -> None:
+def test_and_or_and_not_follow_boolean_algebra(
+    one: Rule, other: Rule, facts: dict[str, float | None]
+) -> None:
     assert is_satisfied(And((one, other)), facts) == (is_satisfied(one, facts) and is_satisfied(other, facts))
     assert is_satisfied(Or((one, other)), facts) == (is_satisfied(one, facts) or is_satisfied(other, facts))
     assert is_satisfied(Not(one), facts) != is_satisfied(one, facts)
@@ -89,7 +89,7 @@ def test_and_or_and_not_are_what_they_say(one: Rule, other: Rule, facts: dict[st
         ("model_age > 1h", {"model_age": 720}, "model_age is 12 min, and should be above 1 h"),
     ],
 )
-def test_a_no_names_the_part_that_fails_and_the_figures(
+def test_a_reason_names_the_failing_part_and_its_values(
     text: str, facts: dict[str, float | None], reason: str
 ) -> None:
     assert unmet_reason(parse_rule(text), facts) == reason
@@ -108,11 +108,11 @@ def test_a_no_names_the_part_that_fails_and_the_figures(
         ("weekday in mon..fri", "12:00", False),
     ],
 )
-def test_the_night_and_the_weekend_wrap(text: str, at: str, is_within: bool) -> None:
+def test_ranges_of_hours_and_weekdays_wrap(text: str, at: str, is_within: bool) -> None:
     facts = clock_inputs(datetime.fromisoformat(f"2026-03-14T{at}"))
     assert is_satisfied(parse_rule(text), facts) is is_within
 
 
-def test_a_device_on_mains_is_charged_and_charging() -> None:
+def test_a_device_without_battery_counts_as_charged_and_charging() -> None:
     assert is_satisfied(parse_rule("battery > 30 and charging and not gpu"), {"battery": None})
-    assert is_satisfied(parse_rule("model_age > 30d"), {}), "where there is no model, it is as old as can be"
+    assert is_satisfied(parse_rule("model_age > 30d"), {}), "a missing model counts as infinitely old"

@@ -1,4 +1,4 @@
-"""Whether a candidate is served: figures of both sides, a tolerance, and what is never good enough."""
+"""The promotion gate: metrics of both models, the tolerance, and invalid metrics."""
 
 import math
 
@@ -20,20 +20,20 @@ def gate(tolerance: float, **more: object) -> GateTable:
     return GateTable.model_validate({"tolerance": tolerance, **more})
 
 
-def test_the_reason_gives_the_figures_and_what_is_allowed() -> None:
+def test_the_reason_has_both_values_and_the_limit() -> None:
     verdict = judge_candidate(GATE, {"loss": 0.091}, {"loss": 0.080})
     assert not verdict.promote
     assert verdict.reason == "loss 0.091, champion 0.08: 13.7 % worse (limit 10 %)"
 
 
 @given(figures, tolerances)
-def test_what_is_equal_is_always_promoted(figure: float, tolerance: float) -> None:
+def test_an_equal_candidate_is_always_promoted(figure: float, tolerance: float) -> None:
     assert judge_candidate(gate(tolerance), {"loss": figure}, {"loss": figure}).promote
     assert judge_candidate(gate(tolerance), {"accuracy": figure}, {"accuracy": figure}).promote
 
 
 @given(figures, figures, tolerances, tolerances)
-def test_what_a_strict_gate_lets_through_a_lenient_one_does_too(
+def test_a_lenient_gate_passes_what_a_strict_one_passes(
     new: float, old: float, one: float, other: float
 ) -> None:
     strict, lenient = sorted((one, other))
@@ -42,9 +42,7 @@ def test_what_a_strict_gate_lets_through_a_lenient_one_does_too(
 
 
 @given(figures, figures, tolerances)
-def test_nothing_is_promoted_that_is_worse_than_the_tolerance(
-    new: float, old: float, tolerance: float
-) -> None:
+def test_a_candidate_beyond_the_tolerance_is_not_promoted(new: float, old: float, tolerance: float) -> None:
     if judge_candidate(gate(tolerance), {"loss": new}, {"loss": old}).promote:
         assert new <= old * (1 + tolerance) * (1 + 1e-9)
     if judge_candidate(gate(tolerance), {"accuracy": new}, {"accuracy": old}).promote:
@@ -52,7 +50,7 @@ def test_nothing_is_promoted_that_is_worse_than_the_tolerance(
 
 
 @given(figures, figures, figures, tolerances)
-def test_a_better_candidate_is_never_kept_back_where_a_worse_one_is_let_through(
+def test_a_better_candidate_passes_where_a_worse_one_does(
     one: float, other: float, old: float, tolerance: float
 ) -> None:
     better, worse = sorted((one, other))
@@ -62,14 +60,12 @@ def test_a_better_candidate_is_never_kept_back_where_a_worse_one_is_let_through(
 
 @pytest.mark.parametrize("figure", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("table", [GATE, OPEN])
-def test_a_figure_that_is_no_number_is_never_promoted_gate_or_no_gate(
-    figure: float, table: GateTable
-) -> None:
+def test_a_metric_that_is_not_finite_is_never_promoted(figure: float, table: GateTable) -> None:
     assert not judge_candidate(table, {"loss": figure}, {"loss": 1.0}).promote
     assert not judge_candidate(table, {"loss": figure}, {}).promote
 
 
-def test_the_servers_own_loss_is_compared_before_the_clients_and_before_accuracy() -> None:
+def test_the_servers_own_loss_is_compared_first() -> None:
     both = {"loss": 1.0, "eval_loss": 5.0, "accuracy": 0.1}
     assert judge_candidate(GATE, both, {"loss": 1.0, "eval_loss": 1.0, "accuracy": 0.9}).reason.startswith(
         "loss "
@@ -77,19 +73,19 @@ def test_the_servers_own_loss_is_compared_before_the_clients_and_before_accuracy
     assert judge_candidate(GATE, both, {"eval_loss": 5.0, "accuracy": 0.9}).reason.startswith("eval_loss ")
 
 
-def test_with_nothing_to_compare_it_is_promoted_and_says_so() -> None:
+def test_without_a_common_metric_a_candidate_is_promoted() -> None:
     verdict = judge_candidate(GATE, {"accuracy": 0.5}, {"loss": 1.0})
     assert verdict.promote
     assert verdict.reason == "no metric of the champion to compare with"
 
 
-def test_a_figure_that_the_gate_names_must_be_there() -> None:
+def test_a_candidate_without_the_gates_metric_is_not_promoted() -> None:
     verdict = judge_candidate(gate(0.1, metric="f1"), {"loss": 0.1}, {"f1": 0.5})
     assert not verdict.promote
     assert "the run reported no f1" in verdict.reason
 
 
-def test_the_table_says_which_way_is_better_where_the_name_does_not() -> None:
+def test_the_gate_declares_which_direction_is_better() -> None:
     assert not judge_candidate(gate(0.1, metric="score"), {"score": 1.0}, {"score": 2.0}).promote
-    turned = gate(0.1, metric="score", **{"higher-is-better": False})
-    assert judge_candidate(turned, {"score": 1.0}, {"score": 2.0}).promote
+    inverted = gate(0.1, metric="score", **{"higher-is-better": False})
+    assert judge_candidate(inverted, {"score": 1.0}, {"score": 2.0}).promote

@@ -1,4 +1,4 @@
-"""The log and the repository laid side by side: what does not fit, in words."""
+"""Provenance checks: mismatches between the log and the repository."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -89,22 +89,22 @@ def make_round_reply(to: RoundMessage, error: str = "") -> RoundReply:
     )
 
 
-def test_a_finding_fits_where_nothing_is_wrong_and_else_says_all_that_is() -> None:
-    assert make_finding("code", "fine", []).fit is CheckOutcome.YES
+def test_a_finding_lists_all_mismatches() -> None:
+    assert make_finding("code", "fine", []).outcome is CheckOutcome.MATCH
     wrong = make_finding("code", "fine", ["this", "that"])
-    assert (wrong.fit, wrong.says) == (CheckOutcome.NO, "this; that")
+    assert (wrong.outcome, wrong.detail) == (CheckOutcome.MISMATCH, "this; that")
 
 
-def test_a_loss_that_is_no_number_is_the_same_in_the_manifest_and_the_log() -> None:
+def test_a_loss_of_nan_is_equal_in_manifest_and_log() -> None:
     run = facts(LAST)
-    told: dict[str, Any] = {
+    values: dict[str, Any] = {
         "run": "mnist-1",
         "rounds": 2,
         "participants": {"c1": 10},
         "metrics": {"loss": NAN},
     }
-    assert list(manifest_mismatches(make_manifest(MODEL.version, None, **told), run, LAST)) == []
-    other = make_manifest(MODEL.version, None, **(told | {"metrics": {"loss": 0.1}}))
+    assert list(manifest_mismatches(make_manifest(MODEL.version, None, **values), run, LAST)) == []
+    other = make_manifest(MODEL.version, None, **(values | {"metrics": {"loss": 0.1}}))
     assert list(manifest_mismatches(other, run, LAST)) == ["the manifest and the log differ in loss"]
 
 
@@ -122,14 +122,14 @@ def test_a_loss_that_is_no_number_is_the_same_in_the_manifest_and_the_log() -> N
         ),
     ],
 )
-def test_the_line_of_parents_ends_at_the_first_model_of_the_lineage(
+def test_the_ancestors_end_at_the_first_model_of_the_lineage(
     line: Sequence[Manifest], versions: list[int], says: str
 ) -> None:
     found, wrong = trace_ancestry(line[0], {one.version: one for one in line})
     assert ([one.version for one in found], wrong) == (versions, says)
 
 
-def test_a_life_that_jumps_or_goes_where_no_arrow_leads_is_told() -> None:
+def test_gaps_and_illegal_transitions_are_found() -> None:
     whole = [
         make_transition("", "requested", "requested"),
         make_transition("requested", "recruiting_started", "recruiting"),
@@ -143,19 +143,17 @@ def test_a_life_that_jumps_or_goes_where_no_arrow_leads_is_told() -> None:
     ]
 
 
-def test_who_took_part_is_known_of_rounds_that_the_facts_have_forgotten_and_of_a_repeated_round_the_last() -> (
-    None
-):
+def test_participants_of_old_and_repeated_rounds_are_recovered() -> None:
     first, again = (RoundResult(round=1, participants={client: 10}) for client in ("c1", "c2"))
     moves = [make_transition("running", "round_finished", "running", one) for one in (first, again, LAST)]
     forgotten = facts(RoundResult(round=1), LAST)
     assert all_rounds(forgotten, moves) == [again, LAST]
 
 
-def test_only_answers_to_what_trains_are_updates() -> None:
+def test_only_replies_to_train_messages_are_updates() -> None:
     train, judge = make_round_message("c1", 1), make_round_message("c1", 1, "evaluate")
     named = make_round_message("c2", 1, "train.mine")
-    said: list[Message] = [
+    messages: list[Message] = [
         train,
         judge,
         named,
@@ -163,20 +161,20 @@ def test_only_answers_to_what_trains_are_updates() -> None:
         make_round_reply(judge),
         make_round_reply(named, "it broke"),
     ]
-    assert collect_updates(said) == [
+    assert collect_updates(messages) == [
         ClientUpdate(round=1, client="c1", sha256="b" * 64, size_bytes=80, train_s=0.0),
         ClientUpdate(round=1, client="c2", sha256="", size_bytes=0, train_s=0.0, error="it broke"),
     ]
     rounds = [RoundResult(round=1, participants={"c1": 10, "c2": 10}), LAST]
-    assert list(missing_updates(rounds, collect_updates(said))) == [
+    assert list(missing_updates(rounds, collect_updates(messages))) == [
         "the log has no update of c2 in round 1",
         "the log has no update of c1 in round 2",
     ]
 
 
 def test_a_client_with_other_code_is_named() -> None:
-    said = [
+    messages = [
         ClientJoined(task="mnist", client=client, run="mnist-1", code_version=code)
         for client, code in (("c1", "a" * 40), ("c2", "c" * 40), ("c3", ""))
     ]
-    assert list(code_mismatches(facts(), said)) == [f"c2 joined with code version {'c' * 40}"]
+    assert list(code_mismatches(facts(), messages)) == [f"c2 joined with code version {'c' * 40}"]

@@ -1,4 +1,4 @@
-"""A run of any length fits into its transitions."""
+"""The bounded history of rounds: a run of any length fits into its transitions."""
 
 from datetime import UTC, datetime
 
@@ -35,7 +35,7 @@ def history(count: int, clients: int = 3, failed: int = 0) -> tuple[RoundResult,
     return rounds
 
 
-def test_a_short_run_remembers_everything() -> None:
+def test_a_short_run_keeps_everything() -> None:
     assert history(9) == tuple(result(number) for number in range(9))
 
 
@@ -52,7 +52,7 @@ def test_a_long_or_a_large_run_fits_into_an_event(rounds: int, clients: int, fai
     assert len(pack(facts)) < MAX_EVENT_BYTES
 
 
-def test_the_first_round_and_the_newest_are_kept_with_all_their_figures() -> None:
+def test_the_first_and_the_newest_rounds_keep_their_metrics() -> None:
     rounds = history(2 * MAX_ROUNDS)
     assert [one.round for one in (rounds[0], rounds[-1])] == [0, 2 * MAX_ROUNDS - 1]
     assert len(rounds) == MAX_ROUNDS
@@ -60,6 +60,6 @@ def test_the_first_round_and_the_newest_are_kept_with_all_their_figures() -> Non
     assert rounds[1].loss is not None
 
 
-def test_a_round_that_comes_again_takes_the_place_of_the_one_before() -> None:
+def test_a_repeated_round_replaces_the_first_result() -> None:
     again = result(3, clients=2)
     assert append_round(history(5), again) == (*history(3), again)

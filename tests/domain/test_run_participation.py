@@ -1,4 +1,4 @@
-"""Whether a client takes part: every no has its reason, and nothing else is a reason."""
+"""Whether a client joins a run: every decline has a reason."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -35,38 +35,38 @@ def reason_declined(
     return decline_reason(invitation, state=state, code_version=code, failures=failures, now=now)
 
 
-def test_a_client_that_serves_on_the_same_code_takes_part() -> None:
+def test_a_client_that_serves_the_same_code_joins() -> None:
     assert reason_declined() is None
 
 
-def test_who_comes_too_late_is_told_when_it_was_over() -> None:
+def test_a_late_client_declines_with_the_end_of_recruiting() -> None:
     assert reason_declined(now=NOW + timedelta(seconds=30)) == "recruiting for tiny-1 ended at 12:00:30"
 
 
-def test_other_code_is_named_on_both_sides() -> None:
+def test_a_decline_names_both_code_versions() -> None:
     assert reason_declined(code="sha256:feedface0123456789") == (
         "the run is on code 3a1f6c0d9be2, this client on feedface0123"
     )
 
 
-def test_an_invitation_that_names_no_code_is_for_everyone() -> None:
+def test_an_invitation_without_code_version_is_for_all_clients() -> None:
     assert (
         reason_declined(invitation=INVITATION.model_copy(update={"code_version": ""}), code="other") is None
     )
 
 
-def test_what_broke_a_client_twice_will_break_it_again() -> None:
+def test_a_client_declines_after_two_failures_in_the_run() -> None:
     assert reason_declined(failures=MAX_FAILURES - 1) is None
     assert reason_declined(failures=MAX_FAILURES) == "this client has failed 2 times in tiny-1"
 
 
 @pytest.mark.parametrize("state", [state for state in ClientState if state is not ClientState.SERVING])
-def test_who_does_not_serve_does_not_train(state: ClientState) -> None:
+def test_a_client_that_is_not_serving_declines(state: ClientState) -> None:
     assert reason_declined(state=state) == f"this client is {state}"
 
 
 @given(st.sampled_from(list(ClientState)), st.booleans(), st.integers(0, 5), st.integers(-60, 60))
-def test_a_client_takes_part_exactly_if_there_is_no_reason_against_it(
+def test_a_client_joins_exactly_if_it_has_no_reason_to_decline(
     state: ClientState, same: bool, failures: int, seconds: int
 ) -> None:
     answer = reason_declined(
@@ -77,7 +77,7 @@ def test_a_client_takes_part_exactly_if_there_is_no_reason_against_it(
 
 
 @pytest.mark.parametrize("state", [state for state in ClientState if will_serve_soon(state)])
-def test_an_invitation_is_kept_only_where_serving_is_the_next_thing_to_come(state: ClientState) -> None:
+def test_an_invitation_is_kept_only_in_states_that_lead_to_serving(state: ClientState) -> None:
     reachable, frontier = {state}, {state}
     while frontier:
         frontier = {
@@ -90,13 +90,13 @@ def test_an_invitation_is_kept_only_where_serving_is_the_next_thing_to_come(stat
 
 
 @pytest.mark.parametrize(
-    ("version", "read"), [(CODE, "3a1f6c0d9be2"), ("sha256:00ff", "00ff"), ("", "(none)")]
+    ("version", "short"), [(CODE, "3a1f6c0d9be2"), ("sha256:00ff", "00ff"), ("", "(none)")]
 )
-def test_a_version_as_a_person_reads_it(version: str, read: str) -> None:
-    assert short_version(version) == read
+def test_a_code_version_is_shortened(version: str, short: str) -> None:
+    assert short_version(version) == short
 
 
-def test_of_many_that_declined_the_first_few_are_told_and_the_rest_are_counted() -> None:
+def test_a_summary_names_a_few_declined_clients() -> None:
     assert recruiting_summary([], 2, {f"c{n}": "busy" for n in range(7)}) == (
         "0 of 2 clients joined in time (none); c0 declined: busy; c1 declined: busy; c2 declined: busy; "
         "c3 declined: busy; c4 declined: busy; 2 more declined"

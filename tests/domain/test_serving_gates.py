@@ -1,4 +1,4 @@
-"""What a new model must show on a device, decided from figures alone."""
+"""The gates for a new model on a device, decided from metrics alone."""
 
 import numpy as np
 import pytest
@@ -20,26 +20,26 @@ WATCH = table(watch_s=60, max_errors=3, max_answer_psi=0.25)
 @pytest.mark.parametrize(
     ("old", "new", "passed"), [(0.9, 0.9, True), (0.9, 0.86, True), (0.9, 0.84, False), (0.5, 0.9, True)]
 )
-def test_on_the_holdout_a_model_may_be_worse_by_the_tolerance(old: float, new: float, passed: bool) -> None:
+def test_a_holdout_score_may_be_lower_by_the_tolerance(old: float, new: float, passed: bool) -> None:
     verdict = judge_holdout(old, new, 100, table(tolerance=0.05))
     assert verdict.passed == passed
     assert passed or "100 labelled samples" in verdict.reason
 
 
-def test_a_shadow_goes_on_until_it_has_answered_enough_or_time_is_up() -> None:
+def test_a_shadow_runs_until_enough_samples_or_the_time_limit() -> None:
     assert judge_shadow(ModelComparison(samples=99), 9, SHADOW) is None
     assert judge_shadow(ModelComparison(samples=100, disagreement=0.1), 1, SHADOW) == PASSED
     assert judge_shadow(ModelComparison(samples=3), 10, SHADOW) == PASSED
 
 
-def test_a_shadow_that_errs_or_disagrees_is_out() -> None:
-    for beside in (ModelComparison(samples=1, errors=1), ModelComparison(samples=100, disagreement=0.3)):
-        verdict = judge_shadow(beside, 1, SHADOW)
+def test_a_shadow_with_errors_or_disagreements_is_rejected() -> None:
+    for comparison in (ModelComparison(samples=1, errors=1), ModelComparison(samples=100, disagreement=0.3)):
+        verdict = judge_shadow(comparison, 1, SHADOW)
         assert verdict is not None
         assert not verdict.passed
 
 
-def test_a_canary_may_stumble_but_not_fall() -> None:
+def test_a_canary_is_rejected_at_the_error_limit() -> None:
     assert judge_canary(ModelComparison(samples=50, errors=2), 1, CANARY) is None
     assert judge_canary(ModelComparison(samples=100, errors=2), 1, CANARY) == PASSED
     verdict = judge_canary(ModelComparison(samples=50, errors=3), 1, CANARY)
@@ -47,11 +47,11 @@ def test_a_canary_may_stumble_but_not_fall() -> None:
     assert verdict.reason == "3 errors on requests that the current model answered (limit 3)"
 
 
-def test_a_model_is_watched_for_its_time_and_returned_from_when_it_errs_or_drifts() -> None:
+def test_a_watched_model_is_rolled_back_on_errors_or_drift() -> None:
     assert judge_watch(ModelComparison(samples=10**6, answer_psi=0.1), 59, WATCH) is None
     assert judge_watch(ModelComparison(samples=10), 60, WATCH) == PASSED
-    for beside in (ModelComparison(errors=3), ModelComparison(answer_psi=0.3)):
-        verdict = judge_watch(beside, 1, WATCH)
+    for comparison in (ModelComparison(errors=3), ModelComparison(answer_psi=0.3)):
+        verdict = judge_watch(comparison, 1, WATCH)
         assert verdict is not None
         assert not verdict.passed
 
@@ -65,7 +65,7 @@ def test_classes_are_scored_by_accuracy_and_numbers_by_r_squared() -> None:
         score(np.zeros((3, 2)), labels)
 
 
-def test_what_a_model_is_tried_for_ends_before_the_client_manager_gives_up() -> None:
+def test_the_gates_end_before_the_client_manager_times_out() -> None:
     with pytest.raises(ValueError, match=r"\(limit 90 s\)"):
         table(shadow_samples=1, shadow_s=60, canary_share=0.1, canary_s=60)
     assert table(shadow_s=60, canary_s=60)  # neither is asked for

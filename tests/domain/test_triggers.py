@@ -1,4 +1,4 @@
-"""When the next run is due, by what was seen: the same answer at all times, whatever the machine's clock says."""
+"""When the next run is due, from given inputs; the machine's clock has no influence."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -44,7 +44,7 @@ NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 BERLIN = ZoneInfo("Europe/Berlin")
 MOMENTS = st.timedeltas(timedelta(0), timedelta(days=365)).map(lambda later: NEW_YEAR + later)
-SOURCES: st.SearchStrategy[TriggerCondition] = st.one_of(
+CONDITIONS: st.SearchStrategy[TriggerCondition] = st.one_of(
     st.sampled_from(
         [
             CronCondition("0 3 * * *"),
@@ -67,8 +67,8 @@ INPUTS = st.builds(
     lambda since, later, **rest: TriggerInputs(since=since, clock_since=since, now=since + later, **rest),
     since=MOMENTS,
     later=st.timedeltas(timedelta(0), timedelta(days=3)),
-    running=st.booleans(),
-    fresh=st.booleans(),
+    is_running=st.booleans(),
+    is_first_run=st.booleans(),
     last_ended=st.none() | MOMENTS,
     labelled=st.dictionaries(CLIENTS, st.builds(ClientRowCount, st.integers(0, 60), MOMENTS)),
     unlabelled=st.dictionaries(CLIENTS, st.builds(ClientRowCount, st.integers(0, 60), MOMENTS)),
@@ -76,7 +76,7 @@ INPUTS = st.builds(
     drifted_before=st.frozensets(CLIENTS),
     accuracy=st.dictionaries(CLIENTS, st.builds(ClientAccuracy, st.floats(0, 1), MOMENTS)),
     accuracy_before=st.dictionaries(CLIENTS, st.floats(0, 1)),
-    again=st.timedeltas(timedelta(seconds=1), timedelta(days=3)),
+    repeat_after=st.timedeltas(timedelta(seconds=1), timedelta(days=3)),
     new_code_at=st.none() | MOMENTS,
     finished=st.dictionaries(st.sampled_from(["a", "b"]), MOMENTS),
 )
@@ -95,8 +95,8 @@ def minutes(count: float) -> timedelta:
 # --- laws -----------------------------------------------------------------------------------------
 
 
-@given(st.lists(SOURCES, min_size=2, max_size=4), INPUTS)
-def test_either_holds_since_the_first_and_both_since_the_last(
+@given(st.lists(CONDITIONS, min_size=2, max_size=4), INPUTS)
+def test_or_holds_since_the_first_and_and_since_the_last(
     parts: list[TriggerCondition], what: TriggerInputs
 ) -> None:
     each = [evaluate_trigger(part, what) for part in parts]
@@ -106,8 +106,8 @@ def test_either_holds_since_the_first_and_both_since_the_last(
     assert (both.at if both else None) == (max(there) if len(there) == len(parts) else None)
 
 
-@given(st.lists(SOURCES, min_size=1, max_size=4), INPUTS)
-def test_what_holds_is_not_of_the_future_and_the_next_look_not_of_the_past(
+@given(st.lists(CONDITIONS, min_size=1, max_size=4), INPUTS)
+def test_firing_is_in_the_past_and_the_next_evaluation_is_not(
     parts: list[TriggerCondition], what: TriggerInputs
 ) -> None:
     either = evaluate_trigger(Or(tuple(parts)), what)
@@ -117,28 +117,24 @@ def test_what_holds_is_not_of_the_future_and_the_next_look_not_of_the_past(
 
 
 @given(st.sampled_from(["0 3 * * *", "30 2 * * *", "*/15 * * * *", "0 0 29 2 *"]), MOMENTS, MOMENTS)
-def test_the_next_moment_of_cron_is_later_and_never_goes_back(
-    text: str, one: datetime, other: datetime
-) -> None:
+def test_the_next_cron_time_is_later_and_monotonic(text: str, one: datetime, other: datetime) -> None:
     first, second = sorted((one, other))
     after_first = first_cron_time(CronCondition(text), first, BERLIN)
     assert after_first > first
     assert after_first <= first_cron_time(CronCondition(text), second, BERLIN)
 
 
-@given(SOURCES, INPUTS)
-def test_a_source_that_time_brings_holds_when_its_time_has_come(
-    source: TriggerCondition, what: TriggerInputs
-) -> None:
-    if (look := next_evaluation(source, what)) is not None:
+@given(CONDITIONS, INPUTS)
+def test_a_condition_holds_at_its_next_evaluation(condition: TriggerCondition, what: TriggerInputs) -> None:
+    if (look := next_evaluation(condition, what)) is not None:
         later = TriggerInputs(**{**vars(what), "now": look})
-        assert evaluate_trigger(source, later) is not None
+        assert evaluate_trigger(condition, later) is not None
 
 
-# --- sources ------------------------------------------------------------------------------------------
+# --- conditions ---------------------------------------------------------------------------------------
 
 
-def test_cron_holds_from_its_moment_on_until_a_run_has_started() -> None:
+def test_cron_holds_from_its_time_until_a_run_starts() -> None:
     nightly = parse_trigger("cron '0 3 * * *'")
     since = datetime(2026, 3, 14, 1, tzinfo=UTC)
     asleep = make_inputs(clock_since=since, now=datetime(2026, 3, 14, 2, 59, tzinfo=UTC))
@@ -146,11 +142,11 @@ def test_cron_holds_from_its_moment_on_until_a_run_has_started() -> None:
     assert next_evaluation(nightly, asleep) == datetime(2026, 3, 14, 3, tzinfo=UTC)
     awake = evaluate_trigger(nightly, make_inputs(clock_since=since, now=NOON))
     assert awake is not None
-    assert (awake.at.hour, awake.why) == (3, "cron '0 3 * * *'")
+    assert (awake.at.hour, awake.reason) == (3, "cron '0 3 * * *'")
     assert evaluate_trigger(nightly, make_inputs(clock_since=awake.at, now=NOON)) is None
 
 
-def test_cron_follows_the_time_zone_over_the_changes_of_the_clock() -> None:
+def test_cron_follows_daylight_saving_time() -> None:
     at_three = CronCondition("0 3 * * *")
     saturday = datetime(2026, 3, 28, 12, tzinfo=UTC)
     sunday = first_cron_time(at_three, saturday, BERLIN)
@@ -158,16 +154,16 @@ def test_cron_follows_the_time_zone_over_the_changes_of_the_clock() -> None:
     assert first_cron_time(at_three, sunday, BERLIN) - sunday == timedelta(days=1)
     skipped = first_cron_time(CronCondition("30 2 * * *"), saturday, BERLIN)
     assert skipped == datetime(2026, 3, 29, 1, tzinfo=UTC), (
-        "02:30 is not there that night: it is made up for at once"
+        "02:30 does not exist that night: it is caught up at once"
     )
     autumn = first_cron_time(CronCondition("30 2 * * *"), datetime(2026, 10, 24, 12, tzinfo=UTC), BERLIN)
     assert first_cron_time(CronCondition("30 2 * * *"), autumn, BERLIN).astimezone(BERLIN).day == 26, (
-        "02:30 comes twice, and counts once"
+        "02:30 exists twice, and counts once"
     )
 
 
-@given(st.lists(SOURCES, min_size=1, max_size=4), INPUTS)
-def test_nothing_is_awaited_exactly_where_every_part_holds(
+@given(st.lists(CONDITIONS, min_size=1, max_size=4), INPUTS)
+def test_no_condition_is_unmet_exactly_if_all_hold(
     parts: list[TriggerCondition], what: TriggerInputs
 ) -> None:
     everything: And[TriggerCondition] = And(tuple(parts))
@@ -176,10 +172,10 @@ def test_nothing_is_awaited_exactly_where_every_part_holds(
     assert unmet_conditions(either, what) == unmet_conditions(everything, what)
 
 
-def test_what_is_awaited_says_how_far_it_is() -> None:
+def test_an_unmet_condition_shows_its_progress() -> None:
     rows = {"c1": ClientRowCount(64, NOON), "c2": ClientRowCount(63, NOON)}
     text = "labelled >= 64 on 2 clients or drift on 3 clients or every 6h or after other"
-    so_far = make_inputs(labelled=rows, drifted={"c1": NOON}, running=True)
+    so_far = make_inputs(labelled=rows, drifted={"c1": NOON}, is_running=True)
     assert unmet_conditions(parse_trigger(text), so_far) == (
         "labelled >= 64 on 2 clients (1 so far)",
         "drift on 3 clients (1 so far)",
@@ -188,7 +184,7 @@ def test_what_is_awaited_says_how_far_it_is() -> None:
     )
 
 
-def test_rows_count_on_as_many_clients_as_asked() -> None:
+def test_a_row_count_must_hold_on_enough_clients() -> None:
     enough = parse_trigger("labelled >= 64 on 2 clients")
     counts = {
         "c1": ClientRowCount(70, NOON - minutes(9)),
@@ -196,15 +192,15 @@ def test_rows_count_on_as_many_clients_as_asked() -> None:
         "c3": ClientRowCount(1, NOON),
     }
     assert evaluate_trigger(enough, make_inputs(labelled=counts)) is None
-    told = evaluate_trigger(
+    fired = evaluate_trigger(
         enough, make_inputs(labelled=counts | {"c2": ClientRowCount(64, NOON - minutes(3))})
     )
-    assert told is not None
-    assert told.at == NOON - minutes(3)
-    assert told.why == "labelled >= 64 on 2 clients (c1: 70, c2: 64)"
+    assert fired is not None
+    assert fired.at == NOON - minutes(3)
+    assert fired.reason == "labelled >= 64 on 2 clients (c1: 70, c2: 64)"
 
 
-def test_a_poor_live_accuracy_counts_like_drift_by_what_was_poor_at_the_last_run() -> None:
+def test_low_live_accuracy_counts_like_drift() -> None:
     poor = parse_trigger("live_accuracy < 80% on 2 clients")
     accuracy = {
         "c1": ClientAccuracy(0.5, NOON),
@@ -216,13 +212,15 @@ def test_a_poor_live_accuracy_counts_like_drift_by_what_was_poor_at_the_last_run
     assert evaluate_trigger(
         poor, make_inputs(accuracy=accuracy, accuracy_before={"c1": 0.5, "c2": 0.9})
     ) == TriggerFired(NOON, why)
-    uncured = make_inputs(accuracy=accuracy, accuracy_before={"c1": 0.1, "c2": 0.79}, again=timedelta(hours=3))
+    uncured = make_inputs(
+        accuracy=accuracy, accuracy_before={"c1": 0.1, "c2": 0.79}, repeat_after=timedelta(hours=3)
+    )
     assert evaluate_trigger(poor, uncured) is None
     assert next_evaluation(poor, uncured) == uncured.since + timedelta(hours=3)
     assert evaluate_trigger(poor, make_inputs(accuracy={"c1": ClientAccuracy(0.5, NOON)})) is None
 
 
-def test_drift_counts_whenever_it_began_but_what_a_run_did_not_cure_only_a_day_later() -> None:
+def test_drift_that_a_run_did_not_end_counts_a_day_later() -> None:
     both = parse_trigger("drift on 2 clients")
     old, new, day = NOON - timedelta(hours=2), NOON - timedelta(minutes=5), timedelta(days=1)
     assert evaluate_trigger(both, make_inputs(drifted={"c1": old})) is None
@@ -251,42 +249,44 @@ def test_a_metric_that_got_worse_starts_a_run(text: str, before: float, latest: 
     assert (evaluate_trigger(parse_trigger(text), make_inputs(metrics=metrics)) is not None) is holds
 
 
-def test_a_run_after_another_tasks_run() -> None:
+def test_a_finished_run_of_another_task_fires() -> None:
     after = parse_trigger("after other")
     assert evaluate_trigger(after, make_inputs(finished={"other": NOON - timedelta(hours=2)})) is None
     assert evaluate_trigger(after, make_inputs(finished={"other": NOON})) is not None
 
 
-def test_an_interval_begins_when_a_run_ends_and_the_first_is_at_once() -> None:
+def test_an_interval_starts_at_the_end_of_a_run() -> None:
     hourly = parse_trigger("every 1h")
-    assert evaluate_trigger(hourly, make_inputs(fresh=True)) is not None
+    assert evaluate_trigger(hourly, make_inputs(is_first_run=True)) is not None
     assert evaluate_trigger(hourly, make_inputs(last_ended=NOON - minutes(59))) is None
     assert next_evaluation(hourly, make_inputs(last_ended=NOON - minutes(59))) == NOON + minutes(1)
     assert evaluate_trigger(hourly, make_inputs(last_ended=NOON - minutes(60))) is not None
-    assert evaluate_trigger(hourly, make_inputs(last_ended=NOON - minutes(60), running=True)) is None
+    assert evaluate_trigger(hourly, make_inputs(last_ended=NOON - minutes(60), is_running=True)) is None
 
 
-def test_an_interval_that_was_skipped_begins_anew() -> None:
+def test_a_skipped_interval_starts_again() -> None:
     skipped = make_inputs(since=NOON - minutes(10), last_ended=NOON - timedelta(hours=2))
     assert evaluate_trigger(parse_trigger("every 1h"), skipped) is None
     assert next_evaluation(parse_trigger("every 1h"), skipped) == NOON + minutes(50)
 
 
-# --- how long a run that is due waits ---------------------------------------------------------------------
+# --- debounce, quiet hours and missed times ---------------------------------------------------------------
 
 
 def schedule(**table: Any) -> ScheduleTable:
     return ScheduleTable.model_validate({name.replace("_", "-"): value for name, value in table.items()})
 
 
-def test_a_debounce_waits_for_calm_but_not_for_ever() -> None:
+def test_a_debounce_has_a_limit() -> None:
     calm = schedule(debounce_s=60)
     assert ready_at(calm, due_since=NOON, last_input=None) == NOON + minutes(1)
     assert ready_at(calm, due_since=NOON, last_input=NOON + minutes(3)) == NOON + minutes(4)
-    assert ready_at(calm, due_since=NOON, last_input=NOON + minutes(60)) == NOON + minutes(MAX_DEBOUNCE_FACTOR)
+    assert ready_at(calm, due_since=NOON, last_input=NOON + minutes(60)) == NOON + minutes(
+        MAX_DEBOUNCE_FACTOR
+    )
 
 
-def test_quiet_hours_are_waited_for_in_the_schedules_time_zone() -> None:
+def test_quiet_hours_are_in_the_time_zone_of_the_schedule() -> None:
     office = schedule(quiet="hour in 8..18 and weekday in mon..fri", timezone="Europe/Berlin")
     tuesday = datetime(2026, 3, 17, 9, 7, tzinfo=UTC)  # 10:07 in Berlin
     assert quiet_hours_end(office, tuesday) == datetime(2026, 3, 17, 17, tzinfo=UTC)
@@ -295,21 +295,25 @@ def test_quiet_hours_are_waited_for_in_the_schedules_time_zone() -> None:
 
 
 @pytest.mark.parametrize(("missed", "runs"), [("skip", 0), ("once", 1), ("all", 3)])
-def test_what_was_missed_is_skipped_or_made_up_for_once_or_in_full(missed: str, runs: int) -> None:
+def test_missed_times_are_skipped_or_caught_up(missed: str, runs: int) -> None:
     hourly, table = parse_trigger("cron '0 * * * *'"), schedule(when="cron '0 * * * *'", missed=missed)
-    away = make_inputs(clock_since=NOON - minutes(150), now=NOON + minutes(30))
-    assert evaluate_trigger(hourly, away) is not None
-    clock, started = cron_start_after_restart(table, hourly, away), 0
-    while evaluate_trigger(hourly, now := TriggerInputs(**{**vars(away), "clock_since": clock})) is not None:
+    offline = make_inputs(clock_since=NOON - minutes(150), now=NOON + minutes(30))
+    assert evaluate_trigger(hourly, offline) is not None
+    clock, started = cron_start_after_restart(table, hourly, offline), 0
+    while (
+        evaluate_trigger(hourly, now := TriggerInputs(**{**vars(offline), "clock_since": clock})) is not None
+    ):
         clock, started = cron_start_after_run(table, hourly, now), started + 1
     assert started == runs
 
 
-def test_what_was_missed_for_long_is_made_up_for_within_bounds() -> None:
+def test_catching_up_missed_times_has_a_limit() -> None:
     often, table = parse_trigger("cron '* * * * *'"), schedule(when="cron '* * * * *'", missed="all")
-    away = make_inputs(clock_since=NOON - timedelta(days=30))
-    clock, started = cron_start_after_restart(table, often, away), 0
-    while evaluate_trigger(often, now := TriggerInputs(**{**vars(away), "clock_since": clock})) is not None:
+    offline = make_inputs(clock_since=NOON - timedelta(days=30))
+    clock, started = cron_start_after_restart(table, often, offline), 0
+    while (
+        evaluate_trigger(often, now := TriggerInputs(**{**vars(offline), "clock_since": clock})) is not None
+    ):
         clock, started = cron_start_after_run(table, often, now), started + 1
     assert started == MAX_MISSED
 
@@ -324,6 +328,6 @@ def test_what_was_missed_for_long_is_made_up_for_within_bounds() -> None:
         {"overlap": "pile-up"},
     ],
 )
-def test_a_schedule_that_makes_no_sense_is_refused(table: dict[str, Any]) -> None:
+def test_an_invalid_schedule_is_rejected(table: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"."):
         ScheduleTable.model_validate(table)

@@ -1,4 +1,4 @@
-"""A whole federation in processes of its own, to kill parts of."""
+"""A federation in separate processes, which the tests kill or freeze."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pulling plugs in the middle of a round: the run goes on, and predictions with it."""
+"""A process killed in the middle of a round: the run continues, and so do predictions."""
 
 import os
 import signal
@@ -8,57 +8,57 @@ import pytest
 from support.process_federation import TASK, ProcessFederation
 
 
-def read_states(site: ProcessFederation, run: str) -> list[str]:
+def run_events(site: ProcessFederation, run: str) -> list[str]:
     return [
-        one.transition.event for one in site.view.history if one.data.kind == "run" and one.data.thing == run
+        entry.transition.event
+        for entry in site.view.history
+        if entry.data.kind == "run" and entry.data.key == run
     ]
 
 
-async def test_a_nats_server_killed_in_the_middle_of_a_round_costs_no_run(site: ProcessFederation) -> None:
+async def test_a_run_survives_a_killed_nats_server(site: ProcessFederation) -> None:
     run = await site.start_run()
     await site.wait_until(lambda: site.is_in_round(run, 2))
     os.kill(site.stack.nats.pid, signal.SIGKILL)
     await site.wait_until(lambda: site.has_ended(run))
 
-    assert read_states(site, run)[-1] == "run_finished"
-    assert [one.round for one in site.run_facts(run).rounds] == [0, 1, 2, 3, 4]
+    assert run_events(site, run)[-1] == "run_finished"
+    assert [result.round for result in site.run_facts(run).rounds] == [0, 1, 2, 3, 4]
     assert site.stack.nats.starts == 2
-    assert site.stack.restarts == {}, "nobody else fell"
+    assert site.stack.restarts == {}, "no other process restarted"
 
 
 @pytest.mark.fault
-async def test_a_device_that_goes_in_the_middle_of_a_round_is_left_behind_and_comes_back(
+async def test_a_run_continues_without_a_killed_device(
     site: ProcessFederation,
 ) -> None:
     run = await site.start_run()
     await site.wait_until(lambda: site.is_in_round(run, 2))
     site.find_process("client", "up", "c2").kill()
     await site.wait_until(lambda: site.has_ended(run))
-    assert read_states(site, run)[-1] == "run_finished"
-    assert [one.round for one in site.run_facts(run).rounds] == [0, 1, 2, 3, 4]
+    assert run_events(site, run)[-1] == "run_finished"
+    assert [result.round for result in site.run_facts(run).rounds] == [0, 1, 2, 3, 4]
 
-    again = await site.start_run()
-    await site.wait_until(lambda: site.has_ended(again))
-    assert set(site.run_facts(again).rounds[-1].participants) == {"c1", "c2", "c3"}
+    next_run = await site.start_run()
+    await site.wait_until(lambda: site.has_ended(next_run))
+    assert set(site.run_facts(next_run).rounds[-1].participants) == {"c1", "c2", "c3"}
 
 
 @pytest.mark.fault
-async def test_a_server_side_that_goes_takes_the_run_up_from_the_last_round(site: ProcessFederation) -> None:
+async def test_a_killed_server_side_resumes_from_the_last_checkpoint(site: ProcessFederation) -> None:
     run = await site.start_run()
     await site.wait_until(lambda: site.is_in_round(run, 3))
     site.find_process("server", "up").kill()
     await site.wait_until(lambda: site.has_ended(run))
 
-    assert "server_lost" in read_states(site, run)
-    assert read_states(site, run)[-1] == "run_finished"
-    assert [one.round for one in site.run_facts(run).rounds] == [0, 1, 2, 3, 4]
-    assert site.run_facts(run).rounds[-1].loss == pytest.approx(96.0), (
-        "each round trained once and counted once"
-    )
+    assert "server_lost" in run_events(site, run)
+    assert run_events(site, run)[-1] == "run_finished"
+    assert [result.round for result in site.run_facts(run).rounds] == [0, 1, 2, 3, 4]
+    assert site.run_facts(run).rounds[-1].loss == pytest.approx(96.0), "each round is trained once"
 
 
 @pytest.mark.fault
-async def test_a_flower_server_that_is_killed_is_started_again_from_the_last_round(
+async def test_a_killed_flower_server_resumes_from_the_last_checkpoint(
     site: ProcessFederation,
 ) -> None:
     run = await site.start_run()
@@ -66,24 +66,26 @@ async def test_a_flower_server_that_is_killed_is_started_again_from_the_last_rou
     site.find_process("child", "server").kill()
     await site.wait_until(lambda: site.has_ended(run))
 
-    assert read_states(site, run).count("server_recovered") == 1
-    assert read_states(site, run)[-1] == "run_finished"
+    assert run_events(site, run).count("server_recovered") == 1
+    assert run_events(site, run)[-1] == "run_finished"
     assert site.run_facts(run).rounds[-1].loss == pytest.approx(96.0)
 
 
 @pytest.mark.fault
-async def test_a_trainer_that_is_killed_ends_nothing_for_the_others(site: ProcessFederation) -> None:
+async def test_a_run_continues_without_a_killed_trainer(site: ProcessFederation) -> None:
     run = await site.start_run()
     await site.wait_until(lambda: site.is_in_round(run, 2))
     site.find_process("child", "trainer").kill()
     await site.wait_until(lambda: site.has_ended(run))
 
-    assert read_states(site, run)[-1] == "run_finished"
-    assert any(one.failures for one in site.run_facts(run).rounds), "the round says who failed"
+    assert run_events(site, run)[-1] == "run_finished"
+    assert any(result.failures for result in site.run_facts(run).rounds), (
+        "the round reports the failed client"
+    )
 
 
 @pytest.mark.fault
-async def test_predictions_go_on_without_bus_and_server(site: ProcessFederation) -> None:
+async def test_predictions_continue_without_bus_and_server(site: ProcessFederation) -> None:
     run = await site.start_run()
     await site.wait_until(lambda: site.has_ended(run) and site.view.do_all_serve_champion(TASK, 3))
     endpoints = [client.endpoint for client in site.view.clients.values()]

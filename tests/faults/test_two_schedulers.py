@@ -1,4 +1,4 @@
-"""Two schedulers of one task, each a process of its own; one is frozen in the middle of its work, and wakes up."""
+"""Two scheduler processes of one task; the one with the lease is frozen and resumed."""
 
 import asyncio
 import os
@@ -35,14 +35,16 @@ async def fed(nats: NatsServer, tmp_path: Path) -> AsyncIterator[FederationHarne
 
 
 @asynccontextmanager
-async def run_scheduler(fed: FederationHarness, said: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+async def run_scheduler(
+    fed: FederationHarness, output_file: Path
+) -> AsyncIterator[asyncio.subprocess.Process]:
     environment = {
         **os.environ,
         "FEDBUS_NATS_URL": fed.config.nats_url,
         "FEDBUS_FEDERATION": FED,
         "FEDBUS_HOME": str(fed.config.home),
     }
-    with said.open("wb") as output:
+    with output_file.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "fedbus.app.cli.main", "agent", "workflow-scheduler", "--task", fed.config.task.path,
             env=environment, stdout=output, stderr=output,
@@ -63,7 +65,7 @@ def lease_holder(fed: FederationHarness) -> str:
 
 
 def requested_runs(fed: FederationHarness) -> list[str]:
-    return [one.thing for one in fed.transitions_of("run") if one.event == "requested"]
+    return [transition.key for transition in fed.transitions_of("run") if transition.event == "requested"]
 
 
 async def publish_drift(fed: FederationHarness, client: str) -> None:
@@ -77,9 +79,7 @@ async def fail_run(fed: FederationHarness, server: FakeServerManager, number: in
     await fed.wait_for_state("run", "failed", f"{TASK}-{number}")
 
 
-async def test_a_scheduler_that_was_frozen_and_wakes_up_fires_nothing_a_second_time(
-    fed: FederationHarness, tmp_path: Path
-) -> None:
+async def test_a_resumed_scheduler_fires_no_trigger_twice(fed: FederationHarness, tmp_path: Path) -> None:
     async with (
         FakeServerManager.open(fed) as server,
         server.serve(),
@@ -87,17 +87,17 @@ async def test_a_scheduler_that_was_frozen_and_wakes_up_fires_nothing_a_second_t
     ):
         await server.publish_first_model()
         await fed.wait_for_event("schedule", "started", within_s=60)
-        frozen = lease_holder(fed)
+        frozen_holder = lease_holder(fed)
         async with run_scheduler(fed, tmp_path / "second.txt"):
-            second = tmp_path / "second.txt"
-            await eventually(lambda: "Lease held by another agent" in second.read_text(), within_s=60)
+            second_output = tmp_path / "second.txt"
+            await eventually(lambda: "Lease held by another agent" in second_output.read_text(), within_s=60)
             await publish_drift(fed, "c1")
             await fail_run(fed, server, 1)
 
             first.send_signal(signal.SIGSTOP)
-            await publish_drift(fed, "c2")  # both will have heard of it
+            await publish_drift(fed, "c2")  # both schedulers receive it
             await fed.wait_for_event("schedule", "taken_over", within_s=60)
-            assert lease_holder(fed) != frozen
+            assert lease_holder(fed) != frozen_holder
             await fail_run(fed, server, 2)
 
             first.send_signal(signal.SIGCONT)
@@ -106,8 +106,10 @@ async def test_a_scheduler_that_was_frozen_and_wakes_up_fires_nothing_a_second_t
             )
             await publish_drift(fed, "c3")
             await fail_run(fed, server, 3)
-            assert lease_holder(fed) != frozen
-            assert first.returncode is None, "it stands by, for when the other falls silent"
+            assert lease_holder(fed) != frozen_holder
+            assert first.returncode is None, "it waits for the lease"
     assert requested_runs(fed) == [f"{TASK}-1", f"{TASK}-2", f"{TASK}-3"]
-    causes = [one.reason for one in fed.transitions_of("schedule") if one.event == "fired"]
+    causes = [
+        transition.reason for transition in fed.transitions_of("schedule") if transition.event == "fired"
+    ]
     assert len(causes) == 3, "each drift fired once"

@@ -1,4 +1,4 @@
-"""Whole federations: every agent at work, its processes real ones."""
+"""A federation with all agents and real training processes."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A whole federation, each part a process of its own, whose collector is not there: it works all the same."""
+"""A federation in separate processes without a reachable OpenTelemetry collector."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,7 +12,7 @@ from support.process_federation import run_process_federation
 @pytest.mark.parametrize(
     "collector", [pytest.param(closed_address, marks=pytest.mark.slow), unresponsive_collector]
 )
-async def test_a_new_federation_gets_a_model_and_finishes_a_run_whatever_becomes_of_its_collector(
+async def test_a_run_finishes_without_a_reachable_collector(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collector: Callable[[], AbstractContextManager[str]]
 ) -> None:
     with collector() as url:

@@ -1,6 +1,7 @@
-"""A run is one trace: from the trigger over the server and each client's training to each client's new model.
+"""A run is one trace, from its trigger to the new model on each client.
 
-One federation lives through two runs, and everything it tells is looked at: each test says one thing of it.
+A federation completes two runs; the test checks all spans, links and metrics against the lifecycle stream and
+the telemetry catalogue.
 """
 
 import re
@@ -23,9 +24,9 @@ from fedbus.contracts.telemetry import MESSAGING_ATTRIBUTES, METRICS, SPANS, Met
 from fedbus.contracts.transition import Transition
 
 CLIENTS = ("c1", "c2")
-OF_HARDWARE = {"hw.temperature", "hw.gpu.utilization", "hw.gpu.memory.usage"}
-"""What only some machines have; tests of the device monitor show that it is told where it is there."""
-ELSEWHERE = {name for name in METRICS if name.startswith(("fedbus.nats.", "fedbus.data."))} | {
+HARDWARE_METRICS = {"hw.temperature", "hw.gpu.utilization", "hw.gpu.memory.usage"}
+"""Metrics of hardware that not all machines have; the tests of the device monitor cover them."""
+OTHER_METRICS = {name for name in METRICS if name.startswith(("fedbus.nats.", "fedbus.data."))} | {
     "fedbus.event.redeliveries",
     "fedbus.event.dead_letters",
     "fedbus.round.failures",
@@ -34,19 +35,19 @@ ELSEWHERE = {name for name in METRICS if name.startswith(("fedbus.nats.", "fedbu
     "fedbus.loop.lag",
     "fedbus.log.lines",
 }
-"""What an undisturbed run has none of, or whole processes have: see tests/app/telemetry/test_collector.py."""
+"""Metrics of failures or of whole processes; tests/app/telemetry/test_collector.py covers them."""
 
 
 @dataclass
 class TracedRuns:
-    """What a federation told of two runs."""
+    """The telemetry and the transitions of two runs."""
 
     roots: list[str]
     spans: list[ExportedSpan]
-    moves: list[Transition]
-    figures: set[str]
+    transitions: list[Transition]
+    metrics: set[str]
 
-    def of_run(self, number: int) -> list[ExportedSpan]:
+    def spans_of_run(self, number: int) -> list[ExportedSpan]:
         return [span for span in self.spans if span.trace_id == self.roots[number - 1]]
 
 
@@ -55,39 +56,42 @@ async def traced_runs(
     nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[TracedRuns]:
     async with (
-        record_telemetry(monkeypatch) as heard,
+        record_telemetry(monkeypatch) as telemetry,
         open_federation(nats.url, tmp_path) as fed,
     ):
         async with run_all_agents(fed, clients=len(CLIENTS)):
             roots = [await run_traced(fed) for _ in range(2)]
             assert roots == [fed.run_facts(number).trace_id for number in (1, 2)]
-            while_they_ran = heard.metric_names
-        await eventually(lambda: all(not orphans(heard.spans_of(root)) for root in roots))
+            metrics_during_runs = telemetry.metric_names
+        await eventually(lambda: all(not orphans(telemetry.spans_of(root)) for root in roots))
         yield TracedRuns(
-            roots, heard.spans, await read_transitions(fed.bus), heard.metric_names | while_they_ran
+            roots,
+            telemetry.spans,
+            await read_transitions(fed.bus),
+            telemetry.metric_names | metrics_during_runs,
         )
 
 
 async def run_traced(fed: FederationHarness) -> str:
-    """A run that a person starts and sees to its end; the trace that begins with it."""
-    with trace.get_tracer("test").start_as_current_span("a person starts a run") as root:
+    """Start a run in a span, wait for its end, and return the trace id."""
+    with trace.get_tracer("test").start_as_current_span("test starts a run") as root:
         run = await start_run(fed, quorum=len(CLIENTS))
     await wait_for_run_end(fed, run)
     return f"{root.get_span_context().trace_id:032x}"
 
 
 def orphans(spans: list[ExportedSpan]) -> list[str]:
-    """Spans whose parent nobody has sent."""
+    """Return the names of spans whose parent is missing."""
     known = {span.span_id for span in spans}
     return [span.name for span in spans if span.parent_id and span.parent_id not in known]
 
 
-async def test_two_runs_are_two_traces_and_each_tells_all_that_happened_in_it(
+async def test_each_run_is_one_complete_trace(
     traced_runs: TracedRuns,
 ) -> None:
     assert len(set(traced_runs.roots)) == 2
     for number in (1, 2):
-        spans = traced_runs.of_run(number)
+        spans = traced_runs.spans_of_run(number)
         assert_complete(spans, f"{TASK}-{number}")
         assert_connected(spans)
         assert_links(spans)
@@ -96,26 +100,26 @@ async def test_two_runs_are_two_traces_and_each_tells_all_that_happened_in_it(
 
 
 def assert_complete(spans: list[ExportedSpan], run: str) -> None:
-    assert [span.name for span in spans if not span.parent_id] == ["a person starts a run"]
+    assert [span.name for span in spans if not span.parent_id] == ["test starts a run"]
 
-    moves = Counter(span.name for span in spans if "→" in span.name)
-    each = len(CLIENTS)
-    assert moves == expected_transitions(rounds=2, clients=each)
+    transitions = Counter(span.name for span in spans if "→" in span.name)
+    clients = len(CLIENTS)
+    assert transitions == expected_transitions(rounds=2, clients=clients)
     assert {span.attributes["fedbus.run"] for span in spans if span.name.startswith("run ")} >= {run}
 
     names = Counter(span.name for span in spans)
     assert names["run the ServerApp"] == 1
     assert (names["round"], names["aggregate"]) == (2, 2)
     assert names["store"] == 5, (
-        "a checkpoint for each round and the first model, the last one, and the version"
+        "a checkpoint of each round and of the first and the last model, and the version"
     )
-    assert names["swap model"] == each
+    assert names["swap model"] == clients
     for phase in ("download", "train", "upload"):
-        assert names[phase] >= 2 * each, f"each client's {phase} in each round"
+        assert names[phase] >= 2 * clients, f"{phase} of each client in each round"
 
 
 def assert_connected(spans: list[ExportedSpan]) -> None:
-    """Each client's training hangs on the message that asked for it, and all of it on who began it."""
+    """Check that each training descends from its request, and all spans from the root."""
     by_id = {span.span_id: span for span in spans}
     for training in (span for span in spans if span.name == "train"):
         above = ancestry(training, by_id)
@@ -125,13 +129,13 @@ def assert_connected(spans: list[ExportedSpan]) -> None:
             "round",
             "run the ServerApp",
         ]
-        assert above[-1] == "a person starts a run"
+        assert above[-1] == "test starts a run"
     for swap in (span for span in spans if span.name == "swap model"):
         assert ancestry(swap, by_id)[:2] == ["process infer_update", "publish infer_update"]
 
 
 def assert_links(spans: list[ExportedSpan]) -> None:
-    """An aggregation to each client's upload, a swap to the publishing."""
+    """Check the links from an aggregation to the uploads, and from a swap to the publication."""
     by_id = {span.span_id: span for span in spans}
     for aggregation in (span for span in spans if span.name == "aggregate"):
         uploads = [by_id[by_id[link].parent_id] for link in aggregation.links]
@@ -153,11 +157,11 @@ def ancestry(span: ExportedSpan, spans: dict[str, ExportedSpan]) -> list[str]:
 
 
 def assert_nothing_missing(traced_runs: TracedRuns) -> None:
-    """Whatever the log holds has its span, with the same ids, and no span is an orphan, of a run or not."""
+    """Check that each transition in the stream has its span, and that no span is an orphan."""
     assert orphans(traced_runs.spans) == []
     logged = Counter(
-        (span_name(one.kind, one.source or "•", one.target), one.thing, one.event)
-        for one in traced_runs.moves
+        (span_name(move.kind, move.source or "•", move.target), move.key, move.event)
+        for move in traced_runs.transitions
     )
     traced = Counter(
         (span.name, span.attributes["fedbus.thing"], span.attributes["fedbus.event"])
@@ -168,51 +172,53 @@ def assert_nothing_missing(traced_runs: TracedRuns) -> None:
 
 
 def assert_in_catalogue(traced_runs: TracedRuns) -> None:
-    """Every span has a name of the catalogue and no attribute that it does not know; each kind was seen."""
-    seen = set()
+    """Check that each span and its attributes are in the catalogue, and that each span of it occurs."""
+    found = set()
     for span in traced_runs.spans:
-        if span.name == "a person starts a run":
+        if span.name == "test starts a run":
             continue
-        (trail,) = [one for one in SPANS if re.fullmatch(pattern(one.name), span.name)]
-        assert set(span.attributes) <= set(trail.attributes), span.name
-        seen.add(trail.name)
-        if trail.attributes[: len(MESSAGING_ATTRIBUTES)] == MESSAGING_ATTRIBUTES:
+        (definition,) = [known for known in SPANS if re.fullmatch(pattern(known.name), span.name)]
+        assert set(span.attributes) <= set(definition.attributes), span.name
+        found.add(definition.name)
+        if definition.attributes[: len(MESSAGING_ATTRIBUTES)] == MESSAGING_ATTRIBUTES:
             assert_conventions(span)
-    assert {one.name for one in SPANS} - seen == {"predict"}
+    assert {definition.name for definition in SPANS} - found == {"predict"}
 
-    assert traced_runs.figures <= set(METRICS)
-    assert set(METRICS) - traced_runs.figures - OF_HARDWARE - ELSEWHERE == set()
+    assert traced_runs.metrics <= set(METRICS)
+    assert set(METRICS) - traced_runs.metrics - HARDWARE_METRICS - OTHER_METRICS == set()
 
 
-WORDS = "|".join(kind.word for kind in MESSAGES)
+MESSAGE_NAMES = "|".join(kind.name for kind in MESSAGES)
 
 
 def pattern(name: str) -> str:
-    """What a span of the catalogue may be called."""
-    exact = {"word": f"({WORDS})", "kind": "[a-z_]+", "from": "[a-z0-9_]+|•", "to": "[a-z0-9_]+"}
-    return re.sub(r"\\{(\w+)\\}", lambda found: f"({exact.get(found[1], '.+')})", re.escape(name))
+    """Return a regular expression for the names of a span of the catalogue."""
+    exact = {"word": f"({MESSAGE_NAMES})", "kind": "[a-z_]+", "from": "[a-z0-9_]+|•", "to": "[a-z0-9_]+"}
+    return re.sub(r"\\{(\w+)\\}", lambda match: f"({exact.get(match[1], '.+')})", re.escape(name))
 
 
 def assert_conventions(span: ExportedSpan) -> None:
-    """OpenTelemetry's for messaging: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans."""
-    about = span.attributes
-    operation, _, word = span.name.partition(" ")
-    assert about["messaging.system"] == "nats"
-    assert about["messaging.operation.name"] == operation
-    assert about["messaging.operation.type"] == ("send" if operation in ("publish", "request") else "process")
-    assert str(about["messaging.destination.name"]).startswith("fedbus.")
-    template = str(about["messaging.destination.template"])
+    """Check the OpenTelemetry conventions for messaging: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans."""
+    attributes = span.attributes
+    operation, _, message_name = span.name.partition(" ")
+    assert attributes["messaging.system"] == "nats"
+    assert attributes["messaging.operation.name"] == operation
+    assert attributes["messaging.operation.type"] == (
+        "send" if operation in ("publish", "request") else "process"
+    )
+    assert str(attributes["messaging.destination.name"]).startswith("fedbus.")
+    template = str(attributes["messaging.destination.template"])
     assert template.startswith("fedbus.{federation}.")
-    assert re.fullmatch(re.sub(r"\{\w+\}", "[^.]+", template), str(about["messaging.destination.name"]))
-    assert about["fedbus.word"] == word
-    assert len(str(about["messaging.message.id"])) >= 32
-    assert about["messaging.client.id"]
-    assert ("messaging.consumer.group.name" in about) == (operation == "process")
+    assert re.fullmatch(re.sub(r"\{\w+\}", "[^.]+", template), str(attributes["messaging.destination.name"]))
+    assert attributes["fedbus.word"] == message_name
+    assert len(str(attributes["messaging.message.id"])) >= 32
+    assert attributes["messaging.client.id"]
+    assert ("messaging.consumer.group.name" in attributes) == (operation == "process")
 
 
-def test_every_metric_has_a_unit_that_ucum_knows() -> None:
+def test_each_metric_has_a_ucum_unit() -> None:
     units = re.compile(r"1|s|By|Cel|\{[a-z_]+\}")
-    wrong = [metric.name for metric in METRICS.values() if not units.fullmatch(metric.unit)]
+    invalid = [metric.name for metric in METRICS.values() if not units.fullmatch(metric.unit)]
 
-    assert wrong == []
-    assert all(isinstance(metric, Metric) and metric.says for metric in METRICS.values())
+    assert invalid == []
+    assert all(isinstance(metric, Metric) and metric.description for metric in METRICS.values())

@@ -1,4 +1,4 @@
-"""Runs that go right, and what may go wrong in them: a whole federation, its training processes real ones."""
+"""Runs of a whole federation with real training processes, with and without failures."""
 
 import signal
 from dataclasses import replace
@@ -28,13 +28,13 @@ def state_of(fed: FederationHarness, run: str) -> str:
     return fed.last_transition("run", run).target
 
 
-async def is_in_round(fed: FederationHarness, run: str, number: int) -> None:
-    """Wait until the round before *number* is over: the model that the run begins with is round 0."""
+async def wait_for_round(fed: FederationHarness, run: str, number: int) -> None:
+    """Wait until *run* is in round *number*; the result for the initial model is round 0."""
     await fed.wait_for_event("run", "round_finished", run, times=number)
 
 
 async def request_prediction(fed: FederationHarness, client: str) -> int:
-    """The version that answers a prediction now."""
+    """Request a prediction and return the model version of the answer."""
     endpoint = getattr(fed.last_transition("inference", f"{client}.{TASK}").facts, "endpoint", "")
     async with (
         aiohttp.ClientSession() as session,
@@ -45,7 +45,7 @@ async def request_prediction(fed: FederationHarness, client: str) -> int:
         return version
 
 
-async def test_each_run_goes_on_from_the_model_of_the_last_and_everyone_serves_it(
+async def test_each_run_continues_from_the_model_of_the_previous_run(
     fed: FederationHarness,
 ) -> None:
     async with run_all_agents(fed):
@@ -54,26 +54,26 @@ async def test_each_run_goes_on_from_the_model_of_the_last_and_everyone_serves_i
         second = await wait_for_run_end(fed, await start_run(fed, quorum=2, rounds=3))
         assert await training_count(fed) == 5
         assert [await request_prediction(fed, client) for client in ("c1", "c2")] == [3, 3]
-    assert [one.loss for one in first.rounds] == pytest.approx([100, 99, 98])
-    assert [one.loss for one in second.rounds] == pytest.approx([98, 97, 96, 95])
+    assert [result.loss for result in first.rounds] == pytest.approx([100, 99, 98])
+    assert [result.loss for result in second.rounds] == pytest.approx([98, 97, 96, 95])
     assert second.rounds[1].participants == {"c1": 10, "c2": 20}
     assert not child_processes("trainer")
     assert not child_processes("server")
 
 
-async def test_what_goes_wrong_on_one_client_costs_the_others_nothing(fed: FederationHarness) -> None:
+async def test_a_failing_client_does_not_affect_the_others(fed: FederationHarness) -> None:
     async with run_all_agents(fed, clients=3):
-        dies = await start_run(fed, quorum=3, config={"dies": 1, "dies-in": 1, "pause-s": 0.3}, rounds=3)
-        run = await wait_for_run_end(fed, dies)
-        assert state_of(fed, dies) == RunState.FINISHED
+        run_id = await start_run(fed, quorum=3, config={"dies": 1, "dies-in": 1, "pause-s": 0.3}, rounds=3)
+        run = await wait_for_run_end(fed, run_id)
+        assert state_of(fed, run_id) == RunState.FINISHED
         assert (await fed.wait_for_message(FailTrain)).client == "c2"
         assert set(run.rounds[1].participants) == {"c1", "c3"}
         assert "c2" in run.rounds[1].failures
         assert "trainer_lost" in fed.events_of("client", f"c2.{TASK}")
 
-        raises = await start_run(fed, quorum=3, config={"raises": 0})
-        run = await wait_for_run_end(fed, raises)
-        assert state_of(fed, raises) == RunState.FINISHED
+        run_id = await start_run(fed, quorum=3, config={"raises": 0})
+        run = await wait_for_run_end(fed, run_id)
+        assert state_of(fed, run_id) == RunState.FINISHED
         assert set(run.rounds[-1].participants) == {"c2", "c3"}
         assert "told to raise" in run.rounds[-1].failures["c1"]
         assert await training_count(fed) == 5
@@ -88,16 +88,16 @@ async def test_what_goes_wrong_on_one_client_costs_the_others_nothing(fed: Feder
         ("reliability", pytest.approx(10 / 3, abs=1e-3)),
     ],
 )
-async def test_the_update_of_a_client_that_failed_before_weighs_less_where_the_task_says_so(
+async def test_updates_are_weighted_as_the_task_configures(
     fed: FederationHarness, weigh_by: str, mean: object
 ) -> None:
-    """c1 adds nothing and c2 adds ten, by as many samples. c2 fails in the first run: it scores 1/3 then, c1 2/3."""
+    """c1 adds 0 and c2 adds 10, with as many samples. c2 fails in the first run: reliability 1/3, and c1 2/3."""
     app = Path(fed.config.task.path) / "tiny" / "client_app.py"
     code = app.read_text().replace("else 1.0", "else 10.0 * number")
     app.write_text(code.replace('"num-examples": 10 * (number + 1)', '"num-examples": 10'))
     table = fed.config.task.table.model_dump() | {"selection": {"weigh-by": weigh_by}}
-    weighing = fed.config.task.model_copy(update={"table": fed.config.task.table.model_validate(table)})
-    fed.config = replace(fed.config, task=weighing)
+    weighted_task = fed.config.task.model_copy(update={"table": fed.config.task.table.model_validate(table)})
+    fed.config = replace(fed.config, task=weighted_task)
     async with run_all_agents(fed):
         first = await wait_for_run_end(fed, await start_run(fed, quorum=2, rounds=1, config={"raises": 1}))
         assert set(first.rounds[-1].failures) == {"c2"}
@@ -107,7 +107,7 @@ async def test_the_update_of_a_client_that_failed_before_weighs_less_where_the_t
         assert await training_count(fed) == mean
 
 
-async def test_a_client_that_is_slow_is_left_out_of_the_round(fed: FederationHarness) -> None:
+async def test_a_slow_client_is_left_out_of_the_round(fed: FederationHarness) -> None:
     slow = {"slow": 1, "slow-s": 3.0}
     fed.override_plan(round_s=1.0)
     async with run_all_agents(fed):
@@ -118,50 +118,50 @@ async def test_a_client_that_is_slow_is_left_out_of_the_round(fed: FederationHar
         assert "no reply within 1 s" in facts.rounds[1].failures["c2"]
 
 
-async def test_a_flower_server_that_is_killed_in_a_round_is_taken_up_from_the_round_before(
+async def test_a_killed_flower_server_resumes_from_its_checkpoint(
     fed: FederationHarness,
 ) -> None:
     async with run_all_agents(fed):
         run = await start_run(fed, quorum=2, rounds=3, config={"pause-s": 0.5})
-        await is_in_round(fed, run, 2)
+        await wait_for_round(fed, run, 2)
         (flower,) = child_processes("server")
         flower.send_signal(signal.SIGKILL)
         facts = await wait_for_run_end(fed, run)
         assert state_of(fed, run) == RunState.FINISHED
-        assert [one.round for one in facts.rounds] == [0, 1, 2, 3]
+        assert [result.round for result in facts.rounds] == [0, 1, 2, 3]
         assert await training_count(fed) == 3
     events = fed.events_of("run", run)
     assert events.count("server_lost") == events.count("server_recovered") == 1
     assert "was killed (SIGKILL" in (await fed.wait_for_event("run", "server_lost", run)).reason
 
 
-async def test_agents_of_the_server_side_that_are_killed_in_a_round_cost_no_run(
+async def test_a_run_survives_restarts_of_the_server_side(
     fed: FederationHarness,
 ) -> None:
-    async with run_all_agents(fed) as everyone:
+    async with run_all_agents(fed) as agents:
         run = await start_run(fed, quorum=2, rounds=4, config={"pause-s": 0.5})
-        await is_in_round(fed, run, 1)
-        await everyone["server"][AgentName.SERVER_MANAGER].restart()
-        await everyone["server"][AgentName.WORKFLOW_SCHEDULER].restart()
-        await is_in_round(fed, run, 3)
-        assert "server_lost" not in fed.events_of("run", run)  # it went on by itself
-        await everyone["server"][AgentName.FLOWER_SERVER].restart()
+        await wait_for_round(fed, run, 1)
+        await agents["server"][AgentName.SERVER_MANAGER].restart()
+        await agents["server"][AgentName.WORKFLOW_SCHEDULER].restart()
+        await wait_for_round(fed, run, 3)
+        assert "server_lost" not in fed.events_of("run", run)  # the run continued without recovery
+        await agents["server"][AgentName.FLOWER_SERVER].restart()
         facts = await wait_for_run_end(fed, run)
         assert state_of(fed, run) == RunState.FINISHED
         assert await training_count(fed) == 4
-    assert [one.round for one in facts.rounds] == [0, 1, 2, 3, 4]
+    assert [result.round for result in facts.rounds] == [0, 1, 2, 3, 4]
     assert fed.events_of("run", run).count("server_lost") == 1
 
 
-async def test_agents_of_a_client_that_are_killed_in_a_round_come_back_into_it(
+async def test_a_killed_client_rejoins_the_run(
     fed: FederationHarness,
 ) -> None:
-    async with run_all_agents(fed) as everyone:
+    async with run_all_agents(fed) as agents:
         run = await start_run(fed, quorum=2, rounds=14, config={"pause-s": 0.4})
-        await is_in_round(fed, run, 2)
-        for agent in everyone["c2"].values():
+        await wait_for_round(fed, run, 2)
+        for agent in agents["c2"].values():
             await agent.kill()
-        for agent in everyone["c2"].values():
+        for agent in agents["c2"].values():
             agent.start()
         facts = await wait_for_run_end(fed, run)
         assert state_of(fed, run) == RunState.FINISHED
@@ -169,10 +169,10 @@ async def test_agents_of_a_client_that_are_killed_in_a_round_come_back_into_it(
         assert served_versions(fed) == {"c1": 2, "c2": 2}
 
 
-async def test_a_run_that_is_stopped_leaves_everything_as_it_was(fed: FederationHarness) -> None:
+async def test_a_stopped_run_leaves_the_served_model_unchanged(fed: FederationHarness) -> None:
     async with run_all_agents(fed):
         run = await start_run(fed, quorum=2, rounds=50, config={"pause-s": 0.2})
-        await is_in_round(fed, run, 1)
+        await wait_for_round(fed, run, 1)
         await fed.bus.request(StopRun(task=TASK, run=run, reason="enough"), timeout_s=20)
         await wait_for_run_end(fed, run)
         assert (await fed.wait_for_message(ServerClosed)).outcome == "cancelled"
@@ -185,7 +185,7 @@ async def test_a_run_that_is_stopped_leaves_everything_as_it_was(fed: Federation
         assert await training_count(fed) == 2
 
 
-async def test_a_model_that_is_not_a_number_is_kept_back_and_by_hand_too_refused_by_everyone(
+async def test_a_model_with_nan_is_neither_promoted_nor_served(
     fed: FederationHarness,
 ) -> None:
     async with run_all_agents(fed):
@@ -194,7 +194,7 @@ async def test_a_model_that_is_not_a_number_is_kept_back_and_by_hand_too_refused
         await fed.wait_until(lambda: is_settled(fed))
         assert fed.messages_of(InferRefused) == []
 
-        await fed.bus.request(PromoteModel(task=TASK, model_version=2, reason="somebody is wrong"))
+        await fed.bus.request(PromoteModel(task=TASK, model_version=2, reason="by mistake"))
         refused = await fed.wait_for_message(InferRefused, times=2, within_s=60)
         assert (refused.model.version, refused.serving) == (2, 1)
         await fed.wait_until(lambda: is_settled(fed))

@@ -1,4 +1,4 @@
-"""Three tasks on the same devices: each has its own lifecycle, models and data; one trains at a time on a device."""
+"""Three tasks on the same devices: separate lifecycles, models and data; a device trains one task at a time."""
 
 import re
 import shutil
@@ -24,8 +24,8 @@ CLIENTS = ("c1", "c2")
 
 
 def tasks(directory: Path) -> list[Task]:
-    """The tiny task three times, each with a package and an id of its own."""
-    made = []
+    """Copy the tiny task three times, each with its own package and id."""
+    copies = []
     for name in TASKS:
         shutil.copytree(TINY_TASK, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
         if name != "tiny":
@@ -33,71 +33,73 @@ def tasks(directory: Path) -> list[Task]:
         table = (directory / name / "pyproject.toml").read_text()
         table = re.sub(r'"tiny\.', f'"{name}.', table).replace('task = "tiny"', f'task = "{name}"')
         (directory / name / "pyproject.toml").write_text(table.replace("pause-s = 0.0", "pause-s = 0.3"))
-        made.append(read_task(directory / name))
-    return made
+        copies.append(read_task(directory / name))
+    return copies
 
 
 @pytest.mark.slow
-async def test_three_tasks_share_two_devices_and_take_turns_at_training(
+async def test_three_tasks_share_two_devices_one_training_at_a_time(
     fed: FederationHarness, tmp_path: Path
 ) -> None:
-    everything = tasks(tmp_path / "tasks")
+    all_tasks = tasks(tmp_path / "tasks")
     async with AsyncExitStack() as stack:
-        await start_all_agents(fed, stack, everything)
-        for task in everything:
+        await start_all_agents(fed, stack, all_tasks)
+        for task in all_tasks:
             await fed.bus.request(StartRun(task=task.id, quorum=2))
-        for task in everything:
+        for task in all_tasks:
             ended = await fed.wait_for_state("run", RunState.FINISHED, f"{task.id}-1", within_s=120)
             assert ended.target == RunState.FINISHED
-        for task in everything:
+        for task in all_tasks:
             for name in CLIENTS:
                 await fed.wait_for_event("inference", "model_loaded", f"{name}.{task.id}", within_s=60)
                 await assert_predicts(fed, f"{name}.{task.id}", version=2)
                 await fed.wait_for_state("client", "serving", f"{name}.{task.id}", within_s=60)
 
     assert max_concurrent_trainings(fed) == {"c1": 1, "c2": 1}
-    waited = [said for said in fed.messages_of(ClientDeclined) if "this device trains" in said.reason]
-    assert waited, "somebody had to wait, and said for whom"
-    for task in everything:
-        latest = await open_model_store(fed.config.store_url, task.id).latest()
+    declined = [
+        message for message in fed.messages_of(ClientDeclined) if "this device trains" in message.reason
+    ]
+    assert declined, "a device declined because it trained another task"
+    for task in all_tasks:
+        latest = await open_model_store(fed.config.store_url, task.id).read_latest()
         assert latest is not None
         assert (latest.version, latest.task, set(latest.participants)) == (2, task.id, set(CLIENTS))
 
 
-async def start_all_agents(fed: FederationHarness, stack: AsyncExitStack, everything: list[Task]) -> None:
-    """A server for each task, and both devices in all of them."""
-    for task in everything:
+async def start_all_agents(fed: FederationHarness, stack: AsyncExitStack, all_tasks: list[Task]) -> None:
+    """Run the server side of each task, and both clients in each task."""
+    for task in all_tasks:
         for run in SERVER_AGENTS.values():
             await stack.enter_async_context(fed.run_agent(partial(run, replace(fed.config, task=task))))
-    for task in everything:
+    for task in all_tasks:
         await fed.wait_for_state("server", "waiting", task.id, within_s=60)
     for number, name in enumerate(CLIENTS):
-        for task in everything:
+        for task in all_tasks:
             config = {"partition-id": number, "num-partitions": len(CLIENTS)}
             device = ClientConfig(replace(fed.config, task=task), client_id(name), config)
             for agent in CLIENT_AGENTS.values():
                 await stack.enter_async_context(fed.run_agent(partial(agent, device)))
-    for thing in (f"{name}.{task.id}" for name in CLIENTS for task in everything):
-        await fed.wait_for_state("client", "serving", thing, within_s=90)
+    for key in (f"{name}.{task.id}" for name in CLIENTS for task in all_tasks):
+        await fed.wait_for_state("client", "serving", key, within_s=90)
 
 
-async def assert_predicts(fed: FederationHarness, thing: str, *, version: int) -> None:
-    """The inference agent of one client in one task answers, with its own model."""
-    facts = fed.last_transition("inference", thing).facts
+async def assert_predicts(fed: FederationHarness, key: str, *, version: int) -> None:
+    """Check that the inference agent of one client in one task serves *version*."""
+    facts = fed.last_transition("inference", key).facts
     assert isinstance(facts, InferenceData)
     async with (
         aiohttp.ClientSession() as session,
-        session.post(f"{facts.endpoint}/predict", json={"inputs": [[1, 1, 1]]}) as answer,
+        session.post(f"{facts.endpoint}/predict", json={"inputs": [[1, 1, 1]]}) as response,
     ):
-        assert (await answer.json())["model_version"] == version
+        assert (await response.json())["model_version"] == version
 
 
 def max_concurrent_trainings(fed: FederationHarness) -> dict[str, int]:
-    """How many tasks each client was training at the same time, at the most."""
+    """Return the maximum number of tasks that each client trained at the same time."""
     training: dict[str, set[str]] = {name: set() for name in CLIENTS}
-    most = dict.fromkeys(CLIENTS, 0)
-    for move in fed.transitions_of("client"):
-        client, task = move.thing.split(".")
-        (training[client].add if move.target == "learning" else training[client].discard)(task)
-        most[client] = max(most[client], len(training[client]))
-    return most
+    maximum = dict.fromkeys(CLIENTS, 0)
+    for transition in fed.transitions_of("client"):
+        client, task = transition.key.split(".")
+        (training[client].add if transition.target == "learning" else training[client].discard)(task)
+        maximum[client] = max(maximum[client], len(training[client]))
+    return maximum

@@ -1,4 +1,4 @@
-"""Flower's strategies by configuration: the MNIST example as it is, three clients, a run of one round."""
+"""Flower strategies by configuration: the MNIST example, three clients, a run of one round."""
 
 import shutil
 from collections.abc import AsyncIterator
@@ -16,14 +16,14 @@ from fedbus.stores.models.open import open_model_store
 from fedbus.stores.tasks.task_directory import read_task
 
 MNIST = Path(__file__).parents[2] / "examples" / "mnist"
-FEW = {"max-samples": 64, "local-epochs": 1, "data": ""}
+SMALL_TRAINING = {"max-samples": 64, "local-epochs": 1, "data": ""}
 
 
 @pytest.fixture
 async def fed(
     nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[FederationHarness]:
-    """A federation of the MNIST example, on scikit-learn's digits: they are small, and always there."""
+    """A federation of the MNIST example with the digits of scikit-learn, which need no download."""
     monkeypatch.delenv("FEDBUS_DATA_DIR", raising=False)
     shutil.copytree(MNIST, tmp_path / "mnist", ignore=shutil.ignore_patterns("__pycache__"))
     async with open_federation(nats.url, tmp_path, task=read_task(tmp_path / "mnist")) as fed:
@@ -34,16 +34,16 @@ async def fed(
 @pytest.mark.parametrize(
     "strategy",
     [
-        "krum",  # the one that compares the updates, and so cannot add them up as they come
+        "krum",  # compares the updates, so it cannot aggregate them one by one
         pytest.param("fedprox", marks=pytest.mark.slow),
         pytest.param("fedadam", marks=pytest.mark.slow),
     ],
 )
-async def test_a_strategy_is_a_matter_of_configuration(fed: FederationHarness, strategy: str) -> None:
+async def test_a_strategy_can_be_chosen_by_configuration(fed: FederationHarness, strategy: str) -> None:
     fed.clear_schedule()
     async with run_all_agents(fed, clients=3):
         before = await latest_weights(fed)
-        run = await start_run(fed, config={**FEW, "strategy": strategy})
+        run = await start_run(fed, config={**SMALL_TRAINING, "strategy": strategy})
         facts = await wait_for_run_end(fed, run)
         assert fed.last_transition("run", run).target == RunState.FINISHED, fed.last_transition(
             "run", run
@@ -55,10 +55,10 @@ async def test_a_strategy_is_a_matter_of_configuration(fed: FederationHarness, s
 
 async def latest_weights(fed: FederationHarness) -> weights.Arrays:
     store = open_model_store(fed.config.store_url, fed.config.task.id)
-    manifest = await store.latest()
+    manifest = await store.read_latest()
     assert manifest is not None
-    return weights.load(await store.path_of(manifest.sha256))
+    return weights.load(await store.local_path(manifest.sha256))
 
 
-def distance(one: weights.Arrays, other: weights.Arrays) -> float:
-    return float(np.sqrt(sum(np.square(one[name] - other[name]).sum() for name in one)))
+def distance(first: weights.Arrays, second: weights.Arrays) -> float:
+    return float(np.sqrt(sum(np.square(first[name] - second[name]).sum() for name in first)))

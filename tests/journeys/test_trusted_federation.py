@@ -1,4 +1,4 @@
-"""A whole federation with credentials and TLS, where each agent may do no more than its role."""
+"""A federation with credentials and TLS, in which each agent has only the permissions of its role."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -27,22 +27,22 @@ from fedbus.contracts.transition import Transition
 
 
 class TrustedFederation:
-    """All agents of a federation on a bus that knows its people, each with its own credentials."""
+    """All agents of a federation on a bus with authentication, each with its own credentials."""
 
     def __init__(self, bus: TrustedBus, directory: Path) -> None:
         self.bus = bus
-        self.site = AgentConfig(bus.url, FED, directory / "home", tiny_task(directory))
+        self.agent_config = AgentConfig(bus.url, FED, directory / "home", tiny_task(directory))
         self.agents: list[RunningAgent] = []
 
     def start_server(self) -> None:
         for name, run in SERVER_AGENTS.items():
-            self._start(partial(run, replace(self.site, access=self.bus.access_for(Role(name)))))
+            self._start(partial(run, replace(self.agent_config, access=self.bus.access_for(Role(name)))))
 
     def start_client(self, name: str, number: int, *, url: str = "", access: BusAccess | None = None) -> None:
         site = replace(
-            self.site,
+            self.agent_config,
             access=access or self.bus.access_for(name),
-            home=self.site.home / name,
+            home=self.agent_config.home / name,
             nats_url=url or self.bus.url,
         )
         device = ClientConfig(site, client_id(name), {"partition-id": number, "num-partitions": 2})
@@ -57,9 +57,9 @@ class TrustedFederation:
     async def stop(self) -> None:
         await asyncio.gather(*(agent.stop() for agent in self.agents if not agent.is_awaited))
 
-    def look_for_the_broken(self) -> None:
+    def raise_agent_errors(self) -> None:
         for error in filter(None, (agent.error for agent in self.agents)):
-            raise AssertionError("an agent broke") from error
+            raise AssertionError("an agent failed") from error
 
 
 @pytest.fixture
@@ -72,70 +72,70 @@ async def trusted_federation(tmp_path: Path) -> AsyncIterator[TrustedFederation]
             await trusted_federation.stop()
 
 
-async def client_transitions(person: Bus) -> list[Transition]:
+async def client_transitions(user: Bus) -> list[Transition]:
     try:
-        return await person.states("client")
-    except FederationNotFound:  # the server side is about to make the streams
+        return await user.current_states("client")
+    except FederationNotFound:  # the server side has not created the streams yet
         return []
 
 
-async def complete_run(trusted_federation: TrustedFederation, person: Bus) -> None:
-    """Both clients come to serve; a run is started, finishes, and both serve what it came to."""
+async def complete_run(trusted_federation: TrustedFederation, user: Bus) -> None:
+    """Wait until both clients serve, start a run, and wait until both serve its model."""
 
     async def serving() -> bool:
-        trusted_federation.look_for_the_broken()
-        return [one.target for one in await client_transitions(person)] == ["serving", "serving"]
+        trusted_federation.raise_agent_errors()
+        return [one.target for one in await client_transitions(user)] == ["serving", "serving"]
 
     await eventually(serving, within_s=60)
-    started = await person.request(StartRun(task=TASK))
+    started = await user.request(StartRun(task=TASK))
 
     async def finished() -> bool:
-        trusted_federation.look_for_the_broken()
-        last = (await person.states("run", started.run))[-1]
+        trusted_federation.raise_agent_errors()
+        last = (await user.current_states("run", started.run))[-1]
         assert isinstance(last.facts, RunData)
         return last.target == "finished"
 
     await eventually(finished, within_s=90)
 
     async def served() -> bool:
-        trusted_federation.look_for_the_broken()
-        versions = {getattr(one.facts, "model").version for one in await person.states("inference")}  # noqa: B009
+        trusted_federation.raise_agent_errors()
+        versions = {getattr(one.facts, "model").version for one in await user.current_states("inference")}  # noqa: B009
         return versions == {2}
 
     await eventually(served, within_s=60)
-    last = await person.states("server")
+    last = await user.current_states("server")
     assert isinstance(last[0].facts, ServerData)
     assert last[0].facts.trainings > 0
     assert last[0].facts.failures == 0
 
 
-async def test_everything_that_is_allowed_works(
+async def test_a_run_completes_with_the_permissions_of_each_role(
     trusted_federation: TrustedFederation, capfd: pytest.CaptureFixture[str]
 ) -> None:
     trusted_federation.start_server()
     trusted_federation.start_client("c1", 0)
     trusted_federation.start_client("c2", 1)
-    user = trusted_federation.bus.access_for(Role.USER)
-    async with Bus.connect(trusted_federation.bus.url, Identity(FED, "cli", USERS), access=user) as person:
-        await complete_run(trusted_federation, person)
+    access = trusted_federation.bus.access_for(Role.USER)
+    async with Bus.connect(trusted_federation.bus.url, Identity(FED, "cli", USERS), access=access) as user:
+        await complete_run(trusted_federation, user)
         assert {
-            name: held for name, held in (await person.list_streams() or {}).items() if "DEAD" in name
+            name: messages for name, messages in (await user.list_streams() or {}).items() if "DEAD" in name
         } == {"FEDBUS_test_DEAD": 0}
     assert "Permission denied by NATS" not in capfd.readouterr().out
     assert "Violation" not in trusted_federation.bus.server.log.read_text()
 
 
-async def test_a_client_that_starts_again_is_told_where_it_stands(
+async def test_a_restarted_client_continues_from_its_last_state(
     trusted_federation: TrustedFederation,
 ) -> None:
     trusted_federation.start_server()
     trusted_federation.start_client("c1", 0)
-    user = trusted_federation.bus.access_for(Role.USER)
-    async with Bus.connect(trusted_federation.bus.url, Identity(FED, "cli", USERS), access=user) as person:
+    access = trusted_federation.bus.access_for(Role.USER)
+    async with Bus.connect(trusted_federation.bus.url, Identity(FED, "cli", USERS), access=access) as user:
 
         async def transitions() -> list[tuple[str, str]]:
-            trusted_federation.look_for_the_broken()
-            return [(one.target, one.event) for one in await client_transitions(person)]
+            trusted_federation.raise_agent_errors()
+            return [(one.target, one.event) for one in await client_transitions(user)]
 
         async def serves() -> bool:
             return [state for state, _ in await transitions()] == ["serving"]
@@ -146,10 +146,10 @@ async def test_a_client_that_starts_again_is_told_where_it_stands(
         await eventually(serves, within_s=60)
 
 
-async def test_a_site_s_clients_do_all_of_it_through_a_leaf_node(
+async def test_a_run_completes_with_clients_behind_a_leaf_node(
     trusted_federation: TrustedFederation, tmp_path: Path
 ) -> None:
-    """Their only way to the federation is the one connection that the leaf makes outward."""
+    """The clients connect only to the leaf node, which makes one outbound connection."""
     bus, folder, port = trusted_federation.bus, tmp_path / "lab", free_port()
     place = ServerLocation(folder, port, listen="127.0.0.1")
     kits = {name: bus.access_for(name) for name in ("c1", "c2")}
@@ -160,9 +160,9 @@ async def test_a_site_s_clients_do_all_of_it_through_a_leaf_node(
         trusted_federation.start_server()
         for number, (name, access) in enumerate(kits.items()):
             trusted_federation.start_client(name, number, url=f"tls://localhost:{port}", access=access)
-        user = bus.access_for(Role.USER)
-        async with Bus.connect(bus.url, Identity(FED, "cli", USERS), access=user) as person:
-            await complete_run(trusted_federation, person)
+        user_access = bus.access_for(Role.USER)
+        async with Bus.connect(bus.url, Identity(FED, "cli", USERS), access=user_access) as user:
+            await complete_run(trusted_federation, user)
         assert "Violation" not in leaf.log.read_text()
         assert "Violation" not in bus.server.log.read_text()
         access = bus.access_for(Role.SERVER_MANAGER)

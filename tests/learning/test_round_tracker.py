@@ -28,7 +28,7 @@ def reply(**changes: Any) -> RoundReply:
 def tracker() -> RoundTracker:
     tracker = RoundTracker("t-1", lost_after_s=10)
     assert tracker.handle(ClientJoined(**C1), 100) == [NodesChanged()]
-    assert tracker.sent(SENT) == []
+    assert tracker.record_sent(SENT) == []
     return tracker
 
 
@@ -58,15 +58,15 @@ def test_a_failed_client_is_absent_until_it_joins_again(tracker: RoundTracker) -
     assert tracker.nodes == []
     assert tracker.failed == {"c1": "no power"}
     second = SentMessage("m2", "c1", timeout_s=30, deadline=140)
-    assert tracker.sent(second) == [ReplyLost(second, LostReason.NODE, "no power")]
+    assert tracker.record_sent(second) == [ReplyLost(second, LostReason.NODE, "no power")]
     assert tracker.handle(ClientJoined(**C1), 103) == [NodesChanged()]
     assert tracker.failed == {}
 
 
 def test_a_silent_client_is_absent_until_its_next_heartbeat(tracker: RoundTracker) -> None:
     assert tracker.handle(Heartbeat(**C1), 105) == []
-    assert tracker.passed(114.9) == []
-    assert tracker.passed(115) == [
+    assert tracker.expire(114.9) == []
+    assert tracker.expire(115) == [
         NodesChanged(),
         ReplyLost(SENT, LostReason.NODE, "no heartbeat for 10 s"),
     ]
@@ -82,22 +82,22 @@ def test_a_heartbeat_is_enough_for_a_server_that_was_restarted() -> None:
 
 def test_a_deadline_closes_a_message_and_the_client_stays(tracker: RoundTracker) -> None:
     tracker.handle(Heartbeat(**C1), 129)
-    assert tracker.passed(130) == [ReplyLost(SENT, LostReason.TIME, "no reply within 30 s")]
+    assert tracker.expire(130) == [ReplyLost(SENT, LostReason.TIME, "no reply within 30 s")]
     assert tracker.nodes == ["c1"]
     assert tracker.handle(reply(), 131) == []  # too late
 
 
 def test_no_client_expires_while_nats_is_disconnected(tracker: RoundTracker) -> None:
-    assert tracker.passed(120, connected=False) == []
-    assert tracker.passed(129) == []
-    assert tracker.passed(129.9) == []
-    assert NodesChanged() in tracker.passed(130)
+    assert tracker.expire(120, connected=False) == []
+    assert tracker.expire(129) == []
+    assert tracker.expire(129.9) == []
+    assert NodesChanged() in tracker.expire(130)
 
 
 def test_the_next_wake_is_the_earliest_expiry(tracker: RoundTracker) -> None:
-    assert tracker.next_wake() == 110
+    assert tracker.next_deadline() == 110
     tracker.handle(Heartbeat(**C1), 125)
-    assert tracker.next_wake() == 130
-    tracker.passed(130)
-    assert tracker.next_wake() == 135
-    assert RoundTracker("t-1", lost_after_s=10).next_wake() is None
+    assert tracker.next_deadline() == 130
+    tracker.expire(130)
+    assert tracker.next_deadline() == 135
+    assert RoundTracker("t-1", lost_after_s=10).next_deadline() is None

@@ -174,7 +174,7 @@ class ClientManager:
         """
         async with (
             LifecycleStore.open(self._bus, self._outbox) as lives,
-            Timers.running() as self._timers,
+            Timers.open() as self._timers,
         ):
             try:
                 await run_until(stop, self._live(lives))
@@ -188,16 +188,16 @@ class ClientManager:
             code_version=self._task.code_version,
             labels=self._labels,
         )
-        self._lifecycle = await lives.of(CLIENT, data)
-        if not self._lifecycle.born:
+        self._lifecycle = await lives.load(CLIENT, data)
+        if not self._lifecycle.exists:
             await self._lifecycle.create()
         record = ClientRecord(
-            self._lifecycle.state, self._lifecycle.facts, self._lifecycle.event or CLIENT.creation
+            self._lifecycle.state, self._lifecycle.data, self._lifecycle.event or CLIENT.creation
         )
         self._machine = ClientMachine(self._task, record, self._labels, bootstrap_s=self._bootstrap_s)
         await self._decide(ClientManagerStarted())
         await self._enrolled.wait()
-        async with self._bus.listen(AgentName.CLIENT_MANAGER, task=self._task.id) as inbox:
+        async with self._bus.consume(AgentName.CLIENT_MANAGER, task=self._task.id) as inbox:
             await self._consume(inbox)
 
     async def _consume(self, inbox: AsyncIterator[Any]) -> None:
@@ -259,7 +259,7 @@ class ClientManager:
         return None
 
     def _start_timer(self, timer: ClientTimer, delay_s: float) -> None:
-        self._timers.after(timer, delay_s, partial(self._decide, TimerFired(timer)))
+        self._timers.schedule_after(timer, delay_s, partial(self._decide, TimerFired(timer)))
 
     def _infer_message(self, effect: HandOverModel) -> InferStart:
         kind = InferStart if effect.is_first else InferUpdate
@@ -290,7 +290,7 @@ class ClientManager:
         """Take a slot, which the client holds until the run has ended."""
         if self._slots is None or self._slot is not None:
             return SlotTaken()
-        self._slot = await asyncio.to_thread(self._slots.take, run)
+        self._slot = await asyncio.to_thread(self._slots.acquire, run)
         if self._slot is not None:
             return SlotTaken()
         return SlotsBusy(tuple(self._slots.list_holders()), self._slots.count)
@@ -304,7 +304,7 @@ class ClientManager:
 
     def _start_job(self, job: Job) -> None:
         """Do *job* in a task of its own; one of the same kind that is under way is cancelled."""
-        self._timers.after(type(job).__name__, 0.0, partial(self._do, job))
+        self._timers.schedule_after(type(job).__name__, 0.0, partial(self._do, job))
 
     async def _do(self, job: Job) -> None:
         await self._decide(await self._result_of(job))

@@ -60,7 +60,7 @@ class DeviceCode:
         attempt = 0
         while True:
             try:
-                task = await self._repository.task_at(version)
+                task = await self._repository.load_task(version)
                 await self._check_once(task)
             except CodeUnavailable as error:
                 if attempt == 0:

@@ -36,7 +36,7 @@ class ModelAnnouncement:
     blob: BlobRef
     term: int
     """Of two announcements the one with the higher term holds."""
-    seal: ModelSignature | None
+    signature: ModelSignature | None
     traceparent: str = ""
     """The trace of the announcement (W3C Trace Context)."""
 

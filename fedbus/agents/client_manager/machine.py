@@ -131,9 +131,7 @@ class ClientRecord(LifecycleRecord[ClientState, ClientEvent, ClientData]):
     ) -> MoveClient:
         """Follow the arrow of *event*; raises IllegalTransition and IllegalChange."""
         changes = changes or {}
-        target = CLIENT.advance(self.state, event)
-        self.data = CLIENT.change(event, self.data, changes)
-        self.state, self.event, self.reason = target, event, reason
+        self._advance(CLIENT, event, changes, reason)
         return MoveClient(event, changes, reason, deadline)
 
 
@@ -276,7 +274,7 @@ class ClientMachine:
                 return []
 
     def _ignore(self, message: Message) -> list[Effect]:
-        return [Log("debug", "Ignoring message", {"message": message.word, "state": str(self.state)})]
+        return [Log("debug", "Ignoring message", {"message": message.name, "state": str(self.state)})]
 
     # --- the start: enroll, and serve a first model -------------------------------------------------
 

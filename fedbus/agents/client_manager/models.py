@@ -28,7 +28,7 @@ class DeviceModels:
     def check_signature(self, announcement: ModelAnnouncement) -> None:
         """Raises StoreError where keys are trusted on this device and none of them signed the model."""
         if self._trusted is not None:
-            self._trusted.check(self._task, announcement.model, announcement.seal)
+            self._trusted.verify(self._task, announcement.model, announcement.signature)
 
     async def fetch(self, model: ModelRef, blob: BlobRef, *, attempts: int) -> Path:
         """The file of *model*.

@@ -31,7 +31,7 @@ class TrainingSlots:
         self._directory = directory
         self.count = count
 
-    def take(self, run: str) -> TrainingSlot | None:
+    def acquire(self, run: str) -> TrainingSlot | None:
         """A slot for *run*, or None where others have all of them. Does not wait for a slot."""
         self._directory.mkdir(parents=True, exist_ok=True)
         for number in range(self.count):

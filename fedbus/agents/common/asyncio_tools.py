@@ -1,4 +1,4 @@
-"""Small pieces of structured concurrency that asyncio 3.11 leaves to us."""
+"""Structured-concurrency helpers that asyncio 3.11 does not have, and the message loop of an agent."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -15,10 +15,7 @@ T = TypeVar("T")
 
 
 async def wait_for_first(*choices: Awaitable[Any]) -> None:
-    """Wait for the first of *choices*, and end the others before returning.
-
-    An error in the first is raised here.
-    """
+    """Wait for the first of *choices*, and cancel the others before returning; an error in the first is raised."""
     tasks = [asyncio.ensure_future(choice) for choice in choices]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -31,34 +28,34 @@ async def wait_for_first(*choices: Awaitable[Any]) -> None:
 
 
 async def run_until(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Do *work* until *stop* is set; an error in it is raised here."""
+    """Run *work* until *stop* is set; an error in it is raised."""
     await wait_for_first(stop.wait(), work)
 
 
-async def wait_within(seconds: float, waited_for: Awaitable[T]) -> T:
-    """What is *waited_for*; raises TimeoutError where it takes longer.
+async def wait_within(seconds: float, awaitable: Awaitable[T]) -> T:
+    """Await *awaitable*; raises TimeoutError if it takes longer than *seconds*.
 
-    Not `asyncio.wait_for`: before Python 3.12 that loses a cancellation that comes together with the result, and
-    whoever was to end goes on (python/cpython#86296).
+    Unlike `asyncio.wait_for` before Python 3.12, this does not lose a cancellation that arrives together with the
+    result (python/cpython#86296).
     """
     async with asyncio.timeout(seconds):
-        return await waited_for
+        return await awaitable
 
 
 async def repeat_every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
-    """Do it again and again, so long after the last time; an error in it is raised here."""
+    """Call *do* repeatedly, with a pause of *seconds* before each call; an error in it is raised."""
     while True:
         await asyncio.sleep(seconds)
         await do()
 
 
 async def request_until_answered(bus: Bus, request: Request, *, timeout_s: float = 5.0) -> Any:
-    """The answer to *request*, however long its server takes to come up; raises RequestRefused."""
+    """Send *request* until it is answered, without limit, and return the reply; raises RequestRefused."""
     return await retry(lambda: bus.request(request, timeout_s=timeout_s), on=NoResponse)
 
 
 async def handle_each(inbox: AsyncIterator[Delivery], handle: Callable[[Any], Awaitable[None]]) -> None:
-    """Hand each message to *handle*, in the trace of its sender, and acknowledge it when that is done."""
+    """Call *handle* with each message, in the trace of its sender, and acknowledge the message afterwards."""
     async for delivery in inbox:
         with delivery.process():
             await handle(delivery.message)
@@ -66,7 +63,7 @@ async def handle_each(inbox: AsyncIterator[Delivery], handle: Callable[[Any], Aw
 
 
 class Timers:
-    """Things to do at a time, unless something comes before: each is a named task with a parent."""
+    """Named timers; each is a task of one task group."""
 
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self._group = group
@@ -74,8 +71,8 @@ class Timers:
 
     @classmethod
     @asynccontextmanager
-    async def running(cls) -> AsyncIterator["Timers"]:
-        """Timers for as long as the block runs; those that wait are cancelled at its end."""
+    async def open(cls) -> AsyncIterator["Timers"]:
+        """Run timers for the duration of the block; pending ones are cancelled at its end."""
         async with asyncio.TaskGroup() as group:
             timers = cls(group)
             try:
@@ -83,15 +80,15 @@ class Timers:
             finally:
                 timers.cancel_all()
 
-    def at(self, name: str, when: datetime, do: Callable[[], Awaitable[None]]) -> None:
-        """Do it at *when*, in the trace of now. A timer of the same name is replaced."""
-        self.after(name, max(0.0, (when - datetime.now(UTC)).total_seconds()), do)
+    def schedule_at(self, name: str, when: datetime, do: Callable[[], Awaitable[None]]) -> None:
+        """Call *do* at the time *when*, in the current trace. A timer of the same name is replaced."""
+        self.schedule_after(name, max(0.0, (when - datetime.now(UTC)).total_seconds()), do)
 
-    def after(self, name: str, delay_s: float, do: Callable[[], Awaitable[None]]) -> None:
+    def schedule_after(self, name: str, delay_s: float, do: Callable[[], Awaitable[None]]) -> None:
         self.cancel(name)
         self._tasks[name] = self._group.create_task(_run_after(delay_s, do), name=name)
 
-    def waits(self, name: str) -> bool:
+    def is_pending(self, name: str) -> bool:
         """Whether a timer of this *name* is set and has not gone off."""
         task = self._tasks.get(name)
         return task is not None and not task.done()

@@ -1,18 +1,17 @@
-"""Child processes that can never be left behind.
+"""Child processes that never outlive their parent.
 
-    async with ChildProcess("trainer", *python_module("my_package.trainer", run), output=log) as trainer:
-        code = await trainer.ended()
+    async with ChildProcess("trainer", *module_command("my_package.trainer", run), output=log) as trainer:
+        code = await trainer.wait()
 
-Leaving the block ends the child: it is asked (SIGTERM), and killed with all that it started
-when it has not gone after *stop_s*. Should the parent itself be killed, the child still
-ends: the parent holds the other end of the child's standard input, which the system closes
-for it, and `parent_watch`, called first thing in the child, waits for that.
+Leaving the block ends the child: it gets SIGTERM, and after *stop_s* SIGKILL, together with all processes that it
+started. If the parent itself is killed, the child still ends: the parent holds the other end of the child's standard
+input, which the system then closes, and `exit_when_parent_dies`, called first in the child, waits for that.
 
-A child leads a session of its own, so that Ctrl-C in a terminal reaches the parent alone,
-which then ends its children in its own order.
+A child is the leader of its own session, so that Ctrl-C in a terminal reaches only the parent, which then ends its
+children in its own order.
 
-What a child has to tell its parent it hands over by `answer`, in a file of the two alone. Its log is no
-place for that: libraries write there too, even after the child's own last line.
+A child returns a result to its parent by `write_answer`, through a private file. The log is not suitable for that:
+libraries write to it too, even after the child's own last line.
 """
 
 import asyncio
@@ -36,33 +35,33 @@ from fedbus.contracts.causation import current_cause
 
 STOP_S: Final = 10.0
 GRACE_S: Final = 5.0
-"""How long a child whose parent has gone may take to say goodbye; then it ends at once."""
+"""The time for a clean shutdown of a child whose parent is gone; then it exits at once."""
 MAX_LINE_BYTES: Final = 64 * 1024
 DRAIN_OUTPUT_S: Final = 1.0
 LOG_TAIL_BYTES: Final = 8 * 1024
 ANSWER_VARIABLE: Final = "FEDBUS_ANSWER"
-"""Names, to a child, the file that takes its answer."""
+"""The environment variable with the path of the file for the child's answer."""
 MAX_ANSWER_BYTES: Final = 64 * 1024
 ORPHANED_EXIT_CODE: Final = 70
-"""Exit code of a child that had to be ended because its parent was gone."""
+"""The exit code of a child that did not shut down after its parent was gone."""
 
 CAUSE_VARIABLE: Final = "FEDBUS_CAUSE"
 
 Output = Path | Callable[[str], None] | None
-"""Where a child's output goes: appended to a file, handed on line by line, or wherever ours goes."""
+"""Where a child's output goes: appended to a file, passed to a function line by line, or to our own output."""
 
 
 class ChildNotStarted(Exception):
-    """The program could not be started; the text says which and why."""
+    """The program could not be started; the text contains its name and the cause."""
 
 
 def module_command(module: str, *arguments: str) -> tuple[str, ...]:
-    """The command that runs *module* in this Python."""
+    """Return the command that runs *module* with this Python."""
     return (sys.executable, "-m", module, *arguments)
 
 
 class ChildProcess:
-    """One process of ours, for as long as a block runs."""
+    """A child process for the duration of a block."""
 
     def __init__(
         self,
@@ -71,21 +70,21 @@ class ChildProcess:
         environment: Mapping[str, str] | None = None,
         output: Output = None,
         stop_s: float = STOP_S,
-        handed_down: Sequence[int] = (),
+        inherited_fds: Sequence[int] = (),
     ) -> None:
-        """*handed_down*: open files of ours that are the child's too, by the same numbers."""
+        """Prepare the process. *inherited_fds* are open file descriptors that the child gets by the same numbers."""
         self.name = name
         self._command = command
         self._environment = dict(environment or {})
         self._output = output
         self._stop_s = stop_s
-        self._inherited_fds = handed_down
+        self._inherited_fds = inherited_fds
         self._output_protocol = _OutputProtocol(output if callable(output) else None)
         self._transport: asyncio.SubprocessTransport | None = None
         self._is_group_killed = False
         self._answers: IO[bytes]
         self.answer = ""
-        """What it has handed over, known when it has ended."""
+        """The child's answer; known after it has ended."""
 
     @property
     def pid(self) -> int:
@@ -95,17 +94,17 @@ class ChildProcess:
 
     @property
     def returncode(self) -> int | None:
-        """How it ended, or None while it runs; negative: the signal that ended it."""
+        """The exit code; None while it runs, negative for the signal that ended it."""
         return self._transport_or_fail.get_returncode()
 
-    async def ended(self) -> int:
-        """Wait for its end, whatever the cause; what it left running is killed."""
-        await self._output_protocol.ended.wait()
+    async def wait(self) -> int:
+        """Wait until it ends, and kill the processes that it left running."""
+        await self._output_protocol.exited.wait()
         self._kill_group()
         try:
-            with suppress(TimeoutError):  # who left its group may still hold its output
+            with suppress(TimeoutError):  # a process that left the group may keep the output open
                 async with asyncio.timeout(DRAIN_OUTPUT_S):
-                    await self._output_protocol.silent.wait()
+                    await self._output_protocol.output_closed.wait()
         finally:
             self._transport_or_fail.close()
             self._read_answer()
@@ -113,29 +112,29 @@ class ChildProcess:
         return self.returncode
 
     async def stop(self) -> int:
-        """Ask it to end, and kill it with all that it started when it has not gone after *stop_s*."""
+        """Terminate it; after *stop_s* kill it, with all processes that it started."""
         try:
             async with asyncio.timeout(self._stop_s):
                 self._terminate()
-                await self._output_protocol.ended.wait()
+                await self._output_protocol.exited.wait()
         except TimeoutError:
             pass
-        finally:  # also when we are cancelled while we wait: then at once
+        finally:  # at once if we are cancelled while waiting
             self._kill_group()
             try:
-                await _wait_despite_cancellation(self._output_protocol.ended)
+                await _wait_despite_cancellation(self._output_protocol.exited)
             finally:
-                code = await self.ended()
+                code = await self.wait()
         return code
 
-    def last_words(self, lines: int = 3) -> str:
-        """The end of its log, on one line: what a person would look at first when it died."""
+    def log_tail(self, lines: int = 3) -> str:
+        """Return the last *lines* of its log, on one line."""
         return log_tail(self._output, lines) if isinstance(self._output, Path) else ""
 
     def describe_exit(self) -> str:
-        """Its end in words, and why: what it answered, or where it died without a word the last line of its log."""
-        ended, said = describe_exit(self.returncode or 0), self.answer or self.last_words(1)
-        return f"{ended}: {said}" if said else ended
+        """Describe how it ended and why: by its answer, or without one by the last line of its log."""
+        ended, reason = describe_exit(self.returncode or 0), self.answer or self.log_tail(1)
+        return f"{ended}: {reason}" if reason else ended
 
     async def __aenter__(self) -> Self:
         self._answers = tempfile.TemporaryFile()  # noqa: SIM115  # open until the child has ended
@@ -182,73 +181,74 @@ class ChildProcess:
             self._transport_or_fail.terminate()
 
     def _kill_group(self) -> None:
-        """The child leads its group, so this reaches whatever it has left running as well."""
-        if self._is_group_killed:  # the number may be another's by now
+        """Kill the child's process group: the child is its leader, so this includes processes that it left running."""
+        if self._is_group_killed:  # the id may already belong to another process
             return
         self._is_group_killed = self.returncode is not None
-        with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
+        with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for a group of zombies
             os.killpg(self.pid, signal.SIGKILL)
 
 
 class _OutputProtocol(asyncio.SubprocessProtocol):
-    """Hears what a child says, in lines, and when it ends.
+    """Receives the output of a child, line by line, and its end.
 
-    Not asyncio's own Process: its ``wait`` lasts until every pipe is closed, and so for as long as
-    anything lives that the child has left behind.
+    The ``wait`` of asyncio's own Process lasts until every pipe is closed, so as long as any process that the child
+    has left behind.
     """
 
     def __init__(self, sink: Callable[[str], None] | None) -> None:
-        self.ended = asyncio.Event()
-        self.silent = asyncio.Event()
+        self.exited = asyncio.Event()
+        self.output_closed = asyncio.Event()
         self._sink = sink
-        self._held = b""
+        self._partial_line = b""
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002  # asyncio's signature
-        """Hand on every line; one longer than MAX_LINE_BYTES comes in pieces."""
-        *lines, self._held = (self._held + data).split(b"\n")
-        if len(self._held) > MAX_LINE_BYTES:
-            lines, self._held = [*lines, self._held], b""
+        """Emit every complete line; one longer than MAX_LINE_BYTES is emitted in pieces."""
+        *lines, self._partial_line = (self._partial_line + data).split(b"\n")
+        if len(self._partial_line) > MAX_LINE_BYTES:
+            lines, self._partial_line = [*lines, self._partial_line], b""
         for line in lines:
-            self._hand_on(line)
+            self._emit_line(line)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002  # the same
         if fd != 0:
-            self._hear_out()
+            self._drain_output()
 
     def process_exited(self) -> None:
-        self.ended.set()
+        self.exited.set()
         if self._sink is None:
-            self.silent.set()
+            self.output_closed.set()
 
-    def _hear_out(self) -> None:
-        if self._held:
-            self._hand_on(self._held)
-        self._held = b""
-        self.silent.set()
+    def _drain_output(self) -> None:
+        if self._partial_line:
+            self._emit_line(self._partial_line)
+        self._partial_line = b""
+        self.output_closed.set()
 
-    def _hand_on(self, line: bytes) -> None:
+    def _emit_line(self, line: bytes) -> None:
         if self._sink is not None:
             self._sink(line.decode(errors="replace"))
 
 
 async def _wait_despite_cancellation(event: asyncio.Event) -> None:
-    """Wait for *event*, and only then heed a cancellation: what is killed ends soon, and must not outlive the loop.
+    """Wait for *event*, and raise a cancellation only afterwards.
 
-    No task of its own, shielded: a loop that closes cancels that as well.
+    A killed process ends soon, and must not outlive the event loop. A shielded task would not help: a loop that
+    closes cancels it too.
     """
     cancelled: asyncio.CancelledError | None = None
     while not event.is_set():
         try:
             await event.wait()
-        except asyncio.CancelledError as again:
-            cancelled = again
+        except asyncio.CancelledError as error:
+            cancelled = error
     if cancelled is not None:
         raise cancelled
 
 
 @contextmanager
 def _open_output(output: Output) -> Iterator[tuple[int | IO[bytes] | None, int | None]]:
-    """What a child's output and error output are to be; a file is open for the moment of the start."""
+    """Yield stdout and stderr for the child; a file is open only while the child starts."""
     if isinstance(output, Path):
         output.parent.mkdir(parents=True, exist_ok=True)
         with output.open("ab") as file:
@@ -260,48 +260,48 @@ def _open_output(output: Output) -> Iterator[tuple[int | IO[bytes] | None, int |
 
 
 def log_tail(log: Path, lines: int = 3) -> str:
-    """The last *lines* of *log* that say something, on one line."""
+    """Return the last *lines* of *log* that are not empty, on one line."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
-            said = file.read().decode(errors="replace").splitlines()
+            tail = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    return " | ".join([line.strip() for line in said if line.strip()][-lines:])
+    return " | ".join([line.strip() for line in tail if line.strip()][-lines:])
 
 
 def describe_exit(returncode: int) -> str:
-    """An exit code in words: ``ended with code 1``, ``was killed (SIGKILL, perhaps for want of memory)``."""
+    """Describe an exit code: ``ended with code 1``, ``was killed (SIGKILL, possibly out of memory)``."""
     if returncode >= 0:
         return f"ended with code {returncode}"
     name = signal.Signals(-returncode).name
-    return f"was killed ({name}{', perhaps for want of memory' if name == 'SIGKILL' else ''})"
+    return f"was killed ({name}{', possibly out of memory' if name == 'SIGKILL' else ''})"
 
 
 # --- the child's side ------------------------------------------------------------------
 
 
 def exit_when_parent_dies(*, grace_s: float = GRACE_S) -> threading.Thread:
-    """End this process when its parent is gone: asked first, by SIGTERM to itself, then at once.
+    """End this process when its parent is gone: by SIGTERM to itself, and after *grace_s* at once.
 
-    A thread and not a task, so that it sees to it however long torch holds the loop.
+    A thread, not a task, so that it works even while torch blocks the event loop.
     """
     lifeline = os.dup(0)
     _detach_stdin()
-    watch = threading.Thread(target=_exit_on_eof, args=(lifeline, grace_s), name="parent watch", daemon=True)
-    watch.start()
-    return watch
+    thread = threading.Thread(target=_exit_on_eof, args=(lifeline, grace_s), name="parent watch", daemon=True)
+    thread.start()
+    return thread
 
 
 def _detach_stdin() -> None:
-    """Whatever this process starts gets an empty standard input, not a share of the life line."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
+    """Replace the standard input by an empty one, so that the processes that we start do not inherit the lifeline."""
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
 
 
 def _exit_on_eof(lifeline: int, grace_s: float) -> None:
-    with suppress(OSError):  # a reset of the life line is an end of it
+    with suppress(OSError):  # a reset of the lifeline also means that the parent is gone
         while os.read(lifeline, 4096):
             pass
     os.kill(os.getpid(), signal.SIGTERM)
@@ -310,7 +310,7 @@ def _exit_on_eof(lifeline: int, grace_s: float) -> None:
 
 
 def write_answer(text: str) -> None:
-    """Hand *text* to whoever started this process; where that is a person, print it."""
+    """Return *text* to the parent process; print it if the process was started by hand."""
     if ANSWER_VARIABLE in os.environ:
         Path(os.environ[ANSWER_VARIABLE]).write_bytes(text.encode())
     else:
@@ -318,19 +318,19 @@ def write_answer(text: str) -> None:
 
 
 def exit_with_reason(reason: str) -> int:
-    """Answer *reason*, and leave it in the log for whoever looks there; the exit code to end with."""
+    """Write *reason* to the log and return it to the parent; return the exit code."""
     print(reason, file=sys.stderr, flush=True)
     write_answer(reason)
     return 1
 
 
-# --- the trace, which does not pass into a process by itself --------------------------------
+# --- trace propagation into a child process ------------------------------------------------
 
 
 def trace_environment() -> dict[str, str]:
-    """The current trace as environment variables, and on account of what there is something to do.
+    """Return the current trace context and cause as environment variables.
 
-    ``TRACEPARENT`` and, where there is one, ``TRACESTATE``; ``FEDBUS_CAUSE``.
+    They are ``TRACEPARENT`` and ``FEDBUS_CAUSE``, and ``TRACESTATE`` if there is one.
     """
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
@@ -338,11 +338,11 @@ def trace_environment() -> dict[str, str]:
 
 
 def parent_cause() -> str:
-    """The id of the message that the parent was handling when it started this process."""
+    """Return the id of the message that the parent was handling when it started this process."""
     return os.environ.get(CAUSE_VARIABLE, "")
 
 
 def parent_trace() -> Context:
-    """The trace that the parent was in when it started this process."""
+    """Return the trace context of the parent at the start of this process."""
     names = ("traceparent", "tracestate")
     return propagate.extract({name: os.environ[name.upper()] for name in names if name.upper() in os.environ})

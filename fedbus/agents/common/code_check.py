@@ -1,7 +1,6 @@
-"""Trying a task's code before it is used, in a process of its own: see `fedbus.agents.common.code_check_process`.
+"""Check a task's code in a process of its own before it is used; see `fedbus.agents.common.code_check_process`.
 
-The process is the task's for as long as it takes, `code.check-s` at the most; what it loads, leaks or
-breaks ends with it.
+The check takes at most `code.check-s`. Whatever the code loads, leaks or breaks ends with the process.
 """
 
 import asyncio
@@ -16,31 +15,33 @@ _STOP_S: Final = 2.0
 
 
 class CheckFailed(Exception):
-    """The task's code cannot be used here; the text is one line that says why."""
+    """The task's code cannot be used on this machine; the text is the reason, on one line."""
 
 
-async def check(order: CheckProcessConfig, *, log_file: Path) -> CodeChecked:
-    """Import the task's code, build its model, run its own check; raises CheckFailed.
+async def check(config: CheckProcessConfig, *, log_file: Path) -> CodeChecked:
+    """Import the task's code, build its model, and run its own check. The output is appended to *log_file*.
 
-    What the process prints goes to *log_file*, after what stands there already.
+    Raises:
+        CheckFailed: The code cannot be used.
+
     """
-    limit_s = order.task.table.code.check_s
+    limit_s = config.task.table.code.check_s
     child = ChildProcess(
         "code check",
         *child_command("check"),
-        environment=order.environment(),
+        environment=config.environment(),
         output=log_file,
         stop_s=_STOP_S,
     )
     try:
         async with asyncio.timeout(limit_s), child:
-            code = await child.ended()
+            code = await child.wait()
     except TimeoutError:
-        raise CheckFailed(f"its check took longer than {limit_s:g} s (code.check-s)") from None
+        raise CheckFailed(f"the check did not end in time (limit code.check-s = {limit_s:g} s)") from None
     except ChildNotStarted as error:
         raise CheckFailed(str(error)) from None
     if code != 0:
-        raise CheckFailed(child.answer or f"the process that checked it {describe_exit(code)}")
+        raise CheckFailed(child.answer or f"the check process {describe_exit(code)}")
     if not child.answer:
-        raise CheckFailed("its check ended the process: without a word")
+        raise CheckFailed("the check ended its process without a result")
     return CodeChecked.model_validate_json(child.answer)

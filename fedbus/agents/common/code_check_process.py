@@ -1,7 +1,7 @@
-"""The process that tries a task's code before it is used: ``python -m fedbus child check``.
+"""The process that checks a task's code before it is used: ``python -m fedbus child check``.
 
-Imports what the task refers to, builds its model, and runs the task's own check, if it has one. Its answer
-is `CodeChecked` as JSON, or, with exit code 1, what is wrong.
+It imports what the task refers to, builds its model, and runs the task's own check, if there is one. Its answer is
+`CodeChecked` as JSON, or the reason of the failure with exit code 1.
 """
 
 import asyncio
@@ -18,42 +18,42 @@ from fedbus.learning.flower import task_code
 
 
 async def main(_: asyncio.Event) -> int:
-    order = read_process_config(CheckProcessConfig)
+    config = read_process_config(CheckProcessConfig)
     try:
-        checked = await asyncio.to_thread(_check, order)
+        checked = await asyncio.to_thread(_check, config)
     except (task_code.BadTask, weights.BadWeights) as error:
         return exit_with_reason(str(error))
     write_answer(checked.model_dump_json())
     return 0
 
 
-def _check(order: CheckProcessConfig) -> CodeChecked:
-    path, table = Path(order.task.path), order.task.table
-    task_code.load_client_app(path, order.task.clientapp)
-    if order.server_side:
-        task_code.load_server_app(path, order.task.serverapp)
+def _check(config: CheckProcessConfig) -> CodeChecked:
+    path, table = Path(config.task.path), config.task.table
+    task_code.load_client_app(path, config.task.clientapp)
+    if config.server_side:
+        task_code.load_server_app(path, config.task.serverapp)
     for reference in (table.predict, table.samples):
         if reference is not None:
             task_code.load_function(path, reference)
-    arrays = _build_model(order.task)
+    arrays = _build_model(config.task)
     if table.code.check is not None:
-        _call_task_code(task_code.load_function(path, table.code.check), f"its check {table.code.check} says")
-    differs = weights.first_difference(weights.load(Path(order.like)), arrays) if order.like else None
-    return CodeChecked(architecture=weights.architecture_digest(arrays), differs=differs or "")
+        _call_task_code(task_code.load_function(path, table.code.check), f"{table.code.check} failed")
+    difference = weights.first_difference(weights.load(Path(config.like)), arrays) if config.like else None
+    return CodeChecked(architecture=weights.architecture_digest(arrays), differs=difference or "")
 
 
 def _build_model(task: Task) -> weights.Arrays:
-    """The model that the task builds, as arrays; raises BadTask and BadWeights."""
+    """Build the task's model and return its arrays; raises BadTask and BadWeights."""
     builder = task_code.load_function(Path(task.path), task.table.model)
     state: dict[str, Any] = _call_task_code(
-        lambda: builder().state_dict(), f"{task.table.model} did not make a model"
+        lambda: builder().state_dict(), f"{task.table.model} cannot build a model"
     )
     return weights.from_torch(state)
 
 
-def _call_task_code(what: Callable[[], Any], otherwise: str) -> Any:
-    """Call what the task has; raises BadTask, also where it wants to end the process."""
+def _call_task_code(function: Callable[[], Any], failure: str) -> Any:
+    """Call a function of the task; any exception, also SystemExit, is raised as BadTask with the text *failure*."""
     try:
-        return what()
+        return function()
     except (Exception, SystemExit) as error:
-        raise task_code.BadTask(f"{otherwise}: {task_code.format_error(error)}") from error
+        raise task_code.BadTask(f"{failure}: {task_code.format_error(error)}") from error

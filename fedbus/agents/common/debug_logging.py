@@ -1,13 +1,12 @@
-"""Every step that an agent takes, told at debug: entering a method, leaving it, and how.
+"""Debug logging of method calls: entry, exit, duration, and the exception if there is one.
 
-    @told_step_by_step
-    class Inference: ...
+    @log_method_calls
+    class InferenceAgent: ...
 
-    → Inference._begin(InferStart)
-    ← Inference._begin after 0.012 s
+    → InferenceAgent._begin  arguments=['InferStart']
+    ← InferenceAgent._begin  outcome=returned seconds=0.012
 
-Only names and the classes of what is passed are told, never contents. While the level is above debug a step
-costs one comparison.
+Only the types of the arguments are logged, never their values. Above the debug level, a call costs one comparison.
 """
 
 import functools
@@ -27,7 +26,7 @@ T = TypeVar("T", bound=type)
 
 
 def log_method_calls(agent: T) -> T:
-    """Have all methods of the class told of; properties and what it inherits are not."""
+    """Log the calls of all methods that the class itself defines, except properties and dunder methods."""
     for name, method in list(vars(agent).items()):
         if (
             inspect.isfunction(method)
@@ -41,46 +40,46 @@ def log_method_calls(agent: T) -> T:
 
 def _wrap_async(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    async def told(*args: Any, **kwargs: Any) -> Any:
+    async def logged(*args: Any, **kwargs: Any) -> Any:
         if not _switch.isEnabledFor(logging.DEBUG):
             return await method(*args, **kwargs)
-        began = _log_entry(method, args)
-        how = "left"
+        start = _log_entry(method, args)
+        outcome = "returned"
         try:
             return await method(*args, **kwargs)
         except BaseException as error:
-            how = type(error).__name__
+            outcome = type(error).__name__
             raise
         finally:
-            _log_exit(method, began, how)
+            _log_exit(method, start, outcome)
 
-    return told
+    return logged
 
 
 def _wrap_sync(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def told(*args: Any, **kwargs: Any) -> Any:
+    def logged(*args: Any, **kwargs: Any) -> Any:
         if not _switch.isEnabledFor(logging.DEBUG):
             return method(*args, **kwargs)
-        began = _log_entry(method, args)
-        how = "left"
+        start = _log_entry(method, args)
+        outcome = "returned"
         try:
             return method(*args, **kwargs)
         except BaseException as error:
-            how = type(error).__name__
+            outcome = type(error).__name__
             raise
         finally:
-            _log_exit(method, began, how)
+            _log_exit(method, start, outcome)
 
-    return told
+    return logged
 
 
 def _log_entry(method: Callable[..., Any], args: tuple[Any, ...]) -> float:
     step = f"→ {method.__qualname__}"
-    log.debug(step, given=[type(one).__name__ for one in args[1:]])
+    log.debug(step, arguments=[type(one).__name__ for one in args[1:]])
     return time.monotonic()
 
 
-def _log_exit(method: Callable[..., Any], began: float, how: str) -> None:
+def _log_exit(method: Callable[..., Any], start: float, outcome: str) -> None:
     step = f"← {method.__qualname__}"
-    log.debug(step, how=how, seconds=round(time.monotonic() - began, 6))
+    log.debug(step, outcome=outcome, seconds=round(time.monotonic() - start, 6))

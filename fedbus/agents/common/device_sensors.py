@@ -1,6 +1,6 @@
-"""What a device's own instruments show: processors, memory, disk, heat and GPUs. Blocking; call it in a thread.
+"""Read a device's sensors: CPU, memory, disk, temperature and GPUs. Blocking: call it in a thread.
 
-GPUs are found without a driver's library: NVIDIA's by its own ``nvidia-smi``, Jetsons and AMD's in sysfs.
+GPUs are read without a driver library: NVIDIA by ``nvidia-smi``, Jetson and AMD by sysfs.
 """
 
 import csv
@@ -29,13 +29,13 @@ JETSON_LOADS: Final = (
     "devices/platform/gpu.0/load",
     "devices/platform/bus@0/*.gpu/load",
 )
-"""In thousandths; where it lies depends on the board."""
+"""In thousandths; the path depends on the board."""
 AMD_BUSY: Final = "class/drm/card*/device/gpu_busy_percent"
 
 
 @dataclass(frozen=True)
 class DeviceReading:
-    """Shares from 0 to 1; degrees Celsius."""
+    """One reading of the sensors. *cpu*, *memory* and *disk* are shares from 0 to 1."""
 
     cpu: float
     memory: float
@@ -45,7 +45,7 @@ class DeviceReading:
 
 
 def read_device(disk: Path) -> DeviceReading:
-    """How things stand now; *disk*: a directory on the disk that counts. Processors: on average since the last call."""
+    """Read all sensors. *disk* is a directory on the measured disk; CPU usage is the average since the last call."""
     return DeviceReading(
         cpu=_share(psutil.cpu_percent(interval=None)),
         memory=_share(psutil.virtual_memory().percent),
@@ -60,7 +60,7 @@ def _share(percent: float) -> float:
 
 
 def _max_temperature_c() -> float | None:
-    if not hasattr(psutil, "sensors_temperatures"):  # as on macOS
+    if not hasattr(psutil, "sensors_temperatures"):  # missing on macOS
         return None
     return max(
         (one.current for group in psutil.sensors_temperatures().values() for one in group), default=None
@@ -68,21 +68,21 @@ def _max_temperature_c() -> float | None:
 
 
 def read_nvidia_gpus() -> list[GpuUse]:
-    """What ``nvidia-smi`` says; nothing where there is none, or where it does not answer."""
+    """Read the GPUs from ``nvidia-smi``; empty if it is not installed or fails."""
     if shutil.which(SMI) is None:
         return []
     try:
-        said = subprocess.run(
+        result = subprocess.run(
             [SMI, *SMI_QUERY], capture_output=True, text=True, timeout=SMI_TIMEOUT_S, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    return list(parse_smi(said.stdout))
+    return list(parse_smi(result.stdout))
 
 
-def parse_smi(said: str) -> Iterator[GpuUse]:
-    """The lines of ``nvidia-smi``; what it calls [N/A] counts as nothing, for a Jetson or a slice of a GPU."""
-    for row in csv.reader(said.splitlines(), skipinitialspace=True):
+def parse_smi(output: str) -> Iterator[GpuUse]:
+    """Parse the output of ``nvidia-smi``; [N/A], as for a Jetson or a MIG slice, counts as 0."""
+    for row in csv.reader(output.splitlines(), skipinitialspace=True):
         if len(row) == 4:
             name, busy, used, total = row
             yield GpuUse(
@@ -94,13 +94,13 @@ def parse_smi(said: str) -> Iterator[GpuUse]:
 
 
 def read_sysfs_gpus(sysfs: Path) -> list[GpuUse]:
-    """Jetsons and AMD's, as the kernel tells of them under *sysfs*."""
-    found = []
-    for pattern, name, whole in (*((one, "Jetson", 1000) for one in JETSON_LOADS), (AMD_BUSY, "AMD", 100)):
+    """Read the Jetson and AMD GPUs from the kernel's files under *sysfs*."""
+    gpus = []
+    for pattern, name, maximum in (*((one, "Jetson", 1000) for one in JETSON_LOADS), (AMD_BUSY, "AMD", 100)):
         for path in sorted(sysfs.glob(pattern)):
             with suppress(OSError, ValueError):
-                found.append(GpuUse(name=name, utilization=_share(int(path.read_text()) * 100 / whole)))
-    return found
+                gpus.append(GpuUse(name=name, utilization=_share(int(path.read_text()) * 100 / maximum)))
+    return gpus
 
 
 def _parse_number(text: str) -> float:

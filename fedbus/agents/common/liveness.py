@@ -1,9 +1,9 @@
-"""Which agents run on this device: each holds a lock for as long as it lives, and the kernel lets go of it.
+"""Liveness of the agents on this device: each agent holds a file lock while it runs.
 
-    with present(directory, "inference"): ...
-    agents_in(directory)  →  {"inference": True, "flower-client": False}
+    with hold_liveness_lock(directory, "inference"): ...
+    read_agent_liveness(directory)  →  {"inference": True, "flower-client": False}
 
-However an agent ends, killed or cut off from power, its lock ends with it: no heartbeat, no list of processes.
+The kernel releases the lock however the process ends, so neither heartbeats nor a list of processes are needed.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ LOCK_SUFFIX: Final = ".alive"
 
 @contextmanager
 def hold_liveness_lock(directory: Path, agent: str) -> Iterator[None]:
-    """For as long as the block runs, *agent* is seen to be alive. Two of one name are seen as one."""
+    """Mark *agent* as alive for the duration of the block. Two agents of one name count as one."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / f"{agent}{LOCK_SUFFIX}").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
@@ -25,7 +25,7 @@ def hold_liveness_lock(directory: Path, agent: str) -> Iterator[None]:
 
 
 def read_agent_liveness(directory: Path) -> dict[str, bool]:
-    """Every agent that was ever here, and whether it is now."""
+    """Return every agent that has ever run on this device, and whether it is alive."""
     return {
         path.name.removesuffix(LOCK_SUFFIX): _is_locked(path)
         for path in sorted(directory.glob(f"*{LOCK_SUFFIX}"))

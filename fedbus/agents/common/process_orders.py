@@ -1,7 +1,7 @@
-"""What an agent tells a process that it starts: where the bus is, who it is, what it is to do.
+"""Configurations of the processes that agents start: the bus, the identity, and the work.
 
-Handed over as JSON in one environment variable, because an argument is seen by every user of
-the machine, and standard input is the life line (see `child`).
+They are passed as JSON in one environment variable: arguments are visible to every user of the machine, and standard
+input is the lifeline (see `child_process`).
 """
 
 import os
@@ -20,8 +20,8 @@ from fedbus.contracts.task.task import Task
 
 PROCESS_CONFIG_VARIABLE: Final = "FEDBUS_ORDER"
 MEMORY_ENVIRONMENT: Final = {
-    # Buffers of weights come and go each round: keep their memory mapped, since the first touch of
-    # fresh pages costs more than any copy (glibc; ignored elsewhere).
+    # Buffers of weights are allocated and freed in each round. Keep their memory mapped: the page faults of new
+    # pages cost more than copying (glibc; ignored elsewhere).
     "MALLOC_MMAP_THRESHOLD_": str(4 * 1024**3),
     "MALLOC_TRIM_THRESHOLD_": str(4 * 1024**3),
     "MALLOC_TOP_PAD_": str(64 * 1024**2),
@@ -29,7 +29,7 @@ MEMORY_ENVIRONMENT: Final = {
 
 
 class ProcessConfig(BaseModel):
-    """What a process is to do, and where it finds the bus."""
+    """The configuration of a child process."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,25 +38,25 @@ class ProcessConfig(BaseModel):
     task: Task
     creds: str = ""
     ca: str = ""
-    """Files: see `fedbus.bus.credentials`. What is secret is in them alone."""
+    """Paths of the credentials and CA files (see `fedbus.bus.credentials`); the configuration contains no secret."""
     home: str = ""
-    """FEDBUS_HOME, where it is not what the environment says."""
+    """FEDBUS_HOME, if it differs from the environment."""
 
     @property
-    def access(self) -> BusAccess:
+    def bus_access(self) -> BusAccess:
         return BusAccess(Path(self.creds) if self.creds else None, Path(self.ca) if self.ca else None)
 
     def identity(self, agent: str, owner: str = SERVER_SIDE) -> Identity:
         return Identity(FederationId(self.federation), agent, owner)
 
     def environment(self) -> dict[str, str]:
-        """What the process finds it in."""
+        """Return the environment variables for the process."""
         home = {"FEDBUS_HOME": self.home} if self.home else {}
         return {PROCESS_CONFIG_VARIABLE: self.model_dump_json(), **home, **MEMORY_ENVIRONMENT}
 
 
 def child_command(work: str) -> tuple[str, ...]:
-    """The command of a child process that does *work*."""
+    """Return the command of the child process *work*."""
     return module_command("fedbus", "child", work)
 
 
@@ -64,23 +64,23 @@ ProcessConfigT = TypeVar("ProcessConfigT", bound=ProcessConfig)
 
 
 def read_process_config(kind: type[ProcessConfigT]) -> ProcessConfigT:
-    """The order that this process was started with."""
+    """Read the configuration that this process was started with."""
     return kind.model_validate_json(os.environ[PROCESS_CONFIG_VARIABLE])
 
 
 class InitProcessConfig(ProcessConfig):
-    """Build the first model of the task and put it into *store*."""
+    """Build the first model of the task and write it to *store*."""
 
     store: str
 
 
 class CheckProcessConfig(ProcessConfig):
-    """Try the task's code: import it, build its model, run its own check."""
+    """Check the task's code: import it, build its model, run its own check."""
 
     server_side: bool
-    """Whether the ServerApp is to be tried as well."""
+    """True to check the ServerApp too."""
     like: str = ""
-    """The file of the weights that its model should have the architecture of."""
+    """A weights file whose architecture the model should have."""
 
 
 class ServerProcessConfig(ProcessConfig):

@@ -1,4 +1,4 @@
-"""Traces that pass over a pause: from a fact that was written down to the work that goes on from it."""
+"""Continue a trace from stored data, for example after a restart."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from opentelemetry.trace import Link
 
 
 def current_traceparent() -> str:
-    """The current trace as a ``traceparent`` (W3C Trace Context), or nothing where there is none."""
+    """Return the current span as a ``traceparent`` (W3C Trace Context); empty outside of a trace."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return carrier.get("traceparent", "")
@@ -17,7 +17,7 @@ def current_traceparent() -> str:
 
 @contextmanager
 def use_trace(traceparent: str) -> Iterator[None]:
-    """What is done inside belongs to the trace of *traceparent*; where it is empty, to the current one."""
+    """Run the block in the trace of *traceparent*; if it is empty, in the current one."""
     if not traceparent:
         yield
         return
@@ -30,7 +30,7 @@ def use_trace(traceparent: str) -> Iterator[None]:
 
 @contextmanager
 def link_and_use_trace(traceparent: str) -> Iterator[None]:
-    """The same, and the span that has led to it is linked to that trace, of which it is no part."""
+    """Run the block in the trace of *traceparent*, and link the current span, of another trace, to it."""
     for link in links_to(traceparent):
         trace.get_current_span().add_link(link.context)
     with use_trace(traceparent):
@@ -39,7 +39,7 @@ def link_and_use_trace(traceparent: str) -> Iterator[None]:
 
 @contextmanager
 def detached_trace() -> Iterator[None]:
-    """What is done inside belongs to no trace that there is."""
+    """Run the block outside of any trace."""
     token = context.attach(Context())
     try:
         yield
@@ -48,6 +48,6 @@ def detached_trace() -> Iterator[None]:
 
 
 def links_to(traceparent: str) -> list[Link]:
-    """A link to the span of *traceparent*, where it names one: for what joins a trace without descending from it."""
+    """Return a link to the span of *traceparent*, for a span that is not its descendant; empty if it is invalid."""
     span = trace.get_current_span(propagate.extract({"traceparent": traceparent}, Context()))
     return [Link(span.get_span_context())] if span.get_span_context().is_valid else []

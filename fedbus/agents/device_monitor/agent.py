@@ -1,8 +1,8 @@
-"""The device monitor: tells how the device is, on the bus and as figures.
+"""The device monitor: publishes the health of one device, as messages and as metrics.
 
-    every 15 s, and at once when an agent comes or goes: device_report
+    every 15 s, and at once when an agent starts or ends: device_report
 
-It decides nothing: whether a device is fit to train is its client manager's to say.
+It takes no decisions: the client manager decides whether the device trains.
 """
 
 import asyncio
@@ -35,16 +35,16 @@ from fedbus.contracts.telemetry import (
 
 PUBLISH_INTERVAL_S: Final = 15.0
 AGENT_POLL_S: Final = 1.0
-"""How often it is looked whether an agent came or went: a lock is asked, nothing else."""
+"""The interval for polling the liveness locks."""
 
 ReadErrors = Callable[[], tuple[int, str]]
-"""How many error lines there were, and the last of them."""
+"""Returns the number of logged errors, and the last one."""
 GaugeValues = Iterable[tuple[float, Attributes]]
 
 
 @log_method_calls
 class DeviceMonitor:
-    """One client's device. *directory* is where its agents show that they are there, and whose disk counts."""
+    """Publishes the health of a client's device. *directory* has its agents' liveness locks, on the measured disk."""
 
     def __init__(
         self,
@@ -66,11 +66,11 @@ class DeviceMonitor:
         self._agents: dict[str, bool] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Tell, until *stop* is set."""
+        """Publish until *stop* is set."""
         await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
-        with ExitStack() as figures:
+        with ExitStack() as gauges:
             for metric, read in self._gauges().items():
-                figures.enter_context(observable_gauge(metric, read))
+                gauges.enter_context(observable_gauge(metric, read))
             while not stop.is_set():
                 await self._publish_health()
                 await wait_for_first(stop.wait(), asyncio.sleep(self._every_s), self._wait_for_agent_change())
@@ -96,30 +96,32 @@ class DeviceMonitor:
 
     async def _wait_for_agent_change(self) -> None:
         while await asyncio.to_thread(read_agent_liveness, self._directory) == self._agents:  # noqa: ASYNC110
-            await asyncio.sleep(AGENT_POLL_S)  # the kernel tells nobody that a lock was let go of
+            await asyncio.sleep(AGENT_POLL_S)  # the kernel has no notification for a released lock
 
     def _gauges(self) -> Mapping[Metric, Callable[[], GaugeValues]]:
-        """What was last read, as figures."""
-        own = {CLIENT: str(self._client)}
+        """Return the gauges, which show the last reading."""
+        client = {CLIENT: str(self._client)}
 
-        def of(name: str) -> Callable[[], GaugeValues]:
-            def figure() -> GaugeValues:
+        def gauge_of(name: str) -> Callable[[], GaugeValues]:
+            def read() -> GaugeValues:
                 value = getattr(self._reading, name, None)
-                return [] if value is None else [(value, own)]
+                return [] if value is None else [(value, client)]
 
-            return figure
+            return read
 
         return {
-            CPU: of("cpu"),
-            MEMORY: of("memory"),
-            DISK: of("disk"),
-            TEMPERATURE: of("temperature_c"),
-            GPU: lambda: [(gpu.utilization, own | {"hw.id": number}) for number, gpu in self._gpu_samples()],
+            CPU: gauge_of("cpu"),
+            MEMORY: gauge_of("memory"),
+            DISK: gauge_of("disk"),
+            TEMPERATURE: gauge_of("temperature_c"),
+            GPU: lambda: [
+                (gpu.utilization, client | {"hw.id": number}) for number, gpu in self._gpu_samples()
+            ],
             GPU_MEMORY: lambda: [
-                (gpu.memory_bytes, own | {"hw.id": number}) for number, gpu in self._gpu_samples()
+                (gpu.memory_bytes, client | {"hw.id": number}) for number, gpu in self._gpu_samples()
             ],
             AGENTS_ALIVE: lambda: [
-                (float(alive), own | {"fedbus.agent": name}) for name, alive in self._agents.items()
+                (float(alive), client | {"fedbus.agent": name}) for name, alive in self._agents.items()
             ],
         }
 

@@ -98,7 +98,7 @@ class FlowerClient:
         """Train on request until *stop* is set. Then leave an active run and publish `fail_train`."""
         async with (
             LifecycleStore.open(self._bus, self._outbox) as lives,
-            self._bus.listen(AgentName.FLOWER_CLIENT, task=self._task.id) as inbox,
+            self._bus.consume(AgentName.FLOWER_CLIENT, task=self._task.id) as inbox,
             asyncio.TaskGroup() as self._group,
         ):
             await self._resume(lives)
@@ -111,14 +111,14 @@ class FlowerClient:
                     await self._fail("the client was stopped")
 
     async def _resume(self, lives: LifecycleStore) -> None:
-        self._lifecycle = await lives.of(FL_CLIENT, FlClientData(task=self._task.id, client=self._client))
+        self._lifecycle = await lives.load(FL_CLIENT, FlClientData(task=self._task.id, client=self._client))
         match self._situation:
             case FlClientPending() | FlClientTraining():
                 await self._fail("the FL client was restarted")
             case FlClientFinished(run=run):
                 await self._report(run, rounds=0)
             case FlClientWaiting():
-                if not self._lifecycle.born:
+                if not self._lifecycle.exists:
                     await self._lifecycle.create()
 
     # --- messages ------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class FlowerClient:
                     if message.run == self._run:
                         await self._on_run_closed(message)
                 case _:
-                    log.debug("Ignoring message", message=message.word, state=str(self._state))
+                    log.debug("Ignoring message", message=message.name, state=str(self._state))
 
     async def _start(self, start: ClientStart) -> None:
         if start.run == self._run:
@@ -199,7 +199,7 @@ class FlowerClient:
                 output=self._logs / f"{start.run}.log",
             )
             async with child:
-                await wait_for_first(child.ended(), stop.wait(), self._send_heartbeats(start.run))
+                await wait_for_first(child.wait(), stop.wait(), self._send_heartbeats(start.run))
         except (ChildNotStarted, StoreError) as error:
             reason = str(error)
         else:
@@ -226,8 +226,8 @@ class FlowerClient:
 
     @property
     def _situation(self) -> FlClientSituation:
-        return fl_client_situation(self._lifecycle.state, self._lifecycle.facts)
+        return fl_client_situation(self._lifecycle.state, self._lifecycle.data)
 
     @property
     def _run(self) -> str | None:
-        return self._lifecycle.facts.run
+        return self._lifecycle.data.run

@@ -19,7 +19,7 @@ class WrittenRows:
     """The number of rows for training, and of rows that are excluded because they do not validate."""
 
     rows: int = 0
-    left_out: int = 0
+    skipped_rows: int = 0
 
 
 NO_ROWS: Final = WrittenRows()

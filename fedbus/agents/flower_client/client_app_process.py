@@ -62,10 +62,10 @@ async def main(stop: asyncio.Event) -> int:
     otel_context.attach(parent_trace())
     set_current_cause(parent_cause())
     async with Bus.connect(
-        config.nats_url, config.identity(AgentName.TRAINER, config.client), access=config.access
+        config.nats_url, config.identity(AgentName.TRAINER, config.client), access=config.bus_access
     ) as bus:
         try:
-            await wait_for_first(ClientAppProcess(bus, config).run(), stop.wait(), bus.lost())
+            await wait_for_first(ClientAppProcess(bus, config).run(), stop.wait(), bus.wait_closed())
         except BadTask as error:
             return exit_with_reason(str(error))
     return 0
@@ -91,7 +91,7 @@ class ClientAppProcess:
 
     async def run(self) -> None:
         """Load the app, join the run and handle its messages. Raises BadTask."""
-        async with self._bus.listen(AgentName.TRAINER, task=self._task.id) as inbox:
+        async with self._bus.consume(AgentName.TRAINER, task=self._task.id) as inbox:
             await asyncio.to_thread(self._host.load)
             await self._bus.publish(
                 ClientJoined(
@@ -127,16 +127,16 @@ class ClientAppProcess:
     async def _handle(self, message: RoundMessage) -> None:
         """Download, train and upload, each in a span of its own."""
         try:
-            with self._phase("download", message):
+            with self._phase_span("download", message):
                 data = await fetch_content(
                     message.content, self._bus.blobs, timeout_s=self._config.plan.round_s
                 )
             reply, payload = await asyncio.to_thread(self._run_app, message, data)
         except (BlobUnavailable, BlobCorrupt, RecordDecodeError) as error:
             log.warning("Message download failed", run=message.run, reason=str(error))
-            await self._bus.publish(make_undelivered_reply(message, str(error)).event(None))
+            await self._bus.publish(make_undelivered_reply(message, str(error)).to_message(None))
             return
-        with self._phase("upload", message):
+        with self._phase_span("upload", message):
             await self._bus.publish(await self._offer(reply, payload))
 
     def _run_app(
@@ -145,16 +145,16 @@ class ClientAppProcess:
         """Do all blocking work in one call: a switch of threads costs more than the work of a small round."""
         content = record_codec.decode(data)
         phase = message.message_type.partition(".")[0]
-        with self._phase(phase, message) as span:
+        with self._phase_span(phase, message) as span:
             captured = self._write_captured(message)
             reply = self._host.handle(message, content, node_config=self._node_config(captured))
             if reply.error_code is not None:
                 mark_failed(span, reply.error_kind, reply.error_reason)
-        reply = replace(reply, left_out=captured.left_out)
+        reply = replace(reply, left_out=captured.skipped_rows)
         self._record_metrics(phase, reply)
         if reply.content is None:
             return reply, None
-        return reply, MessagePayload.of(record_codec.encode(reply.content))
+        return reply, MessagePayload.from_records(record_codec.encode(reply.content))
 
     def _write_captured(self, message: RoundMessage) -> WrittenRows:
         """Write the captured data for a training message. If that fails, train without it."""
@@ -162,29 +162,31 @@ class ClientAppProcess:
         if not message.message_type.startswith("train") or not database.exists():
             return NO_ROWS
         try:
-            return write_training_rows(self._task, database, self._snapshot)
+            return write_training_rows(self._task, database, self._captured_path)
         except (StoreError, BadTask) as error:
             log.warning("Training without captured data", reason=str(error))
             return NO_ROWS
 
     def _node_config(self, captured: WrittenRows) -> dict[str, Scalar]:
         """Return the device's node_config, with the path of the captured rows if there are any."""
-        if captured.left_out:
-            log.warning("Captured rows do not validate; excluding them", rows=captured.left_out)
-        captured_data: dict[str, Scalar] = {CAPTURED_DATA_KEY: str(self._snapshot)} if captured.rows else {}
+        if captured.skipped_rows:
+            log.warning("Captured rows do not validate; excluding them", rows=captured.skipped_rows)
+        captured_data: dict[str, Scalar] = (
+            {CAPTURED_DATA_KEY: str(self._captured_path)} if captured.rows else {}
+        )
         return {**self._config.node_config, **captured_data}
 
     @property
-    def _snapshot(self) -> Path:
+    def _captured_path(self) -> Path:
         return Path(self._config.captured).with_name("captured.npz")
 
     async def _offer(self, reply: ClientAppReply, payload: MessagePayload | None) -> RoundReply:
         if payload is None:
-            return reply.event(None)
-        content, offer = await payload.post(self._bus.blobs, receivers=1)
+            return reply.to_message(None)
+        content, offer = await payload.prepare(self._bus.blobs, receivers=1)
         if offer is not None:
             self._add_offer(offer)
-        return reply.event(content)
+        return reply.to_message(content)
 
     def _add_offer(self, offer: OfferProtocol) -> None:
         self._offers.append(offer)
@@ -197,7 +199,7 @@ class ClientAppProcess:
         if (loss := reply.figures.get("train_loss")) is not None and math.isfinite(loss):
             set_gauge(TRAIN_LOSS, loss, attributes)
 
-    def _phase(self, name: str, message: RoundMessage) -> AbstractContextManager[trace.Span]:
+    def _phase_span(self, name: str, message: RoundMessage) -> AbstractContextManager[trace.Span]:
         attributes: dict[str, str | int] = {
             "fedbus.run": message.run,
             "fedbus.client": self._config.client,

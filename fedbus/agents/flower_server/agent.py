@@ -94,7 +94,7 @@ class FlowerServer:
             CheckCode: self._check_code,
         }
         await self._bus.create_streams()
-        await self._launcher.sweep()
+        await self._launcher.remove_orphans()
         async with asyncio.TaskGroup() as self._group:
             async with self._bus.serve(handlers, task=self._config.task.id, version=__version__):
                 await self._report_orphaned_run()
@@ -106,13 +106,13 @@ class FlowerServer:
         """Return the configuration with the task's code at *version*; "" is the version at start. Raises StoreError."""
         if version in ("", self._config.task.code_version):
             return self._config
-        return self._config.model_copy(update={"task": await self._code.task_at(version)})
+        return self._config.model_copy(update={"task": await self._code.load_task(version)})
 
     async def _check_code(self, request: CheckCode) -> Body:
         """Import the code and build its model in a child process, without effect on a run."""
         try:
             config = await self._config_at(request.code_version)
-            like = str(await self._models.path_of(request.like)) if request.like else ""
+            like = str(await self._models.local_path(request.like)) if request.like else ""
             check_config = CheckProcessConfig(**dict(config), like=like, server_side=True)
             return await check(check_config, log_file=self._logs / "check.log")
         except (CodeRejected, CheckFailed) as error:
@@ -131,7 +131,7 @@ class FlowerServer:
                 output=self._logs / "init.log",
             )
             async with builder:
-                exit_code = await builder.ended()
+                exit_code = await builder.wait()
         except (StoreError, ChildNotStarted) as error:
             return Refused(reason=str(error))
         if exit_code != 0 or not builder.answer:
@@ -141,7 +141,7 @@ class FlowerServer:
 
     async def _start(self, request: StartServer) -> Body:
         await self._stop_running()  # a new run ends the previous one
-        await self._bus.forget(
+        await self._bus.delete_consumer(
             AgentName.FLOWER_SERVER_GRID, task=self._config.task.id
         )  # drops messages to an earlier run's server
         try:
@@ -173,8 +173,8 @@ class FlowerServer:
 
         A ServerApp without access to this machine's files checks the model itself.
         """
-        if self._launcher.shares_files:
-            await self._models.path_of(artifact.sha256)
+        if self._launcher.has_shared_files:
+            await self._models.local_path(artifact.sha256)
 
     async def _stop(self, request: StopServer) -> Body:
         if self._running is not None and self._running.run == request.run:
@@ -190,7 +190,7 @@ class FlowerServer:
 
     async def _report_orphaned_run(self) -> None:
         """Report the run of the previous agent process as lost: its child process has ended with it."""
-        for server in await self._bus.states("server", self._config.task.id):
+        for server in await self._bus.current_states("server", self._config.task.id):
             assert isinstance(server.facts, ServerData)
             match server_situation(ServerState(server.target), server.facts):
                 case ServerRecruiting() | ServerTraining() as situation:

@@ -17,20 +17,20 @@ class Launcher(Protocol):
     """Runs ServerApps in one kind of place."""
 
     @property
-    def shares_files(self) -> bool:
+    def has_shared_files(self) -> bool:
         """Whether the ServerApp has access to the files of the agent's machine."""
 
     async def run(self, config: ServerProcessConfig, stop: asyncio.Event) -> str:
         """Run a ServerApp until it ends or *stop* is set, and clean up. Returns how it was lost, or ""."""
 
-    async def sweep(self) -> None:
+    async def remove_orphans(self) -> None:
         """End ServerApps of this task that an earlier agent has left behind."""
 
 
 class ChildLauncher:
     """Runs ServerApps in child processes, which end with this process. They write their logs to *logs*."""
 
-    shares_files = True
+    has_shared_files = True
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -44,7 +44,7 @@ class ChildLauncher:
         )
         try:
             async with child:
-                await wait_for_first(child.ended(), stop.wait())
+                await wait_for_first(child.wait(), stop.wait())
                 code = child.returncode
         except ChildNotStarted as error:
             return str(error)
@@ -52,5 +52,5 @@ class ChildLauncher:
             return ""
         return f"the Flower server {child.describe_exit()}"
 
-    async def sweep(self) -> None:
+    async def remove_orphans(self) -> None:
         """Do nothing: a child process ends with its parent."""

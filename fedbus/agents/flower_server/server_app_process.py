@@ -56,9 +56,9 @@ async def main(stop: asyncio.Event) -> int:
     otel_context.attach(parent_trace())
     set_current_cause(parent_cause())
     async with Bus.connect(
-        config.nats_url, config.identity(AgentName.FLOWER_SERVER), access=config.access
+        config.nats_url, config.identity(AgentName.FLOWER_SERVER), access=config.bus_access
     ) as bus:
-        await wait_for_first(ServerAppProcess(bus, config).run(), stop.wait(), bus.lost())
+        await wait_for_first(ServerAppProcess(bus, config).run(), stop.wait(), bus.wait_closed())
     return 0
 
 
@@ -71,13 +71,15 @@ class ServerAppProcess:
         self._task = config.task
         self._store = open_model_store(config.store, config.task.id)
         self._grid = BusGrid(bus, task=config.task.id, run=config.run, plan=config.plan)
-        self._begin: asyncio.Future[tuple[BeginTraining, str]] = asyncio.get_running_loop().create_future()
+        self._training_requested: asyncio.Future[tuple[BeginTraining, str]] = (
+            asyncio.get_running_loop().create_future()
+        )
         """The `BeginTraining` of this run, with the id of its message."""
 
     async def run(self) -> None:
         """Run the ServerApp, and publish its start, rounds and end."""
         async with (
-            self._bus.listen(AgentName.FLOWER_SERVER_GRID, task=self._task.id) as inbox,
+            self._bus.consume(AgentName.FLOWER_SERVER_GRID, task=self._task.id) as inbox,
             self._bus.subscribe_ephemeral(Heartbeat, task=self._task.id) as beats,
         ):
             consumers = asyncio.gather(self._consume(inbox), self._relay_heartbeats(beats))
@@ -89,8 +91,10 @@ class ServerAppProcess:
     async def _consume(self, inbox: AsyncIterator[Delivery]) -> None:
         async for delivery in inbox:
             match delivery.message:
-                case BeginTraining() as begin if begin.run == self._config.run and not self._begin.done():
-                    self._begin.set_result((begin, delivery.envelope.id))
+                case BeginTraining() as begin if (
+                    begin.run == self._config.run and not self._training_requested.done()
+                ):
+                    self._training_requested.set_result((begin, delivery.envelope.id))
                 case ClientJoined() as joined if joined.code_version != self._task.code_version:
                     log.warning("Ignoring client with another code version", client=joined.client)
                 case RoundReply() as reply:
@@ -111,7 +115,7 @@ class ServerAppProcess:
                 self._make_job, await self._fetch_initial_model(), await self._client_selection()
             )
             await self._bus.publish(ServerStarted(task=self._task.id, run=self._config.run))
-            begin, message_id = await self._begin
+            begin, message_id = await self._training_requested
             set_current_cause(message_id)
             self._grid.admit(begin.cohort)
             await self._run_app(job)
@@ -123,16 +127,16 @@ class ServerAppProcess:
 
     async def _fetch_initial_model(self) -> Path:
         """Fetch the initial model and verify it in this process. Raises StoreError."""
-        return await self._store.path_of(self._config.initial_sha256)
+        return await self._store.local_path(self._config.initial_sha256)
 
     async def _client_selection(self) -> ClientSelection:
         """Build the client selection from all recorded rounds of the task, those of this run included."""
         table = self._task.table.selection
         if table.clients is None and table.weigh_by == "samples":
             return ClientSelection()
-        stats = collect_client_stats(task_rounds(self._task.id, await self._bus.states("run")))
+        stats = collect_client_stats(task_rounds(self._task.id, await self._bus.current_states("run")))
         return ClientSelection(
-            most=table.clients,
+            max_clients=table.clients,
             explore=table.explore,
             scores=compute_scores(stats, table.by),
             weights=None if table.weigh_by == "samples" else compute_scores(stats, table.weigh_by),
@@ -157,8 +161,10 @@ class ServerAppProcess:
     async def _run_app(self, job: ServerJob) -> None:
         with CheckpointWriter(self._bus, self._config, self._store) as checkpoints:
             with _start_span("run the ServerApp", self._config.run):
-                final = await asyncio.to_thread(run_server_app, self._grid, job, checkpoints.round_finished)
-            await asyncio.to_thread(checkpoints.all_told)
+                final = await asyncio.to_thread(
+                    run_server_app, self._grid, job, checkpoints.on_round_finished
+                )
+            await asyncio.to_thread(checkpoints.flush)
             set_current_cause(checkpoints.last_published or current_cause())
         artifact = await _store_model(weights.pack(final), self._store, self._config)
         await self._bus.publish(
@@ -179,7 +185,7 @@ class CheckpointWriter:
         self._config = config
         self._store = store
         self._loop = asyncio.get_running_loop()
-        self._last: Future[None] | None = None
+        self._pending: Future[None] | None = None
         self.last_published = ""
         """The message id of the last `round_finished`."""
 
@@ -187,19 +193,19 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._last is not None:
-            self._last.cancel()
+        if self._pending is not None:
+            self._pending.cancel()
 
-    def round_finished(self, result: RoundResult, arrays: Arrays) -> None:
+    def on_round_finished(self, result: RoundResult, arrays: Arrays) -> None:
         """Start to store the model of a round. The app's thread calls this after each round."""
-        self.all_told()
+        self.flush()
         coroutine = self._store_and_publish(result, weights.pack(arrays))
-        self._last = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        self._pending = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def all_told(self) -> None:
+    def flush(self) -> None:
         """Wait until the last round is stored and published. Raises its error."""
-        if self._last is not None:
-            self._last.result()
+        if self._pending is not None:
+            self._pending.result()
 
     async def _store_and_publish(self, result: RoundResult, model: SafetensorsFile) -> None:
         finished = RoundFinished(

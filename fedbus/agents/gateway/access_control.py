@@ -46,7 +46,7 @@ class AccessControl:
         self._token = token.encode()
 
     @property
-    def acts(self) -> bool:
+    def can_act(self) -> bool:
         """True if actions are enabled, that is, if a token is set."""
         return bool(self._token)
 
@@ -68,7 +68,7 @@ class AccessControl:
             )
         return response
 
-    async def refusal(self, request: web.Request) -> web.Response | None:
+    async def rejection(self, request: web.Request) -> web.Response | None:
         """Return the error response if *request* may not perform an action, otherwise None."""
         if not self._token:
             return _error_response(

@@ -70,7 +70,7 @@ class Gateway:
         await runner.setup()
         try:
             self._announce_url(await self._listen(runner))
-            log.info("Dashboard started", url=self.url.result(), acts=self._guard.acts)
+            log.info("Dashboard started", url=self.url.result(), acts=self._guard.can_act)
             async with asyncio.TaskGroup() as group:
                 feed_task = group.create_task(feed.run(), name="read streams")
                 await stop.wait()

@@ -93,7 +93,7 @@ class Cursor:
             return Cursor(max(self.events, record.sequence), self.life)
         return Cursor(self.events, max(self.life, record.sequence))
 
-    def has(self, record: FeedRecord) -> bool:
+    def includes(self, record: FeedRecord) -> bool:
         return record.sequence <= (self.events if record.stream == EVENTS else self.life)
 
 
@@ -144,14 +144,14 @@ class Feed:
             for mark, (stream, filters) in streams.items():
                 after = max(0, ends[mark] - INITIAL_RECORDS)
                 messages = await subscriptions.enter_async_context(
-                    self._bus.watch(stream, filters, after=after)
+                    self._bus.read_stream(stream, filters, after=after)
                 )
                 group.create_task(self._follow(messages), name=f"read {stream}")
             for kind in (Heartbeat, DeviceReport):
                 reports = await subscriptions.enter_async_context(
                     self._bus.subscribe_ephemeral(kind, task="*")
                 )
-                group.create_task(self._follow_reports(reports), name=f"subscribe {kind.word}")
+                group.create_task(self._follow_reports(reports), name=f"subscribe {kind.name}")
             with suppress(TimeoutError):  # an undecodable last message is never delivered
                 await wait_within(
                     END_OF_HISTORY_S, self._wait_for_position(Cursor(ends[EVENTS], ends[LIFECYCLE]))
@@ -162,7 +162,7 @@ class Feed:
             self.ready.set()
 
     async def _load_snapshot(self, streams: dict[str, tuple[str, list[str]]]) -> None:
-        for stored in await self._bus.latest(DeviceReport):
+        for stored in await self._bus.last_per_device(DeviceReport):
             self._apply_report(stored.message, stored.envelope.time)
         stream, filters = streams[LIFECYCLE]
         for stored in await self._bus.last_per_subject(stream, filters):
@@ -218,11 +218,11 @@ class Feed:
 
     # --- serving browsers -------------------------------------------------------------------------
 
-    def standing(self) -> Iterator[FeedRecord]:
+    def snapshot(self) -> Iterator[FeedRecord]:
         """Iterate over the last record of each retained subject."""
         return iter(list(self._latest.values()))
 
-    def newest(self, limit: int) -> list[FeedRecord]:
+    def newest_records(self, limit: int) -> list[FeedRecord]:
         """Return the newest *limit* records, oldest first."""
         return list(islice(self._recent, max(0, len(self._recent) - limit), None))
 
@@ -239,7 +239,7 @@ class Feed:
             CursorExpired: the cursor is too old or belongs to other streams.
 
         """
-        mark, records = self._count, await self.after(cursor)
+        mark, records = self._count, await self.records_after(cursor)
         while True:
             for at in range(0, len(records), MAX_BATCH_RECORDS):
                 batch = records[at : at + MAX_BATCH_RECORDS]
@@ -249,16 +249,16 @@ class Feed:
             await self._wait_for_more(mark)
             missed = self._count - mark
             if missed <= len(self._recent):
-                mark, records = self._count, self.newest(missed)
+                mark, records = self._count, self.newest_records(missed)
             else:  # the reader is slower than the buffer is long
-                mark, records = self._count, await self.after(cursor)
+                mark, records = self._count, await self.records_after(cursor)
 
     async def _wait_for_more(self, mark: int) -> None:
         while self._count <= mark:
             self._changed.clear()
             await self._changed.wait()
 
-    async def after(self, cursor: Cursor) -> list[FeedRecord]:
+    async def records_after(self, cursor: Cursor) -> list[FeedRecord]:
         """Return all records after *cursor*, in order.
 
         Raises:
@@ -268,7 +268,7 @@ class Feed:
         if cursor.events > self.position.events or cursor.life > self.position.life:
             raise CursorExpired
         if cursor.events >= self._dropped.events and cursor.life >= self._dropped.life:
-            return [record for record in self._recent if not cursor.has(record)]
+            return [record for record in self._recent if not cursor.includes(record)]
         return await self._read_from_streams(cursor, self.position)
 
     async def _read_from_streams(self, begin: Cursor, end: Cursor) -> list[FeedRecord]:
@@ -292,7 +292,7 @@ class Feed:
         records: list[FeedRecord] = []
         if until <= after:
             return records
-        async with self._bus.watch(stream, filters, after=after) as messages:
+        async with self._bus.read_stream(stream, filters, after=after) as messages:
             with suppress(TimeoutError):
                 while not records or records[-1].sequence < until:
                     records.append(to_record(await wait_within(END_OF_HISTORY_S, anext(messages))))
@@ -303,4 +303,4 @@ def _is_retained(record: FeedRecord) -> bool:
     return record.stream == LIFECYCLE or record.subject.rpartition(".")[2] in _RETAINED_NAMES
 
 
-_RETAINED_NAMES: Final = frozenset(kind.word for kind in RETAINED_MESSAGES)
+_RETAINED_NAMES: Final = frozenset(kind.name for kind in RETAINED_MESSAGES)

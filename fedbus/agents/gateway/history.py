@@ -42,14 +42,14 @@ class StreamHistory:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
 
-    async def of_run(self, run: str) -> list[FeedRecord] | None:
+    async def read_run(self, run: str) -> list[FeedRecord] | None:
         """Return the transitions and reports from the request of *run* until AFTER_RUN after its end, in order.
 
         The result is None if the lifecycle stream does not contain the run.
         """
         if not re.fullmatch(ID_PATTERN, run):
             return None
-        last = await self._bus.last(subjects.lifecycle(self._bus.fed, RUN.kind, run))
+        last = await self._bus.last_on_subject(subjects.lifecycle(self._bus.fed, RUN.kind, run))
         if last is None or not isinstance(last.message, Transition):
             return None
         run_data = last.message.facts
@@ -67,13 +67,13 @@ class StreamHistory:
             return getattr(message, "run", None) == run
 
         begin = run_data.requested_at - TICK
-        life = await self._read(self._life, begin, until, belongs)
+        life = await self._read(self._lifecycle_source, begin, until, belongs)
         kinds = (RoundReply, ClientJoined, ClientDeclined, FinTrain, FailTrain)
         filters = [subjects.wildcard_for(self._bus.fed, kind, task=task) for kind in kinds]
         events = await self._read((events_stream(self._bus.fed), filters), begin, until, belongs)
         return sorted([*life, *events], key=lambda record: record.at)
 
-    async def of_trace(self, trace: str, since: datetime | None) -> list[FeedRecord]:
+    async def read_trace(self, trace: str, since: datetime | None) -> list[FeedRecord]:
         """Return the messages of a trace since *since*, in order; an empty list if *since* is None."""
         if since is None:
             return []
@@ -83,32 +83,36 @@ class StreamHistory:
             return trace_id(stored.envelope.trace.get("traceparent", "")) == trace
 
         events = (events_stream(self._bus.fed), [subjects.federation_wildcard(self._bus.fed)])
-        parts = [await self._read(stream, since, until, belongs) for stream in (events, self._life)]
+        parts = [
+            await self._read(stream, since, until, belongs) for stream in (events, self._lifecycle_source)
+        ]
         return sorted([record for part in parts for record in part], key=lambda record: record.at)
 
-    async def message(self, stream: str, sequence: int) -> FeedRecord | None:
+    async def read_message(self, stream: str, sequence: int) -> FeedRecord | None:
         """Return one message without truncation, or None if the stream does not contain it."""
         fed = self._bus.fed
-        name, filters = self._life if stream == LIFECYCLE else (events_stream(fed), stream_subjects(fed))
+        name, filters = (
+            self._lifecycle_source if stream == LIFECYCLE else (events_stream(fed), stream_subjects(fed))
+        )
         with suppress(TimeoutError, FederationNotFound):
-            async with self._bus.watch(name, filters, after=sequence - 1) as messages:
+            async with self._bus.read_stream(name, filters, after=sequence - 1) as messages:
                 stored = await wait_within(END_OF_HISTORY_S, anext(messages))
                 return to_full_record(stored) if stored.sequence == sequence else None
         return None
 
-    async def causes(self, stream: str, sequence: int) -> tuple[list[FeedRecord], bool] | None:
+    async def read_causes(self, stream: str, sequence: int) -> tuple[list[FeedRecord], bool] | None:
         """Return the chain of causes of a message, root cause first, and whether the chain is complete.
 
         The chain is incomplete if the streams no longer contain a cause, or if MAX_CHAIN_LENGTH or
         MAX_MESSAGES_READ is reached. The result is None if the stream does not contain the message.
         """
-        effect = await self.message(stream, sequence)
+        effect = await self.read_message(stream, sequence)
         if effect is None:
             return None
         chain, known, left = [effect], {effect.id: effect}, MAX_MESSAGES_READ
         while (cause := chain[-1].cause) and len(chain) < MAX_CHAIN_LENGTH and left > 0:
             if cause not in known:
-                records = await self._around(cause, min(left, MAX_MESSAGES_PER_STEP))
+                records = await self._read_around(cause, min(left, MAX_MESSAGES_PER_STEP))
                 known |= {record.id: record for record in records}
                 left -= len(records)
             if cause not in known or known[cause] in chain:
@@ -116,7 +120,7 @@ class StreamHistory:
             chain.append(known[cause])
         return chain[::-1], not chain[-1].cause
 
-    async def _around(self, id: str, limit: int) -> list[FeedRecord]:
+    async def _read_around(self, id: str, limit: int) -> list[FeedRecord]:
         """Read up to *limit* messages published at about the time of message *id*, up to the message itself.
 
         The time comes from the id, a UUIDv7.
@@ -125,9 +129,12 @@ class StreamHistory:
         records: list[FeedRecord] = []
         if published_at is None:
             return records
-        for name, filters in (self._life, (events_stream(self._bus.fed), stream_subjects(self._bus.fed))):
+        for name, filters in (
+            self._lifecycle_source,
+            (events_stream(self._bus.fed), stream_subjects(self._bus.fed)),
+        ):
             _, last = await self._bus.sequence_range(name)
-            async with self._bus.watch(name, filters, since=published_at - MAX_CLOCK_SKEW) as messages:
+            async with self._bus.read_stream(name, filters, since=published_at - MAX_CLOCK_SKEW) as messages:
                 with suppress(TimeoutError):
                     for _ in range(limit // 2 if last else 0):
                         record = to_record(await wait_within(END_OF_HISTORY_S, anext(messages)))
@@ -139,7 +146,7 @@ class StreamHistory:
         return records
 
     @property
-    def _life(self) -> tuple[str, list[str]]:
+    def _lifecycle_source(self) -> tuple[str, list[str]]:
         return lifecycle_stream(self._bus.fed), [subjects.wildcard_for(self._bus.fed, Transition)]
 
     async def _read(
@@ -152,7 +159,7 @@ class StreamHistory:
         name, filters = stream
         _, last = await self._bus.sequence_range(name)
         records: list[FeedRecord] = []
-        async with self._bus.watch(name, filters, since=since) as messages:
+        async with self._bus.read_stream(name, filters, since=since) as messages:
             with suppress(TimeoutError):
                 for _ in range(MAX_MESSAGES_READ):
                     stored = await wait_within(END_OF_HISTORY_S, anext(messages))

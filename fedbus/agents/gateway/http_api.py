@@ -62,7 +62,7 @@ MESSAGE_GONE: Final = "the stream no longer contains this message"
 MAX_BODY_BYTES: Final = 64 * 1024
 
 ACTIONS: Final[Mapping[str, type[Request]]] = {
-    kind.word: kind for kind in (StartRun, StopRun, PromoteModel, RollBackModel, RollOutCode, RevertCode)
+    kind.name: kind for kind in (StartRun, StopRun, PromoteModel, RollBackModel, RollOutCode, RevertCode)
 }
 """Requests that the dashboard can send, by name."""
 CONTENT_TYPES: Final = {
@@ -107,26 +107,26 @@ class HttpApi:
         application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guard.middleware])
         application.add_routes(
             [
-                web.get("/", self._file),
-                web.get("/api/about", self._about),
-                web.get("/api/state", self._state),
+                web.get("/", self._get_file),
+                web.get("/api/about", self._get_about),
+                web.get("/api/state", self._get_state),
                 web.get("/api/feed", self._stream_feed),
-                web.get("/api/recent", self._recent),
-                web.get("/api/runs/{run}", self._run),
-                web.get("/api/traces/{trace:[0-9a-f]{32}}", self._trace),
-                web.get("/api/messages/{stream:[el]}/{sequence}", self._message),
-                web.get("/api/causes/{stream:[el]}/{sequence}", self._causes),
-                web.get("/api/models/{task}", self._versions),
+                web.get("/api/recent", self._get_recent),
+                web.get("/api/runs/{run}", self._get_run),
+                web.get("/api/traces/{trace:[0-9a-f]{32}}", self._get_trace),
+                web.get("/api/messages/{stream:[el]}/{sequence}", self._get_message),
+                web.get("/api/causes/{stream:[el]}/{sequence}", self._get_causes),
+                web.get("/api/models/{task}", self._get_versions),
                 web.post("/api/token", self._check_token),
                 web.post("/api/actions/{name}", self._send_action),
-                web.get(r"/{name:[a-z_]+\.(?:js|css|svg)}", self._file),
+                web.get(r"/{name:[a-z_]+\.(?:js|css|svg)}", self._get_file),
             ]
         )
         return application
 
     # --- files ------------------------------------------------------------------------------------
 
-    async def _file(self, request: web.Request) -> web.StreamResponse:
+    async def _get_file(self, request: web.Request) -> web.StreamResponse:
         file = self._files.get(request.match_info.get("name", "index.html"))
         if file is None:
             raise web.HTTPNotFound(text="file not found")
@@ -138,7 +138,7 @@ class HttpApi:
 
     # --- queries ----------------------------------------------------------------------------------
 
-    async def _about(self, _: web.Request) -> web.Response:
+    async def _get_about(self, _: web.Request) -> web.Response:
         lifecycles = {
             kind: {"waits": {str(state): wait.waiting_for for state, wait in lifecycle.waits.items()}}
             for kind, lifecycle in LIFECYCLES.items()
@@ -147,58 +147,58 @@ class HttpApi:
             {
                 "federation": self._bus.fed,
                 "version": __version__,
-                "acts": self._guard.acts,
+                "acts": self._guard.can_act,
                 "trace_url": self._trace_url,
                 "lifecycles": lifecycles,
             }
         )
 
-    async def _state(self, _: web.Request) -> web.Response:
-        await self._ready()
+    async def _get_state(self, _: web.Request) -> web.Response:
+        await self._wait_ready()
         cursor = self._feed.position
-        records = ",".join(record.json for record in self._feed.standing())
+        records = ",".join(record.json for record in self._feed.snapshot())
         presence = json.dumps(self._feed.presence(BEGINNING_OF_TIME))
         body = f'{{"cursor":"{cursor}","presence":{presence},"records":[{records}]}}'
         response = web.Response(text=body, content_type="application/json")
         response.enable_compression()
         return response
 
-    async def _recent(self, request: web.Request) -> web.Response:
-        await self._ready()
+    async def _get_recent(self, request: web.Request) -> web.Response:
+        await self._wait_ready()
         limit = _parse_number(request.query.get("limit", "500"), "limit")
-        return _records_response(self._feed.newest(min(limit, MAX_RECENT)))
+        return _records_response(self._feed.newest_records(min(limit, MAX_RECENT)))
 
-    async def _run(self, request: web.Request) -> web.Response:
-        records = await self._history.of_run(request.match_info["run"])
+    async def _get_run(self, request: web.Request) -> web.Response:
+        records = await self._history.read_run(request.match_info["run"])
         if records is None:
             raise web.HTTPNotFound(text="run not found in the lifecycle stream")
         return _records_response(records)
 
-    async def _trace(self, request: web.Request) -> web.Response:
-        await self._ready()
+    async def _get_trace(self, request: web.Request) -> web.Response:
+        await self._wait_ready()
         trace = request.match_info["trace"]
         return _records_response(
-            await self._history.of_trace(trace, _parse_since(request)) or self._feed.records_in_trace(trace)
+            await self._history.read_trace(trace, _parse_since(request)) or self._feed.records_in_trace(trace)
         )
 
-    async def _message(self, request: web.Request) -> web.Response:
-        record = await self._history.message(*_parse_position(request))
+    async def _get_message(self, request: web.Request) -> web.Response:
+        record = await self._history.read_message(*_parse_position(request))
         if record is None:
             raise web.HTTPNotFound(text=MESSAGE_GONE)
         return web.Response(text=record.json, content_type="application/json")
 
-    async def _causes(self, request: web.Request) -> web.Response:
-        result = await self._history.causes(*_parse_position(request))
+    async def _get_causes(self, request: web.Request) -> web.Response:
+        result = await self._history.read_causes(*_parse_position(request))
         if result is None:
             raise web.HTTPNotFound(text=MESSAGE_GONE)
         chain, is_complete = result
         text = f'{{"chain":[{",".join(record.json for record in chain)}],"whole":{json.dumps(is_complete)}}}'
         return web.Response(text=text, content_type="application/json")
 
-    async def _versions(self, request: web.Request) -> web.Response:
+    async def _get_versions(self, request: web.Request) -> web.Response:
         return web.json_response(await self._models(request.match_info["task"]))
 
-    async def _ready(self) -> None:
+    async def _wait_ready(self) -> None:
         try:
             await wait_within(READY_TIMEOUT_S, self._feed.ready.wait())
         except TimeoutError:
@@ -210,7 +210,7 @@ class HttpApi:
 
     async def _stream_feed(self, request: web.Request) -> web.StreamResponse:
         cursor = _parse_cursor(request) or self._feed.position
-        await self._ready()
+        await self._wait_ready()
         if self._browsers >= MAX_BROWSERS:
             raise web.HTTPServiceUnavailable(
                 text=f"too many open dashboards (limit {MAX_BROWSERS}). Close one"
@@ -256,16 +256,16 @@ class HttpApi:
     # --- actions ----------------------------------------------------------------------------------
 
     async def _check_token(self, request: web.Request) -> web.Response:
-        return await self._guard.refusal(request) or web.json_response({})
+        return await self._guard.rejection(request) or web.json_response({})
 
     async def _send_action(self, request: web.Request) -> web.Response:
-        if (refusal := await self._guard.refusal(request)) is not None:
+        if (refusal := await self._guard.rejection(request)) is not None:
             return refusal
         kind = ACTIONS.get(request.match_info["name"])
         if kind is None:
             raise web.HTTPNotFound(text=f"unknown action. Use one of: {', '.join(ACTIONS)}")
         action = await _parse_action(kind, request)
-        log.info("Sending action", message=action.word, task=action.task, remote=request.remote)
+        log.info("Sending action", message=action.name, task=action.task, remote=request.remote)
         try:
             reply = await self._bus.request(action, timeout_s=REPLY_TIMEOUT_S)
         except RequestRefused as refused:

@@ -60,7 +60,7 @@ def _record(stored: StoredMessage, shorten: Callable[[Any], Any]) -> FeedRecord:
         "id": stored.envelope.id,
         "cause": stored.envelope.cause,
         "at": stored.envelope.time.isoformat(timespec="milliseconds"),
-        "word": stored.message.word,
+        "word": stored.message.name,
         "subject": stored.subject,
         "source": stored.envelope.source,
         "about": stored.envelope.subject,

@@ -109,7 +109,7 @@ class InferenceAgent:
         self._host = host
         self._port = port
         self._swap = ModelSwap(
-            server.engine, evaluation, task.table.serving, events.say, task=task.id, client=client
+            server.engine, evaluation, task.table.serving, events.enqueue, task=task.id, client=client
         )
         self._served: InferStart | None = None
         """The request for the served model."""
@@ -139,7 +139,7 @@ class InferenceAgent:
         try:
             text = await asyncio.to_thread(self._served_model_file.read_text)
             request = InferStart.model_validate_json(text)
-            await self._swap.first(request.model, lambda: self._load(request))
+            await self._swap.serve_first(request.model, lambda: self._load(request))
         except (ValidationError, ModelRefused) as error:
             log.warning("Cannot restore the model served before the restart", reason=str(error))
         else:
@@ -154,7 +154,9 @@ class InferenceAgent:
             try:
                 async with connect() as bus:
                     backoff.reset()
-                    await wait_for_first(self._run_connected(bus, stop), bus.lost(), _stop_within_limit(stop))
+                    await wait_for_first(
+                        self._run_connected(bus, stop), bus.wait_closed(), _stop_within_limit(stop)
+                    )
             except (BusUnreachable, BusClosed, PublishRefused) as error:
                 log.warning("Bus unavailable; serving predictions without it", reason=str(error))
                 await backoff.pause(stop)
@@ -162,9 +164,9 @@ class InferenceAgent:
     async def _run_connected(self, bus: Bus, stop: asyncio.Event) -> None:
         async with AsyncExitStack() as stack:
             lifecycles = await stack.enter_async_context(LifecycleStore.open(bus, self._outbox))
-            inbox = await stack.enter_async_context(bus.listen(AgentName.INFERENCE, task=self._task.id))
+            inbox = await stack.enter_async_context(bus.consume(AgentName.INFERENCE, task=self._task.id))
             await stack.enter_async_context(
-                bus.offer(SERVICE, self._endpoints(bus), task=self._task.id, version=__version__)
+                bus.serve_raw(SERVICE, self._endpoints(bus), task=self._task.id, version=__version__)
             )
             await self._resume(lifecycles)
             self.ready.set()
@@ -172,7 +174,7 @@ class InferenceAgent:
 
     async def _process(self, bus: Bus, inbox: AsyncIterator[Any]) -> None:
         await wait_for_first(
-            handle_each(inbox, self._on_message), self._swap_models(bus), self._events.tell(bus)
+            handle_each(inbox, self._on_message), self._swap_models(bus), self._events.drain_to(bus)
         )
 
     def _endpoints(self, bus: Bus) -> Mapping[str, tuple[str, RawHandler]]:
@@ -186,14 +188,14 @@ class InferenceAgent:
 
     async def _resume(self, lifecycles: LifecycleStore) -> None:
         """Publish the current state: empty after a restart, then serving if a model is loaded."""
-        self._lifecycle = await lifecycles.of(
+        self._lifecycle = await lifecycles.load(
             INFERENCE, InferenceData(task=self._task.id, client=self._client)
         )
-        if not self._lifecycle.born:
+        if not self._lifecycle.exists:
             await self._lifecycle.create()
         elif self._lifecycle.state is not InferenceState.EMPTY:
             await self._lifecycle.transition(InferenceEvent.RESTARTED, {"model": None, "endpoint": ""})
-        if (model := self._server.current) is not None:
+        if (model := self._server.current_model) is not None:
             await self._lifecycle.transition(
                 InferenceEvent.INFER_START, {"model": model, "endpoint": self.endpoint}
             )
@@ -205,7 +207,7 @@ class InferenceAgent:
                 self._requested.get_nowait()  # superseded by the newer request
             self._requested.put_nowait((message, contextvars.copy_context()))
         else:
-            log.debug("Ignoring message", message=message.word)
+            log.debug("Ignoring message", message=message.name)
 
     # --- swapping models, one at a time -------------------------------------------------------------
 
@@ -232,7 +234,7 @@ class InferenceAgent:
 
     def _differs_from_served(self, message: InferStart) -> bool:
         """Whether *message* requests another model or another code version than the served one."""
-        if self._server.current != message.model or self._served is None:
+        if self._server.current_model != message.model or self._served is None:
             return True
         return message.code_version not in ("", self._served.code_version)
 
@@ -256,7 +258,7 @@ class InferenceAgent:
     async def _start_serving(self, bus: Bus, message: InferStart) -> None:
         try:
             await self._check_not_rolled_back(message)
-            await self._swap.first(message.model, lambda: self._load(message))
+            await self._swap.serve_first(message.model, lambda: self._load(message))
         except ModelRefused as error:
             await self._publish_refused(bus, message, str(error))
         else:
@@ -271,7 +273,7 @@ class InferenceAgent:
         await self._lifecycle.transition(InferenceEvent.INFER_UPDATE)
         try:
             await self._check_not_rolled_back(message)
-            pair = await self._swap.update(message.model, lambda: self._load(message))
+            pair = await self._swap.replace(message.model, lambda: self._load(message))
         except ModelRefused as error:
             await self._lifecycle.transition(InferenceEvent.LOAD_REFUSED, reason=str(error))
             await self._publish_refused(bus, message, str(error))
@@ -285,7 +287,7 @@ class InferenceAgent:
         self, pair: ModelPair, current: InferStart, previous: InferStart | None
     ) -> None:
         """Watch the new model and roll back to the previous one if the new one fails the watch."""
-        if await self._swap.watched(pair) or previous is None:
+        if await self._swap.watch(pair) or previous is None:
             return
         self._served = previous
         await asyncio.to_thread(_record_rollback, self._rolled_back_file, current)
@@ -326,7 +328,7 @@ class InferenceAgent:
 
     async def _publish_refused(self, bus: Bus, message: InferStart, reason: str) -> None:
         mark_failed(trace.get_current_span(), ModelRefused.__name__, reason)
-        serving = self._server.current
+        serving = self._server.current_model
         await bus.publish(
             InferRefused(
                 task=self._task.id,

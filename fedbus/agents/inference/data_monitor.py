@@ -86,7 +86,7 @@ class _Reference:
     samples: Array | None = None
     predictions: drift.NumericReference | drift.CategoricalReference | None = None
     predicted_by: LoadedModel | None = None
-    drift_unknown: str = ""
+    no_drift_reason: str = ""
     """Why drift cannot be measured; empty if it can."""
 
 
@@ -128,12 +128,12 @@ class DataMonitor:
         """Count and check the data, forever."""
         reference = await asyncio.to_thread(self._load_reference)
         async with asyncio.TaskGroup() as group:
-            group.create_task(repeat_every(self._count_s, self.count), name="count data")
+            group.create_task(repeat_every(self._count_s, self.publish_counts), name="count data")
             group.create_task(
-                repeat_every(self._table.every_s, lambda: self.check(reference)), name="check data"
+                repeat_every(self._table.every_s, lambda: self.check_new_rows(reference)), name="check data"
             )
 
-    async def count(self) -> None:
+    async def publish_counts(self) -> None:
         """Publish the counts of rows if they changed."""
         counts = await self._read_counts()
         if counts is None or counts == self._published_counts:
@@ -152,7 +152,7 @@ class DataMonitor:
             )
         )
 
-    async def check(self, reference: _Reference) -> None:
+    async def check_new_rows(self, reference: _Reference) -> None:
         """Check the newest rows, if there are new ones."""
         counts = await self._read_counts()
         if counts is None or counts == self._checked_counts or not any(vars(counts.stored).values()):
@@ -166,7 +166,7 @@ class DataMonitor:
     async def _read_counts(self) -> _DataCounts | None:
         """Read the counts after all pending writes; None if the store is unavailable."""
         try:
-            await self._captured.written()
+            await self._captured.flush()
             path = self._captured.path
             stored = await asyncio.to_thread(read_row_counts, path, self._holdout_share)
             return _DataCounts(stored, await asyncio.to_thread(read_total_counts, path))
@@ -182,14 +182,14 @@ class DataMonitor:
             data = self._reference()
         except BadTask as error:
             log.warning("Cannot load the reference data; checking without them", reason=str(error))
-            return _Reference(derive_expectation(self._table), drift_unknown=REFERENCE_UNREADABLE)
+            return _Reference(derive_expectation(self._table), no_drift_reason=REFERENCE_UNREADABLE)
         if data is None:
-            return _Reference(derive_expectation(self._table), drift_unknown=NO_REFERENCE)
+            return _Reference(derive_expectation(self._table), no_drift_reason=NO_REFERENCE)
         inputs, labels = data
         reference = _Reference(derive_expectation(self._table, inputs, labels))
         if not drift.is_scipy_available():
             log.warning("Drift detection disabled", reason=SCIPY_MISSING)
-            reference.drift_unknown = SCIPY_MISSING
+            reference.no_drift_reason = SCIPY_MISSING
             return reference
         reference.inputs = drift.build_reference(inputs)
         reference.samples = inputs[:: max(1, len(inputs) // MAX_REFERENCE_ROWS)]
@@ -220,7 +220,7 @@ class DataMonitor:
             inputs=tuple(map(_to_distribution, input_shifts)),
             predictions=_to_distribution(prediction_shift) if prediction_shift else None,
             drifting=bool(drifted),
-            drift_unknown=reference.drift_unknown,
+            drift_unknown=reference.no_drift_reason,
             serving=self._engine.current.version if self._engine.current else None,
             live=measure_live_accuracy(rows.outputs, rows.labels, rows.versions, expectation.classes),
             seconds=seconds,
@@ -237,7 +237,7 @@ class DataMonitor:
             return []
         if reference.samples is not None and rows.inputs.shape[1:] != reference.samples.shape[1:]:
             return []  # a finding of the schema check
-        return reference.inputs.shifts(rows.inputs)
+        return reference.inputs.compare(rows.inputs)
 
     def _prediction_shift(self, rows: CapturedRows, reference: _Reference) -> drift.FeatureShift | None:
         """Compare the captured predictions of the served model with its predictions on the reference."""
@@ -248,7 +248,7 @@ class DataMonitor:
         if len(outputs) < self._table.min_rows:
             return None
         predictions = self._predict_reference(model, reference, reference.samples)
-        return predictions.shift(np.asarray(to_scalars(outputs))) if predictions is not None else None
+        return predictions.compare(np.asarray(to_scalars(outputs))) if predictions is not None else None
 
     def _predict_reference(
         self, model: LoadedModel, reference: _Reference, samples: Array
@@ -258,7 +258,7 @@ class DataMonitor:
             return reference.predictions
         try:
             outputs = [
-                self._engine.in_turn(lambda batch=batch: model.predictor.predict(batch))  # type: ignore[misc]
+                self._engine.run_in_model_thread(lambda batch=batch: model.predictor.predict(batch))  # type: ignore[misc]
                 for batch in np.array_split(samples, max(1, len(samples) // _BATCH_ROWS))
             ]
         except Exception as error:  # noqa: BLE001 - code of the task, or the thread has stopped

@@ -71,27 +71,27 @@ class LoadedModel:
     predictor: Predictor
     sample_s: float = 0.0
     """Moving average of the seconds for one sample; 0 before the first batch."""
-    room: int = INITIAL_BATCH
+    batch_limit: int = INITIAL_BATCH
     """Maximum number of samples in the next batch."""
-    waiting: int = 0
+    pending_requests: int = 0
     """Number of requests that this model has accepted and not answered yet."""
-    gives: Array | None = None
+    example_output: Array | None = None
     """One prediction (1, …), for the dtype and shape of the output."""
-    answers: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RECENT_OUTPUTS))
+    recent_outputs: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RECENT_OUTPUTS))
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.idle.set()
 
-    def took(self, seconds: float, count: int, batch_s: float) -> None:
+    def record_batch(self, seconds: float, count: int, batch_s: float) -> None:
         """Record the duration of a batch of *count* samples, and adapt the size of the next batch to *batch_s*."""
         sample_s = seconds / count
         weight = _NEWEST_BATCH_WEIGHT if self.sample_s else 1.0
         self.sample_s += weight * (sample_s - self.sample_s)
         if seconds > batch_s:
-            self.room = max(1, int(count * batch_s / seconds))
-        elif seconds < batch_s / 2 and 2 * count >= self.room:
-            self.room = min(MAX_BATCH, 2 * self.room)
+            self.batch_limit = max(1, int(count * batch_s / seconds))
+        elif seconds < batch_s / 2 and 2 * count >= self.batch_limit:
+            self.batch_limit = min(MAX_BATCH, 2 * self.batch_limit)
 
 
 class ComparisonRole(StrEnum):
@@ -115,35 +115,35 @@ class ModelPair:
     errors: int = 0
     reason: str = ""
     """The last error of the new model."""
-    both: int = 0
+    compared_samples: int = 0
     """Number of samples that both models have predicted."""
-    differing: int = 0
+    disagreements: int = 0
     old_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RECENT_TIMES))
     new_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RECENT_TIMES))
-    began: float = field(default_factory=time.monotonic)
-    moved: asyncio.Event = field(default_factory=asyncio.Event)
+    started_at: float = field(default_factory=time.monotonic)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set after each change of the figures."""
-    busy: bool = False
-    due: float = 0.0
+    is_shadow_busy: bool = False
+    canary_credit: float = 0.0
 
     @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.began
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started_at
 
-    def takes_this(self) -> bool:
+    def routes_to_canary(self) -> bool:
         """Decide whether the canary answers the next request; deterministic, so that it gets exactly its share."""
-        self.due += self.share
-        if self.due < 1:
+        self.canary_credit += self.share
+        if self.canary_credit < 1:
             return False
-        self.due -= 1
+        self.canary_credit -= 1
         return True
 
-    def figures(self) -> ModelComparison:
+    def compare(self) -> ModelComparison:
         """Return the figures without the PSI of the predictions, which takes longer to compute."""
         return ModelComparison(
             samples=self.samples,
             errors=self.errors,
-            disagreement=self.differing / self.both if self.both else None,
+            disagreement=self.disagreements / self.compared_samples if self.compared_samples else None,
             old_ms=_median_ms(self.old_s),
             new_ms=_median_ms(self.new_s),
         )
@@ -202,10 +202,10 @@ class InferenceEngine:
         return self._pair
 
     @property
-    def queued(self) -> int:
+    def queue_length(self) -> int:
         return len(self._queue)
 
-    def chosen(self) -> LoadedModel:
+    def choose_model(self) -> LoadedModel:
         """Select the model for the next request.
 
         Raises:
@@ -213,13 +213,13 @@ class InferenceEngine:
 
         """
         pair = self._pair
-        if pair is not None and pair.role is ComparisonRole.CANARY and pair.takes_this():
+        if pair is not None and pair.role is ComparisonRole.CANARY and pair.routes_to_canary():
             return pair.new
         if self._serving is None:
             raise HttpError(SERVICE_UNAVAILABLE, NO_MODEL, retry_after_s=1)
         return self._serving
 
-    async def made(self, ref: ModelRef, make: MakePredictor, probe: Array | None = None) -> LoadedModel:
+    async def load_model(self, ref: ModelRef, make: MakePredictor, probe: Array | None = None) -> LoadedModel:
         """Load and probe a model while the current one serves. Raises ModelRefused."""
         model: LoadedModel = await self.run_in_load_thread(lambda: _load_and_probe(ref, make, probe))
         return model
@@ -228,7 +228,7 @@ class InferenceEngine:
         """Run the blocking *work* in the thread that loads and evaluates models."""
         return await asyncio.get_running_loop().run_in_executor(self._load_thread, work)
 
-    def in_turn(self, work: Callable[[], Array]) -> Array:
+    def run_in_model_thread(self, work: Callable[[], Array]) -> Array:
         """Run *work* in the model thread, between two batches. Blocks; not for the event loop."""
         return self._model_thread.submit(work).result()
 
@@ -237,23 +237,23 @@ class InferenceEngine:
         self._serving = model
         self._pair = None
 
-    def compare(self, new: LoadedModel, role: ComparisonRole, *, share: float = 0.0) -> ModelPair:
+    def start_comparison(self, new: LoadedModel, role: ComparisonRole, *, share: float = 0.0) -> ModelPair:
         """Start to compare *new* with the served model; for a watch, *new* becomes the served model."""
         assert self._serving is not None, "a comparison needs a served model"
         pair = ModelPair(self._serving, new, role, share)
         if role is not ComparisonRole.SHADOW:
-            new.answers.clear()
+            new.recent_outputs.clear()
         if role is ComparisonRole.WATCH:
             self._serving = new
         self._pair = pair
         return pair
 
-    def part(self, pair: ModelPair) -> None:
+    def end_comparison(self, pair: ModelPair) -> None:
         """End the comparison of *pair*; the served model stays the same."""
         if self._pair is pair:
             self._pair = None
 
-    def take_back(self, pair: ModelPair) -> None:
+    def roll_back(self, pair: ModelPair) -> None:
         """Serve the old model of *pair* again."""
         if self._pair is pair:
             self.serve(pair.old)
@@ -269,7 +269,7 @@ class InferenceEngine:
 
     # --- queue and model thread -----------------------------------------------------------------
 
-    async def ask(self, inputs: Array, model: LoadedModel) -> Prediction:
+    async def predict(self, inputs: Array, model: LoadedModel) -> Prediction:
         """Predict *inputs* (n, …) with *model*, or with the fallback if it fails.
 
         Raises:
@@ -284,7 +284,7 @@ class InferenceEngine:
             )
         request = _PendingRequest(inputs, model)
         self._queue.append(request)
-        model.waiting += 1
+        model.pending_requests += 1
         model.idle.clear()
         if self._batch_task is None or self._batch_task.done():
             self._batch_task = asyncio.create_task(self._process_queue(), name="predictions")
@@ -293,8 +293,8 @@ class InferenceEngine:
         except _PredictionFailed as error:
             raise HttpError(INTERNAL_ERROR, str(error)) from error
         finally:
-            model.waiting -= 1
-            if not model.waiting:
+            model.pending_requests -= 1
+            if not model.pending_requests:
                 model.idle.set()
 
     def _estimate_wait_s(self) -> int:
@@ -305,7 +305,7 @@ class InferenceEngine:
         """Process the queue in batches until it is empty."""
         loop = asyncio.get_running_loop()
         while self._queue:
-            batch = list(self._next_batch())
+            batch = list(self._take_batch())
             if not batch:
                 continue
             model = batch[0].model
@@ -314,15 +314,15 @@ class InferenceEngine:
             result = await loop.run_in_executor(self._model_thread, _run_batch, batch, model, fallback)
             for request, prediction in zip(batch, result.predictions, strict=True):
                 _set_result(request.prediction, prediction)
-            model.took(result.seconds, result.samples, self._batch_s)
-            model.answers.extend(result.scalars)
+            model.record_batch(result.seconds, result.samples, self._batch_s)
+            model.recent_outputs.extend(result.scalars)
             if pair is not None:
                 self._update_pair(pair, model, result)
 
-    def _next_batch(self) -> Iterator[_PendingRequest]:
+    def _take_batch(self) -> Iterator[_PendingRequest]:
         """Take the first request and those directly behind it with the same batching key, up to the batch size."""
         first = self._queue[0]
-        key, room = first.batch_key, max(first.model.room, len(first.inputs))
+        key, room = first.batch_key, max(first.model.batch_limit, len(first.inputs))
         while self._queue and self._queue[0].batch_key == key and len(self._queue[0].inputs) <= room:
             request = self._queue.popleft()
             room -= len(request.inputs)
@@ -340,13 +340,13 @@ class InferenceEngine:
             pair.new_s.append(result.seconds)
         else:
             pair.old_s.append(result.seconds)
-            if pair.role is ComparisonRole.SHADOW and not pair.busy and result.outputs is not None:
+            if pair.role is ComparisonRole.SHADOW and not pair.is_shadow_busy and result.outputs is not None:
                 self._start_shadow(pair, result.inputs, result.outputs)
-        pair.moved.set()
+        pair.changed.set()
 
     def _start_shadow(self, pair: ModelPair, inputs: Array, outputs: Array) -> None:
         """Predict a batch of the old model with the new one; batches that arrive meanwhile are skipped."""
-        pair.busy = True
+        pair.is_shadow_busy = True
         task = asyncio.create_task(self._run_shadow(pair, inputs, outputs), name="shadow")
         self._shadow_tasks.add(task)
         task.add_done_callback(self._shadow_tasks.discard)
@@ -362,12 +362,12 @@ class InferenceEngine:
             pair.reason = to_one_line(error)
         else:
             pair.new_s.append(time.monotonic() - start)
-            pair.both += len(inputs)
-            pair.differing += count_disagreements(outputs, new_outputs)
-            pair.new.answers.extend(to_scalars(new_outputs))
+            pair.compared_samples += len(inputs)
+            pair.disagreements += count_disagreements(outputs, new_outputs)
+            pair.new.recent_outputs.extend(to_scalars(new_outputs))
         pair.samples += len(inputs)
-        pair.busy = False
-        pair.moved.set()
+        pair.is_shadow_busy = False
+        pair.changed.set()
 
 
 class _PredictionFailed(Exception):
@@ -426,7 +426,7 @@ def _warm_up_on(model: LoadedModel, samples: Array) -> None:
     if probe := getattr(model.predictor, "probe", None):
         probe(samples)
     model.predictor.predict(samples)
-    model.gives = check_outputs(model.predictor.predict(samples), len(samples))[:1]
+    model.example_output = check_outputs(model.predictor.predict(samples), len(samples))[:1]
 
 
 def _warm_up_on_zeros(model: LoadedModel, shape: tuple[int, ...]) -> None:
@@ -437,7 +437,7 @@ def _warm_up_on_zeros(model: LoadedModel, shape: tuple[int, ...]) -> None:
     zeros = np.zeros((1, *(1 if size == -1 else size for size in shape)), model.predictor.input_dtype)
     try:
         model.predictor.predict(zeros)
-        model.gives = check_outputs(model.predictor.predict(zeros), 1)
+        model.example_output = check_outputs(model.predictor.predict(zeros), 1)
     except Exception as error:  # noqa: BLE001 - code of the task
         log.info("Model warm-up failed", version=model.ref.version, reason=to_one_line(error))
 
@@ -462,8 +462,8 @@ def _run_batch(
         result.scalars = to_scalars(outputs)
         ends = list(itertools.accumulate(sizes))
         result.predictions = [Prediction(part, model.ref) for part in np.split(outputs, ends[:-1])]
-        if model.gives is None:
-            model.gives = outputs[:1]
+        if model.example_output is None:
+            model.example_output = outputs[:1]
     result.seconds = time.monotonic() - start
     return result
 

@@ -27,25 +27,25 @@ class EventQueue:
         self._messages: deque[tuple[Message, contextvars.Context]] = deque(maxlen=max_queued)
         self._added = asyncio.Event()
 
-    def say(self, message: Message) -> None:
+    def enqueue(self, message: Message) -> None:
         """Queue *message* for publishing. Does not block."""
         if len(self._messages) == self._messages.maxlen:
-            log.warning("Event queue full; dropping the oldest event", message=self._messages[0][0].word)
+            log.warning("Event queue full; dropping the oldest event", message=self._messages[0][0].name)
         self._messages.append((message, contextvars.copy_context()))
         self._added.set()
 
-    async def tell(self, bus: Bus) -> None:
+    async def drain_to(self, bus: Bus) -> None:
         """Publish the queued messages to *bus*, forever. On cancellation, unpublished messages stay in the queue."""
         while True:
             while self._messages:
                 message, context = self._messages[0]
                 try:
                     await asyncio.create_task(
-                        bus.publish(message), name=f"publish {message.word}", context=context
+                        bus.publish(message), name=f"publish {message.name}", context=context
                     )
                 except (PublishRefused, ValueError) as error:
                     log.warning(
-                        "NATS rejected the event; dropping it", message=message.word, reason=str(error)
+                        "NATS rejected the event; dropping it", message=message.name, reason=str(error)
                     )
                 if self._messages and self._messages[0][0] is message:
                     self._messages.popleft()

@@ -95,7 +95,7 @@ class InferenceServer:
         self._runner: web.AppRunner | None = None
 
     @property
-    def current(self) -> ModelRef | None:
+    def current_model(self) -> ModelRef | None:
         """The reference of the served model."""
         return self.engine.current
 
@@ -135,7 +135,7 @@ class InferenceServer:
             ModelRefused: the model cannot be loaded; the current model continues to serve.
 
         """
-        self.engine.serve(await self.engine.made(ref, make, probe))
+        self.engine.serve(await self.engine.load_model(ref, make, probe))
 
     # --- HTTP ------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class InferenceServer:
         """Wrap *handler* to reserve memory for the body."""
 
         async def bounded(request: web.Request) -> web.StreamResponse:
-            with self.memory_limit.room_for(self._max_size_of(request)):
+            with self.memory_limit.reserve(self._max_size_of(request)):
                 return await handler(request)
 
         return bounded
@@ -198,18 +198,18 @@ class InferenceServer:
             return nullcontext()
         self._next_trace_at = now + TRACE_INTERVAL_S
         attributes: dict[str, str | int] = dict(self._attributes)
-        if self.current is not None:
-            attributes["fedbus.model.version"] = self.current.version
+        if self.current_model is not None:
+            attributes["fedbus.model.version"] = self.current_model.version
         return tracer.start_as_current_span("predict", Context(), SpanKind.SERVER, attributes)
 
     async def _live(self, _: web.Request) -> web.Response:
         return _json_response({"live": True})
 
     async def _ready(self, _: web.Request) -> web.Response:
-        return _json_response(self.service.ready())
+        return _json_response(self.service.check_ready())
 
     async def _model(self, _: web.Request) -> web.Response:
-        return _json_response(self.service.model())
+        return _json_response(self.service.describe_model())
 
     async def _predict(self, request: web.Request) -> web.Response:
         body = await self.service.predict(await _read_json_body(request))
@@ -221,7 +221,7 @@ class InferenceServer:
         return web.Response(status=204)
 
     async def _withdraw(self, request: web.Request) -> web.Response:
-        await self.service.withdraw(_parse_row(request))
+        await self.service.remove_label(_parse_row(request))
         return web.Response(status=204)
 
     async def _server_metadata(self, _: web.Request) -> web.Response:
@@ -231,7 +231,7 @@ class InferenceServer:
         return _json_response(self.service.build_model_metadata(*_parse_model_path(request)))
 
     async def _model_ready(self, request: web.Request) -> web.Response:
-        return _json_response(self.service.ready(*_parse_model_path(request)))
+        return _json_response(self.service.check_ready(*_parse_model_path(request)))
 
     async def _infer(self, request: web.Request) -> web.Response:
         json_bytes = _parse_json_length(request)

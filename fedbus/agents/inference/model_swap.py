@@ -52,7 +52,7 @@ class ComparisonOutcome:
     """The verdict on a pair of models, and the comparison that it is based on."""
 
     verdict: GateVerdict
-    beside: ModelComparison
+    comparison: ModelComparison
 
 
 class ModelSwap:
@@ -75,12 +75,12 @@ class ModelSwap:
         self._task = task
         self._client = client
 
-    async def first(self, ref: ModelRef, make: MakePredictor) -> None:
+    async def serve_first(self, ref: ModelRef, make: MakePredictor) -> None:
         """Serve the first model. Raises ModelRefused."""
         self._engine.serve(await self._prepare(ref, make))
         self._publish(ModelCommitted(task=self._task, client=self._client, model=ref))
 
-    async def update(self, ref: ModelRef, make: MakePredictor) -> ModelPair:
+    async def replace(self, ref: ModelRef, make: MakePredictor) -> ModelPair:
         """Replace the served model and return the pair to watch. Raises ModelRefused."""
         model = await self._prepare(ref, make)
         if self._table.shadow_samples:
@@ -89,12 +89,12 @@ class ModelSwap:
             await self._run_canary(model)
         return await self._commit(model)
 
-    async def watched(self, pair: ModelPair) -> bool:
+    async def watch(self, pair: ModelPair) -> bool:
         """Watch the new model of *pair* and return True if it passes; otherwise roll back to the old one."""
         try:
             outcome = await self._judge(pair, judge_watch, self._table.watch_s)
         finally:
-            self._engine.part(pair)
+            self._engine.end_comparison(pair)
         if outcome.verdict.passed:
             return True
         self._engine.serve(pair.old)
@@ -105,7 +105,7 @@ class ModelSwap:
                 model=pair.old.ref,
                 returned_from=pair.new.ref,
                 reason=_append_cause(outcome.verdict.reason, pair),
-                beside=outcome.beside,
+                beside=outcome.comparison,
             )
         )
         return False
@@ -115,10 +115,10 @@ class ModelSwap:
     async def _prepare(self, ref: ModelRef, make: MakePredictor) -> LoadedModel:
         start, old = time.monotonic(), self._engine.serving
         try:
-            model = await self._engine.made(ref, make, self._evaluation.probe)
+            model = await self._engine.load_model(ref, make, self._evaluation.probe)
             load_s = time.monotonic() - start
             result: EvaluationResult = await self._engine.run_in_load_thread(
-                lambda: self._evaluation.of(model, old, self._engine.in_turn)
+                lambda: self._evaluation.evaluate(model, old, self._engine.run_in_model_thread)
             )
         except ModelRefused as error:
             self._publish_rejected(ref, "load", str(error))
@@ -133,9 +133,9 @@ class ModelSwap:
                 model=ref,
                 serving=old.ref.version if old else None,
                 load_s=load_s,
-                probed=result.probed,
-                replayed=result.replayed,
-                holdout=result.holdout,
+                probed=result.probed_rows,
+                replayed=result.replayed_rows,
+                holdout=result.holdout_rows,
                 old_score=result.old_score,
                 new_score=result.new_score,
             )
@@ -145,7 +145,7 @@ class ModelSwap:
     # --- shadow and canary ---------------------------------------------------------------------
 
     async def _run_shadow(self, model: LoadedModel) -> None:
-        pair = self._engine.compare(model, ComparisonRole.SHADOW)
+        pair = self._engine.start_comparison(model, ComparisonRole.SHADOW)
         outcome = await self._require_pass(pair, "shadow", judge_shadow, self._table.shadow_s)
         self._publish(
             ModelShadowed(
@@ -153,14 +153,14 @@ class ModelSwap:
                 client=self._client,
                 model=model.ref,
                 serving=pair.old.ref.version,
-                beside=outcome.beside,
-                seconds=pair.seconds,
+                beside=outcome.comparison,
+                seconds=pair.elapsed_s,
             )
         )
 
     async def _run_canary(self, model: LoadedModel) -> None:
         share = self._table.canary_share
-        pair = self._engine.compare(model, ComparisonRole.CANARY, share=share)
+        pair = self._engine.start_comparison(model, ComparisonRole.CANARY, share=share)
         outcome = await self._require_pass(pair, "canary", judge_canary, self._table.canary_s)
         self._publish(
             ModelCanaried(
@@ -169,8 +169,8 @@ class ModelSwap:
                 model=model.ref,
                 serving=pair.old.ref.version,
                 share=share,
-                beside=outcome.beside,
-                seconds=pair.seconds,
+                beside=outcome.comparison,
+                seconds=pair.elapsed_s,
             )
         )
 
@@ -186,37 +186,37 @@ class ModelSwap:
         try:
             outcome = await self._judge(pair, judge, timeout_s)
         finally:
-            self._engine.part(pair)
+            self._engine.end_comparison(pair)
         if not outcome.verdict.passed:
             reason = _append_cause(outcome.verdict.reason, pair)
-            self._publish_rejected(pair.new.ref, step, reason, beside=outcome.beside)
+            self._publish_rejected(pair.new.ref, step, reason, beside=outcome.comparison)
             raise ModelRefused(reason)
         return outcome
 
     async def _judge(self, pair: ModelPair, judge: Judge, timeout_s: float) -> ComparisonOutcome:
         """Judge *pair* after each change until there is a verdict; *judge* decides at the latest at *timeout_s*."""
         while True:
-            pair.moved.clear()
-            comparison = pair.figures()
+            pair.changed.clear()
+            comparison = pair.compare()
             if self._table.max_answer_psi is not None:
                 comparison = await self._compare_with_psi(pair)
-            verdict = judge(comparison, pair.seconds, self._table)
+            verdict = judge(comparison, pair.elapsed_s, self._table)
             if verdict is not None:
                 return ComparisonOutcome(verdict, await self._compare_with_psi(pair))
-            await _wait_for_change(pair, timeout_s - pair.seconds)
+            await _wait_for_change(pair, timeout_s - pair.elapsed_s)
 
     async def _compare_with_psi(self, pair: ModelPair) -> ModelComparison:
         """Return the comparison with the PSI between the predictions of both models."""
-        old, new = list(pair.old.answers), list(pair.new.answers)
+        old, new = list(pair.old.recent_outputs), list(pair.new.recent_outputs)
         psi = await asyncio.to_thread(prediction_psi, old, new, at_least=self._table.min_answers)
-        return pair.figures().model_copy(update={"answer_psi": psi})
+        return pair.compare().model_copy(update={"answer_psi": psi})
 
     # --- commit ----------------------------------------------------------------------------------
 
     async def _commit(self, model: LoadedModel) -> ModelPair:
-        pair = self._engine.compare(model, ComparisonRole.WATCH)
+        pair = self._engine.start_comparison(model, ComparisonRole.WATCH)
         old, start = pair.old, time.monotonic()
-        pending = old.waiting
+        pending = old.pending_requests
         await old.idle.wait()
         self._publish(
             ModelCommitted(
@@ -259,7 +259,7 @@ async def _wait_for_change(pair: ModelPair, within_s: float) -> None:
     """Wait until *pair* changes, at most *within_s*."""
     try:
         async with asyncio.timeout(max(0.0, within_s)):
-            await pair.moved.wait()
+            await pair.changed.wait()
             await asyncio.sleep(JUDGE_INTERVAL_S)
     except TimeoutError:
         return

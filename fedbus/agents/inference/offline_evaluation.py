@@ -42,9 +42,9 @@ RunInModelThread: TypeAlias = Callable[[Callable[[], Array]], Array]
 class EvaluationResult:
     """The result of the offline evaluation of a new model."""
 
-    probed: int = 0
-    replayed: int = 0
-    holdout: int = 0
+    probed_rows: int = 0
+    replayed_rows: int = 0
+    holdout_rows: int = 0
     old_score: float | None = None
     new_score: float | None = None
     verdict: GateVerdict = PASSED
@@ -71,7 +71,9 @@ class OfflineEvaluation:
         self._holdout = holdout
         self._score = score
 
-    def of(self, new: LoadedModel, old: LoadedModel | None, in_turn: RunInModelThread) -> EvaluationResult:
+    def evaluate(
+        self, new: LoadedModel, old: LoadedModel | None, in_turn: RunInModelThread
+    ) -> EvaluationResult:
         """Evaluate *new*, and compare its score with that of *old*, if there is one.
 
         *in_turn* runs the predictions of *old* in the model thread, between two batches.

@@ -55,7 +55,7 @@ class ModelInput:
 
     dtype: "np.dtype[Any]"
     shape: Shape | None
-    most: int
+    max_samples: int
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def parse_json_object(content: bytes) -> dict[str, Any]:
 
 
 def check_count(count: int, model_input: ModelInput) -> None:
-    if count > model_input.most:
-        raise HttpError(CONTENT_TOO_LARGE, f"too many samples: {count} (limit {model_input.most})")
+    if count > model_input.max_samples:
+        raise HttpError(CONTENT_TOO_LARGE, f"too many samples: {count} (limit {model_input.max_samples})")
 
 
 def check_shape(shape: Shape, model_input: ModelInput) -> None:

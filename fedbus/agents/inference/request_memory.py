@@ -18,11 +18,11 @@ class RequestMemoryLimit:
         self._reserved_bytes = 0
 
     @property
-    def bytes(self) -> int:
+    def reserved_bytes(self) -> int:
         return self._reserved_bytes
 
     @contextmanager
-    def room_for(self, size_bytes: int) -> Iterator[None]:
+    def reserve(self, size_bytes: int) -> Iterator[None]:
         """Reserve *size_bytes* while the block runs.
 
         Raises:

@@ -70,9 +70,9 @@ class PredictionService:
             HttpError: the request is invalid, or no model can answer it now.
 
         """
-        model = self._engine.chosen()
+        model = self._engine.choose_model()
         samples = await _run_off_loop(len(content), parse_samples, content, self._model_input(model))
-        prediction = await self._engine.ask(samples.inputs, model)
+        prediction = await self._engine.predict(samples.inputs, model)
         check_labels(samples.labels, self._classes_of(model))  # known after the first prediction
         ids = await _run_off_loop(
             samples.inputs.nbytes, self._capture_rows, samples.inputs, prediction, samples.labels
@@ -90,11 +90,11 @@ class PredictionService:
 
         """
         self._check_known(model, version)
-        loaded = self._engine.chosen()
+        loaded = self._engine.choose_model()
         request = await _run_off_loop(
             len(content), protocol.parse_request, content, json_bytes, self._model_input(loaded)
         )
-        prediction = await self._engine.ask(request.inputs, loaded)
+        prediction = await self._engine.predict(request.inputs, loaded)
         no_labels: list[Label | None] = [None] * len(request.inputs)
         ids = await _run_off_loop(
             request.inputs.nbytes, self._capture_rows, request.inputs, prediction, no_labels
@@ -115,7 +115,7 @@ class PredictionService:
         with _translate_store_errors():
             await self._require_capture(row).label(row, label)
 
-    async def withdraw(self, row: int) -> None:
+    async def remove_label(self, row: int) -> None:
         """Remove the label of the prediction *row*.
 
         Raises:
@@ -123,9 +123,9 @@ class PredictionService:
 
         """
         with _translate_store_errors():
-            await self._require_capture(row).withdraw(row)
+            await self._require_capture(row).remove_label(row)
 
-    def ready(self, model: str | None = None, version: str | None = None) -> dict[str, Any]:
+    def check_ready(self, model: str | None = None, version: str | None = None) -> dict[str, Any]:
         """Return the readiness response.
 
         Raises:
@@ -136,7 +136,7 @@ class PredictionService:
             self._check_known(model, version)
         return {"ready": True, "model_version": self._require_model().ref.version}
 
-    def model(self) -> dict[str, Any]:
+    def describe_model(self) -> dict[str, Any]:
         """Return the reference of the served model."""
         current = self._engine.current
         return {"model": current.model_dump(mode="json") if current else None}
@@ -151,7 +151,7 @@ class PredictionService:
         self._check_known(model, version)
         loaded = self._require_model()
         return protocol.build_metadata(
-            self._name, loaded.ref.version, self._model_input(loaded), PLATFORM, loaded.gives
+            self._name, loaded.ref.version, self._model_input(loaded), PLATFORM, loaded.example_output
         )
 
     def build_server_metadata(self) -> dict[str, Any]:

@@ -190,8 +190,8 @@ class ServerManager:
         await self._bus.create_streams()
         async with (
             LifecycleStore.open(self._bus) as lives,
-            Timers.running() as self._timers,
-            self._bus.listen(AgentName.SERVER_MANAGER, task=self._id) as inbox,
+            Timers.open() as self._timers,
+            self._bus.consume(AgentName.SERVER_MANAGER, task=self._id) as inbox,
         ):
             started = await self._load(lives)
             try:
@@ -213,27 +213,27 @@ class ServerManager:
     async def _load(self, lives: LifecycleStore) -> ManagerStarted:
         """Read both lifecycles, and the code that they name."""
         own = self._task.code_version
-        self._server = await lives.of(SERVER, ServerData(task=self._id))
+        self._server = await lives.load(SERVER, ServerData(task=self._id))
         facts = CodeData(task=self._id, code_version=own, source=self._repository.source)
-        self._code = await lives.of(CODE, facts)
+        self._code = await lives.load(CODE, facts)
         server, code = self._server, self._code
-        if not server.born:
+        if not server.exists:
             await server.create()
-        if not code.born:
+        if not code.exists:
             await code.create()
         self._machine = ServerMachine(
             self._task,
-            ServerRecord(server.state, server.facts, server.event or SERVER.creation, server.reason),
-            CodeRecord(code.state, code.facts, code.event or CODE.creation, code.reason),
+            ServerRecord(server.state, server.data, server.event or SERVER.creation, server.reason),
+            CodeRecord(code.state, code.data, code.event or CODE.creation, code.reason),
         )
         self._watcher = CodeWatcher(
             self._bus, self._repository, self._flower, self._machine, decide=self._decide, ask=self._ask
         )
-        version = code.facts.code_version
+        version = code.data.code_version
         deployed = self._task if version == own else await self._load_task(version)
         if code.state is CodeState.STEADY or not isinstance(deployed, Task):
             return ManagerStarted(deployed)
-        candidate = await self._load_task(code.facts.candidate)
+        candidate = await self._load_task(code.data.candidate)
         answers = [
             *await self._bus.last_per_sender(CodeReady, task=self._id),
             *await self._bus.last_per_sender(CodeRefused, task=self._id),
@@ -247,7 +247,7 @@ class ServerManager:
         attempt = 0
         while True:
             try:
-                return await self._repository.task_at(version)
+                return await self._repository.load_task(version)
             except CodeRejected as error:
                 return CodeUnusable(str(error))
             except CodeUnavailable as error:
@@ -258,7 +258,7 @@ class ServerManager:
 
     async def _trace_of_the_log(self) -> str:
         """The trace of the run that is under way, or whose end is not published yet; empty for none."""
-        facts = self._server.facts
+        facts = self._server.data
         closed = await self._bus.last_per_sender(ServerClosed, task=self._id)
         is_over = self._server.state is ServerState.WAITING
         if is_over and any(isinstance(one, ServerClosed) and one.run == facts.run for one in closed):
@@ -287,7 +287,7 @@ class ServerManager:
             await self._decide(request(request_id))
             return await reply
         except Exception as error:  # nats-py would only log it: a half-performed decision ends the agent
-            self._timers.after("failed decision", 0.0, partial(_raise, error))
+            self._timers.schedule_after("failed decision", 0.0, partial(_raise, error))
             raise
         finally:
             del self._replies[request_id]
@@ -371,7 +371,7 @@ class ServerManager:
         return None
 
     def _start_timer(self, timer: TimerName, delay_s: float) -> None:
-        self._timers.after(timer, delay_s, partial(self._decide, TimerFired(timer)))
+        self._timers.schedule_after(timer, delay_s, partial(self._decide, TimerFired(timer)))
 
     async def _query(self, query: Query) -> Event:
         match query:
@@ -404,7 +404,7 @@ class ServerManager:
 
     def _start_job(self, job: Job) -> None:
         """Do *job* in a task of its own; one of the same kind that is under way is cancelled."""
-        self._timers.after(type(job).__name__, 0.0, partial(self._do, job))
+        self._timers.schedule_after(type(job).__name__, 0.0, partial(self._do, job))
 
     async def _do(self, job: Job) -> None:
         if (result := await self._result_of(job)) is not None:

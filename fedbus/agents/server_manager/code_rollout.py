@@ -406,7 +406,7 @@ class CodeRollout:
         reason = revert_reason(rollout.task.table.rollout, trial)
         if reason is not None:
             return self._revert(reason)
-        if trial.unjudged:
+        if trial.is_unjudged:
             data = {"code": self.data.candidate}
             return [Log("info", "Candidate run was not evaluated; starting another trial run", data)]
         if self.data.stage + 1 < len(self.data.stages):
@@ -469,7 +469,7 @@ def _stage(
 
 
 def _plan(request: OpenRun, task: Task) -> RunPlan:
-    return request.plan if request.overrides is None else request.overrides.over(task.table.plan)
+    return request.plan if request.overrides is None else request.overrides.apply_to(task.table.plan)
 
 
 def _without(version: str, rejected: Mapping[str, str]) -> dict[str, str]:

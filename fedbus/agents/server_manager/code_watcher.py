@@ -106,7 +106,7 @@ class CodeWatcher:
     async def run(self) -> None:
         """Poll the ref without end, in intervals that grow while nothing is new."""
         wait_s = POLL_S
-        while self._code.follows:
+        while self._code.can_update:
             try:
                 found = await self._poll()
             except FollowingBlocked as error:
@@ -126,9 +126,9 @@ class CodeWatcher:
     async def _poll(self) -> CodeLookedFor:
         """Fetch the ref, and review its version where that is new. Raises FollowingBlocked."""
         async with self._review_lock:
-            signers = self._code.trust
+            signers = self._code.signers_fingerprint
             try:
-                found = await self._code.newest()
+                found = await self._code.fetch_latest()
             except HistoryRewritten as error:
                 return CodeLookedFor(found=error.new, news=await self._reject_rewrite(error))
             except CodeUnavailable as error:
@@ -139,7 +139,7 @@ class CodeWatcher:
 
     def _needs_review(self, version: str) -> bool:
         """True for a new version, and for one that no allowed signer signed, when the allowed signers have changed."""
-        have_signers_changed = self._code.trust != self._signers
+        have_signers_changed = self._code.signers_fingerprint != self._signers
         is_unsigned = version in self._rollout.data.not_signed
         return (is_unsigned and have_signers_changed) or not self._rollout.is_known(version)
 
@@ -175,7 +175,7 @@ class CodeWatcher:
     async def _load_checked_task(self, version: str, *, new_lineage: bool) -> Task:
         """The task at *version*, where it passes its check; raises CodeRejected and FollowingBlocked."""
         try:
-            task = await self._code.task_at(version)
+            task = await self._code.load_task(version)
         except CodeUnavailable as error:
             raise FollowingBlocked(str(error)) from error
         own = self._rollout.deployed.id
@@ -208,7 +208,7 @@ class CodeWatcher:
         return {LookForCode: self._poll_now, RollOutCode: self._roll_out, RevertCode: self._revert}
 
     async def _poll_now(self, _: LookForCode) -> Body:
-        if not self._code.follows:
+        if not self._code.can_update:
             return Refused(
                 reason=f"the code is a directory, {self._code.source}, and no repository is followed: "
                 "start the server with --task git+URL"
@@ -282,7 +282,7 @@ class CodeWatcher:
 
 async def read_fleet(bus: Bus, task: str) -> Mapping[str, Mapping[str, str]]:
     """The labels of every client of *task* that is not terminated."""
-    found = await bus.states("client", f"*.{task}")
+    found = await bus.current_states("client", f"*.{task}")
     return {
         one.facts.client: one.facts.labels
         for one in found

@@ -1,10 +1,6 @@
 """Effects of the server manager: everything that its decisions have the agent do.
 
-There are three kinds:
-
-- *Action*: performed at once, without a result.
-- *Query*: performed at once; its result is the next event, before any other. It is the last effect of its event.
-- *Job*: performed in a task of its own; its result is an event among others.
+The three kinds of effects are described in `fedbus.agents.common.machine`.
 """
 
 from dataclasses import dataclass, field

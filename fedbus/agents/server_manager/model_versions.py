@@ -99,7 +99,7 @@ class ModelVersions:
         For a federation that never had a model; see `load_known`. Raises StoreError.
         """
         await self._models.prepare()
-        latest = await self._models.latest()
+        latest = await self._models.read_latest()
         return await self._load_served(latest) if latest else None
 
     async def load_known(self, model: ModelRef, term: int) -> ChampionDetails:
@@ -107,11 +107,11 @@ class ModelVersions:
 
         Raises StoreError; StoreEmpty where the store is empty.
         """
-        latest = await self._models.latest()
+        latest = await self._models.read_latest()
         if latest is None:
             raise StoreEmpty(self._models.url, model)
         await self._check_holds(model)
-        if term and await self._models.champion() is None:
+        if term and await self._models.read_champion() is None:
             raise StoreCorrupt(
                 f"{self._models.url}, champion", f"it is missing, and version {model.version} was served"
             )
@@ -119,7 +119,7 @@ class ModelVersions:
 
     async def _check_holds(self, model: ModelRef) -> None:
         try:
-            manifest = await self._models.manifest(model.version)
+            manifest = await self._models.read_manifest(model.version)
         except VersionMissing as error:
             raise WrongStore(self._models.url, str(error), model) from error
         if manifest.sha256 != model.sha256:
@@ -127,9 +127,9 @@ class ModelVersions:
 
     async def _load_served(self, latest: Manifest) -> ChampionDetails:
         """In a store without a champion pointer, the latest version becomes the champion."""
-        champion = await self._models.champion()
+        champion = await self._models.read_champion()
         if champion is not None:
-            return self._record_champion(champion, await self._models.manifest(champion.version))
+            return self._record_champion(champion, await self._models.read_manifest(champion.version))
         return await self._promote(latest, "the latest version of the store")
 
     async def promote(self, version: int, reason: str, *, new_term: bool = False) -> ChampionDetails:
@@ -141,13 +141,13 @@ class ModelVersions:
             new_term: Begin another term even where *version* is the champion.
 
         """
-        return await self._promote(await self._models.manifest(version), reason, new_term=new_term)
+        return await self._promote(await self._models.read_manifest(version), reason, new_term=new_term)
 
     async def _promote(self, manifest: Manifest, reason: str, *, new_term: bool = False) -> ChampionDetails:
-        present = await self._models.champion()
+        present = await self._models.read_champion()
         if present is not None and present.version == manifest.version and not new_term:
             return self._record_champion(present, manifest)
-        await self._models.path_of(manifest.sha256)  # fails here where its weights were deleted
+        await self._models.local_path(manifest.sha256)  # fails here where its weights were deleted
         before = (present.version, *present.before) if present else ()
         champion = Champion(
             version=manifest.version,
@@ -158,7 +158,7 @@ class ModelVersions:
             since=datetime.now(UTC),
             reason=reason[:500],
         )
-        return self._record_champion(await self._models.crown(champion), manifest)
+        return self._record_champion(await self._models.set_champion(champion), manifest)
 
     def _record_champion(self, champion: Champion, manifest: Manifest) -> ChampionDetails:
         self._code_of_model[manifest.sha256] = manifest.code_version
@@ -167,16 +167,16 @@ class ModelVersions:
     async def read_code_version(self, model: ModelRef) -> str:
         """The code version that made *model*; raises StoreError."""
         if model.sha256 not in self._code_of_model:
-            self._code_of_model[model.sha256] = (await self._models.manifest(model.version)).code_version
+            self._code_of_model[model.sha256] = (await self._models.read_manifest(model.version)).code_version
         return self._code_of_model[model.sha256]
 
     async def read_manifest(self, version: int) -> Manifest:
         """The manifest of *version*; raises StoreError."""
-        return await self._models.manifest(version)
+        return await self._models.read_manifest(version)
 
     async def previous_champion(self) -> int:
         """The champion before this one; raises NoPreviousChampion."""
-        present = await self._models.champion()
+        present = await self._models.read_champion()
         if present is None or not present.before:
             raise NoPreviousChampion(
                 "there is no champion before this one to roll back to: see fedbus model ls"
@@ -189,7 +189,7 @@ class ModelVersions:
         self, artifact: Artifact, *, code_version: str, new_lineage: bool = False
     ) -> Manifest:
         """Publish the first version of the task, or of a new lineage; raises StoreError."""
-        versions = await self._models.versions()
+        versions = await self._models.list_versions()
         lineage = max((one.lineage for one in versions), default=0)
         if versions and not new_lineage:
             return versions[-1]  # published by a manager that stopped before it was promoted
@@ -208,10 +208,10 @@ class ModelVersions:
 
         Raises StoreError.
         """
-        latest = await self._models.latest()
+        latest = await self._models.read_latest()
         if latest is not None and (latest.run, latest.sha256) == (run.run, run.result.sha256):
             return latest  # the run of another server may have the same name, but not the same weights
-        parent = await self._models.manifest(run.base.version)
+        parent = await self._models.read_manifest(run.base.version)
         last = run.last
         manifest = Manifest(
             **run.result.model_dump(include=set(Artifact.model_fields)),
@@ -232,7 +232,7 @@ class ModelVersions:
             return await self._models.publish(self._sign(manifest))
 
     def _sign(self, manifest: Manifest) -> Manifest:
-        return self._signer.seal(manifest) if self._signer else manifest
+        return self._signer.sign(manifest) if self._signer else manifest
 
     async def judge(self, table: TaskTable, candidate: Manifest, run: ServerPublishing) -> PromotionVerdict:
         """Decide whether *candidate*, the result of *run*, replaces the champion by itself; raises StoreError."""
@@ -241,11 +241,11 @@ class ModelVersions:
         if run.base.version != run.model.version:
             return PromotionVerdict(
                 promote=False,
-                judged=False,
+                was_compared=False,
                 reason=f"it was made from version {run.base.version}, and version {run.model.version} has been "
                 f"served since: fedbus model promote {candidate.version} serves it all the same",
             )
-        served = await self._models.manifest(run.model.version)
+        served = await self._models.read_manifest(run.model.version)
         return judge_candidate(table.gate, candidate.metrics, served.metrics)
 
     # --- the offer ----------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ class ModelVersions:
 
     async def local_path(self, artifact: Artifact) -> Path:
         """The local file with these weights; raises StoreError."""
-        return await self._models.path_of(artifact.sha256)
+        return await self._models.local_path(artifact.sha256)
 
     def withdraw(self) -> None:
         """End the offer."""

@@ -36,9 +36,7 @@ class ServerRecord(LifecycleRecord[ServerState, ServerEvent, ServerData]):
     ) -> MoveServer:
         """Follow the arrow of *event*; raises IllegalTransition and IllegalChange."""
         changes = changes or {}
-        target = SERVER.advance(self.state, event)
-        self.data = SERVER.change(event, self.data, changes)
-        self.state, self.event, self.reason = target, event, reason
+        self._advance(SERVER, event, changes, reason)
         return MoveServer(event, changes, reason, deadline)
 
 
@@ -48,7 +46,5 @@ class CodeRecord(LifecycleRecord[CodeState, CodeEvent, CodeData]):
     def move(self, event: CodeEvent, changes: CodeChanges | None = None, *, reason: str = "") -> MoveCode:
         """Follow the arrow of *event*; raises IllegalTransition and IllegalChange."""
         changes = changes or {}
-        target = CODE.advance(self.state, event)
-        self.data = CODE.change(event, self.data, changes)
-        self.state, self.event, self.reason = target, event, reason
+        self._advance(CODE, event, changes, reason)
         return MoveCode(event, changes, reason[:REASON_CHARS])

@@ -71,7 +71,6 @@ HINDERED_S: Final = 60.0
 """How long after a run that failed through no fault of its code the candidate is tried again."""
 
 
-
 @dataclass(frozen=True)
 class _Opening:
     """A run whose code is compared with the champion."""
@@ -278,7 +277,7 @@ class TrainingRun:
                 self._finding = message.run
                 return [FindFlowerServer(message.run, message.reason)]
             case _:
-                data = {"message": message.word, "state": str(self._server.state)}
+                data = {"message": message.name, "state": str(self._server.state)}
                 return [Log("debug", "Ignoring message for a finished run", data)]
 
     def _client_joined(self, message: ClientJoined) -> list[Effect]:
@@ -428,7 +427,9 @@ class TrainingRun:
         return [
             *self._end(ServerEvent.CANDIDATE_KEPT, reason, changes),
             self._retire(event.keep),
-            *self._judge(kept_back=verdict.reason if verdict.judged else "", is_unjudged=not verdict.judged),
+            *self._judge(
+                kept_back=verdict.reason if verdict.was_compared else "", is_unjudged=not verdict.was_compared
+            ),
         ]
 
     def offered(self, then: CloseRun) -> list[Effect]:

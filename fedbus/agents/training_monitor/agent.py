@@ -1,8 +1,7 @@
-"""The training monitor: follows a task's runs round by round, and tells the trackers that people keep their curves in.
+"""The training monitor: follows a task's runs round by round, and forwards their metrics to experiment trackers.
 
-It reads the log and says nothing, so that whatever becomes of it, no run is any different. What a tracker
-does with a figure is the tracker's own; one that blocks, blocks a thread of its own, and one that fails
-again and again is left out until the monitor is started anew.
+It reads the log and publishes nothing, so that its failure does not affect any run. A tracker that blocks, blocks
+only its own thread; one that fails repeatedly is disabled until the monitor restarts.
 """
 
 import asyncio
@@ -29,9 +28,9 @@ from fedbus.stores.trackers.interface import RunEnded, TrackedRound, TrackedRun,
 from fedbus.stores.trackers.local import LocalTracker
 
 MAX_TRACKED_CLIENTS: Final = 100
-"""Of a round's clients, those whose own figures are kept: curves of more are read by nobody."""
+"""Clients of a round whose own metrics are forwarded."""
 MAX_QUEUED_EVENTS: Final = 1000
-"""What may wait for a tracker that is slow, before it misses something."""
+"""Events that are queued for a slow tracker; more are dropped."""
 MAX_FAILURES: Final = 3
 CLOSE_S: Final = 30.0
 
@@ -41,72 +40,71 @@ log = structlog.get_logger("fedbus.training_monitor")
 
 
 class TrackerThread:
-    """One tracker, in a thread of its own. *memory* knows what it was told before."""
+    """Runs one tracker in a thread of its own. *memory* records the delivered events across restarts."""
 
     def __init__(self, name: str, tracker: Tracker, memory: LocalTracker) -> None:
         self._name = name
         self._tracker = tracker
         self._memory = memory
-        self._waiting: queue.Queue[TrackerEvent | None] = queue.Queue(MAX_QUEUED_EVENTS)
+        self._queue: queue.Queue[TrackerEvent | None] = queue.Queue(MAX_QUEUED_EVENTS)
         self._failures = 0
-        self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"tracker {name}", daemon=True)
         self._thread.start()
 
-    def tell(self, word: TrackerEvent) -> None:
-        """Never waits: what does not fit is missed, and said to be."""
+    def enqueue(self, event: TrackerEvent) -> None:
+        """Queue *event* without waiting; if the queue is full, it is dropped with a warning."""
         try:
-            self._waiting.put_nowait(word)
+            self._queue.put_nowait(event)
         except queue.Full:
-            log.warning("the tracker is too slow, and misses a word", tracker=self._name, run=word.run)
+            log.warning("Tracker queue full; dropping an event", tracker=self._name, run=event.run)
 
     def close(self) -> None:
-        """Have it take what waits, and end; blocking, for CLOSE_S at the longest."""
+        """Deliver the queued events and end the thread. Blocks for at most CLOSE_S."""
         try:
-            self._waiting.put(None, timeout=CLOSE_S)
+            self._queue.put(None, timeout=CLOSE_S)
         except queue.Full:
             return
         self._thread.join(CLOSE_S)
 
-    def _work(self) -> None:
-        while (word := self._waiting.get()) is not None:
+    def _run(self) -> None:
+        while (event := self._queue.get()) is not None:
             if self._failures < MAX_FAILURES:
-                self._hand_over(word)
-        self._guarded(self._tracker.close, "close")
+                self._deliver(event)
+        self._call_tracker(self._tracker.close, "close")
 
-    def _hand_over(self, word: TrackerEvent) -> None:
-        what = f"round {word.round}" if isinstance(word, TrackedRound) else type(word).__name__
-        self._guarded(lambda: self._once(word, what), what)
+    def _deliver(self, event: TrackerEvent) -> None:
+        step = f"round {event.round}" if isinstance(event, TrackedRound) else type(event).__name__
+        self._call_tracker(lambda: self._deliver_once(event, step), step)
 
-    def _once(self, word: TrackerEvent, what: str) -> None:
-        if self._memory.was_delivered(self._name, word.run, what):
+    def _deliver_once(self, event: TrackerEvent, step: str) -> None:
+        if self._memory.was_delivered(self._name, event.run, step):
             return
-        match word:
+        match event:
             case TrackedRun():
-                self._tracker.begin(word)
+                self._tracker.begin(event)
             case TrackedRound():
-                self._tracker.round(word)
+                self._tracker.round(event)
             case RunEnded():
-                self._tracker.end(word)
-        self._memory.tell(self._name, word.run, what)
+                self._tracker.end(event)
+        self._memory.mark_delivered(self._name, event.run, step)
 
-    def _guarded(self, work: Callable[[], None], what: str) -> None:
-        """Somebody else's code may raise anything, and costs nobody a run."""
+    def _call_tracker(self, call: Callable[[], None], step: str) -> None:
+        """Call the tracker; third-party code may raise any exception, which must not affect a run."""
         try:
-            work()
+            call()
         except Exception as error:  # noqa: BLE001
             self._failures += 1
-            log.warning(
-                "a tracker failed", tracker=self._name, at=what, reason=" ".join(str(error).split())[:300]
-            )
+            reason = " ".join(str(error).split())[:300]
+            log.warning("Tracker failed", tracker=self._name, step=step, reason=reason)
             if self._failures == MAX_FAILURES:
-                log.warning("the tracker is left out until the monitor is started anew", tracker=self._name)
+                log.warning("Tracker disabled until the monitor restarts", tracker=self._name)
         else:
             self._failures = 0
 
 
 @log_method_calls
 class TrainingMonitor:
-    """Follows the runs of *task*. *trackers* are told, by their names; *memory* is the one that is always there."""
+    """Forwards the runs of *task* to *trackers*, by name, and always to the built-in tracker *memory*."""
 
     def __init__(
         self, bus: Bus, task: str, memory: LocalTracker, trackers: Mapping[str, Tracker] | None = None
@@ -118,20 +116,20 @@ class TrainingMonitor:
         self._threads: Sequence[TrackerThread] = ()
         self._client_stats = ClientStatsCollector()
         self._steps: dict[str, int] = {}
-        """Rounds of all runs before each run."""
+        """The number of rounds before each run, over all runs."""
         self._next_step = 0
         self.ready = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Follow until *stop* is set: from the beginning of the log, since a tracker knows what it has heard."""
+        """Follow the runs until *stop* is set, from the beginning of the log: delivered events are skipped."""
         self._threads = [
             TrackerThread(name, tracker, self._memory) for name, tracker in self._trackers.items()
         ]
         try:
             await wait_for_first(stop.wait(), self._follow())
         finally:
-            for told in reversed(self._threads):  # the first of them is the memory of all
-                await asyncio.to_thread(told.close)
+            for thread in reversed(self._threads):  # the first is the built-in tracker, which the others need
+                await asyncio.to_thread(thread.close)
 
     async def _follow(self) -> None:
         while True:
@@ -139,16 +137,16 @@ class TrainingMonitor:
 
     async def _follow_runs(self) -> None:
         wanted = [subjects.lifecycle(self._bus.fed, "run", ">")]
-        async with self._bus.watch(lifecycle_stream(self._bus.fed), wanted, whole=True) as moves:
+        async with self._bus.read_stream(lifecycle_stream(self._bus.fed), wanted, whole=True) as moves:
             self.ready.set()
-            async for seen in moves:
-                move = seen.message
+            async for stored in moves:
+                move = stored.message
                 if (
                     isinstance(move, Transition)
                     and isinstance(move.facts, RunData)
                     and move.task == self._task
                 ):
-                    self._on_run_transition(move, move.facts, seen.envelope.time)
+                    self._on_run_transition(move, move.facts, stored.envelope.time)
 
     def _on_run_transition(self, move: Transition, facts: RunData, at: datetime) -> None:
         if facts.run not in self._steps:
@@ -164,7 +162,7 @@ class TrainingMonitor:
     def _on_round_finished(self, facts: RunData, result: RoundResult, at: datetime) -> None:
         step = self._steps[facts.run] + result.round
         self._next_step = max(self._next_step, step)
-        self._client_stats.see(result)
+        self._client_stats.add_round(result)
         clients = self._client_metrics(result)
         self._enqueue(
             TrackedRound(
@@ -177,32 +175,32 @@ class TrainingMonitor:
                 clients=clients,
             )
         )
-        for client, figures in clients.items():
-            about = {TASK: self._task, CLIENT: client}
-            set_gauge(CLIENT_RELIABILITY, figures["reliability"], about)
-            if (contribution := figures.get("contribution")) is not None:
-                set_gauge(CLIENT_CONTRIBUTION, contribution, about)
+        for client, metrics in clients.items():
+            attributes = {TASK: self._task, CLIENT: client}
+            set_gauge(CLIENT_RELIABILITY, metrics["reliability"], attributes)
+            if (contribution := metrics.get("contribution")) is not None:
+                set_gauge(CLIENT_CONTRIBUTION, contribution, attributes)
 
     def _client_metrics(self, result: RoundResult) -> dict[str, dict[str, float]]:
-        """What a round was to each client: its own figures, where its time went, and what it is worth by now."""
-        asked = sorted(result.participants.keys() | result.failures.keys())[:MAX_TRACKED_CLIENTS]
-        return {client: result.of_client(client) | self._client_score(client) for client in asked}
+        """Return for each client its metrics of the round, and its reliability and contribution so far."""
+        clients = sorted(result.participants.keys() | result.failures.keys())[:MAX_TRACKED_CLIENTS]
+        return {client: result.client_metrics(client) | self._client_score(client) for client in clients}
 
     def _client_score(self, client: str) -> dict[str, float]:
-        standing = self._client_stats.of(client)
-        worth = {"reliability": standing.reliability, "contribution": standing.contribution}
-        return {name: value for name, value in worth.items() if value is not None}
+        stats = self._client_stats.stats_of(client)
+        scores = {"reliability": stats.reliability, "contribution": stats.contribution}
+        return {name: value for name, value in scores.items() if value is not None}
 
-    def _enqueue(self, word: TrackerEvent) -> None:
-        for told in self._threads:
-            told.tell(word)
+    def _enqueue(self, event: TrackerEvent) -> None:
+        for thread in self._threads:
+            thread.enqueue(event)
 
 
 def _round_metrics(result: RoundResult) -> dict[str, float]:
-    """What the app reports, loss and accuracy under these very names, and what the round itself was like."""
-    joined = {"loss": result.loss, "accuracy": result.accuracy}
-    reported = result.metrics | {name: value for name, value in joined.items() if value is not None}
-    if result.round == 0:  # the model that the run began with: its step is that of the round before it
+    """Return the metrics of the app, with ``loss`` and ``accuracy``, and those of the round itself."""
+    common = {"loss": result.loss, "accuracy": result.accuracy}
+    reported = result.metrics | {name: value for name, value in common.items() if value is not None}
+    if result.round == 0:  # the initial model of the run: its step is that of the round before
         return reported
     return {
         **reported,

@@ -55,7 +55,7 @@ _MODEL: Final[CommandTable] = {
     ),
     "bucket": Command(
         "fedbus.app.cli.commands.model.bucket:bucket",
-        "Create the bucket of a repository in an S3; an existing bucket stays unchanged.",
+        "Create the S3 bucket of a model repository; an existing bucket is not changed.",
     ),
     "promote": Command(
         "fedbus.app.cli.commands.model.promote:promote",
@@ -195,8 +195,8 @@ COMMANDS: Final[CommandTable] = {
         "fedbus.app.cli.commands.up:up",
         "Start NATS, the server side and clients on this machine; they run until Ctrl-C.",
     ),
-    "run": Group("Start training runs, look at them, stop them.", _RUN),
-    "clients": Group("Who takes part, what each does now, which model it serves.", _CLIENTS),
+    "run": Group("List, start, watch and stop training runs.", _RUN),
+    "clients": Group("List and show clients: states, models, rounds and devices.", _CLIENTS),
     "top": Command(
         "fedbus.app.cli.commands.top:top",
         "Show servers, runs and clients live: states, models, load, last report, and why a client does not train.",
@@ -212,13 +212,13 @@ COMMANDS: Final[CommandTable] = {
         "fedbus.app.cli.commands.verify:verify",
         "Show and verify the code, configuration, clients and updates of a run's model.",
     ),
-    "model": Group("Model versions of a task: list, verify, promote, export.", _MODEL),
-    "code": Group("The versions of a task's code: what is where, and what is tried.", _CODE),
-    "data": Group("What the clients on this machine have captured. It never leaves it by itself.", _DATA),
+    "model": Group("List, compare, verify, promote and export model versions.", _MODEL),
+    "code": Group("Show, roll out and revert the versions of a task's code.", _CODE),
+    "data": Group("List and export the rows that the clients on this machine captured.", _DATA),
     "events": Group("Show, replay and decode messages.", _EVENTS),
-    "task": Group("Create a task, or validate one.", _TASK),
+    "task": Group("Create and validate tasks.", _TASK),
     "server": Group(
-        "The server side of a task.",
+        "Run the server side of tasks.",
         {
             "up": Command(
                 "fedbus.app.cli.commands.run_agents:server_up",
@@ -227,7 +227,7 @@ COMMANDS: Final[CommandTable] = {
         },
     ),
     "client": Group(
-        "One client, on this machine.",
+        "Run a client.",
         {
             "up": Command(
                 "fedbus.app.cli.commands.run_agents:client_up",
@@ -243,7 +243,7 @@ COMMANDS: Final[CommandTable] = {
         "fedbus.app.cli.commands.gateway:gateway",
         "Serve the dashboard in a browser: clients, runs, models, events and schedules, live.",
     ),
-    "provision": Group("Keys, credentials and certificates: who belongs to a federation.", _PROVISION),
+    "provision": Group("Manage the keys, credentials and certificates of a federation.", _PROVISION),
     "context": Command(
         "fedbus.app.cli.commands.context:context",
         "Write a context for the `nats` command line: URL, credentials, CA and inbox prefix.",

@@ -232,7 +232,10 @@ def _make_launcher(config: AgentConfig) -> Launcher:
     if not config.job_template:
         return ChildLauncher(config.logs / "server")
     return KubernetesLauncher(
-        ClusterConfig.from_pod(), template=config.job_template, federation=config.federation, task=config.task.id
+        ClusterConfig.from_pod(),
+        template=config.job_template,
+        federation=config.federation,
+        task=config.task.id,
     )
 
 

@@ -131,7 +131,7 @@ def format_transition(entity: EntityState[LifecycleData]) -> str:
     """Format an entity's last transition as one line."""
     transition = entity.transition
     reason = f" ({transition.reason})" if transition.reason else ""
-    start = f"{entity.at.astimezone():%H:%M:%S} {entity.data.kind} {entity.data.thing}"
+    start = f"{entity.at.astimezone():%H:%M:%S} {entity.data.kind} {entity.data.key}"
     return f"{start}: {transition.source or '•'} → {transition.target}{reason}"
 
 

@@ -28,7 +28,7 @@ class PredictionCounts:
 
     answered: int = 0
     failed: int = 0
-    right: int = 0
+    correct: int = 0
     by_model_version: Counter[int] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     by_client: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -44,7 +44,7 @@ class PredictionCounts:
         self.answered += 1
         self.by_model_version[version] += 1
         self.by_client[client, version] += 1
-        self.right += is_right
+        self.correct += is_right
         self._answered.set()
 
     def as_json(self) -> dict[str, Any]:

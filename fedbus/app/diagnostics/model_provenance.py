@@ -66,35 +66,35 @@ NO_TRUSTED_KEYS: Final = (
 class RunLog:
     """What the log tells of a run."""
 
-    last: Transition
+    last_transition: Transition
     since: datetime
     """When it came to the state that it is in."""
-    moves: Sequence[Transition]
-    said: Sequence[Message]
-    base: ModelRef | None
+    transitions: Sequence[Transition]
+    messages: Sequence[Message]
+    base_model: ModelRef | None
     """The version that it began with, as the server said."""
-    source: str
+    code_source: str
     """Where the server has its code from."""
-    forgotten_before: datetime | None
+    log_begins: datetime | None
     """Where the log begins, if that is after the run did."""
 
     @property
     def facts(self) -> RunData:
-        assert isinstance(self.last.facts, RunData)
-        return self.last.facts
+        assert isinstance(self.last_transition.facts, RunData)
+        return self.last_transition.facts
 
     @cached_property
     def rounds(self) -> list[RoundResult]:
-        return provenance.all_rounds(self.facts, self.moves)
+        return provenance.all_rounds(self.facts, self.transitions)
 
     @cached_property
     def updates(self) -> list[ClientUpdate]:
-        return provenance.collect_updates(self.said)
+        return provenance.collect_updates(self.messages)
 
 
 async def load_run_log(bus: Bus, run: str, *, read: Callable[[str], None] = lambda _: None) -> RunLog:
     """All that the bus keeps of *run*; raises Failure where it knows of none. *read* hears whose update was read."""
-    last = await bus.last(subjects.lifecycle(bus.fed, RUN.kind, run))
+    last = await bus.last_on_subject(subjects.lifecycle(bus.fed, RUN.kind, run))
     if last is None:
         raise CliError(f"no run {run} in federation {bus.fed}: see fedbus run ls", ExitCode.NOT_FOUND)
     move = transition_of(last)
@@ -111,15 +111,17 @@ async def load_run_log(bus: Bus, run: str, *, read: Callable[[str], None] = lamb
         )
         if is_about_run(run, one)
     ]
-    code = await bus.last(subjects.lifecycle(bus.fed, CODE.kind, move.task))
+    code = await bus.last_on_subject(subjects.lifecycle(bus.fed, CODE.kind, move.task))
     return RunLog(
-        last=move,
+        last_transition=move,
         since=last.envelope.time,
-        moves=[transition_of(one) for one in moves],
-        said=[one.message for one in said],
-        base=next(_base_models([transition_of(one) for one in of_server if is_about_run(run, one)]), None),
-        source=_code_source(transition_of(code)) if code else "",
-        forgotten_before=await _log_begin(bus, since),
+        transitions=[transition_of(one) for one in moves],
+        messages=[one.message for one in said],
+        base_model=next(
+            _base_models([transition_of(one) for one in of_server if is_about_run(run, one)]), None
+        ),
+        code_source=_code_source(transition_of(code)) if code else "",
+        log_begins=await _log_begin(bus, since),
     )
 
 
@@ -138,7 +140,7 @@ async def _read_since(
     found: list[StoredMessage] = []
     if newest:
         last = max(one.sequence for one in newest)
-        async with bus.watch(stream, [subject], since=since) as held:
+        async with bus.read_stream(stream, [subject], since=since) as held:
             async for seen in held:
                 found.append(seen)
                 if isinstance(seen.message, RoundReply):
@@ -165,7 +167,7 @@ async def _log_begin(bus: Bus, requested: datetime) -> datetime | None:
     first, last = await bus.sequence_range(stream)
     if first <= 1 <= last:
         return None
-    async with bus.watch(stream, stream_subjects(bus.fed), whole=True) as seen:
+    async with bus.read_stream(stream, stream_subjects(bus.fed), whole=True) as seen:
         begins = await _first_time(seen) if first <= last else None
     if begins is None:
         return datetime.now(requested.tzinfo)
@@ -189,7 +191,7 @@ class StoredVersion:
     """A version of the model, and all that could be read of the others."""
 
     manifest: Manifest
-    known: dict[int, Manifest]
+    manifests: dict[int, Manifest]
     unreadable: dict[int, str] = field(default_factory=dict)
 
 
@@ -197,7 +199,7 @@ async def load_stored_version(models: ModelStore, version: int) -> StoredVersion
     """What the repository has of *version*, or why it has nothing that can be used."""
     unreadable: dict[int, str] = {}
     try:
-        known = {one.version: one for one in await models.versions()}
+        known = {one.version: one for one in await models.list_versions()}
     except StoreCorrupt:
         known, unreadable = await _read_each_manifest(models)
     if version in known:
@@ -209,7 +211,7 @@ async def load_stored_version(models: ModelStore, version: int) -> StoredVersion
 async def load_champion(models: ModelStore) -> Champion | None:
     """The version that is served; None also where its pointer cannot be read: `fedbus model verify` tells of that."""
     try:
-        return await models.champion()
+        return await models.read_champion()
     except StoreCorrupt:
         return None
 
@@ -219,7 +221,7 @@ async def _read_each_manifest(models: ModelStore) -> tuple[dict[int, Manifest], 
     unreadable: dict[int, str] = {}
     for number in await models.list_version_numbers():
         try:
-            known[number] = await models.manifest(number)
+            known[number] = await models.read_manifest(number)
         except StoreCorrupt as error:
             unreadable[number] = str(error)
     return known, unreadable
@@ -230,15 +232,15 @@ async def _read_each_manifest(models: ModelStore) -> tuple[dict[int, Manifest], 
 
 def check_run(told: RunLog) -> Iterator[ProvenanceFinding]:
     """What the log alone can answer: the run, its configuration, its rounds, its clients and their updates."""
-    facts, moves = told.facts, told.moves
-    how = f"{told.last.target}, after {len(moves)} transitions that the table allows"
+    facts, moves = told.facts, told.transitions
+    how = f"{told.last_transition.target}, after {len(moves)} transitions that the table allows"
     yield make_finding("run", how, provenance.lifecycle_violations(moves))
     done = [one for one in told.rounds if one.round > 0]
     clients = sorted({client for one in done for client in one.participants})
     yield make_finding(
         "clients",
         f"{_name_clients(clients)}, all of them with the code of the run",
-        provenance.code_mismatches(facts, told.said),
+        provenance.code_mismatches(facts, told.messages),
     )
     yield _check_updates(told)
 
@@ -246,10 +248,10 @@ def check_run(told: RunLog) -> Iterator[ProvenanceFinding]:
 def _check_updates(told: RunLog) -> ProvenanceFinding:
     wanting = list(provenance.missing_updates(told.rounds, told.updates))
     came = sum(not one.error for one in told.updates)
-    if told.forgotten_before is not None:
-        begins = f"{told.forgotten_before:%Y-%m-%d %H:%M} UTC"
+    if told.log_begins is not None:
+        begins = f"{told.log_begins:%Y-%m-%d %H:%M} UTC"
         says = f"the log keeps {came}; it goes back to {begins} only, when the run was under way or over"
-        return ProvenanceFinding("updates", CheckOutcome.OPEN, says)
+        return ProvenanceFinding("updates", CheckOutcome.UNCHECKED, says)
     return make_finding("updates", f"{came}, one from each client of each round, by their digests", wanting)
 
 
@@ -267,7 +269,7 @@ async def check_version(
     for one in await _check_bytes(models, manifest):
         yield one
     yield _check_signature(manifest, trusted)
-    yield await _check_base_model(models, told.base)
+    yield await _check_base_model(models, told.base_model)
     yield _check_ancestry(told, kept, trusted)
     config = ", ".join(f"{name}={value}" for name, value in manifest.config.items())
     plan = told.facts.plan
@@ -283,16 +285,16 @@ async def _check_base_model(models: ModelStore, base: ModelRef | None) -> Proven
     about = "began with"
     if base is None:
         return ProvenanceFinding(
-            about, CheckOutcome.OPEN, "the log no longer keeps what the server said of it"
+            about, CheckOutcome.UNCHECKED, "the log no longer keeps what the server said of it"
         )
     try:
         await models.verify(base.sha256)
     except ArtifactRetired as error:
-        return ProvenanceFinding(about, CheckOutcome.OPEN, f"v{base.version}; {error}")
+        return ProvenanceFinding(about, CheckOutcome.UNCHECKED, f"v{base.version}; {error}")
     except (ArtifactMissing, StoreCorrupt) as error:
-        return ProvenanceFinding(about, CheckOutcome.NO, f"v{base.version}; {error}")
+        return ProvenanceFinding(about, CheckOutcome.MISMATCH, f"v{base.version}; {error}")
     return ProvenanceFinding(
-        about, CheckOutcome.YES, f"v{base.version}, {_describe_bytes(base)}, the digest taken anew"
+        about, CheckOutcome.MATCH, f"v{base.version}, {_describe_bytes(base)}, the digest taken anew"
     )
 
 
@@ -304,13 +306,14 @@ async def _check_bytes(models: ModelStore, manifest: Manifest) -> list[Provenanc
     """The digest of what is at rest, taken anew, and the architecture of what it holds."""
     try:
         await models.verify(manifest.sha256)
-        path = await models.path_of(manifest.sha256)
+        path = await models.local_path(manifest.sha256)
     except ArtifactRetired as error:
         return [
-            ProvenanceFinding(about, CheckOutcome.OPEN, str(error)) for about in ("weights", "architecture")
+            ProvenanceFinding(about, CheckOutcome.UNCHECKED, str(error))
+            for about in ("weights", "architecture")
         ]
     except (ArtifactMissing, StoreCorrupt) as error:
-        return [ProvenanceFinding("weights", CheckOutcome.NO, str(error))]
+        return [ProvenanceFinding("weights", CheckOutcome.MISMATCH, str(error))]
     size = path.stat().st_size
     wrong = [f"there are {size} bytes, the manifest says {manifest.size_bytes}"]
     content = make_finding(
@@ -325,7 +328,7 @@ def _check_architecture(path: Path, manifest: Manifest) -> ProvenanceFinding:
     try:
         arrays = weights.load(path)
     except weights.BadWeights as error:
-        return ProvenanceFinding("architecture", CheckOutcome.NO, str(error))
+        return ProvenanceFinding("architecture", CheckOutcome.MISMATCH, str(error))
     found = weights.architecture_digest(arrays)
     wrong = [f"the weights are of the architecture {found}, the manifest says {manifest.architecture}"]
     says = f"{len(arrays)} tensors, {sum(one.size for one in arrays.values()):,} numbers"
@@ -337,25 +340,29 @@ def _check_signature(manifest: Manifest, trusted: TrustedKeys | None) -> Provena
         try:
             checked = trusted.verify_manifest(manifest)
         except (SignatureMissing, SignatureInvalid) as error:
-            return ProvenanceFinding("signature", CheckOutcome.NO, str(error))
+            return ProvenanceFinding("signature", CheckOutcome.MISMATCH, str(error))
         return ProvenanceFinding(
-            "signature", CheckOutcome.YES, f"by the key {checked.key}, which is trusted here"
+            "signature", CheckOutcome.MATCH, f"by the key {checked.key}, which is trusted here"
         )
     seal = manifest.seal
     if seal is None:
-        return ProvenanceFinding("signature", CheckOutcome.OPEN, "there is none")
+        return ProvenanceFinding("signature", CheckOutcome.UNCHECKED, "there is none")
     if seal.manifest != compute_manifest_digest(manifest):
-        return ProvenanceFinding("signature", CheckOutcome.NO, "the manifest was changed after it was signed")
-    return ProvenanceFinding("signature", CheckOutcome.OPEN, f"by the key {seal.key}; {NO_TRUSTED_KEYS}")
+        return ProvenanceFinding(
+            "signature", CheckOutcome.MISMATCH, "the manifest was changed after it was signed"
+        )
+    return ProvenanceFinding("signature", CheckOutcome.UNCHECKED, f"by the key {seal.key}; {NO_TRUSTED_KEYS}")
 
 
 def _check_ancestry(told: RunLog, kept: StoredVersion, trusted: TrustedKeys | None) -> ProvenanceFinding:
     manifest = kept.manifest
-    line, broken = provenance.trace_ancestry(manifest, kept.known)
+    line, broken = provenance.trace_ancestry(manifest, kept.manifests)
     wrong = [broken] if broken else []
-    if told.base is not None and told.base.version != manifest.parent:
-        wrong.append(f"the run began with version {told.base.version}, the manifest says {manifest.parent}")
-    if told.base is not None and line and line[0].ref != told.base:
+    if told.base_model is not None and told.base_model.version != manifest.parent:
+        wrong.append(
+            f"the run began with version {told.base_model.version}, the manifest says {manifest.parent}"
+        )
+    if told.base_model is not None and line and line[0].ref != told.base_model:
         wrong.append(f"version {line[0].version} is not the one that the run began with")
     unsigned: list[str] = []
     for one in line if trusted else ():
@@ -370,7 +377,9 @@ def _check_ancestry(told: RunLog, kept: StoredVersion, trusted: TrustedKeys | No
     if line and not broken:
         says += f", the first of lineage {line[-1].lineage}"
     if unsigned and not wrong:
-        return ProvenanceFinding("made from", CheckOutcome.OPEN, f"{says}; not signed: {', '.join(unsigned)}")
+        return ProvenanceFinding(
+            "made from", CheckOutcome.UNCHECKED, f"{says}; not signed: {', '.join(unsigned)}"
+        )
     return make_finding("made from", says, wrong)
 
 
@@ -381,25 +390,29 @@ async def check_code(
     version = told.facts.code_version
     if manifest is not None and manifest.code_version != version:
         wrong = f"the run was trained with {version or 'no code'}, the manifest says {manifest.code_version}"
-        return ProvenanceFinding("code", CheckOutcome.NO, wrong)
+        return ProvenanceFinding("code", CheckOutcome.MISMATCH, wrong)
     try:
         code = _open_repository(told, repo, settings)
     except (InvalidCodeSource, GitNotInstalled) as error:
         if repo:
             raise
-        return ProvenanceFinding("code", CheckOutcome.OPEN, f"{short_version(version)}; {error}")
+        return ProvenanceFinding("code", CheckOutcome.UNCHECKED, f"{short_version(version)}; {error}")
     if code is None:
         return ProvenanceFinding(
-            "code", CheckOutcome.OPEN, f"{short_version(version)}; name its repository with --repo"
+            "code", CheckOutcome.UNCHECKED, f"{short_version(version)}; name its repository with --repo"
         )
     return await _check_commit(code, version)
 
 
 def _open_repository(told: RunLog, repo: str, settings: Settings) -> CodeRepository | None:
     """The one that was named, else the one that the server follows; None where neither can be found here."""
-    if repo or is_address(settings.task) or is_address(told.source):
-        return code_from_settings(settings, repo or code_address(settings, told.source))
-    return code_from_settings(settings, told.source) if told.source and Path(told.source).is_dir() else None
+    if repo or is_address(settings.task) or is_address(told.code_source):
+        return code_from_settings(settings, repo or code_address(settings, told.code_source))
+    return (
+        code_from_settings(settings, told.code_source)
+        if told.code_source and Path(told.code_source).is_dir()
+        else None
+    )
 
 
 async def _check_commit(code: CodeRepository, version: str) -> ProvenanceFinding:
@@ -407,31 +420,33 @@ async def _check_commit(code: CodeRepository, version: str) -> ProvenanceFinding
     try:
         await code.verify(version)
     except CodeUnavailable as error:
-        return ProvenanceFinding("code", CheckOutcome.OPEN, f"{name}; {error}")
+        return ProvenanceFinding("code", CheckOutcome.UNCHECKED, f"{name}; {error}")
     except (CodeRejected, TaskInvalid) as error:
-        if code.follows:
-            return ProvenanceFinding("code", CheckOutcome.NO, str(error))
+        if code.can_update:
+            return ProvenanceFinding("code", CheckOutcome.MISMATCH, str(error))
         return ProvenanceFinding(
-            "code", CheckOutcome.OPEN, f"{name}; {code.source} is a directory, and holds another version now"
+            "code",
+            CheckOutcome.UNCHECKED,
+            f"{name}; {code.source} is a directory, and holds another version now",
         )
-    if not code.follows:
-        return ProvenanceFinding("code", CheckOutcome.YES, f"{name}, which {code.source} still holds")
-    if not code.verifies:
+    if not code.can_update:
+        return ProvenanceFinding("code", CheckOutcome.MATCH, f"{name}, which {code.source} still holds")
+    if not code.requires_signatures:
         unsaid = "who may sign it is not said: FEDBUS_ALLOWED_SIGNERS"
         return ProvenanceFinding(
-            "code", CheckOutcome.OPEN, f"{name}, on the history of {code.source}; {unsaid}"
+            "code", CheckOutcome.UNCHECKED, f"{name}, on the history of {code.source}; {unsaid}"
         )
     return ProvenanceFinding(
-        "code", CheckOutcome.YES, f"{name}, of an allowed signer, on the history of {code.source}"
+        "code", CheckOutcome.MATCH, f"{name}, of an allowed signer, on the history of {code.source}"
     )
 
 
 def missing_version_finding(told: RunLog) -> ProvenanceFinding:
     """A run that has no version to show."""
-    reason = f": {told.last.reason}" if told.last.reason else ""
-    over = told.last.target in RUN.final and told.last.target != RunState.FINISHED
-    says = f"the run made no version, it is {told.last.target}{reason}"
-    return ProvenanceFinding("manifest", CheckOutcome.NO if over else CheckOutcome.OPEN, says)
+    reason = f": {told.last_transition.reason}" if told.last_transition.reason else ""
+    over = told.last_transition.target in RUN.final and told.last_transition.target != RunState.FINISHED
+    says = f"the run made no version, it is {told.last_transition.target}{reason}"
+    return ProvenanceFinding("manifest", CheckOutcome.MISMATCH if over else CheckOutcome.UNCHECKED, says)
 
 
 def _name_clients(clients: Sequence[str], most: int = 8) -> str:

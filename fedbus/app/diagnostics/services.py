@@ -44,10 +44,10 @@ async def _check_store(settings: Settings) -> DoctorFinding:
         tasks = await list_tasks(url, patience_s=STORE_TIMEOUT_S)
     except (StoreError, OSError) as error:
         return DoctorFinding(
-            "models", Severity.ILL, str(error), "see FEDBUS_STORE; no run can keep a model until then"
+            "models", Severity.ERROR, str(error), "see FEDBUS_STORE; no run can keep a model until then"
         )
     held = f"models of {', '.join(tasks)}" if tasks else "no models yet"
-    return DoctorFinding("models", Severity.WELL, f"{url}: {held}")
+    return DoctorFinding("models", Severity.OK, f"{url}: {held}")
 
 
 async def _check_code(settings: Settings) -> DoctorFinding:
@@ -59,21 +59,21 @@ async def _check_code(settings: Settings) -> DoctorFinding:
             allow_install=settings.allowed_installs,
         )
         async with asyncio.timeout(CODE_TIMEOUT_S):
-            newest = await code.newest()
+            newest = await code.fetch_latest()
     except TimeoutError:
         advice = "see whether this machine reaches it, and FEDBUS_TASK"
         return DoctorFinding(
-            "code", Severity.ILL, f"{settings.task}: no answer within {CODE_TIMEOUT_S:g} s", advice
+            "code", Severity.ERROR, f"{settings.task}: no answer within {CODE_TIMEOUT_S:g} s", advice
         )
     except (StoreError, InvalidCodeSource, GitNotInstalled) as error:
         return DoctorFinding(
-            "code", Severity.ILL, str(error), "see FEDBUS_TASK; no new commit comes here until then"
+            "code", Severity.ERROR, str(error), "see FEDBUS_TASK; no new commit comes here until then"
         )
     found = f"{settings.task}, newest commit {newest[:12]}"
     if settings.allowed_signers is None:
         advice = "name who may sign commits in FEDBUS_ALLOWED_SIGNERS: until then anybody's are run"
-        return DoctorFinding("code", Severity.REMARK, f"{found}, not verified", advice)
-    return DoctorFinding("code", Severity.WELL, f"{found}, signed by those in {settings.allowed_signers}")
+        return DoctorFinding("code", Severity.WARNING, f"{found}, not verified", advice)
+    return DoctorFinding("code", Severity.OK, f"{found}, signed by those in {settings.allowed_signers}")
 
 
 def check_agents(answering: Sequence[ServiceInfo]) -> list[DoctorFinding]:
@@ -90,24 +90,24 @@ def check_agents(answering: Sequence[ServiceInfo]) -> list[DoctorFinding]:
 def _check_server_agents(there: set[str]) -> DoctorFinding:
     missing = [name for name in SERVER_AGENT_NAMES if name not in there]
     if not missing:
-        return DoctorFinding("server's agents", Severity.WELL, f"all answer: {', '.join(SERVER_AGENT_NAMES)}")
+        return DoctorFinding("server's agents", Severity.OK, f"all answer: {', '.join(SERVER_AGENT_NAMES)}")
     if len(missing) == len(SERVER_AGENT_NAMES):
         return DoctorFinding(
-            "server's agents", Severity.REMARK, "none answers", "start them: fedbus server up"
+            "server's agents", Severity.WARNING, "none answers", "start them: fedbus server up"
         )
     advice = "see the log of the process that it runs in, or start it: fedbus agent NAME"
-    return DoctorFinding("server's agents", Severity.ILL, f"no answer from {', '.join(missing)}", advice)
+    return DoctorFinding("server's agents", Severity.ERROR, f"no answer from {', '.join(missing)}", advice)
 
 
 def _check_clients(there: list[str]) -> DoctorFinding:
     if there:
-        return DoctorFinding("devices", Severity.WELL, f"{len(there)} answer")
-    return DoctorFinding("devices", Severity.REMARK, "none answers", "start one: fedbus client up ID")
+        return DoctorFinding("devices", Severity.OK, f"{len(there)} answer")
+    return DoctorFinding("devices", Severity.WARNING, "none answers", "start one: fedbus client up ID")
 
 
 def _check_dashboard(*, answers: bool) -> DoctorFinding:
     if answers:
-        return DoctorFinding("dashboard", Severity.WELL, "it answers")
+        return DoctorFinding("dashboard", Severity.OK, "it answers")
     return DoctorFinding(
-        "dashboard", Severity.REMARK, "none runs", "fedbus gateway starts one, where one is wanted"
+        "dashboard", Severity.WARNING, "none runs", "fedbus gateway starts one, where one is wanted"
     )

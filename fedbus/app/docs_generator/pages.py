@@ -80,8 +80,8 @@ class CatalogueEntry:
     kind: type[Message]
 
     @property
-    def word(self) -> str:
-        return self.kind.word
+    def name(self) -> str:
+        return self.kind.name
 
     @property
     def subject(self) -> str:
@@ -100,7 +100,7 @@ class CatalogueEntry:
     def consumers(self) -> tuple[str, ...]:
         """The agents that consume it; for a request, the agent that answers it."""
         if issubclass(self.kind, Request):
-            return (self.kind.server,)
+            return (self.kind.responder,)
         if self.kind is Transition:
             return tuple(tables.FOLLOWS_LIFECYCLES)
         return tuple(agent for agent, kinds in tables.SUBSCRIBES.items() if self.kind in kinds)
@@ -111,19 +111,19 @@ class CatalogueEntry:
         return docstring_of(self.kind).split(". ")[0].split(": ")[0].rstrip(".")
 
     @property
-    def answer(self) -> type[Body] | None:
-        return self.kind.answer if issubclass(self.kind, Request) else None
+    def reply_type(self) -> type[Body] | None:
+        return self.kind.reply_type if issubclass(self.kind, Request) else None
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "word": self.word,
+            "word": self.name,
             "family": str(self.kind.family),
             "type": type_name(self.kind),
             "subject": self.subject,
             "said_by": self.publisher,
             "heard_by": list(self.consumers),
             "durable": self.kind.durable,
-            "answer": self.answer.__name__ if self.answer else None,
+            "answer": self.reply_type.__name__ if self.reply_type else None,
             "meaning": docstring_of(self.kind),
             "fields": [vars(field) for field in field_entries(self.kind)],
             "example": example_of(self.kind),
@@ -164,7 +164,7 @@ def events_page() -> str:
     ]
     entries = catalogue_entries()
     lines += [
-        f"| [`{one.word}`](#{one.word}) | {one.summary} | `{one.subject}` | {one.publisher} | {_consumers_text(one)} |"
+        f"| [`{one.name}`](#{one.name}) | {one.summary} | `{one.subject}` | {one.publisher} | {_consumers_text(one)} |"
         for one in entries
     ]
     for family, title in FAMILY_TITLES.items():
@@ -193,7 +193,7 @@ def _retention_text(kind: type[Message]) -> str:
 def _section(entry: CatalogueEntry) -> list[str]:
     lines = [
         "",
-        f"### {entry.word}",
+        f"### {entry.name}",
         "",
         docstring_of(entry.kind),
         "",
@@ -201,7 +201,7 @@ def _section(entry: CatalogueEntry) -> list[str]:
         f"- Type: `{type_name(entry.kind)}`",
         f"- Stored: {_retention_text(entry.kind)}",
         f"- Published by: {entry.publisher}",
-        f"- {'Answered' if entry.answer else 'Consumed'} by: {_consumers_text(entry)}",
+        f"- {'Answered' if entry.reply_type else 'Consumed'} by: {_consumers_text(entry)}",
         "",
         *_field_table(entry.kind),
         "Example:",
@@ -210,19 +210,19 @@ def _section(entry: CatalogueEntry) -> list[str]:
         json.dumps(example_of(entry.kind), indent=2),
         "```",
     ]
-    if entry.answer:
+    if entry.reply_type:
         lines += [
             "",
-            f"Reply: {_link(entry.answer)}, or {_link(Refused)} with the reason. Example:",
+            f"Reply: {_link(entry.reply_type)}, or {_link(Refused)} with the reason. Example:",
             "",
         ]
-        lines += ["```json", REPLIES[entry.answer].model_dump_json(indent=2), "```"]
+        lines += ["```json", REPLIES[entry.reply_type].model_dump_json(indent=2), "```"]
     return lines
 
 
 def _link(kind: type[Body], text: str = "") -> str:
     """Return a link to the section of *kind*, which is a message or a part of messages."""
-    section = kind.word if issubclass(kind, Message) else kind.__name__.lower()
+    section = kind.name if issubclass(kind, Message) else kind.__name__.lower()
     return f"[`{text or kind.__name__}`](#{section})"
 
 
@@ -261,8 +261,8 @@ def _body_types() -> list[type[Body]]:
     for kind in tables.MESSAGES:
         collect(kind)
         if issubclass(kind, Request):
-            parts[kind.answer.__name__] = kind.answer
-            collect(kind.answer)
+            parts[kind.reply_type.__name__] = kind.reply_type
+            collect(kind.reply_type)
     return sorted(
         (part for part in parts.values() if part not in tables.MESSAGES), key=lambda one: one.__name__
     )
@@ -342,21 +342,29 @@ KEY_PATTERNS: Final = {
 
 # --- docs/asyncapi.yaml ------------------------------------------------------------------------------
 
+SUBJECT_TOKENS: Final = {
+    "fed": "The federation",
+    "task": "The task",
+    "client": "The client",
+    "kind": "The kind of lifecycle",
+    "key": "The key of the entity: a task, a run, or a client and a task",
+}
+
 
 def asyncapi_page() -> str:
     """Return the catalogue as AsyncAPI 3. It is JSON, which is valid YAML and needs no library."""
     entries = catalogue_entries()
-    answers: list[type[Body]] = [*(one.answer for one in entries if one.answer), Refused]
+    replies: list[type[Body]] = [*(one.reply_type for one in entries if one.reply_type), Refused]
     schemas: dict[str, Any] = {}
     document = {
         "asyncapi": "3.0.0",
         "info": {"title": "fedbus", "version": "1", "description": f"Messages over NATS. {GENERATED_NOTE}"},
         "defaultContentType": CONTENT_TYPE,
-        "channels": {one.word: _channel(one) for one in entries} | {REPLY_CHANNEL: _answers_channel(answers)},
-        "operations": {one.word: _operation(one) for one in entries},
+        "channels": {one.name: _channel(one) for one in entries} | {REPLY_CHANNEL: _reply_channel(replies)},
+        "operations": {one.name: _operation(one) for one in entries},
         "components": {
-            "messages": {one.word: _message(one, schemas) for one in entries}
-            | {kind.__name__: _answer(kind, schemas) for kind in answers},
+            "messages": {one.name: _message(one, schemas) for one in entries}
+            | {kind.__name__: _reply(kind, schemas) for kind in replies},
             "messageTraits": {"envelope": {"headers": _headers()}},
             "schemas": schemas,
         },
@@ -369,27 +377,32 @@ def _channel(entry: CatalogueEntry) -> dict[str, Any]:
     names = [part[1:-1] for part in address.split(".") if part.startswith("{")]
     return {
         "address": address,
-        "parameters": {name: {} for name in names},
-        "messages": {entry.word: {"$ref": f"#/components/messages/{entry.word}"}},
+        "parameters": {name: {"description": SUBJECT_TOKENS[name]} for name in names},
+        "messages": {entry.name: {"$ref": f"#/components/messages/{entry.name}"}},
     }
 
 
-def _answers_channel(answers: list[type[Body]]) -> dict[str, Any]:
+def _reply_channel(replies: list[type[Body]]) -> dict[str, Any]:
     return {
         "address": None,
         "description": "The reply subject of the request.",
-        "messages": {kind.__name__: {"$ref": f"#/components/messages/{kind.__name__}"} for kind in answers},
+        "messages": {kind.__name__: {"$ref": f"#/components/messages/{kind.__name__}"} for kind in replies},
     }
 
 
 def _operation(entry: CatalogueEntry) -> dict[str, Any]:
-    channel = {"$ref": f"#/channels/{entry.word}"}
-    operation: dict[str, Any] = {"action": "send", "channel": channel, "summary": entry.summary}
-    if entry.answer:
-        answers = f"#/channels/{REPLY_CHANNEL}"
+    operation: dict[str, Any] = {
+        "action": "send",
+        "channel": {"$ref": f"#/channels/{entry.name}"},
+        "summary": entry.summary,
+    }
+    if entry.reply_type:
+        channel = f"#/channels/{REPLY_CHANNEL}"
         operation["reply"] = {
-            "channel": {"$ref": answers},
-            "messages": [{"$ref": f"{answers}/messages/{kind.__name__}"} for kind in (entry.answer, Refused)],
+            "channel": {"$ref": channel},
+            "messages": [
+                {"$ref": f"{channel}/messages/{kind.__name__}"} for kind in (entry.reply_type, Refused)
+            ],
         }
     return operation
 
@@ -404,16 +417,16 @@ def _message(entry: CatalogueEntry, schemas: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _answer(kind: type[Body], schemas: dict[str, Any]) -> dict[str, Any]:
+def _reply(kind: type[Body], schemas: dict[str, Any]) -> dict[str, Any]:
     """Return the message object of a reply. A reply has no envelope; a header marks a refusal."""
-    answer = {"name": kind.__name__, "summary": docstring_of(kind), "payload": _payload(kind, schemas)}
+    reply = {"name": kind.__name__, "summary": docstring_of(kind), "payload": _payload(kind, schemas)}
     if kind is Refused:
-        return answer | {
+        return reply | {
             "headers": _header_schema(
                 {REFUSED_HEADER: "refused, or unreadable if the request could not be decoded"}
             )
         }
-    return answer | {"examples": [{"payload": json.loads(REPLIES[kind].model_dump_json())}]}
+    return reply | {"examples": [{"payload": json.loads(REPLIES[kind].model_dump_json())}]}
 
 
 def _headers() -> dict[str, Any]:
@@ -488,8 +501,8 @@ def schema_page(kind: type[BaseModel]) -> str:
 
 def _schema_pages() -> dict[str, Callable[[], str]]:
     entries = catalogue_entries()
-    named: dict[str, type[BaseModel]] = {one.word: one.kind for one in entries}
-    named |= {one.answer.__name__: one.answer for one in entries if one.answer}
+    named: dict[str, type[BaseModel]] = {one.name: one.kind for one in entries}
+    named |= {one.reply_type.__name__: one.reply_type for one in entries if one.reply_type}
     named[Refused.__name__] = Refused
     return {f"schemas/{name}.json": partial(schema_page, kind) for name, kind in named.items()}
 

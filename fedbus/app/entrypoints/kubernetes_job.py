@@ -27,7 +27,7 @@ def main(name: str) -> NoReturn:
 def _run(name: str) -> None:
     settings = Settings.from_environment()
     config = ProcessConfig.model_validate_json(os.environ[PROCESS_CONFIG_VARIABLE])
-    task = asyncio.run(code_from_settings(settings, "").task_at(config.task.code_version))
+    task = asyncio.run(code_from_settings(settings, "").load_task(config.task.code_version))
     os.environ[PROCESS_CONFIG_VARIABLE] = _with_local_task(os.environ[PROCESS_CONFIG_VARIABLE], task)
     child.run_child(name)
 

@@ -114,10 +114,10 @@ class _NatsServerProgram:
         self._program = program
         self._config = home.directory / "nats.conf"
 
-    def placed(self, port: int | None) -> EmbeddedNats:
-        return EmbeddedNats(port=choose_port(port, self.home.kept_port), monitor_port=find_free_port())
+    def allocate_ports(self, port: int | None) -> EmbeddedNats:
+        return EmbeddedNats(port=choose_port(port, self.home.saved_port), monitor_port=find_free_port())
 
-    def command(self, running: EmbeddedNats) -> tuple[str, ...]:
+    def build_command(self, running: EmbeddedNats) -> tuple[str, ...]:
         self._config.write_text(
             CONFIG.format(
                 name=self._server_name,
@@ -130,15 +130,15 @@ class _NatsServerProgram:
         )
         return (str(self._program), "-c", str(self._config))
 
-    async def answers(self, running: EmbeddedNats) -> bool:
-        return await self._greets(running) and await self._is_healthy(running)
+    async def is_ready(self, running: EmbeddedNats) -> bool:
+        return await self._is_own_server(running) and await self._is_healthy(running)
 
     @property
     def _server_name(self) -> str:
         """Derived from the directory, so that it is unique on this machine and stays the same."""
         return f"fedbus-{hashlib.sha256(str(self.home.directory).encode()).hexdigest()[:12]}"
 
-    async def _greets(self, running: EmbeddedNats) -> bool:
+    async def _is_own_server(self, running: EmbeddedNats) -> bool:
         """Whether INFO on the port has our server name, so that it is not another server."""
         greeting = await read_reply(running.port, b"", end=b"\r\n")
         if not greeting.startswith(b"INFO "):

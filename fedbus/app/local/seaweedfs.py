@@ -137,7 +137,7 @@ async def _create_bucket(running: EmbeddedS3, *, public_models: bool) -> None:
 
     bucket = Bucket(BucketAddress.parse(running.store_url), credentials=running.credentials)
     async with bucket.open():
-        await bucket.make()
+        await bucket.create_bucket()
         await set_public(bucket, public=public_models)
 
 
@@ -161,32 +161,34 @@ class _SeaweedProgram:
         self.home = home
         self._program = program
         self._data = home.directory / "data"
-        self._ports = home.directory / "ports.json"
-        self._identity = home.directory / "identity.json"
-        self._credentials = home.directory / "credentials"
+        self._ports_file = home.directory / "ports.json"
+        self._identity_file = home.directory / "identity.json"
+        self._credentials_file = home.directory / "credentials"
 
-    def placed(self, port: int | None) -> EmbeddedS3:
+    def allocate_ports(self, port: int | None) -> EmbeddedS3:
         """Reuse the ports of the last start if they are free: the components store them."""
-        before = self._kept_ports()
+        before = self._load_ports()
         inner = {name: choose_port(None, before.get(name)) for name in INTERNAL_PORTS}
         while len(set(inner.values())) < len(inner):
             inner = {name: find_free_port() for name in INTERNAL_PORTS}
-        atomic_write(self._ports, json.dumps(inner))
+        atomic_write(self._ports_file, json.dumps(inner))
         return EmbeddedS3(
-            port=choose_port(port, self.home.kept_port), internal_ports=inner, credentials=self._credentials
+            port=choose_port(port, self.home.saved_port),
+            internal_ports=inner,
+            credentials=self._credentials_file,
         )
 
-    def command(self, running: EmbeddedS3) -> tuple[str, ...]:
+    def build_command(self, running: EmbeddedS3) -> tuple[str, ...]:
         self._data.mkdir(mode=0o700, exist_ok=True)
         (self._data / "mini.options").unlink(missing_ok=True)  # it has the options of the last start
         self._write_identity()
         options = {
             "dir": self._data,
-            "s3.config": self._identity,
+            "s3.config": self._identity_file,
             "s3.port": running.port,
             **OPTIONS,
             **running.internal_ports,
-            **self._sockets(),
+            **self._socket_options(),
         }
         arguments = (f"-{name}={value}" for name, value in options.items())
         return (
@@ -196,35 +198,35 @@ class _SeaweedProgram:
             *arguments,
         )
 
-    async def answers(self, running: EmbeddedS3) -> bool:
+    async def is_ready(self, running: EmbeddedS3) -> bool:
         greeting = await read_reply(
             running.port, f"GET / HTTP/1.0\r\nHost: {HOST}\r\n\r\n".encode(), end=b"\r\n\r\n"
         )
         if b"SeaweedFS" not in greeting:
             return False
-        return await self._takes_our_key(running)
+        return await self._accepts_own_key(running)
 
-    async def _takes_our_key(self, running: EmbeddedS3) -> bool:
+    async def _accepts_own_key(self, running: EmbeddedS3) -> bool:
         """Whether it accepts our key, so that it is not another SeaweedFS."""
         from fedbus.stores.s3.bucket import Bucket, BucketAddress  # noqa: PLC0415 (needs the extra, and a second)
 
         address = BucketAddress.parse(running.store_url)
         try:
-            await Bucket(address, patience_s=2.0, credentials=running.credentials).make()
+            await Bucket(address, patience_s=2.0, credentials=running.credentials).create_bucket()
         except StoreDenied:
             return False
         return True
 
-    def _kept_ports(self) -> dict[str, int]:
+    def _load_ports(self) -> dict[str, int]:
         try:
-            found = json.loads(self._ports.read_text())
+            found = json.loads(self._ports_file.read_text())
         except (OSError, ValueError):
             return {}
         return {name: port for name, port in found.items() if isinstance(port, int) and is_port_free(port)}
 
     def _write_identity(self) -> None:
         """At the first start, create the access key: for SeaweedFS, and as an AWS credentials file."""
-        if self._identity.exists() and self._credentials.exists():
+        if self._identity_file.exists() and self._credentials_file.exists():
             return
         key, secret = f"fedbus{secrets.token_hex(8)}", secrets.token_urlsafe(32)
         identity = {
@@ -233,11 +235,12 @@ class _SeaweedProgram:
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }
         atomic_write(
-            self._credentials, f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
+            self._credentials_file,
+            f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n",
         )
-        atomic_write(self._identity, json.dumps({"identities": [identity]}))
+        atomic_write(self._identity_file, json.dumps({"identities": [identity]}))
 
-    def _sockets(self) -> dict[str, Path]:
+    def _socket_options(self) -> dict[str, Path]:
         """Put the sockets into our directory if the paths are short enough for a Unix socket, else into /tmp."""
         sockets = {f"{part}.localSocket": self.home.directory / f"{part}.sock" for part in ("s3", "filer")}
         return sockets if all(len(str(path)) < MAX_SOCKET_PATH for path in sockets.values()) else {}

@@ -56,7 +56,7 @@ class LocalStack:
     restarts: dict[str, str] = field(default_factory=dict)
     """Restarted processes, each with its exit and the last line of its log."""
 
-    def log_of(self, name: str) -> Path:
+    def log_path(self, name: str) -> Path:
         return self.home / "logs" / f"{name}.log"
 
 
@@ -178,15 +178,15 @@ async def _supervise(
             name,
             *module_command(CLI_MODULE, *command),
             environment=environment,
-            output=running.log_of(name),
-            handed_down=descriptors,
+            output=running.log_path(name),
+            inherited_fds=descriptors,
         )
         async with child:
-            await wait_for_first(child.ended(), stop.wait())
+            await wait_for_first(child.wait(), stop.wait())
             code = child.returncode
         if stop.is_set():
             return
-        reason = f"{describe_exit(code or 0)}: {log_tail(running.log_of(name), 1)}"
+        reason = f"{describe_exit(code or 0)}: {log_tail(running.log_path(name), 1)}"
         running.restarts[name] = reason
         log.warning("Process ended; restarting", process=name, reason=reason)
         await backoff.pause(stop)

@@ -82,15 +82,15 @@ class ProgramNotReady(EmbeddedError):
     """The program was started and did not become ready."""
 
     def __init__(self, name: str, what: str, home: "ProgramDirectory") -> None:
-        super().__init__(f"{name} {what}. Its log ({home.log}) ends: {home.last_words()}")
-        self.what = what
+        super().__init__(f"{name} {what}. Its log ({home.log}) ends: {home.log_tail()}")
+        self.problem = what
 
 
 class CrashLooping(EmbeddedError):
     def __init__(self, name: str, deaths: int, home: "ProgramDirectory") -> None:
         super().__init__(
             f"{name} exited {deaths} times in a row within {QUICK_EXIT_S:g} s of its start. "
-            f"Its log ({home.log}) ends: {home.last_words()}"
+            f"Its log ({home.log}) ends: {home.log_tail()}"
         )
 
 
@@ -119,13 +119,13 @@ class Program(Protocol[RunningT]):
     @property
     def environment(self) -> Mapping[str, str]: ...
 
-    def placed(self, port: int | None) -> RunningT:
+    def allocate_ports(self, port: int | None) -> RunningT:
         """Choose the ports: *port*, else those of the last start, else free ones."""
 
-    def command(self, running: RunningT) -> tuple[str, ...]:
+    def build_command(self, running: RunningT) -> tuple[str, ...]:
         """Write the configuration, and return the command."""
 
-    async def answers(self, running: RunningT) -> bool:
+    async def is_ready(self, running: RunningT) -> bool:
         """Whether it is ready, and is the program that we have started."""
 
 
@@ -138,7 +138,7 @@ async def supervised(program: Program[RunningT], port: int | None = None) -> Asy
 
     """
     check_writable(program.home.directory)
-    with program.home.locked(program.name):
+    with program.home.lock(program.name):
         supervisor = _Supervisor(program)
         running = await supervisor.start_first(port)
         try:
@@ -192,14 +192,14 @@ class _Supervisor(Generic[RunningT]):
     async def start_first(self, port: int | None) -> RunningT:
         """Start it on *port* or a free one; choose another free port if a process takes it in between."""
         for tries_left in reversed(range(PORT_TRIES)):
-            running = self._program.placed(port)
+            running = self._program.allocate_ports(port)
             try:
                 await self._start(running)
             except ProgramNotReady:
-                if IN_USE not in self._home.last_words() or tries_left == 0:
+                if IN_USE not in self._home.log_tail() or tries_left == 0:
                     raise
             else:
-                self._home.keep_port(running.port)
+                self._home.save_port(running.port)
                 return running
         raise AssertionError("the last try raises")
 
@@ -214,7 +214,7 @@ class _Supervisor(Generic[RunningT]):
         quick_exits = 0
         while True:
             started = time.monotonic()
-            reason = describe_exit(await self._child.ended())
+            reason = describe_exit(await self._child.wait())
             quick_exits = quick_exits + 1 if time.monotonic() - started < QUICK_EXIT_S else 1
             quick_exits = await self._restart(running, reason, quick_exits)
 
@@ -228,7 +228,7 @@ class _Supervisor(Generic[RunningT]):
             try:
                 await self._start(running)
             except ProgramNotReady as failure:
-                reason, quick_exits = failure.what, quick_exits + 1
+                reason, quick_exits = failure.problem, quick_exits + 1
             else:
                 return quick_exits
         raise CrashLooping(self._program.name, quick_exits, self._home)
@@ -245,7 +245,7 @@ class _Supervisor(Generic[RunningT]):
 
         """
         self._home.output.unlink(missing_ok=True)
-        command = (*orphan_guard.wrapper_command(), *self._program.command(running))
+        command = (*orphan_guard.wrapper_command(), *self._program.build_command(running))
         child = ChildProcess(
             self._program.name,
             *command,
@@ -265,7 +265,7 @@ class _Supervisor(Generic[RunningT]):
         name = self._program.name
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                while not await self._program.answers(running):
+                while not await self._program.is_ready(running):
                     if child.returncode is not None:
                         raise ProgramNotReady(name, describe_exit(child.returncode), self._home)
                     await asyncio.sleep(POLL_S)
@@ -299,20 +299,20 @@ class ProgramDirectory:
         self.directory = directory = directory.absolute()
         self.log = directory / f"{short}.log"
         self.output = directory / f"{short}.out"
-        self._port = directory / "port"
+        self._port_file = directory / "port"
 
     @property
-    def kept_port(self) -> int | None:
+    def saved_port(self) -> int | None:
         try:
-            return int(self._port.read_text())
+            return int(self._port_file.read_text())
         except (OSError, ValueError):
             return None
 
-    def keep_port(self, port: int) -> None:
-        self._port.write_text(f"{port}\n")
+    def save_port(self, port: int) -> None:
+        self._port_file.write_text(f"{port}\n")
 
     @contextmanager
-    def locked(self, name: str) -> Iterator[None]:
+    def lock(self, name: str) -> Iterator[None]:
         """Lock the directory while the block runs: two programs would corrupt the store.
 
         Raises:
@@ -326,7 +326,7 @@ class ProgramDirectory:
                 raise AlreadyRunning(name, self.directory) from None
             yield
 
-    def last_words(self) -> str:
+    def log_tail(self) -> str:
         """The end of its output, which has configuration errors, and of its log."""
         tails = [log_tail(self.output), log_tail(self.log, 2)]
         return " | ".join(tail for tail in tails if tail) or "(nothing)"

@@ -43,10 +43,10 @@ class Federation:
 
     def __init__(self, folder: Path, record: FederationRegistry) -> None:
         self.folder = folder
-        self.record = record
+        self.registry = record
 
     @classmethod
-    def begin(
+    def create(
         cls,
         folder: Path,
         federation: FederationId,
@@ -102,18 +102,18 @@ class Federation:
 
     @property
     def fed(self) -> FederationId:
-        return FederationId(self.record.federation)
+        return FederationId(self.registry.federation)
 
     @property
-    def ca(self) -> Path:
+    def ca_path(self) -> Path:
         return self.folder / "tls" / "ca.pem"
 
     @property
-    def nats(self) -> Path:
+    def nats_folder(self) -> Path:
         """The folder to copy to the machine of nats-server."""
         return self.folder / "nats"
 
-    def creds(self, role: Role | str) -> Path:
+    def creds_path(self, role: Role | str) -> Path:
         return self.folder / "creds" / f"{role}.creds"
 
     # --- members -------------------------------------------------------------------------------------
@@ -127,17 +127,17 @@ class Federation:
 
         """
         client = check_client_name(name)
-        self.record.check_free(MemberKind.CLIENT, client)
+        self.registry.check_name_free(MemberKind.CLIENT, client)
         return self._admit_client(client, public_key, days)
 
     def reissue(
         self, name: str, *, public_key: str = "", days: float = DEVICE_DAYS, keep_old: bool = False
     ) -> Kit:
         """Issue a new key for the client or user *name*, and revoke the old one unless *keep_old*."""
-        kind, member = self.record.find(name)
+        kind, member = self.registry.find(name)
         if not keep_old:
             self.revoke(name)
-        earlier = member.keys if keep_old else ()
+        earlier = member.all_keys if keep_old else ()
         if kind is MemberKind.PERSON:
             return self._admit_person(name, Role(member.role), public_key, days, earlier)
         return self._admit_client(name, public_key, days, earlier)
@@ -153,17 +153,17 @@ class Federation:
 
         """
         person = check_client_name(check_id("person", name))
-        self.record.check_free(MemberKind.PERSON, person)
+        self.registry.check_name_free(MemberKind.PERSON, person)
         return self._admit_person(person, role, public_key, days)
 
     def renew_role(self, role: Role, *, days: float = AGENTS_DAYS, keep_old: bool = False) -> Path:
         """Issue new credentials for a server-side *role*, and revoke the old ones unless *keep_old*."""
-        earlier = self.record.roles[role].keys if keep_old and role in self.record.roles else ()
-        if not keep_old and role in self.record.roles:
+        earlier = self.registry.roles[role].all_keys if keep_old and role in self.registry.roles else ()
+        if not keep_old and role in self.registry.roles:
             self.revoke(role)
         self._issue_to_role(role, days, earlier)
         self._save()
-        return self.creds(role)
+        return self.creds_path(role)
 
     def revoke(self, name: str) -> None:
         """Revoke all keys of the member *name*.
@@ -172,19 +172,19 @@ class Federation:
             CliError: There is no such member.
 
         """
-        _, member = self.record.find(name)
+        _, member = self.registry.find(name)
         before = int(time.time()) + 1
-        self.record.revocations.update(dict.fromkeys(member.keys, before))
+        self.registry.revocations.update(dict.fromkeys(member.all_keys, before))
         if isinstance(member, Site):
-            self.record.system_revocations.update(dict.fromkeys(member.system_keys, before))
+            self.registry.system_revocations.update(dict.fromkeys(member.system_keys, before))
         member.revoked = member.revoked or datetime.now(UTC)
         self._save()
 
     def revoke_all_devices(self) -> None:
         """Replace the signing key of devices, which revokes every kit of a device."""
-        Key.new(KeyType.ACCOUNT).save(self._signing_path(Role.DEVICE))
+        Key.generate(KeyType.ACCOUNT).save(self._signing_path(Role.DEVICE))
         now = datetime.now(UTC)
-        for member in self.record.clients.values():
+        for member in self.registry.clients.values():
             member.revoked = member.revoked or now
         self._save()
 
@@ -209,7 +209,7 @@ class Federation:
 
         """
         site = check_id("site", name)
-        self.record.check_free(MemberKind.SITE, site)
+        self.registry.check_name_free(MemberKind.SITE, site)
         if not clients or not tasks:
             raise CliError(
                 "a site needs clients and tasks. Name them with --client and --task", ExitCode.USAGE
@@ -235,7 +235,7 @@ class Federation:
             CliError: The registry does not have the settings of the site.
 
         """
-        site = self.record.sites[name]
+        site = self.registry.sites[name]
         if not site.tasks:
             raise CliError(
                 f"the registry has no settings of site {name}. Run fedbus provision revoke {name}, then site {name}",
@@ -243,13 +243,13 @@ class Federation:
             )
         if not keep_old:
             self.revoke(name)
-        kept = {"earlier_keys": site.keys} if keep_old else {"earlier_keys": (), "system_keys": ()}
+        kept = {"earlier_keys": site.all_keys} if keep_old else {"earlier_keys": (), "system_keys": ()}
         renewed = site.model_copy(update=kept | {"revoked": None, "issued": datetime.now(UTC)})
         self._write_site(name, renewed, where, days)
         return renewed
 
     def _write_site(self, name: str, site: Site, where: Path, days: float) -> None:
-        key, system_key, expires = Key.new(KeyType.USER), Key.new(KeyType.USER), _expiry(days)
+        key, system_key, expires = Key.generate(KeyType.USER), Key.generate(KeyType.USER), _expiry(days)
         carried = (*(f"client:{client}" for client in site.clients), *(f"task:{task}" for task in site.tasks))
         jwt = self._sign_user(Role.SITE, key.public, name, expires, carried)
         system_jwt = jwt_claims.system_user_jwt(
@@ -261,14 +261,14 @@ class Federation:
         )
         site.public_key, site.expires = key.public, expires
         site.system_keys = (system_key.public, *site.system_keys)
-        self.record.sites[name] = site
+        self.registry.sites[name] = site
         self._save()
         place = nats_config.ServerLocation(Path(site.directory), site.port, listen=site.listen)
-        hub = f"tls://{_url_host(self.record.hosts[0])}:{nats_config.leaf_port(self.record.port)}"
+        hub = f"tls://{_url_host(self.registry.hosts[0])}:{nats_config.leaf_port(self.registry.port)}"
         files = {
-            "site.creds": key.credentials(jwt),
-            "system.creds": system_key.credentials(system_jwt),
-            "ca.pem": self.ca.read_text(),
+            "site.creds": key.render_credentials(jwt),
+            "system.creds": system_key.render_credentials(system_jwt),
+            "ca.pem": self.ca_path.read_text(),
             "leaf.conf": nats_config.render_leaf_config(name, place, self.server_claims(), url=hub),
         }
         for file, text in files.items():
@@ -277,7 +277,7 @@ class Federation:
 
     def _check_known_client(self, name: str) -> str:
         client = check_client_name(name)
-        if client not in self.record.clients:
+        if client not in self.registry.clients:
             raise CliError(
                 f"client {client} is not a member. Run fedbus provision client {client} first",
                 ExitCode.NOT_FOUND,
@@ -286,7 +286,7 @@ class Federation:
 
     def _admit_client(self, client: str, public_key: str, days: float, earlier: tuple[str, ...] = ()) -> Kit:
         member, creds = self._issue(Role.DEVICE, client, public_key, days, earlier)
-        self.record.clients[client] = member
+        self.registry.clients[client] = member
         self._save()
         return self._make_kit(creds, {"FEDBUS_CLIENT": client})
 
@@ -295,34 +295,34 @@ class Federation:
     ) -> Kit:
         member, creds = self._issue(role, name, public_key, days, earlier)
         member.role = role
-        self.record.people[name] = member
+        self.registry.people[name] = member
         self._save()
         return self._make_kit(creds, {})
 
     def _make_kit(self, creds: str, settings: dict[str, str]) -> Kit:
         return Kit(
             creds=creds,
-            ca=self.ca.read_text(),
+            ca=self.ca_path.read_text(),
             settings={
-                "FEDBUS_NATS_URL": self.record.url,
-                "FEDBUS_FEDERATION": self.record.federation,
+                "FEDBUS_NATS_URL": self.registry.url,
+                "FEDBUS_FEDERATION": self.registry.federation,
                 **settings,
             },
             allowed_signers=self._read_optional("allowed_signers"),
-            trusted=self._read_optional("trusted_keys"),
+            trusted_keys=self._read_optional("trusted_keys"),
         )
 
     def _issue(
         self, role: Role, name: str, public_key: str, days: float, earlier: tuple[str, ...]
     ) -> tuple[Member, str]:
         """Issue credentials. With a *public_key*, they lack the private key, which the device has."""
-        key = None if public_key else Key.new(KeyType.USER)
+        key = None if public_key else Key.generate(KeyType.USER)
         public = key.public if key else check_public_key(public_key)
         expires = _expiry(days)
         jwt = self._sign_user(role, public, name, expires)
-        self.record.revocations.pop(public, None)
+        self.registry.revocations.pop(public, None)
         member = Member(public_key=public, issued=datetime.now(UTC), expires=expires, earlier_keys=earlier)
-        return member, key.credentials(jwt) if key else pending_credentials(jwt)
+        return member, key.render_credentials(jwt) if key else pending_credentials(jwt)
 
     def _sign_user(
         self, role: Role, public: str, name: str, expires: datetime | None, tags: tuple[str, ...] = ()
@@ -343,19 +343,19 @@ class Federation:
         """Sign the current claims of the federation's account."""
         roles = {role: (self._signing_key(role).public, permissions_for(self.fed, role)) for role in Role}
         return jwt_claims.account_jwt(
-            self._operator, self._account.public, f"fedbus-{self.fed}", roles, self.record.revocations
+            self._operator, self._account.public, f"fedbus-{self.fed}", roles, self.registry.revocations
         )
 
     def system_jwt(self) -> str:
         """Sign the current claims of the system account."""
         return jwt_claims.system_account_jwt(
-            self._operator, self._system.public, self.record.system_revocations
+            self._operator, self._system.public, self.registry.system_revocations
         )
 
     def certificate_host(self, url: str) -> str:
         """The host of *url* if the server certificate has it, else the first host of the certificate."""
         host = urlsplit(url).hostname or ""
-        return host if host in self.record.hosts else self.record.hosts[0]
+        return host if host in self.registry.hosts else self.registry.hosts[0]
 
     def account_jwts(self) -> tuple[str, str]:
         """The claims to push to a running server."""
@@ -373,19 +373,19 @@ class Federation:
 
     def write_server_files(self, place: nats_config.ServerLocation | None = None) -> Path:
         """Write the files for the machine of nats-server, which has them at *place*; returns nats.conf."""
-        record = self.record
+        record = self.registry
         place = place or nats_config.ServerLocation(
-            Path(record.at or self.nats), record.port, monitor_port=record.monitor_port
+            Path(record.at or self.nats_folder), record.port, monitor_port=record.monitor_port
         )
         for name in ("server.pem", "server.key"):
-            write_file(self.nats / "tls" / name, (self.folder / "tls" / name).read_text())
-        config = self.nats / "nats.conf"
+            write_file(self.nats_folder / "tls" / name, (self.folder / "tls" / name).read_text())
+        config = self.nats_folder / "nats.conf"
         config.write_text(nats_config.render_hub_config(f"fedbus-{self.fed}", place, self.server_claims()))
         return config
 
     def set_server_path(self, place: Path) -> None:
         """Record that the machine of nats-server has the folder nats/ at *place*."""
-        self.record.at = str(place)
+        self.registry.at = str(place)
         self._save()
 
     def renew_server_certificate(self, *, new_authority: bool = False) -> None:
@@ -395,69 +395,69 @@ class Federation:
         """
         tls = self.folder / "tls"
         if new_authority:
-            before = certificates.read_first_pem(self.ca) if self.ca.exists() else ""
-            certificates.make_authority(self.fed, self.ca, tls / "ca.key")
-            self.ca.write_text(self.ca.read_text() + before)
-        self.issue_certificate(self.record.hosts, tls / "server.pem", tls / "server.key")
+            before = certificates.read_first_pem(self.ca_path) if self.ca_path.exists() else ""
+            certificates.make_authority(self.fed, self.ca_path, tls / "ca.key")
+            self.ca_path.write_text(self.ca_path.read_text() + before)
+        self.issue_certificate(self.registry.hosts, tls / "server.pem", tls / "server.key")
 
     def issue_certificate(self, hosts: Sequence[str], certificate: Path, key: Path) -> None:
         """Issue a certificate for a server of the federation: a leaf node, S3 or the dashboard."""
         authority_key = self.folder / "tls" / "ca.key"
-        certificates.make_server_certificate(self.ca, authority_key, hosts, certificate, key)
+        certificates.make_server_certificate(self.ca_path, authority_key, hosts, certificate, key)
 
     # --- keys -------------------------------------------------------------------------------------------
 
     @property
     def _operator(self) -> Key:
-        return Key.read(self.folder / "keys" / "operator.nk")
+        return Key.load(self.folder / "keys" / "operator.nk")
 
     @property
     def _account(self) -> Key:
-        return Key.read(self.folder / "keys" / "account.nk")
+        return Key.load(self.folder / "keys" / "account.nk")
 
     @property
     def _system(self) -> Key:
-        return Key.read(self.folder / "keys" / "system.nk")
+        return Key.load(self.folder / "keys" / "system.nk")
 
     def _signing_path(self, role: Role) -> Path:
         return self.folder / "keys" / "signing" / f"{role}.nk"
 
     def _signing_key(self, role: Role) -> Key:
-        return Key.read(self._signing_path(role))
+        return Key.load(self._signing_path(role))
 
     def _make_keys(self) -> None:
         keys = self.folder / "keys"
-        Key.new(KeyType.OPERATOR).save(keys / "operator.nk")
-        Key.new(KeyType.ACCOUNT).save(keys / "account.nk")
-        Key.new(KeyType.ACCOUNT).save(keys / "system.nk")
+        Key.generate(KeyType.OPERATOR).save(keys / "operator.nk")
+        Key.generate(KeyType.ACCOUNT).save(keys / "account.nk")
+        Key.generate(KeyType.ACCOUNT).save(keys / "system.nk")
         for role in Role:
-            Key.new(KeyType.ACCOUNT).save(self._signing_path(role))
+            Key.generate(KeyType.ACCOUNT).save(self._signing_path(role))
 
     def _issue_to_role(self, role: Role, days: float, earlier: tuple[str, ...] = ()) -> None:
         member, creds = self._issue(role, role, "", days, earlier)
-        self.record.roles[role] = member
-        write_file(self.creds(role), creds)
+        self.registry.roles[role] = member
+        write_file(self.creds_path(role), creds)
 
     def _issue_system_credentials(self) -> None:
-        key = Key.new(KeyType.USER)
+        key = Key.generate(KeyType.USER)
         write_file(
-            self.creds(SYSTEM_NAME),
-            key.credentials(jwt_claims.system_user_jwt(self._system, key.public, SYSTEM_NAME)),
+            self.creds_path(SYSTEM_NAME),
+            key.render_credentials(jwt_claims.system_user_jwt(self._system, key.public, SYSTEM_NAME)),
         )
 
     def _adopt_existing_roles(self) -> None:
         """Register the roles of a folder from before the registry had roles."""
         for role in STORED_ROLES:
-            if role not in self.record.roles and self.creds(role).exists():
-                found = parse_user(self.creds(role).read_text())
-                self.record.roles[role] = Member(
+            if role not in self.registry.roles and self.creds_path(role).exists():
+                found = parse_user(self.creds_path(role).read_text())
+                self.registry.roles[role] = Member(
                     public_key=found.sub, issued=found.issued_at, expires=found.expires_at
                 )
 
     # --- the registry -------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        atomic_write(self.folder / REGISTRY_FILE, self.record.model_dump_json(indent=2), mode=SHARED_MODE)
+        atomic_write(self.folder / REGISTRY_FILE, self.registry.model_dump_json(indent=2), mode=SHARED_MODE)
         self.write_server_files()
 
     def _read_optional(self, name: str) -> str:

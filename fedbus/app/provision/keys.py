@@ -43,11 +43,11 @@ class Key:
         return f"Key({self.public})"
 
     @classmethod
-    def new(cls, of: KeyType) -> Self:
+    def generate(cls, of: KeyType) -> Self:
         return cls(bytes(nkeys.encode_seed(os.urandom(32), of)).decode())
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> Self:
         """Read the seed in *path*.
 
         Raises:
@@ -67,7 +67,7 @@ class Key:
         signature: bytes = self._pair.sign(text.encode())
         return signature
 
-    def credentials(self, jwt: str) -> str:
+    def render_credentials(self, jwt: str) -> str:
         """Render a credentials file with *jwt* and this key."""
         return render_credentials(jwt, self._seed)
 

@@ -33,7 +33,7 @@ class Member(BaseModel):
     """Keys that stayed valid when a new one was issued (``--keep-old``)."""
 
     @property
-    def standing(self) -> str:
+    def status(self) -> str:
         if self.revoked:
             return "revoked"
         if self.expires and self.expires <= datetime.now(UTC):
@@ -41,7 +41,7 @@ class Member(BaseModel):
         return "in"
 
     @property
-    def keys(self) -> tuple[str, ...]:
+    def all_keys(self) -> tuple[str, ...]:
         """All keys to revoke with the member."""
         return (self.public_key, *self.earlier_keys)
 
@@ -102,7 +102,7 @@ class FederationRegistry(BaseModel):
                 return kind, member
         raise CliError(f"no member {name}. See fedbus provision list", ExitCode.NOT_FOUND)
 
-    def check_free(self, kind: MemberKind, name: str) -> None:
+    def check_name_free(self, kind: MemberKind, name: str) -> None:
         """Check that *name* can be given to a member of *kind*.
 
         Raises:
@@ -114,13 +114,13 @@ class FederationRegistry(BaseModel):
                 raise CliError(
                     f"{name} is already the name of a {other}. Choose another name", ExitCode.USAGE
                 )
-            if member_name == name and member.standing == "in":
+            if member_name == name and member.status == "in":
                 raise CliError(
                     f"{kind} {name} is already a member. For a new key, run fedbus provision rotate {name}",
                     ExitCode.USAGE,
                 )
 
-    def carriers(self, client: str) -> dict[str, Site]:
+    def sites_of(self, client: str) -> dict[str, Site]:
         """The sites to whose leaf node *client* connects."""
         return {
             name: site for name, site in self.sites.items() if client in site.clients and not site.revoked

@@ -44,8 +44,12 @@ class Blobs:
         """
         configure_malloc()
         blobs = cls(connection, fed, holder)
-        requests = await connection.subscribe(protocol.request_subject(fed, holder), cb=blobs._sender.on_request)
-        chunks = await connection.subscribe(protocol.inbox_subject(fed, holder, ">"), cb=blobs._receiver.on_message)
+        requests = await connection.subscribe(
+            protocol.request_subject(fed, holder), cb=blobs._sender.on_request
+        )
+        chunks = await connection.subscribe(
+            protocol.inbox_subject(fed, holder, ">"), cb=blobs._receiver.on_message
+        )
         await flush_subscriptions(connection)  # from here on a receiver of a reference can reach this process
         try:
             async with background_task(blobs._sender.serve(), name=f"blobs of {holder}"):
@@ -107,7 +111,9 @@ class Blobs:
                     return await self._receiver.fetch(ref, sink, timeout_s)
                 except BlobCorrupt:
                     await sink.discard()
-                    if not sink.resumed_bytes:  # otherwise the old part file may be corrupt: try once without it
+                    if (
+                        not sink.resumed_bytes
+                    ):  # otherwise the old part file may be corrupt: try once without it
                         raise
 
 

@@ -57,7 +57,9 @@ class ChunkRequest:
     probe: int = 0
 
     def pack(self) -> bytes:
-        return _CHUNK_REQUEST.pack(bytes.fromhex(self.sha256), self.first, self.until, self.multicast, self.probe)
+        return _CHUNK_REQUEST.pack(
+            bytes.fromhex(self.sha256), self.first, self.until, self.multicast, self.probe
+        )
 
     def clip_to(self, chunks: int) -> range:
         """Return the requested range of a blob with *chunks* chunks, limited to `MAX_REQUEST_CHUNKS`."""

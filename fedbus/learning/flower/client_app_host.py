@@ -40,7 +40,7 @@ log = structlog.get_logger("fedbus.learning")
 class ClientAppReply:
     """The result of a message: the content of the reply, or an error."""
 
-    asked: RoundMessage
+    request: RoundMessage
     created_at: float
     ttl_s: float
     train_s: float
@@ -52,15 +52,15 @@ class ClientAppReply:
     left_out: int = 0
     """Count of captured rows that did not validate and that the app did not get."""
 
-    def event(self, content: MessageContent | None) -> RoundReply:
+    def to_message(self, content: MessageContent | None) -> RoundReply:
         """Build the event of this reply. *content* is the encoded `self.content`, or None for an error."""
         return RoundReply(
-            task=self.asked.task,
-            client=self.asked.client,
-            run=self.asked.run,
-            round=self.asked.round,
+            task=self.request.task,
+            client=self.request.client,
+            run=self.request.run,
+            round=self.request.round,
             message_id=uuid4().hex,
-            reply_to=self.asked.message_id,
+            reply_to=self.request.message_id,
             created_at=self.created_at,
             ttl_s=self.ttl_s,
             content=content,
@@ -74,7 +74,7 @@ class ClientAppReply:
     @property
     def figures(self) -> dict[str, float]:
         """The metrics of the reply by their common names, such as ``train_loss`` and ``eval_accuracy``."""
-        prefix = METRIC_PREFIXES.get(self.asked.message_type.partition(".")[0])
+        prefix = METRIC_PREFIXES.get(self.request.message_type.partition(".")[0])
         if self.content is None or prefix is None:
             return {}
         return {

@@ -40,16 +40,20 @@ class CohortPolicy:
     _initial_arrays: ArrayRecord | None = None
     """The global model at the start of the round."""
 
-    def chosen(self, messages: Iterable[Message], start: ArrayRecord) -> Iterable[Message]:
+    def select_messages(self, messages: Iterable[Message], start: ArrayRecord) -> Iterable[Message]:
         """Filter the strategy's *messages*, which train the model *start*, to those of the selected clients."""
-        if self.selection.most is None and self.selection.weights is None and not self.contributions.active:
+        if (
+            self.selection.max_clients is None
+            and self.selection.weights is None
+            and not self.contributions.is_enabled
+        ):
             return messages
         addressed = [(message, self.client_of(message.metadata.dst_node_id)) for message in messages]
         selected = self.selection.choose(client for _, client in addressed)
         self._selected, self._initial_arrays = sorted(selected), start
         return [message for message, client in addressed if client in selected]
 
-    def aggregated(
+    def aggregate(
         self,
         aggregate: Callable[[Any], T],
         replies: Any,
@@ -59,7 +63,7 @@ class CohortPolicy:
         round_log: RoundLog,
     ) -> T:
         """Return *aggregate* of the weighted *replies*, and write the contributions of the clients to *round_log*."""
-        measures = evaluate is not None and self.contributions.looks_at(round_number)
+        measures = evaluate is not None and self.contributions.is_due(round_number)
         if not isinstance(replies, Replies) or not (measures or self.selection.weights is not None):
             return aggregate(replies)
         with ExitStack() as stack:
@@ -69,9 +73,9 @@ class CohortPolicy:
             updates: RoundUpdates | None = None
             if measures:
                 directory = Path(stack.enter_context(make_update_directory()))
-                players = self.contributions.players(self._selected)
+                players = self.contributions.select_players(self._selected)
                 updates = RoundUpdates(directory, players, start=self._initial_arrays)
-                observers.append(UpdateRecorder(updates, self.client_of, WEIGHTED_BY).see)
+                observers.append(UpdateRecorder(updates, self.client_of, WEIGHTED_BY).record)
             result = aggregate(_observe_replies(replies, observers))
             if updates is not None and evaluate is not None:
                 self._measure_contributions(updates, evaluate, round_number, round_log)
@@ -81,7 +85,7 @@ class CohortPolicy:
         self, updates: RoundUpdates, evaluate: Callable[..., Any], round_number: int, round_log: RoundLog
     ) -> None:
         try:
-            round_log.set_contributions(self.contributions.worth(updates, evaluate, round_number))
+            round_log.set_contributions(self.contributions.evaluate_updates(updates, evaluate, round_number))
         except Exception as error:  # noqa: BLE001 - a failed evaluation must not end the run
             log.warning("Contribution measurement failed", round=round_number, reason=str(error))
 
@@ -89,7 +93,7 @@ class CohortPolicy:
         """Multiply the sample count of *reply*, which is its weight in the strategy, by the client's factor."""
         if reply.has_error():
             return
-        factor = self.selection.factor(self.client_of(reply.metadata.src_node_id))
+        factor = self.selection.weight_factor(self.client_of(reply.metadata.src_node_id))
         for metrics in reply.content.metric_records.values():
             samples = metrics.get(WEIGHTED_BY)
             if isinstance(samples, int | float):

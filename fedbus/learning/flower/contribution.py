@@ -63,20 +63,22 @@ class ContributionEvaluator:
         self._random = np.random.default_rng(seed)
 
     @property
-    def active(self) -> bool:
+    def is_enabled(self) -> bool:
         return self._limits.every > 0
 
-    def looks_at(self, round_number: int) -> bool:
+    def is_due(self, round_number: int) -> bool:
         """Return whether the contributions of this round are measured."""
         return self._limits.every > 0 and round_number % self._limits.every == 0
 
-    def players(self, clients: Iterable[str]) -> list[str]:
+    def select_players(self, clients: Iterable[str]) -> list[str]:
         """Select the players of a round: those of *clients* that were not measured for the longest time."""
         return sorted(sorted(clients), key=lambda client: self._last_measured.get(client, 0))[
             : self._limits.clients
         ]
 
-    def worth(self, updates: "RoundUpdates", evaluate: Evaluate, round_number: int) -> dict[str, float]:
+    def evaluate_updates(
+        self, updates: "RoundUpdates", evaluate: Evaluate, round_number: int
+    ) -> dict[str, float]:
         """Measure the contributions by client. Clients for which the time is too short have no entry."""
         deadline = time.monotonic() + self._limits.seconds
         value = _ValueFunction(evaluate, round_number)
@@ -91,19 +93,19 @@ class ContributionEvaluator:
     def _leave_one_out(
         self, updates: "RoundUpdates", value: "_ValueFunction", deadline: float
     ) -> dict[str, float]:
-        value_of_all = value.of(updates.mean())
+        value_of_all = value.evaluate(updates.mean())
         contributions: dict[str, float] = {}
         for client in updates.clients:
             if time.monotonic() > deadline or value_of_all is None:
                 break
-            value_without = value.of(updates.mean(without=client))
+            value_without = value.evaluate(updates.mean(without=client))
             if value_without is not None:
                 contributions[client] = value_of_all - value_without
         return contributions
 
     def _shapley(self, updates: "RoundUpdates", value: "_ValueFunction", deadline: float) -> dict[str, float]:
         """Return the mean marginals over the orders that completed before *deadline*."""
-        value_of_all = value.of(updates.mean())
+        value_of_all = value.evaluate(updates.mean())
         marginals: dict[str, list[float]] = {client: [] for client in updates.clients}
         for _ in range(self._limits.permutations):
             if time.monotonic() > deadline or value_of_all is None:
@@ -118,7 +120,7 @@ class ContributionEvaluator:
         """Return the marginal values along one random order; empty if it did not complete."""
         order = [str(client) for client in self._random.permutation(updates.clients)]
         running = updates.without_players()
-        before = value.of(running.mean())
+        before = value.evaluate(running.mean())
         marginals: dict[str, float] = {}
         tolerance = TRUNCATION_TOLERANCE * max(abs(value_of_all), 1e-12)
         for position, client in enumerate(order):
@@ -126,8 +128,8 @@ class ContributionEvaluator:
                 return marginals | dict.fromkeys(order[position:], 0.0)
             if time.monotonic() > deadline:
                 return {}
-            running.add(*updates.put_aside(client))
-            after = value.of(running.mean())
+            running.add(*updates.load_update(client))
+            after = value.evaluate(running.mean())
             if after is None:
                 return {}
             marginals[client] = after - before if before is not None else 0.0
@@ -190,7 +192,7 @@ class RoundUpdates:
             np.savez(self._file(client), **numbered)
             self._weights[client] = weight
 
-    def put_aside(self, client: str) -> tuple[dict[str, np.ndarray[Any, Any]], float]:
+    def load_update(self, client: str) -> tuple[dict[str, np.ndarray[Any, Any]], float]:
         """Read the update and the weight of a player."""
         with np.load(self._file(client), allow_pickle=False) as file:
             arrays = {name: file[f"a{index}"] for index, name in enumerate(self._dtypes)}
@@ -200,7 +202,7 @@ class RoundUpdates:
         """Return the weighted mean of all updates, or of all *without* one; the start model if none is left."""
         if without is None:
             return _to_record(self._sums, self._weight, self._dtypes) if self._weight else self._start
-        arrays, weight = self.put_aside(without)
+        arrays, weight = self.load_update(without)
         if self._weight - weight <= NEGLIGIBLE_SHARE * self._weight:
             return self._start
         rest = {
@@ -215,7 +217,7 @@ class RoundUpdates:
             {name: total.copy() for name, total in self._sums.items()}, self._weight, self._dtypes
         )
         for client in self.clients:
-            arrays, weight = self.put_aside(client)
+            arrays, weight = self.load_update(client)
             running.add(arrays, -weight)
         if running.weight <= NEGLIGIBLE_SHARE * self._weight:
             return _RunningMean({}, 0.0, self._dtypes, self._start)
@@ -232,7 +234,7 @@ class _ValueFunction:
         self._evaluate = evaluate
         self._round = round_number
 
-    def of(self, arrays: ArrayRecord | None) -> float | None:
+    def evaluate(self, arrays: ArrayRecord | None) -> float | None:
         """Return the negative loss, else the accuracy; None if there is neither, or it is not finite."""
         if arrays is None:
             return None
@@ -249,7 +251,7 @@ class UpdateRecorder:
         self._client_of = client_of
         self._weighted_by = weighted_by
 
-    def see(self, reply: Message) -> None:
+    def record(self, reply: Message) -> None:
         if reply.has_error():
             return
         record = single_array_record(reply.content)

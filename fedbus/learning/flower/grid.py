@@ -158,9 +158,9 @@ class BusGrid(Grid):
         if self._timer:
             self._timer.cancel()
         for pending in self._pending.values():
-            pending.postage.answered()
-            if pending.exchange:
-                pending.exchange.put(closed)
+            pending.lease.release_one()
+            if pending.queue:
+                pending.queue.put(closed)
         self._pending.clear()
 
     def _now(self) -> float:
@@ -171,7 +171,7 @@ class BusGrid(Grid):
             match effect:
                 case ReplyReceived(sent=sent, reply=reply):
                     self._on_reply(sent, reply)
-                case ReplyLost(sent=sent, gone=gone, reason=reason):
+                case ReplyLost(sent=sent, lost_reason=gone, reason=reason):
                     code = NODE_UNAVAILABLE if gone is LostReason.NODE else NO_REPLY
                     self._on_reply(sent, Error(code, f"{sent.client}: {reason}"))
                 case NodesChanged():
@@ -186,7 +186,7 @@ class BusGrid(Grid):
 
     def _schedule_timer(self) -> None:
         """Set the timer to the next wake time of the tracker, unless it is set to an earlier time."""
-        wake = self._tracker.next_wake()
+        wake = self._tracker.next_deadline()
         if wake is None or self._closed or (self._timer and self._timer.when() <= wake):
             return
         if self._timer:
@@ -195,22 +195,22 @@ class BusGrid(Grid):
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._apply(self._tracker.passed(self._now(), connected=self._bus.connected))
+        self._apply(self._tracker.expire(self._now(), connected=self._bus.is_connected))
 
     def _on_reply(self, sent: SentMessage, reply: RoundReply | Error) -> None:
         pending = self._pending.pop(sent.message_id, None)
         if pending is None:
             return
-        pending.postage.answered()
+        pending.lease.release_one()
         pending = replace(
-            pending, came_from=self._event_span, said_in=self._event_id, answered_at=self._now()
+            pending, reply_span=self._event_span, reply_message_id=self._event_id, answered_at=self._now()
         )
-        if pending.exchange is None:
+        if pending.queue is None:
             self._unclaimed[sent.message_id] = pending, reply
         elif isinstance(reply, Error) or not has_blob(reply):
-            pending.exchange.put(make_fetched_reply(pending, reply))
+            pending.queue.put(make_fetched_reply(pending, reply))
         else:
-            task = self._loop.create_task(self._fetch_into_queue(pending.exchange, pending, reply))
+            task = self._loop.create_task(self._fetch_into_queue(pending.queue, pending, reply))
             self._fetching.add(task)
             task.add_done_callback(self._fetching.discard)
 
@@ -238,12 +238,12 @@ class BusGrid(Grid):
         """Offer each payload once, and publish its messages."""
         outgoing = []
         for payload, pendings in batches:
-            content, offer = await payload.post(self._bus.blobs, receivers=len(pendings))
-            pendings[0].postage.offer = offer
+            content, offer = await payload.prepare(self._bus.blobs, receivers=len(pendings))
+            pendings[0].lease.offer = offer
             outgoing += [(pending, content) for pending in pendings]
         for pending, _ in outgoing:
             self._pending[pending.sent.message_id] = pending
-            self._apply(self._tracker.sent(pending.sent))
+            self._apply(self._tracker.record_sent(pending.sent))
         await asyncio.gather(*(self._publish(pending, content) for pending, content in outgoing))
 
     async def _publish(self, pending: PendingMessage, content: MessageContent) -> None:
@@ -331,7 +331,7 @@ class BusGrid(Grid):
         """Send *messages* and return their replies in order of arrival. A lost reply is an error message."""
         queue = ReplyQueue(self._loop)
         ids = self._push(list(messages), timeout=timeout, queue=queue)
-        return Replies(len(ids), lambda: self._take_reply(queue.take()))
+        return Replies(len(ids), lambda: self._take_reply(queue.get()))
 
     def tally(self, round_number: int) -> RoundTally:
         """Return a copy of the participants of the round so far."""
@@ -358,7 +358,7 @@ class BusGrid(Grid):
         self, messages: list[Message], timeout: float | None, queue: ReplyQueue | None
     ) -> tuple[MessagePayload, list[PendingMessage]]:
         """Encode and hash the common content of *messages* once, in the app's thread."""
-        payload = MessagePayload.of(record_codec.encode(messages[0].content))
+        payload = MessagePayload.from_records(record_codec.encode(messages[0].content))
         lease = OfferLease(len(messages))
         return payload, [self._make_pending(message, timeout, lease, queue) for message in messages]
 
@@ -384,10 +384,10 @@ class BusGrid(Grid):
     def _take_reply(self, fetched: FetchedReply) -> Message:
         message = decode_reply(fetched, self._run.run_id)
         span = trace.get_current_span()
-        if fetched.pending.came_from is not None and span.is_recording():
-            span.add_link(fetched.pending.came_from)
+        if fetched.pending.reply_span is not None and span.is_recording():
+            span.add_link(fetched.pending.reply_span)
         self._add_to_tally(fetched, message)
-        set_current_cause(fetched.pending.said_in or current_cause())
+        set_current_cause(fetched.pending.reply_message_id or current_cause())
         return message
 
     def _add_to_tally(self, fetched: FetchedReply, reply: Message) -> None:
@@ -398,7 +398,7 @@ class BusGrid(Grid):
                 tally.failures[client] = str(reply.error.reason).removeprefix(f"{client}: ")
                 return
             train_s = fetched.reply.train_s if fetched.reply else 0.0
-            tally.answers.append(Exchanged(client, pending.sent.at, pending.answered_at, train_s))
+            tally.answers.append(Exchanged(client, pending.sent.sent_at, pending.answered_at, train_s))
             tally.figures.setdefault(client, {}).update(fetched.reply.figures if fetched.reply else {})
             if pending.message.metadata.message_type.partition(".")[0] == "train":
                 tally.participants[client] = sample_count(reply.content)
@@ -437,7 +437,7 @@ class BusGrid(Grid):
         """Block the calling thread if it only polls for nodes. The caller holds the condition."""
         now = time.monotonic()
         poller: NodePoller = self._pollers.__dict__.setdefault("state", NodePoller(now))
-        if poller.polls(now, self._calls_made) and not self._pending:
+        if poller.is_polling(now, self._calls_made) and not self._pending:
             left_s = poller.since + self._plan.recruit_s - now
             if left_s <= 0:
                 raise NotEnoughClients(self._nodes.values(), self._failed, self._plan.recruit_s)
@@ -445,12 +445,12 @@ class BusGrid(Grid):
             self._changed.wait_for(
                 lambda: self._closed is not None or set(self._nodes) != nodes_before, min(left_s, MAX_BLOCK_S)
             )
-        poller.answered(time.monotonic(), self._calls_made)
+        poller.record_answer(time.monotonic(), self._calls_made)
 
 
 def _receive_span(pending: PendingMessage, run: str) -> AbstractContextManager[trace.Span]:
     """Start the span of a reply download, as a child of the span in which the reply was sent."""
-    sender_span = pending.came_from
+    sender_span = pending.reply_span
     return tracer.start_as_current_span(
         "receive",
         trace.set_span_in_context(NonRecordingSpan(sender_span)) if sender_span else None,

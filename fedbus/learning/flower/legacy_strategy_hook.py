@@ -86,8 +86,8 @@ class LegacyHook:
             for name in wrapped:
                 vars(strategy).pop(name)
             vars(client_manager).pop("wait_for")
-            self._log.trace.ends()
-        self._log.ended(self._round)
+            self._log.trace.end_round()
+        self._log.end_round(self._round)
 
     def _wrap_initialize(self, initialize: Callable[..., Any]) -> Callable[..., Any]:
         def initialize_parameters(client_manager: Any) -> Parameters:
@@ -101,9 +101,9 @@ class LegacyHook:
     def _wrap_configure(self, configure: Callable[..., Any]) -> Callable[..., Any]:
         def configure_fit(server_round: int, parameters: Parameters, client_manager: Any) -> Any:
             self._log.set_model(self._name_arrays(parameters))
-            self._log.ended(self._round)
+            self._log.end_round(self._round)
             self._round = server_round + self._offset
-            self._log.trace.begins(self._round)
+            self._log.trace.begin_round(self._round)
             return configure(server_round=self._round, parameters=parameters, client_manager=client_manager)
 
         return configure_fit

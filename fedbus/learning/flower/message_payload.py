@@ -21,17 +21,17 @@ class MessagePayload:
     """None if the content is inline."""
 
     @classmethod
-    def of(cls, encoded: EncodedRecords) -> "MessagePayload":
+    def from_records(cls, encoded: EncodedRecords) -> "MessagePayload":
         """Choose inline or blob, and hash a blob: this blocks."""
         inline = not encoded.has_arrays and encoded.size_bytes <= MAX_INLINE_BYTES
         return cls(encoded, None if inline else encoded.sha256())
 
-    async def post(
+    async def prepare(
         self, blobs: BlobsProtocol, *, receivers: int
     ) -> tuple[MessageContent, OfferProtocol | None]:
         """Offer a blob to *receivers*. Returns the content of the event, and the offer to release after all replies."""
         if self.sha256 is None:
-            return MessageContent(inline=self.encoded.joined()), None
+            return MessageContent(inline=self.encoded.to_bytes()), None
         offer = await blobs.offer(self.encoded.buffers, receivers=receivers, sha256=self.sha256)
         return MessageContent(blob=offer.ref), offer
 

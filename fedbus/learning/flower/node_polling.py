@@ -37,7 +37,7 @@ class NodePoller:
     calls_made: int = -1
     """The Grid's count of other calls at the last poll."""
 
-    def polls(self, now: float, calls_made: int) -> bool:
+    def is_polling(self, now: float, calls_made: int) -> bool:
         """Return whether this call only continues to poll. If it does not, restart the wait."""
         shortest, longest = POLL_INTERVAL_S
         idle = calls_made == self.calls_made and now - self.last <= longest
@@ -45,6 +45,6 @@ class NodePoller:
             self.since = now
         return idle and now - self.last >= shortest
 
-    def answered(self, now: float, calls_made: int) -> None:
+    def record_answer(self, now: float, calls_made: int) -> None:
         """Record the end of a poll."""
         self.last, self.calls_made = now, calls_made

@@ -56,7 +56,7 @@ class EncodedRecords:
             digest.update(buffer)
         return digest.hexdigest()
 
-    def joined(self) -> bytes:
+    def to_bytes(self) -> bytes:
         return b"".join(self.buffers)
 
 
@@ -202,7 +202,7 @@ class _ArrayReader:
         self._count += 1
         if self._count > MAX_ARRAYS:
             raise RecordDecodeError(f"too many arrays (limit {MAX_ARRAYS})")
-        array = BorrowedArray(dtype, shape, stype, self._take(key, size))
+        array = BorrowedArray(dtype, shape, stype, self._slice(key, size))
         if stype == NUMPY and dtype:  # Flower's legacy parameters have no dtype and shape
             try:
                 npy.check_array(array.buffer, dtype=dtype, shape=shape)
@@ -210,7 +210,7 @@ class _ArrayReader:
                 raise RecordDecodeError(f"invalid array {key!r}: {error}") from None
         return key, array
 
-    def _take(self, key: str, size: int) -> memoryview:
+    def _slice(self, key: str, size: int) -> memoryview:
         start = self._offset + -self._offset % ALIGNMENT
         if size < 0 or start + size > len(self._view):
             raise RecordDecodeError(f"array {key!r} exceeds the data")

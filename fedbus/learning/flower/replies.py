@@ -41,12 +41,12 @@ class GridClosed(RuntimeError, RunNotRunningException):
 class OfferLease:
     """The reference count of the replies to one offered blob; the offer is released at zero."""
 
-    owed: int
+    pending_replies: int
     offer: OfferProtocol | None = None
 
-    def answered(self) -> None:
-        self.owed -= 1
-        if not self.owed and self.offer:
+    def release_one(self) -> None:
+        self.pending_replies -= 1
+        if not self.pending_replies and self.offer:
             self.offer.release()
 
 
@@ -57,13 +57,13 @@ class PendingMessage:
     sent: SentMessage
     message: Message
     round: int
-    postage: OfferLease
-    exchange: "ReplyQueue | None"
-    came_from: SpanContext | None = None
+    lease: OfferLease
+    queue: "ReplyQueue | None"
+    reply_span: SpanContext | None = None
     """The span in which the reply was sent; None before it arrives."""
     answered_at: float = 0.0
     """The arrival of the reply, in seconds of the loop's clock."""
-    said_in: str = ""
+    reply_message_id: str = ""
     """The id of the bus message with the reply."""
 
 
@@ -90,7 +90,7 @@ class ReplyQueue:
     def put(self, entry: FetchedReply | GridClosed) -> None:
         self._queue.put(entry)
 
-    def take(self) -> FetchedReply:
+    def get(self) -> FetchedReply:
         """Wait for the next reply, in the app's thread. Raises GridClosed."""
         entry = self._queue.get()
         if isinstance(entry, GridClosed):

@@ -58,7 +58,7 @@ class RoundLog:
         """Set the latest global model."""
         self._latest = arrays
 
-    def ended(self, round_number: int) -> None:
+    def end_round(self, round_number: int) -> None:
         """End the round, and report it unless it has been reported, by this process or its predecessor."""
         if round_number > self._last_reported:
             self._last_reported = round_number
@@ -66,7 +66,7 @@ class RoundLog:
         self._metrics = {}
         self._contributions = {}
         self._round_started = time.monotonic()
-        self.trace.ends()
+        self.trace.end_round()
 
     def _make_result(self, round_number: int) -> RoundResult:
         tally = self._tally(round_number) if round_number else RoundTally()

@@ -24,13 +24,13 @@ class RoundTrace:
         self._run = run
         self._open: tuple[Span, Token[Context]] | None = None
 
-    def begins(self, number: int) -> None:
+    def begin_round(self, number: int) -> None:
         """Start the span of round *number*, and end the span of the previous round."""
-        self.ends()
+        self.end_round()
         span = tracer.start_span("round", attributes=self._attributes(number))
         self._open = span, context.attach(trace.set_span_in_context(span))
 
-    def ends(self) -> None:
+    def end_round(self) -> None:
         """End the open span, if there is one."""
         if self._open is not None:
             span, token = self._open

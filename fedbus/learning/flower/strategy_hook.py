@@ -75,10 +75,10 @@ class StrategyHook:
             try:
                 with self._wrap_methods(strategy):
                     result = start(*call.args, **call.kwargs)
-                self._log.ended(self._round)
+                self._log.end_round(self._round)
             finally:
                 self._is_running = False
-                self._log.trace.ends()
+                self._log.trace.end_round()
             self._offset = self._round
             return self._renumber_rounds(result)
 
@@ -136,17 +136,17 @@ class StrategyHook:
     def _wrap_configure(self, configure: Callable[..., Any]) -> Callable[..., Any]:
         def configure_train(server_round: int, arrays: ArrayRecord, *args: Any, **kwargs: Any) -> Any:
             self._log.set_model(self._rename_arrays(arrays))
-            self._log.ended(self._round)
+            self._log.end_round(self._round)
             self._round = server_round + self._offset
-            self._log.trace.begins(self._round)
-            return self._cohort.chosen(configure(self._round, arrays, *args, **kwargs), arrays)
+            self._log.trace.begin_round(self._round)
+            return self._cohort.select_messages(configure(self._round, arrays, *args, **kwargs), arrays)
 
         return configure_train
 
     def _wrap_aggregate(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
         def aggregate_train(server_round: int, replies: Any) -> Any:
             with self._log.trace.aggregate_span(server_round + self._offset):
-                arrays, metrics = self._cohort.aggregated(
+                arrays, metrics = self._cohort.aggregate(
                     lambda observed: aggregate(server_round + self._offset, observed),
                     replies,
                     round_number=server_round + self._offset,

@@ -7,8 +7,8 @@ least three quarters of the space once there are enough of them.
 
 The database also counts all rows ever inserted (see `reader.TotalCounts`); eviction does not reduce these counts.
 
-    durably()    a transaction that survives a power failure
-    insert()     a transaction that survives the process, and is cheaper
+    durable_transaction()    survives a power failure
+    insert()                 survives the process, and is cheaper
 
 All methods block. After the open they raise the errors of SQLite, and those that `label` names.
 """
@@ -121,7 +121,8 @@ class CapturedRow:
 class CapturedDatabase:
     """The captured rows in the file at *path*, which is created if it does not exist.
 
-    *holdout_share* of the rows is not counted: no training gets them. Raises StoreUnavailable and StoreCorrupt.
+    *holdout_share* of the rows is not counted, since training does not use them.
+    Raises StoreUnavailable and StoreCorrupt.
     """
 
     def __init__(self, path: Path, *, max_rows: int, max_bytes: int, holdout_share: float) -> None:
@@ -129,10 +130,10 @@ class CapturedDatabase:
         self._max_bytes = max_bytes
         self._holdout_share = holdout_share
         self._connection = open_database(path, lambda connection: _prepare(connection, max_bytes))
-        self.first_id, self._rows = self._begin()
+        self.first_id, self._rows = self._begin_opening()
 
-    def _begin(self) -> tuple[int, int]:
-        """The first id of this opening, and the number of rows.
+    def _begin_opening(self) -> tuple[int, int]:
+        """Return the first id of this opening, and the number of rows.
 
         An id that was returned and never committed must not be reused: feedback for it would label another row.
         """
@@ -147,18 +148,13 @@ class CapturedDatabase:
         self._connection.close()
 
     def counts(self) -> tuple[int, int]:
-        """The number of rows, and the number of those with a label."""
+        """Return the number of rows, and the number of those with a label."""
         rows, labelled = self._connection.execute("SELECT count(*), count(label) FROM captured").fetchone()
         return rows, labelled
 
-    def synchronous(self) -> int:
-        """SQLite's ``PRAGMA synchronous``: 1 is NORMAL, 2 is FULL (fsync at each commit)."""
-        found: int = self._connection.execute("PRAGMA synchronous").fetchone()[0]
-        return found
-
     @contextmanager
-    def durably(self) -> Iterator[None]:
-        """One transaction; at its end, it and all earlier ones are on disk."""
+    def durable_transaction(self) -> Iterator[None]:
+        """Run one transaction. At its end, it and all earlier ones are on disk."""
         self._connection.execute("PRAGMA synchronous = FULL")
         try:
             with self._connection:
@@ -169,16 +165,16 @@ class CapturedDatabase:
 
     def label(self, row: int, label: Label) -> None:
         """Set the label of *row*. The same label twice is no error. Raises UnknownRow and LabelConflict."""
-        found = self._connection.execute("SELECT label FROM captured WHERE id = ?", (row,)).fetchone()
-        if found is None:
+        record = self._connection.execute("SELECT label FROM captured WHERE id = ?", (row,)).fetchone()
+        if record is None:
             raise UnknownRow(row)
-        if found[0] is None:
+        if record[0] is None:
             self._connection.execute("UPDATE captured SET label = ? WHERE id = ?", (json.dumps(label), row))
             self._connection.execute(_COUNT, (0 if is_held_out(row, self._holdout_share) else 1, 0))
-        elif (before := json.loads(found[0])) != label:
-            raise LabelConflict(row, before)
+        elif (present := json.loads(record[0])) != label:
+            raise LabelConflict(row, present)
 
-    def withdraw(self, row: int) -> None:
+    def remove_label(self, row: int) -> None:
         """Remove the label of *row*. Raises UnknownRow."""
         if not self._connection.execute("UPDATE captured SET label = NULL WHERE id = ?", (row,)).rowcount:
             raise UnknownRow(row)
@@ -187,41 +183,41 @@ class CapturedDatabase:
         """Insert *rows*, and evict the oldest if there are too many."""
         with self._connection:
             self._connection.execute("BEGIN")
-            gone = self._make_room_on_disk(sum(row.size_bytes for row in rows))
-            for some in _split_batches(rows):
-                self._connection.execute(*_insert_statement(some))
-            self._connection.execute(_COUNT, self._counted(rows))
-            there = self._rows + len(rows) - gone
-            there -= self._drop(there - self._max_rows, of=self._max_rows)
-        self._rows = there
+            evicted = self._make_room_on_disk(sum(row.size_bytes for row in rows))
+            for batch in _split_batches(rows):
+                self._connection.execute(*_insert_statement(batch))
+            self._connection.execute(_COUNT, self._count_new(rows))
+            count = self._rows + len(rows) - evicted
+            count -= self._evict(count - self._max_rows, of=self._max_rows)
+        self._rows = count
 
-    def _counted(self, rows: list[CapturedRow]) -> tuple[int, int]:
-        """The numbers of *rows* with and without a label, without those that are held out."""
+    def _count_new(self, rows: list[CapturedRow]) -> tuple[int, int]:
+        """Return the numbers of *rows* with and without a label, without those that are held out."""
         labelled = [row.label is not None for row in rows if not is_held_out(row.id, self._holdout_share)]
         return labelled.count(True), labelled.count(False)
 
     def _make_room_on_disk(self, needed_bytes: int) -> int:
-        """Evict rows until *needed_bytes* more fit; the number of evicted rows."""
-        gone = 0
-        while self._rows > gone and self._used_bytes() + needed_bytes > _FILL_SHARE * self._max_bytes:
-            there = self._rows - gone
-            gone += self._drop(max(1, int(_EVICT_SHARE * there)), of=there - 1)
-        return gone
+        """Evict rows until *needed_bytes* more fit. Returns the number of evicted rows."""
+        evicted = 0
+        while self._rows > evicted and self._used_bytes() + needed_bytes > _FILL_SHARE * self._max_bytes:
+            count = self._rows - evicted
+            evicted += self._evict(max(1, int(_EVICT_SHARE * count)), of=count - 1)
+        return evicted
 
-    def _drop(self, count: int, *, of: int) -> int:
-        """Evict *count* rows, with space for *of* rows; the number of evicted rows."""
+    def _evict(self, count: int, *, of: int) -> int:
+        """Evict *count* rows, with space for *of* rows. Returns the number of evicted rows."""
         if count <= 0:
             return 0
-        waiting = math.ceil(UNLABELLED_SHARE * of)
-        gone = self._connection.execute(_DROP_UNLABELLED, (waiting, count)).rowcount
-        return gone + self._connection.execute(_DROP_LABELLED, (count - gone,)).rowcount
+        reserved = math.ceil(UNLABELLED_SHARE * of)
+        evicted = self._connection.execute(_DROP_UNLABELLED, (reserved, count)).rowcount
+        return evicted + self._connection.execute(_DROP_LABELLED, (count - evicted,)).rowcount
 
     def drop_aged(self, max_age_s: float) -> None:
         """Evict rows that are older than *max_age_s*."""
         self._rows -= self._connection.execute(_DROP_AGED, (time.time() - max_age_s,)).rowcount
 
     def _used_bytes(self) -> int:
-        """The bytes of the file that rows use, without free pages."""
+        """Return the bytes of the file that rows use, without free pages."""
         (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
         (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
         used: int = (pages - free) * _PAGE_BYTES
@@ -235,11 +231,11 @@ def _prepare(connection: sqlite3.Connection, max_bytes: int) -> None:
 
 
 def _split_batches(rows: list[CapturedRow]) -> Iterator[list[CapturedRow]]:
-    for at in range(0, len(rows), _INSERT_BATCH_ROWS):
-        yield rows[at : at + _INSERT_BATCH_ROWS]
+    for start in range(0, len(rows), _INSERT_BATCH_ROWS):
+        yield rows[start : start + _INSERT_BATCH_ROWS]
 
 
 def _insert_statement(rows: list[CapturedRow]) -> tuple[str, list[object]]:
-    """One statement that inserts all *rows*, and its values."""
+    """Return a statement that inserts all *rows*, and its values."""
     statement = _INSERT + ", ".join([_ONE_ROW] * len(rows))
     return statement, [value for row in rows for value in row.values]

@@ -43,7 +43,7 @@ def export(
     labelled: bool = False,
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Write all rows, or only the *labelled* ones, to *path* atomically; the number of rows. Blocks.
+    """Write all rows, or only the *labelled* ones, to *path* atomically. Returns the number of rows. Blocks.
 
     *on_batch* is called with the number of rows of each batch.
     Raises ExportFailed for an unknown format or without pyarrow, and StoreUnavailable.
@@ -75,13 +75,15 @@ def _write_batches(batches: Iterator[Any], write: WriteBatch, on_batch: Callable
 
 
 def _arrow_schema(connection: sqlite3.Connection) -> Any:
-    """The Arrow schema, with number types that fit all rows."""
+    """Return the Arrow schema, with number types that fit all rows."""
     import pyarrow as pa  # noqa: PLC0415 - an extra
 
     inputs, outputs = _common_dtypes(connection)
     lists = any(
-        isinstance(json.loads(one), list)
-        for (one,) in connection.execute("SELECT DISTINCT label FROM captured WHERE label LIKE '[%' LIMIT 1")
+        isinstance(json.loads(label), list)
+        for (label,) in connection.execute(
+            "SELECT DISTINCT label FROM captured WHERE label LIKE '[%' LIMIT 1"
+        )
     )
     return pa.schema(
         [
@@ -98,18 +100,20 @@ def _arrow_schema(connection: sqlite3.Connection) -> Any:
 
 
 def _common_dtypes(connection: sqlite3.Connection) -> tuple["np.dtype[Any]", "np.dtype[Any]"]:
-    """The common types of all inputs and of all outputs, from the headers of the rows."""
+    """Return the common types of all inputs and of all outputs, from the headers of the rows."""
     inputs, outputs = {np.dtype(np.float32)}, {np.dtype(np.float32)}
-    found = connection.execute(_DISTINCT_HEADERS).fetchall()
-    if found:
-        inputs, outputs = ({_read_dtype(header) for header in column} for column in zip(*found, strict=True))
+    headers = connection.execute(_DISTINCT_HEADERS).fetchall()
+    if headers:
+        inputs, outputs = (
+            {_read_dtype(header) for header in column} for column in zip(*headers, strict=True)
+        )
     return np.result_type(*inputs), np.result_type(*outputs)
 
 
 def _read_dtype(header: bytes) -> "np.dtype[Any]":
-    """The dtype in the header of an .npy file."""
-    described = header[10:].decode("latin-1")
-    return np.dtype(described.partition("'descr': '")[2].partition("'")[0])
+    """Return the dtype in the header of an .npy file."""
+    text = header[10:].decode("latin-1")
+    return np.dtype(text.partition("'descr': '")[2].partition("'")[0])
 
 
 def _iter_batches(
@@ -120,21 +124,21 @@ def _iter_batches(
     cursor = connection.execute(_ROWS)
     lists = pa.types.is_list(schema.field("label").type)
     while rows := cursor.fetchmany(BATCH_ROWS):
-        chosen = [row for row in rows if not labelled or row[3] is not None]
-        records = [_to_record(row, holdout_share, lists=lists) for row in chosen]
+        selected = [row for row in rows if not labelled or row[3] is not None]
+        records = [_to_record(row, holdout_share, lists=lists) for row in selected]
         yield pa.RecordBatch.from_pylist(records, schema=schema)
 
 
 def _to_record(row: Any, holdout_share: float, *, lists: bool) -> dict[str, Any]:
-    row_id, captured_at, version, label, output, content = row
+    row_id, captured_at, version, label_text, output, content = row
     sample = decode_array(content)
-    truth = None if label is None else json.loads(label)
+    label = None if label_text is None else json.loads(label_text)
     return {
         "id": row_id,
         "captured_at": int(captured_at * 1e6),
         "model_version": version,
         "held_out": is_held_out(row_id, holdout_share),
-        "label": [truth] if lists and truth is not None and not isinstance(truth, list) else truth,
+        "label": [label] if lists and label is not None and not isinstance(label, list) else label,
         "output": decode_array(output).ravel().tolist(),
         "input": sample.ravel().tolist(),
         "input_shape": list(sample.shape),
@@ -152,7 +156,7 @@ def _open_writer(part: Path, suffix: str, schema: Any) -> Iterator[WriteBatch]:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[Path]:
-    """A temporary file that replaces *path* if the block succeeds."""
+    """Create a temporary file that replaces *path* if the block succeeds."""
     try:
         with temporary_file(path) as part:
             yield part

@@ -77,17 +77,12 @@ class CapturedRows:
 
 
 def is_held_out(row: int, share: float) -> bool:
-    """Whether the row with this id belongs to the held-out *share*."""
+    """Return whether the row with this id belongs to the held-out *share*."""
     return row * _KNUTH_MULTIPLIER % 2**32 < share * 2**32
 
 
-def snapshot_labelled(database: Path, path: Path, *, holdout_share: float = 0.0) -> int:
-    """Do `CapturedData.snapshot_labelled` in a process that has not opened the store, without the held-out rows."""
-    return write_training_data(path, *read_labelled_rows(database, holdout_share=holdout_share))
-
-
 def read_labelled_rows(database: Path, *, holdout_share: float = 0.0) -> tuple[Array, Array]:
-    """The inputs (n, …) and labels of all rows of the shape of the newest, without the held-out ones."""
+    """Return inputs (n, …) and labels (n,) of all labelled rows with the shape of the newest, without held-out rows."""
     if not database.exists():
         return np.empty(0), np.empty(0)
     with read_transaction(database) as connection:
@@ -95,7 +90,7 @@ def read_labelled_rows(database: Path, *, holdout_share: float = 0.0) -> tuple[A
 
 
 def write_training_data(path: Path, inputs: Array, labels: Array) -> int:
-    """Write *inputs* and *labels* to *path* as .npz; without rows, remove *path*. The number of rows."""
+    """Write *inputs* (n, …) and *labels* (n,) to *path* as .npz; without rows, remove *path*. Returns n."""
     if len(labels):
         _write_npz(path, inputs=inputs, labels=labels)
     else:
@@ -104,21 +99,21 @@ def write_training_data(path: Path, inputs: Array, labels: Array) -> int:
 
 
 def read_row_counts(database: Path, holdout_share: float) -> RowCounts:
-    """The numbers of rows for training and held out."""
+    """Return the numbers of rows for training and held out."""
     with read_transaction(database) as connection:
-        found = connection.execute(_ROW_COUNTS, (holdout_share,)).fetchall()
-    count = {(bool(labelled), bool(held)): rows for labelled, held, rows in found}
-    return RowCounts(count.get((True, False), 0), count.get((False, False), 0), count.get((True, True), 0))
+        groups = connection.execute(_ROW_COUNTS, (holdout_share,)).fetchall()
+    counts = {(bool(labelled), bool(held_out)): count for labelled, held_out, count in groups}
+    return RowCounts(counts.get((True, False), 0), counts.get((False, False), 0), counts.get((True, True), 0))
 
 
 def read_total_counts(database: Path) -> TotalCounts:
-    """The numbers of rows inserted so far. The writer must have opened the database with this version of fedbus."""
+    """Return the numbers of rows inserted so far. The writer of the database must be this version of fedbus."""
     with read_transaction(database) as connection:
         return TotalCounts(*connection.execute("SELECT database, labelled, unlabelled FROM ever").fetchone())
 
 
 def read_holdout_share(database: Path) -> float | None:
-    """The held-out share of the last writer; None for a database of an older version."""
+    """Return the held-out share of the last writer; None for a database of an older version."""
     with read_transaction(database) as connection:
         if not connection.execute("SELECT * FROM sqlite_master WHERE name = 'ever'").fetchone():
             return None
@@ -127,35 +122,40 @@ def read_holdout_share(database: Path) -> float | None:
 
 
 def size_on_disk_bytes(database: Path) -> int:
-    """The size on disk, with the WAL and shared-memory files of SQLite."""
-    files = (database, *(database.with_name(database.name + end) for end in ("-wal", "-shm")))
+    """Return the size on disk, with the WAL and shared-memory files of SQLite."""
+    files = (database, *(database.with_name(database.name + suffix) for suffix in ("-wal", "-shm")))
     return sum(file.stat().st_size for file in files if file.exists())
 
 
 def read_newest_rows(database: Path, most: int) -> CapturedRows:
-    """The newest *most* rows, of those of the shape of the newest."""
+    """Return the newest *most* rows with the shape of the newest."""
     with read_transaction(database) as connection:
-        found = connection.execute(_NEWEST, (most,)).fetchall()
-    return _select_same_shape(found)
+        rows = connection.execute(_NEWEST, (most,)).fetchall()
+    return _select_same_shape(rows)
 
 
 def read_training_rows(database: Path, *, holdout_share: float = 0.0) -> CapturedRows:
-    """All rows that are not held out, labelled or not, of the shape of the newest; oldest first."""
+    """Return all rows that are not held out, labelled or not, with the shape of the newest; oldest first."""
     with read_transaction(database) as connection:
-        found = connection.execute(_FOR_TRAINING, (holdout_share,)).fetchall()
-    rows = _select_same_shape(found)
-    return CapturedRows(rows.inputs[::-1], rows.outputs[::-1], rows.labels[::-1], rows.versions[::-1])
+        rows = connection.execute(_FOR_TRAINING, (holdout_share,)).fetchall()
+    newest_first = _select_same_shape(rows)
+    return CapturedRows(
+        newest_first.inputs[::-1],
+        newest_first.outputs[::-1],
+        newest_first.labels[::-1],
+        newest_first.versions[::-1],
+    )
 
 
 def read_holdout_rows(database: Path, share: float, most: int) -> CapturedRows:
-    """The newest *most* labelled rows that are held out."""
+    """Return the newest *most* labelled rows that are held out."""
     with read_transaction(database) as connection:
-        found = connection.execute(_HELD_OUT, (share, most)).fetchall()
-    return _select_same_shape(found)
+        rows = connection.execute(_HELD_OUT, (share, most)).fetchall()
+    return _select_same_shape(rows)
 
 
 def count_rows(database: Path) -> int:
-    """The number of rows, in a process that has not opened the store."""
+    """Return the number of rows, in a process that has not opened the store."""
     with read_transaction(database) as connection:
         count: int = connection.execute("SELECT count(*) FROM captured").fetchone()[0]
         return count
@@ -163,18 +163,18 @@ def count_rows(database: Path) -> int:
 
 def encode_array(array: Array | np.generic) -> bytes:
     """Encode *array* in the .npy format, never as a pickle."""
-    whole = np.asarray(array)
-    if whole.dtype.hasobject:
+    array = np.asarray(array)
+    if array.dtype.hasobject:
         raise ValueError("an array of Python objects cannot be captured; it would need pickle")
-    return _npy_header(whole.dtype, whole.shape) + whole.tobytes()
+    return _npy_header(array.dtype, array.shape) + array.tobytes()
 
 
 @lru_cache(maxsize=64)
 def _npy_header(dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> bytes:
-    """The header of an .npy file, cached because it takes longer than the data."""
+    """Return the header of an .npy file, cached because it takes longer than the data."""
     file = io.BytesIO()
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, described)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
     return file.getvalue()
 
 
@@ -185,7 +185,7 @@ def decode_array(content: bytes) -> Array:
 
 @contextmanager
 def read_transaction(database: Path) -> Iterator[sqlite3.Connection]:
-    """A read-only transaction on *database* that does not block the writer."""
+    """Open a read-only transaction on *database* that does not block the writer."""
     try:
         with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             connection.create_function("held_out", 2, is_held_out, deterministic=True)
@@ -197,34 +197,35 @@ def read_transaction(database: Path) -> Iterator[sqlite3.Connection]:
         raise StoreCorrupt(database, error, remedy=REMEDY_RESTORE_OR_MOVE) from error
 
 
-def _select_same_shape(found: list[tuple[bytes, bytes, str | None, int]]) -> CapturedRows:
-    """The *found* rows, newest first, of the shape of the newest."""
-    rows = [
-        (decode_array(one), decode_array(answer), label, version) for one, answer, label, version in found
+def _select_same_shape(rows: list[tuple[bytes, bytes, str | None, int]]) -> CapturedRows:
+    """Decode *rows*, newest first, and return those with the shape of the newest."""
+    decoded = [
+        (decode_array(sample), decode_array(output), label, version)
+        for sample, output, label, version in rows
     ]
-    if not rows:
+    if not decoded:
         return CapturedRows(np.empty(0), np.empty(0), [], np.empty(0))
-    shapes = rows[0][0].shape, rows[0][1].shape
-    inputs, outputs, labels, versions = zip(
-        *(row for row in rows if (row[0].shape, row[1].shape) == shapes), strict=True
+    shapes = decoded[0][0].shape, decoded[0][1].shape
+    inputs, outputs, label_texts, versions = zip(
+        *(row for row in decoded if (row[0].shape, row[1].shape) == shapes), strict=True
     )
-    truth = [None if label is None else json.loads(label) for label in labels]
-    return CapturedRows(np.stack(inputs), np.stack(outputs), truth, np.asarray(versions))
+    labels = [None if text is None else json.loads(text) for text in label_texts]
+    return CapturedRows(np.stack(inputs), np.stack(outputs), labels, np.asarray(versions))
 
 
 def _select_labelled(connection: sqlite3.Connection, holdout_share: float) -> tuple[Array, Array]:
-    """The inputs and labels of the rows of the shape of the newest."""
-    found = connection.execute(_LABELLED, (holdout_share,)).fetchall()
-    if not found:
+    """Return inputs and labels of the rows with the shape of the newest."""
+    rows = connection.execute(_LABELLED, (holdout_share,)).fetchall()
+    if not rows:
         return np.empty(0), np.empty(0)
-    sample, label_shape = decode_array(found[-1][0]), np.shape(json.loads(found[-1][1]))
-    inputs = np.empty((len(found), *sample.shape), sample.dtype)
+    newest, label_shape = decode_array(rows[-1][0]), np.shape(json.loads(rows[-1][1]))
+    inputs = np.empty((len(rows), *newest.shape), newest.dtype)
     labels: list[Label] = []
-    for content, label in found:
-        one, truth = decode_array(content), json.loads(label)
-        if one.shape == sample.shape and np.shape(truth) == label_shape:
-            inputs[len(labels)] = one
-            labels.append(truth)
+    for content, label_text in rows:
+        sample, label = decode_array(content), json.loads(label_text)
+        if sample.shape == newest.shape and np.shape(label) == label_shape:
+            inputs[len(labels)] = sample
+            labels.append(label)
     return inputs[: len(labels)], np.asarray(labels)
 
 

@@ -33,7 +33,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import numpy as np
 
 from fedbus.stores.captured.database import CapturedDatabase, CapturedRow, LabelConflict, UnknownRow
-from fedbus.stores.captured.reader import Label, encode_array, snapshot_labelled
+from fedbus.stores.captured.reader import Label, encode_array
 from fedbus.stores.errors import StoreError, StoreUnavailable
 
 __all__ = ["CaptureStats", "CapturedData", "LabelConflict", "UnknownRow"]
@@ -69,7 +69,7 @@ class _Job:
     """A job for the writer thread, run after all rows queued before."""
 
     work: Callable[[CapturedDatabase], Any]
-    done: "Future[Any]"
+    future: "Future[Any]"
 
 
 class CapturedData:
@@ -120,7 +120,7 @@ class CapturedData:
     def add(
         self, input: Array, output: Array | np.generic, label: Label | None = None, *, model_version: int
     ) -> int | None:
-        """Queue a prediction; its id, or None if it was dropped. Never waits for the disk."""
+        """Queue a prediction without waiting for the disk. Returns its id, or None if it was dropped."""
         row = CapturedRow(0, label, model_version, time.time(), encode_array(output), encode_array(input))
         with self._lock:
             if self._closed or not self._has_room_for(row):
@@ -142,12 +142,12 @@ class CapturedData:
         """Set the label of *row*, durably. The same label twice is no error. Raises UnknownRow and LabelConflict."""
         await self._run_in_writer(lambda database: database.label(row, label))
 
-    async def withdraw(self, row: int) -> None:
+    async def remove_label(self, row: int) -> None:
         """Remove the label of *row*, if it has one. Raises UnknownRow."""
-        await self._run_in_writer(lambda database: database.withdraw(row))
+        await self._run_in_writer(lambda database: database.remove_label(row))
 
     async def counts(self) -> CaptureStats:
-        """The present counts, including all rows added before."""
+        """Return the present counts, including all rows added before."""
         rows, labelled = await self._run_in_writer(CapturedDatabase.counts)
         return CaptureStats(rows, labelled, self._dropped)
 
@@ -160,23 +160,15 @@ class CapturedData:
         """The number of rows dropped since the store was opened."""
         return self._dropped
 
-    async def written(self) -> None:
+    async def flush(self) -> None:
         """Wait until all rows added before are written."""
         await self._run_in_writer(lambda _: None)
-
-    async def snapshot_labelled(self, path: Path) -> int:
-        """Write all labelled rows to *path*, an .npz with ``inputs`` and ``labels``; the number of rows.
-
-        Rows whose shape differs from the newest one are left out. Without rows, *path* is removed.
-        """
-        await self.written()
-        return await asyncio.to_thread(snapshot_labelled, self._path, path)
 
     async def close(self) -> None:
         """Write the queued rows and close the store."""
         with self._lock:
-            already, self._closed = self._closed, True
-        if not already:
+            was_closed, self._closed = self._closed, True
+        if not was_closed:
             await asyncio.to_thread(self._queue.put, None)
             self._flush_requested.set()
         await asyncio.to_thread(self._writer.join)
@@ -189,7 +181,7 @@ class CapturedData:
         """Run *work* in the writer thread, after all rows queued before."""
         job = _Job(work, Future())
         await asyncio.to_thread(self._submit, job)
-        result: T = await asyncio.wrap_future(job.done)
+        result: T = await asyncio.wrap_future(job.future)
         return result
 
     def _submit(self, job: _Job) -> None:
@@ -210,17 +202,17 @@ class CapturedData:
     # --- writer thread ---
 
     def _write_all(self, database: CapturedDatabase) -> None:
-        going_on = True
-        while going_on:
+        closing = False
+        while not closing:
             items = self._next_items()
-            going_on = None not in items
+            closing = None in items
             self._insert_rows([item for item in items if isinstance(item, CapturedRow)], database)
             self._run_jobs([item for item in items if isinstance(item, _Job)], database)
             self._drop_aged(database)
         database.close()
 
     def _next_items(self) -> list[CapturedRow | _Job | None]:
-        """The next batch: at least one item and those that follow soon; empty after a timeout."""
+        """Return the next batch: at least one item and those that follow soon; empty after a timeout."""
         try:
             items = [self._queue.get(timeout=min(_AGE_CHECK_S, self._max_age_s))]
         except queue.Empty:
@@ -266,10 +258,10 @@ class CapturedData:
                 self._paused_until = 0.0
             self._on_recovery()
 
-    def _pause(self, lost: int, error: Exception) -> None:
+    def _pause(self, lost_rows: int, error: Exception) -> None:
         """Pause capture after a disk error, so that it does not delay predictions."""
         with self._lock:
-            self._dropped += lost
+            self._dropped += lost_rows
             self._paused_until = time.monotonic() + self._retry_s
         if not self._failing:  # reported once, not at every retry
             self._failing = True
@@ -280,23 +272,23 @@ class CapturedData:
 
     def _run_jobs(self, jobs: list[_Job], database: CapturedDatabase) -> None:
         """Run all *jobs* in one transaction: one fsync for each would delay capture."""
-        wanted = [job for job in jobs if job.done.set_running_or_notify_cancel()]
-        if not wanted:
+        active = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+        if not active:
             return
         try:
-            with database.durably():
-                ends = [_run_job(job, database) for job in wanted]
+            with database.durable_transaction():
+                completions = [_run_job(job, database) for job in active]
         except (sqlite3.Error, OSError) as error:
-            for job in wanted:
-                job.done.set_exception(StoreUnavailable(self._path, error))
+            for job in active:
+                job.future.set_exception(StoreUnavailable(self._path, error))
         else:
-            for end in ends:
-                end()
+            for complete in completions:
+                complete()
 
 
 def _run_job(job: _Job, database: CapturedDatabase) -> Callable[[], None]:
-    """Run *job*; the returned function completes its future, for after the commit."""
+    """Run *job*. Returns a function that completes its future after the commit."""
     try:
-        return partial(job.done.set_result, job.work(database))
+        return partial(job.future.set_result, job.work(database))
     except StoreError as error:
-        return partial(job.done.set_exception, error)
+        return partial(job.future.set_exception, error)

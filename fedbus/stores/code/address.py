@@ -42,29 +42,29 @@ class CodeAddress:
         return urlsplit(self.url).scheme
 
     @property
-    def pinned(self) -> bool:
+    def is_pinned(self) -> bool:
         """Whether the ref is a commit and never moves."""
         return is_sha(self.ref)
 
     @property
-    def key(self) -> str:
+    def directory_name(self) -> str:
         """A readable directory name, unique for each address."""
         name = re.sub(r"[^a-z0-9]+", "-", PurePosixPath(urlsplit(self.url).path).stem.lower()).strip("-")
         digest = hashlib.sha256(f"{self.url}\0{self.ref}\0{self.subdirectory}".encode()).hexdigest()
         return f"{name or 'code'}-{digest[:12]}"
 
     def __str__(self) -> str:
-        below = f" {self.subdirectory}/" if self.subdirectory else ""
-        return f"{self.url} {self.ref or 'HEAD'}{below}"
+        directory = f" {self.subdirectory}/" if self.subdirectory else ""
+        return f"{self.url} {self.ref or 'HEAD'}{directory}"
 
 
 def is_address(where: str) -> bool:
-    """Whether *where* is a repository address and not a directory."""
+    """Return whether *where* is a repository address and not a directory."""
     return "://" in where or where.startswith(PREFIX)
 
 
 def is_sha(text: str) -> bool:
-    """Whether *text* is a full commit SHA."""
+    """Return whether *text* is a full commit SHA."""
     return _SHA.fullmatch(text) is not None
 
 
@@ -103,7 +103,7 @@ def _check_scheme(scheme: str, *, signed: bool) -> None:
             f"git+{scheme}:// does not authenticate the server; use git+https:// or git+ssh://, or give allowed signers"
         )
     raise InvalidCodeSource(
-        f"unknown scheme git+{scheme}://; use {', '.join(f'git+{one}://' for one in _SAFE_SCHEMES)}"
+        f"unknown scheme git+{scheme}://; use {', '.join(f'git+{safe}://' for safe in _SAFE_SCHEMES)}"
     )
 
 
@@ -122,13 +122,14 @@ def _check_authority(scheme: str, authority: str) -> None:
 
 
 def _subdirectory(fragment: str) -> str:
-    wishes = dict(parse_qsl(fragment, keep_blank_values=True))
-    given = wishes.pop("subdirectory", "")
-    if wishes:
+    parameters = dict(parse_qsl(fragment, keep_blank_values=True))
+    subdirectory = parameters.pop("subdirectory", "")
+    if parameters:
         raise InvalidCodeSource(f"invalid fragment #{fragment}; write #subdirectory=path/of/the/task")
-    if fragment and (not given or not all(_is_name(part) for part in given.strip("/").split("/"))):
+    names = subdirectory.strip("/").split("/")
+    if fragment and (not subdirectory or not all(map(_is_name, names))):
         raise InvalidCodeSource(f"#{fragment} is not a directory inside the repository")
-    return given.strip("/")
+    return subdirectory.strip("/")
 
 
 def _is_name(part: str) -> bool:

@@ -48,13 +48,13 @@ class AllowedSigners:
 
     def check(self, mirror: GitMirror, objects: GitObjects, version: str) -> None:
         """Raise CodeRejected unless an allowed signer has signed the commit *version*."""
-        commit = objects.commit(version)
+        commit = objects.read_commit(version)
         if not mirror.is_signed(
             version, signers=self._file, revoked=self._revoked, ssh_keygen=self._ssh_keygen
         ):
             raise SignerNotAllowed(version, _rejection_reason(commit))
         for parent in commit.parents:
-            if objects.commit(parent).when - commit.when > MAX_CLOCK_SKEW:
+            if objects.read_commit(parent).committed_at - commit.committed_at > MAX_CLOCK_SKEW:
                 raise CodeRejected(
                     version,
                     f"its date is before that of its parent {short_version(parent)}; "
@@ -65,14 +65,14 @@ class AllowedSigners:
 def check_git(oldest: tuple[int, int] = MIN_GIT_VERSION) -> None:
     """Raise GitNotInstalled unless git is installed in version *oldest* or later."""
     try:
-        found = git_version.read_version()
+        version = git_version.read_version()
     except git_version.GitFailed as error:
         raise GitNotInstalled(f"cannot follow a repository without git; install it ({error})") from None
-    if found < oldest:
-        what = "to verify SSH signatures" if oldest == MIN_GIT_VERSION_FOR_SIGNATURES else "by fedbus"
+    if version < oldest:
+        purpose = "to verify SSH signatures" if oldest == MIN_GIT_VERSION_FOR_SIGNATURES else "by fedbus"
         raise GitNotInstalled(
-            f"git {_format_version(found)} is too old; "
-            f"git {_format_version(oldest)} or later is needed {what}; install a newer version"
+            f"git {_format_version(version)} is too old; "
+            f"git {_format_version(oldest)} or later is needed {purpose}; install a newer version"
         )
 
 
@@ -96,10 +96,10 @@ def _rejection_reason(commit: CommitObject) -> str:
 
 def _file_fingerprint(file: Path) -> tuple[int, int, int] | None:
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _format_version(version: tuple[int, int]) -> str:

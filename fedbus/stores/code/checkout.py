@@ -47,28 +47,30 @@ class CheckoutEntry:
 
 
 def list_tree_files(objects: GitObjects, tree: str, subdirectory: str) -> list[CheckoutEntry]:
-    """All files in *subdirectory* of *tree*. Raises InvalidTree."""
+    """Return all files in *subdirectory* of *tree*. Raises InvalidTree."""
     for part in [part for part in subdirectory.split("/") if part]:
-        below = [
-            one for one in objects.tree(tree) if one.name == os.fsencode(part) and one.mode == _DIRECTORY_MODE
+        directories = [
+            entry
+            for entry in objects.read_tree(tree)
+            if entry.name == os.fsencode(part) and entry.mode == _DIRECTORY_MODE
         ]
-        if not below:
+        if not directories:
             raise InvalidTree(f"it has no directory {subdirectory}; correct #subdirectory=")
-        tree = below[0].id
-    found = []
+        tree = directories[0].id
+    files = []
     for entry in _walk_tree(objects, tree, "", 0):
-        found.append(entry)
-        if len(found) > MAX_SOURCE_FILES:
+        files.append(entry)
+        if len(files) > MAX_SOURCE_FILES:
             raise InvalidTree(
                 f"it has too many files (limit {MAX_SOURCE_FILES}); name the directory of the task with #subdirectory=…"
             )
-    return found
+    return files
 
 
 def _walk_tree(objects: GitObjects, tree: str, prefix: str, depth: int) -> Iterator[CheckoutEntry]:
     if depth > _MAX_DEPTH:
         raise InvalidTree(f"{prefix} is nested too deeply (limit {_MAX_DEPTH} directories)")
-    for entry in objects.tree(tree):
+    for entry in objects.read_tree(tree):
         path = prefix + _check_name(entry, prefix)
         if entry.mode == _DIRECTORY_MODE:
             yield from _walk_tree(objects, entry.id, f"{path}/", depth + 1)
@@ -98,28 +100,28 @@ def _check_name(entry: TreeEntry, prefix: str) -> str:
 def write(objects: GitObjects, entries: Sequence[CheckoutEntry], directory: Path) -> None:
     """Create *directory* with exactly *entries*, read-only. Raises InvalidTree."""
     directory.mkdir()
-    left = MAX_BYTES
+    remaining_bytes = MAX_BYTES
     try:
-        for entry in (one for one in entries if not one.is_link):
-            left -= _write_file(objects, entry, directory, left)
-        for entry in (
-            one for one in entries if one.is_link
-        ):  # last, so that no file is written through a link
-            _write_link(objects, entry, directory)
+        for entry in entries:
+            if not entry.is_link:
+                remaining_bytes -= _write_file(objects, entry, directory, remaining_bytes)
+        for entry in entries:
+            if entry.is_link:  # last, so that no file is written through a link
+                _write_link(objects, entry, directory)
     except FileExistsError as error:
         raise InvalidTree(f"{error.filename} occurs twice") from None
     except ObjectTooLarge as error:
         raise InvalidTree(f"it is too large: {error}") from None
     _check_links(entries, directory)
-    for one, _, _ in os.walk(directory, topdown=False):
-        Path(one).chmod(0o555)
+    for folder, _, _ in os.walk(directory, topdown=False):
+        Path(folder).chmod(0o555)
 
 
-def _write_file(objects: GitObjects, entry: CheckoutEntry, directory: Path, at_most: int) -> int:
+def _write_file(objects: GitObjects, entry: CheckoutEntry, directory: Path, max_bytes: int) -> int:
     path = directory / entry.path
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
-        size = objects.copy(entry.id, file, at_most)
+        size = objects.copy_blob(entry.id, file, max_bytes)
         os.fchmod(file.fileno(), _FILE_MODES[entry.mode])
     return size
 
@@ -127,18 +129,18 @@ def _write_file(objects: GitObjects, entry: CheckoutEntry, directory: Path, at_m
 def _write_link(objects: GitObjects, entry: CheckoutEntry, directory: Path) -> None:
     path = directory / entry.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.symlink_to(os.fsdecode(objects.blob(entry.id, _MAX_LINK_BYTES)))
+    path.symlink_to(os.fsdecode(objects.read_blob(entry.id, _MAX_LINK_BYTES)))
 
 
 def _check_links(entries: Sequence[CheckoutEntry], directory: Path) -> None:
-    inside = directory.resolve()
-    for entry in (one for one in entries if one.is_link):
+    root = directory.resolve()
+    for entry in (entry for entry in entries if entry.is_link):
         link = directory / entry.path
         try:
-            stays = not link.readlink().is_absolute() and link.resolve().is_relative_to(inside)
+            is_inside = not link.readlink().is_absolute() and link.resolve().is_relative_to(root)
         except (OSError, RuntimeError, ValueError):
-            stays = False
-        if not stays:
+            is_inside = False
+        if not is_inside:
             raise InvalidTree(f"{entry.path} is a link out of the task; copy the file in")
 
 
@@ -165,9 +167,9 @@ def describe_difference(entries: Sequence[CheckoutEntry], directory: Path) -> st
 
 
 def _list_present(directory: Path, committed: set[str]) -> Iterator[str]:
-    for one, below, files in os.walk(directory):
-        links = [name for name in below if (Path(one) / name).is_symlink()]
-        for path in (Path(one) / name for name in [*files, *links]):
+    for folder, folders, files in os.walk(directory):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        for path in (Path(folder) / name for name in [*files, *links]):
             name = path.relative_to(directory).as_posix()
             if path.parent.name == _BYTECODE and name not in committed:
                 path.unlink()
@@ -187,7 +189,7 @@ def remove(directory: Path) -> None:
 
 def sweep(directory: Path) -> None:
     """Remove a directory with read-only content, as far as possible."""
-    for one, _, _ in os.walk(directory):
+    for folder, _, _ in os.walk(directory):
         with suppress(OSError):
-            Path(one).chmod(stat.S_IRWXU)
+            Path(folder).chmod(stat.S_IRWXU)
     shutil.rmtree(directory, ignore_errors=True)

@@ -45,12 +45,12 @@ class DemoRepository:
         shutil.copytree(like, directory, ignore=_IGNORED)
         repository = cls(directory, _create_key(directory.with_name(f"{directory.name}-key")))
         repository._git("init", "--quiet", "--initial-branch=main")
-        repository.commit(f"The task as it was in {like.name}")
+        repository.commit(f"Add the task from {like.name}")
         return repository
 
     @property
     def source(self) -> str:
-        """The address for `open_code`."""
+        """The repository address for `open_code`."""
         return f"git+file://{self.directory}@main"
 
     @property
@@ -59,7 +59,7 @@ class DemoRepository:
         return self.key.with_suffix(".signers") if self.key else None
 
     def commit(self, message: str, files: Mapping[str, str] | None = None) -> str:
-        """Write *files* and commit everything; the full SHA. Raises CommitFailed."""
+        """Write *files* and commit everything. Returns the full SHA. Raises CommitFailed."""
         for name, text in (files or {}).items():
             (self.directory / name).write_text(text, encoding="utf-8")
         self._git("add", "--all")
@@ -92,11 +92,11 @@ def _create_key(path: Path) -> Path | None:
 
 def _run(command: list[str], environment: dict[str, str]) -> str:
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CommitFailed(f"cannot run {command[0]}: {error}") from error
-    if done.returncode:
-        raise CommitFailed(f"{command[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
+    if result.returncode:
+        raise CommitFailed(f"{command[0]} failed: {result.stderr.strip() or result.stdout.strip()}")
+    return result.stdout

@@ -16,37 +16,37 @@ _MIN_PREFIX = 4
 class DirectoryCodeRepository:
     """The task in *directory*. The first method that reads it raises TaskInvalid if it is invalid."""
 
-    follows = False
-    verifies = False
-    trust: object = None
+    can_update = False
+    requires_signatures = False
+    signers_fingerprint: object = None
 
     def __init__(self, directory: Path) -> None:
         self.source = str(directory)
         self._directory = directory
         self._task: Task | None = None
-        self._reading = threading.Lock()  # not asyncio.Lock: several event loops may use it in turn
+        self._read_lock = threading.Lock()  # not asyncio.Lock: several event loops may use this object
 
-    async def newest(self) -> str:
+    async def fetch_latest(self) -> str:
         return (await self._read()).code_version
 
     async def resolve(self, name: str) -> str:
-        version = await self.newest()
+        version = await self.fetch_latest()
         digest = version.removeprefix("sha256:")
         if len(name) >= _MIN_PREFIX and (version.startswith(name) or digest.startswith(name)):
             return version
-        raise self._only_one(name)
+        raise self._reject_other_version(name)
 
-    async def history(self, limit: int = 20) -> list[Commit]:  # noqa: ARG002  # a directory has no history
+    async def list_commits(self, limit: int = 20) -> list[Commit]:  # noqa: ARG002  # a directory has no history
         return []
 
-    async def task_at(self, version: str) -> Task:
+    async def load_task(self, version: str) -> Task:
         task = await self._read()
         if task.code_version != version:
-            raise self._only_one(version)
+            raise self._reject_other_version(version)
         return task
 
     async def verify(self, version: str) -> None:
-        await self.task_at(version)
+        await self.load_task(version)
 
     async def prune(self, keep: Collection[str]) -> None:
         """Do nothing: fedbus does not own the directory."""
@@ -57,10 +57,10 @@ class DirectoryCodeRepository:
         return await asyncio.to_thread(self._read_once)
 
     def _read_once(self) -> Task:
-        with self._reading:
+        with self._read_lock:
             if self._task is None:
                 self._task = read_task(self._directory)
             return self._task
 
-    def _only_one(self, wanted: str) -> CodeRejected:
-        return CodeRejected(wanted, f"{self.source} is a directory with one version; {_HOW_TO_FOLLOW}")
+    def _reject_other_version(self, version: str) -> CodeRejected:
+        return CodeRejected(version, f"{self.source} is a directory with one version; {_HOW_TO_FOLLOW}")

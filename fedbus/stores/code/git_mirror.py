@@ -20,7 +20,6 @@ from fedbus.stores.code.interface import CodeUnavailable, Commit
 from fedbus.stores.code.subprocesses import ProcessResult, SubprocessFailed, SubprocessRunner
 from fedbus.stores.tasks import git_version
 
-QUERY_TIMEOUT_S: Final = 60.0
 FETCH_TIMEOUT_S: Final = 900.0
 LOCAL_TIMEOUT_S: Final = 60.0
 
@@ -37,7 +36,7 @@ _STRICT_SETTINGS: Final = (
 
 
 class GitMirror:
-    """The copy in *directory* of the repository at *address*. All methods block and raise CodeUnavailable."""
+    """The copy in *directory* of the repository at *address*. All methods block, and raise CodeUnavailable."""
 
     def __init__(self, directory: Path, address: CodeAddress, programs: SubprocessRunner) -> None:
         self._directory = directory
@@ -51,68 +50,69 @@ class GitMirror:
                 left_behind.unlink(missing_ok=True)
             return
         new = Path(tempfile.mkdtemp(dir=self._directory.parent, prefix=".making-"))
-        self._done(
+        self._check_result(
             self._git("init", "--bare", "--quiet", "--template=", "--object-format=sha1", directory=new)
         )
         new.rename(self._directory)
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         """Remove a corrupt copy; the next fetch creates it again."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
     # --- remote repository ---
 
-    def look(self) -> str:
-        """Fetch the ref; the commit that it points to now."""
-        if self._address.pinned:
-            return self._pinned()
+    def fetch(self) -> str:
+        """Fetch the ref, and return the commit that it points to now."""
+        if self._address.is_pinned:
+            return self._fetch_pinned()
         name, sha = self._find_ref()
-        if sha != self.seen():
+        if sha != self.followed_commit():
             self._fetch(name)
-        seen = self.seen()
-        if seen is None:
+        commit = self.followed_commit()
+        if commit is None:
             raise self._unavailable(f"{self._address.ref or 'HEAD'} does not point to a commit")
-        return seen
+        return commit
 
-    def named(self, name: str) -> str | None:
-        """The commit of the branch or tag *name* in the remote repository; None if there is none."""
-        found = self._advertised(name)
-        return found[1] if found else None
+    def resolve_remote(self, name: str) -> str | None:
+        """Return the commit of the branch or tag *name* in the remote repository; None if there is none."""
+        ref = self._find_remote_ref(name)
+        return ref[1] if ref else None
 
-    def seen(self) -> str | None:
-        """The commit that the ref pointed to at the last fetch."""
-        return self.commit(_FOLLOWED_REF)
+    def followed_commit(self) -> str | None:
+        """Return the commit that the ref pointed to at the last fetch."""
+        return self.resolve_local(_FOLLOWED_REF)
 
-    def _pinned(self) -> str:
-        if self.commit(self._address.ref) is None or self.seen() is None:
+    def _fetch_pinned(self) -> str:
+        if self.resolve_local(self._address.ref) is None or self.followed_commit() is None:
             self._fetch(self._address.ref)
         return self._address.ref
 
     def _find_ref(self) -> tuple[str, str]:
-        found = self._advertised(self._address.ref)
-        if found is None:
+        ref = self._find_remote_ref(self._address.ref)
+        if ref is None:
             raise CodeUnavailable(
                 str(self._address),
                 f"it has no branch or tag {self._address.ref or 'HEAD'}",
                 remedy="create it there, or correct the address",
             )
-        return found
+        return ref
 
-    def _advertised(self, name: str) -> tuple[str, str] | None:
-        """The full name and commit of the remote ref *name*; a branch takes precedence over a tag."""
-        wanted = [f"refs/heads/{name}", f"refs/tags/{name}"] if name else ["HEAD"]
-        asked = [*wanted, f"refs/tags/{name}^{{}}"] if name else wanted
-        done = self._git("ls-remote", "--exit-code", "--", self._address.url, *asked, to_fetch=True)
-        if done.code == _NO_SUCH_REF:
+    def _find_remote_ref(self, name: str) -> tuple[str, str] | None:
+        """Return the full name and commit of the remote ref *name*; a branch takes precedence over a tag."""
+        candidates = [f"refs/heads/{name}", f"refs/tags/{name}"] if name else ["HEAD"]
+        patterns = [*candidates, f"refs/tags/{name}^{{}}"] if name else candidates
+        result = self._git("ls-remote", "--exit-code", "--", self._address.url, *patterns, to_fetch=True)
+        if result.returncode == _NO_SUCH_REF:
             return None
-        lines = [line.split("\t") for line in self._done(done).out.decode(errors="replace").splitlines()]
+        output = self._check_result(result).stdout.decode(errors="replace")
+        lines = [line.split("\t") for line in output.splitlines()]
         refs = {line[1]: line[0] for line in lines if len(line) == 2 and is_sha(line[0])}
-        ref = next((one for one in wanted if one in refs), None)
+        ref = next((candidate for candidate in candidates if candidate in refs), None)
         return (ref, refs.get(f"{ref}^{{}}", refs[ref])) if ref else None
 
     def _fetch(self, name: str) -> None:
         options = ("--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head", "--force")
-        self._done(
+        self._check_result(
             self._git(
                 "fetch",
                 *options,
@@ -126,52 +126,51 @@ class GitMirror:
 
     # --- local copy ---
 
-    def commit(self, name: str) -> str | None:
-        """The full SHA of the local commit *name*; None if there is none or more than one."""
-        done = self._git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
-        sha = done.out.decode().strip()
-        return sha if done.code == 0 and is_sha(sha) else None
+    def resolve_local(self, name: str) -> str | None:
+        """Return the full SHA of the local commit *name*; None if there is none or more than one."""
+        result = self._git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+        sha = result.stdout.decode().strip()
+        return sha if result.returncode == 0 and is_sha(sha) else None
 
     def is_ancestor(self, old: str, new: str) -> bool:
-        """Whether *old* is in the history of *new*, or equal to it."""
-        return self._git("merge-base", "--is-ancestor", old, new).code == 0
+        """Return whether *old* is in the history of *new*, or equal to it."""
+        return self._git("merge-base", "--is-ancestor", old, new).returncode == 0
 
-    def history(self, limit: int, *, of: str | None = None) -> list[Commit]:
-        """The history of *of*, or of the followed ref; newest first."""
-        start = self.commit(of or _FOLLOWED_REF)
+    def list_commits(self, limit: int, *, of: str | None = None) -> list[Commit]:
+        """Return the history of *of*, or of the followed ref; newest first."""
+        start = self.resolve_local(of or _FOLLOWED_REF)
         if start is None:
             return []
-        done = self._git(
+        result = self._git(
             "log", f"--max-count={limit}", "--no-show-signature", "--format=%H%x00%ct%x00%an%x00%s", start
         )
-        lines = (
-            line.split("\0") for line in self._done(done).out.decode(errors="replace").split("\n") if line
-        )
+        output = self._check_result(result).stdout.decode(errors="replace")
+        lines = (line.split("\0") for line in output.split("\n") if line)
         return [
             Commit(sha, _sanitize(subject), _sanitize(author), datetime.fromtimestamp(int(when), UTC))
             for sha, when, author, subject in lines
         ]
 
     def is_signed(self, sha: str, *, signers: Path, revoked: Path, ssh_keygen: str) -> bool:
-        """Whether one of *signers* has signed the commit with a valid key that is not in *revoked*."""
+        """Return whether one of *signers* has signed the commit with a valid key that is not in *revoked*."""
         settings = [
             "gpg.format=ssh",
             f"gpg.ssh.program={ssh_keygen}",
             f"gpg.ssh.allowedSignersFile={signers}",
             "gpg.minTrustLevel=fully",
             *(
-                f"gpg.{other}program=false" for other in ("", "openpgp.", "x509.")
+                f"gpg.{format_}program=false" for format_ in ("", "openpgp.", "x509.")
             ),  # only SSH signatures count
             *([f"gpg.ssh.revocationFile={revoked}"] if revoked.exists() else []),
         ]
-        return self._git("verify-commit", sha, settings=settings).code == 0
+        return self._git("verify-commit", sha, settings=settings).returncode == 0
 
     @contextmanager
-    def objects(self) -> Iterator[GitObjects]:
+    def open_objects(self) -> Iterator[GitObjects]:
         with open_objects(self._directory, self._programs) as objects:
             yield objects
 
-    def tidy(self) -> None:
+    def repack(self) -> None:
         """Let git pack its objects; no object is deleted."""
         self._git("gc", "--auto", "--quiet", settings=["gc.pruneExpire=never", "gc.autoDetach=false"])
 
@@ -200,21 +199,21 @@ class GitMirror:
         except SubprocessFailed as error:
             raise self._unavailable(str(error)) from None
 
-    def _done(self, done: ProcessResult) -> ProcessResult:
-        if done.code != 0:
-            raise self._unavailable(_select_error_line(done).reason)
-        return done
+    def _check_result(self, result: ProcessResult) -> ProcessResult:
+        if result.returncode != 0:
+            raise self._unavailable(_select_error_line(result).error_line)
+        return result
 
     def _unavailable(self, reason: str) -> CodeUnavailable:
         return CodeUnavailable(str(self._address), re.sub(r"//[^/@\s]*@", "//", reason))
 
 
-def _select_error_line(done: ProcessResult) -> ProcessResult:
+def _select_error_line(result: ProcessResult) -> ProcessResult:
     """Keep only the error output before git's own summary: the message of ssh or of the server."""
-    cause, _, _ = done.err.partition("fatal: Could not read from remote repository")
-    return replace(done, err=cause) if cause.strip() else done
+    cause, _, _ = result.stderr.partition("fatal: Could not read from remote repository")
+    return replace(result, stderr=cause) if cause.strip() else result
 
 
 def _sanitize(text: str) -> str:
     """Remove control characters from text of a remote repository."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)[:200]
+    return "".join(char if char.isprintable() else " " for char in text)[:200]

@@ -38,7 +38,7 @@ class CommitObject:
 
     tree: str
     parents: tuple[str, ...]
-    when: datetime
+    committed_at: datetime
     """Time of the commit, as set by the committer."""
     signature: str
     """The first line of the signature; empty if there is none."""
@@ -57,10 +57,10 @@ class GitObjects:
     def __init__(self, program: "subprocess.Popen[bytes]") -> None:
         assert program.stdin is not None
         assert program.stdout is not None
-        self._ask: IO[bytes] = program.stdin
-        self._answer: IO[bytes] = program.stdout
+        self._stdin: IO[bytes] = program.stdin
+        self._stdout: IO[bytes] = program.stdout
 
-    def commit(self, id: str) -> CommitObject:
+    def read_commit(self, id: str) -> CommitObject:
         header, _, _ = self._read(id, b"commit", MAX_COMMIT_BYTES).partition(b"\n\n")
         names = [
             line.split(b" ", 1) for line in header.split(b"\n") if line.startswith((b"tree ", b"parent "))
@@ -71,70 +71,72 @@ class GitObjects:
         return CommitObject(
             tree=names[0][1].decode(),
             parents=tuple(name.decode() for _, name in names[1:]),
-            when=datetime.fromtimestamp(int(when[1]), UTC),
+            committed_at=datetime.fromtimestamp(int(when[1]), UTC),
             signature=signature[1].decode() if signature else "",
         )
 
-    def tree(self, id: str) -> list[TreeEntry]:
-        """The entries of one directory."""
-        listing, found = self._read(id, b"tree", MAX_TREE_BYTES), []
+    def read_tree(self, id: str) -> list[TreeEntry]:
+        """Return the entries of one directory."""
+        listing, entries = self._read(id, b"tree", MAX_TREE_BYTES), []
         while listing:
             head, nul, rest = listing.partition(b"\0")
             mode, space, name = head.partition(b" ")
             if not (nul and space and len(rest) >= 20):
                 raise ObjectCorrupt(f"{id} is not a valid tree")
-            found.append(TreeEntry(mode.decode(), name, rest[:20].hex()))
+            entries.append(TreeEntry(mode.decode(), name, rest[:20].hex()))
             listing = rest[20:]
-        return found
+        return entries
 
-    def blob(self, id: str, at_most: int) -> bytes:
-        return self._read(id, b"blob", at_most)
+    def read_blob(self, id: str, max_bytes: int) -> bytes:
+        return self._read(id, b"blob", max_bytes)
 
-    def copy(self, id: str, into: IO[bytes], at_most: int) -> int:
-        """Copy the file *id* to *into*; its size in bytes."""
-        size = self._header(id, b"blob", at_most)
-        digest, left = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False), size
-        while left:
-            piece = self._answer.read(min(left, _PIECE_BYTES))
+    def copy_blob(self, id: str, target: IO[bytes], max_bytes: int) -> int:
+        """Copy the file *id* to *target*, and return its size in bytes."""
+        size = self._read_header(id, b"blob", max_bytes)
+        digest, remaining = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False), size
+        while remaining:
+            piece = self._stdout.read(min(remaining, _PIECE_BYTES))
             if not piece:
                 raise ObjectCorrupt(f"{id} ends too early")
             digest.update(piece)
-            into.write(piece)
-            left -= len(piece)
-        self._end_of(id, digest.hexdigest())
+            target.write(piece)
+            remaining -= len(piece)
+        self._check_end(id, digest.hexdigest())
         return size
 
-    def _read(self, id: str, kind: bytes, at_most: int) -> bytes:
-        size = self._header(id, kind, at_most)
-        content = self._answer.read(size)
-        self._end_of(id, hashlib.sha1(b"%s %d\0" % (kind, size) + content, usedforsecurity=False).hexdigest())
+    def _read(self, id: str, kind: bytes, max_bytes: int) -> bytes:
+        size = self._read_header(id, kind, max_bytes)
+        content = self._stdout.read(size)
+        self._check_end(
+            id, hashlib.sha1(b"%s %d\0" % (kind, size) + content, usedforsecurity=False).hexdigest()
+        )
         return content
 
-    def _header(self, id: str, kind: bytes, at_most: int) -> int:
+    def _read_header(self, id: str, kind: bytes, max_bytes: int) -> int:
         try:
-            self._ask.write(f"{id}\n".encode())
-            self._ask.flush()
+            self._stdin.write(f"{id}\n".encode())
+            self._stdin.flush()
         except OSError:
             raise ObjectCorrupt(f"{id} cannot be read") from None
-        match self._answer.readline().split():
-            case [name, found, size] if name.decode() == id and found == kind:
-                if int(size) > at_most:
-                    raise ObjectTooLarge(f"{int(size)} bytes (limit {at_most})")
+        match self._stdout.readline().split():
+            case [name, actual_kind, size] if name.decode() == id and actual_kind == kind:
+                if int(size) > max_bytes:
+                    raise ObjectTooLarge(f"{int(size)} bytes (limit {max_bytes})")
                 return int(size)
             case _:
                 raise ObjectCorrupt(f"{id} does not exist, or is not a {kind.decode()}")
 
-    def _end_of(self, id: str, digest: str) -> None:
-        if self._answer.read(1) != b"\n" or digest != id:
+    def _check_end(self, id: str, digest: str) -> None:
+        if self._stdout.read(1) != b"\n" or digest != id:
             raise ObjectCorrupt(f"{id} does not match its content")
 
 
 @contextmanager
 def open_objects(directory: Path, programs: SubprocessRunner) -> Iterator[GitObjects]:
-    """The objects of the repository in *directory*. Raises ObjectCorrupt if it cannot be read."""
+    """Open the objects of the repository in *directory*. Raises ObjectCorrupt if it cannot be read."""
     command = git_version.build_command(directory, "cat-file", "--batch")
     try:
-        with programs.started(
+        with programs.start(
             command, environment=git_version.build_environment(), stdin=subprocess.PIPE
         ) as program:
             yield GitObjects(program)

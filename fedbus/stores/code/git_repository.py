@@ -50,47 +50,47 @@ T = TypeVar("T")
 class GitCodeRepository:
     """The task at *address*, with its versions under *home*. Raises InvalidCodeSource and GitNotInstalled."""
 
-    follows = True
+    can_update = True
 
     def __init__(
         self, address: CodeAddress, home: Path, *, signers: Path | None, allow_install: Collection[str] = ()
     ) -> None:
         self.source = str(address)
-        self.verifies = signers is not None
+        self.requires_signatures = signers is not None
         self._address = address
         self.home = home.absolute()
         check_git()
         self._signers = None if signers is None else AllowedSigners(signers)
         self._allow_install = frozenset(allow_install)
-        self._ready: dict[str, tuple[Task, object]] = {}
-        self._held: dict[str, int] = {}
-        weakref.finalize(self, _release_locks, self._held)
+        self._loaded_tasks: dict[str, tuple[Task, object]] = {}
+        self._version_locks: dict[str, int] = {}
+        weakref.finalize(self, _release_locks, self._version_locks)
 
     @property
-    def trust(self) -> object:
+    def signers_fingerprint(self) -> object:
         return None if self._signers is None else self._signers.fingerprint
 
-    async def newest(self) -> str:
-        return await self._in_thread(self._newest)
+    async def fetch_latest(self) -> str:
+        return await self._run_in_thread(self._fetch_latest)
 
     async def resolve(self, name: str) -> str:
-        return await self._in_thread(self._resolve, name)
+        return await self._run_in_thread(self._resolve, name)
 
-    async def history(self, limit: int = 20) -> list[Commit]:
-        return await self._in_thread(self._history, limit)
+    async def list_commits(self, limit: int = 20) -> list[Commit]:
+        return await self._run_in_thread(self._list_commits, limit)
 
-    async def task_at(self, version: str) -> Task:
-        if (task := self._at_hand(version)) is not None:
+    async def load_task(self, version: str) -> Task:
+        if (task := self._cached_task(version)) is not None:
             return task
-        return await self._in_thread(self._task_at, version)
+        return await self._run_in_thread(self._load_task, version)
 
     async def verify(self, version: str) -> None:
-        await self._in_thread(self._verify, version)
+        await self._run_in_thread(self._verify, version)
 
     async def prune(self, keep: Collection[str]) -> None:
-        await self._in_thread(self._prune, frozenset(keep))
+        await self._run_in_thread(self._prune, frozenset(keep))
 
-    async def _in_thread(
+    async def _run_in_thread(
         self, work: Callable[Concatenate[SubprocessRunner, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         programs = SubprocessRunner()
@@ -106,9 +106,9 @@ class GitCodeRepository:
 
     # --- ref ---
 
-    def _newest(self, programs: SubprocessRunner) -> str:
-        with self._mirror(programs) as mirror:
-            old, new = self._tip(), mirror.look()
+    def _fetch_latest(self, programs: SubprocessRunner) -> str:
+        with self._open_mirror(programs) as mirror:
+            old, new = self._followed_tip(), mirror.fetch()
             if old is not None and not mirror.is_ancestor(old, new):
                 raise HistoryRewritten(self.source, old, new)
             if old != new:
@@ -116,59 +116,59 @@ class GitCodeRepository:
             return new
 
     def _resolve(self, programs: SubprocessRunner, name: str) -> str:
-        with self._mirror(programs) as mirror:
-            is_here = is_sha(name) and self._is_on_history(mirror, name)  # then no fetch is needed
-            sha = name if is_here else self._asked_for(mirror, name)
-            self._accept(mirror, sha)
+        with self._open_mirror(programs) as mirror:
+            is_local = is_sha(name) and self._is_on_history(mirror, name)  # then no fetch is needed
+            sha = name if is_local else self._resolve_remote(mirror, name)
+            self._accept_new_history(mirror, sha)
             return sha
 
-    def _asked_for(self, mirror: GitMirror, name: str) -> str:
+    def _resolve_remote(self, mirror: GitMirror, name: str) -> str:
         """Fetch the ref and find the commit of *name* in its history."""
-        mirror.look()
-        sha = self._meaning(mirror, name)
+        mirror.fetch()
+        sha = self._resolve_name(mirror, name)
         if not self._is_on_history(mirror, sha):
             raise CodeRejected(sha, f"it is not in the history of {self.source}; only commits in it may run")
         return sha
 
-    def _meaning(self, mirror: GitMirror, name: str) -> str:
-        """The commit of a full SHA, a branch, a tag or an abbreviated SHA."""
+    def _resolve_name(self, mirror: GitMirror, name: str) -> str:
+        """Return the commit of a full SHA, a branch, a tag or an abbreviated SHA."""
         if is_sha(name):
             return name
         ref = name if name.isprintable() and not name.startswith("-") and "*" not in name else ""
-        found = (mirror.named(ref) if ref else None) or self._abbreviated(mirror, ref)
-        if found is None:
+        sha = (mirror.resolve_remote(ref) if ref else None) or self._resolve_abbreviation(mirror, ref)
+        if sha is None:
             raise CodeRejected(
                 name, f"{self.source} has no commit, tag or branch with this name, or more than one"
             )
-        return found
+        return sha
 
-    def _abbreviated(self, mirror: GitMirror, name: str) -> str | None:
-        is_hex = len(name) >= 4 and all(letter in "0123456789abcdef" for letter in name)
-        return mirror.commit(name) if is_hex else None
+    def _resolve_abbreviation(self, mirror: GitMirror, name: str) -> str | None:
+        is_hex = len(name) >= 4 and all(char in "0123456789abcdef" for char in name)
+        return mirror.resolve_local(name) if is_hex else None
 
-    def _history(self, programs: SubprocessRunner, limit: int) -> list[Commit]:
-        with self._mirror(programs) as mirror:
+    def _list_commits(self, programs: SubprocessRunner, limit: int) -> list[Commit]:
+        with self._open_mirror(programs) as mirror:
             try:
-                mirror.look()
+                mirror.fetch()
             except CodeUnavailable:
-                if mirror.seen() is None:
+                if mirror.followed_commit() is None:
                     raise
-            tip = self._tip()
-            return mirror.history(limit, of=tip if tip and self._is_rewritten(mirror) else None)
+            tip = self._followed_tip()
+            return mirror.list_commits(limit, of=tip if tip and self._is_rewritten(mirror) else None)
 
     def _is_rewritten(self, mirror: GitMirror) -> bool:
-        """Whether the followed commit is no longer in the history of the ref."""
-        tip, seen = self._tip(), mirror.seen()
-        return tip is not None and seen is not None and not mirror.is_ancestor(tip, seen)
+        """Return whether the followed commit is no longer in the history of the ref."""
+        tip, fetched = self._followed_tip(), mirror.followed_commit()
+        return tip is not None and fetched is not None and not mirror.is_ancestor(tip, fetched)
 
-    def _accept(self, mirror: GitMirror, version: str) -> None:
+    def _accept_new_history(self, mirror: GitMirror, version: str) -> None:
         """Follow the new history from now on, if *version* is only in the new one."""
-        tip, seen = self._tip(), mirror.seen()
-        if tip and seen and self._is_rewritten(mirror) and not mirror.is_ancestor(version, tip):
-            atomic_write(self.home / "tip", seen)
+        tip, fetched = self._followed_tip(), mirror.followed_commit()
+        if tip and fetched and self._is_rewritten(mirror) and not mirror.is_ancestor(version, tip):
+            atomic_write(self.home / "tip", fetched)
 
-    def _tip(self) -> str | None:
-        """The commit of the ref when it was last followed."""
+    def _followed_tip(self) -> str | None:
+        """Return the commit of the ref when it was last followed."""
         try:
             text = (self.home / "tip").read_text()
         except FileNotFoundError:
@@ -176,75 +176,75 @@ class GitCodeRepository:
         return text if is_sha(text) else None
 
     def _is_on_history(self, mirror: GitMirror, version: str) -> bool:
-        known = (mirror.seen(), self._tip())
-        return any(mirror.is_ancestor(version, one) for one in known if one is not None)
+        heads = (mirror.followed_commit(), self._followed_tip())
+        return any(mirror.is_ancestor(version, head) for head in heads if head is not None)
 
     # --- version ---
 
-    def _at_hand(self, version: str) -> Task | None:
-        """The task, if this process has verified it with the present allowed signers."""
-        task, trusted = self._ready.get(version, (None, None))
-        return task if task and trusted == self.trust and Path(task.path).is_dir() else None
+    def _cached_task(self, version: str) -> Task | None:
+        """Return the task, if this process has verified it with the present allowed signers."""
+        task, fingerprint = self._loaded_tasks.get(version, (None, None))
+        return task if task and fingerprint == self.signers_fingerprint and Path(task.path).is_dir() else None
 
     def _verify(self, programs: SubprocessRunner, version: str) -> None:
-        self._assert_sha(version)
-        with self._mirror(programs) as mirror:
+        self._check_sha(version)
+        with self._open_mirror(programs) as mirror:
             try:
                 self._fetch(mirror, version)
-                with mirror.objects() as objects:
+                with mirror.open_objects() as objects:
                     if self._signers is not None:
                         self._signers.check(mirror, objects, version)
             except ObjectCorrupt as error:
                 raise CodeRejected(version, f"the repository is corrupt: {error}") from None
 
-    def _assert_sha(self, version: str) -> None:
+    def _check_sha(self, version: str) -> None:
         if not is_sha(version):
             raise CodeRejected(
                 version, f"a version of {self.source} is a full commit SHA of 40 hexadecimal digits"
             )
 
-    def _task_at(self, programs: SubprocessRunner, version: str) -> Task:
-        self._assert_sha(version)
-        with self._mirror(programs) as mirror:
-            trusted = self.trust
+    def _load_task(self, programs: SubprocessRunner, version: str) -> Task:
+        self._check_sha(version)
+        with self._open_mirror(programs) as mirror:
+            fingerprint = self.signers_fingerprint
             try:
-                task = self._verified(mirror, programs, version)
+                task = self._verify_and_check_out(mirror, programs, version)
             except ObjectCorrupt:  # perhaps only the local copy
-                mirror.forget()
+                mirror.delete()
                 mirror.prepare()
-                task = self._afresh(mirror, programs, version)
-            self._accept(mirror, version)
-            self._hold(version)
-            self._ready[version] = (task, trusted)
+                task = self._check_out_again(mirror, programs, version)
+            self._accept_new_history(mirror, version)
+            self._lock_version(version)
+            self._loaded_tasks[version] = (task, fingerprint)
             return task
 
-    def _afresh(self, mirror: GitMirror, programs: SubprocessRunner, version: str) -> Task:
+    def _check_out_again(self, mirror: GitMirror, programs: SubprocessRunner, version: str) -> Task:
         try:
-            return self._verified(mirror, programs, version)
+            return self._verify_and_check_out(mirror, programs, version)
         except ObjectCorrupt as error:
             raise CodeRejected(version, f"the repository is corrupt: {error}") from None
 
-    def _verified(self, mirror: GitMirror, programs: SubprocessRunner, version: str) -> Task:
-        """The task at *version*. All checks of the commit come before its directory exists."""
+    def _verify_and_check_out(self, mirror: GitMirror, programs: SubprocessRunner, version: str) -> Task:
+        """Verify *version*, check it out and return its task. All checks precede the creation of its directory."""
         directory = self.home / version
-        if not (directory.is_dir() and mirror.commit(version)):
+        if not (directory.is_dir() and mirror.resolve_local(version)):
             self._fetch(mirror, version)
-        with mirror.objects() as objects:
+        with mirror.open_objects() as objects:
             if self._signers is not None:
                 self._signers.check(mirror, objects, version)
             try:
                 entries = checkout.list_tree_files(
-                    objects, objects.commit(version).tree, self._address.subdirectory
+                    objects, objects.read_commit(version).tree, self._address.subdirectory
                 )
                 self._check_out(objects, entries, directory)
             except InvalidTree as error:
                 raise CodeRejected(version, str(error)) from None
-        return self._with_libraries(self._read(version, directory), programs)
+        return self._install_requirements(self._read(version, directory), programs)
 
     def _fetch(self, mirror: GitMirror, version: str) -> None:
         if self._is_on_history(mirror, version):
             return
-        mirror.look()
+        mirror.fetch()
         if not self._is_on_history(mirror, version):
             raise CodeRejected(version, f"it is not in the history of {self.source}")
 
@@ -268,15 +268,15 @@ class GitCodeRepository:
             more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
             raise CodeRejected(version, f"its task is invalid: {error.problems[0]}{more}") from None
 
-    def _with_libraries(self, task: Task, programs: SubprocessRunner) -> Task:
+    def _install_requirements(self, task: Task, programs: SubprocessRunner) -> Task:
         libraries = Path(f"{task.path}{LIBRARIES_SUFFIX}")
         try:
             if not requirements.is_installed(libraries):
                 checkout.remove(libraries)
-                wanting = requirements.unmet_requirements(task.table.code.install)
-                if not wanting:
+                missing = requirements.unmet_requirements(task.table.code.install)
+                if not missing:
                     return task
-                requirements.install(wanting, libraries, allowed=self._allow_install, programs=programs)
+                requirements.install(missing, libraries, allowed=self._allow_install, programs=programs)
         except NotInstallable as error:
             raise CodeRejected(task.code_version, str(error)) from None
         return task.model_copy(update={"libraries": str(libraries)})
@@ -284,17 +284,17 @@ class GitCodeRepository:
     # --- locks and cleanup ---
 
     def _prune(self, programs: SubprocessRunner, keep: frozenset[str]) -> None:
-        with self._mirror(programs) as mirror:
-            for version in [one for one in self._held if one not in keep]:
-                os.close(self._held.pop(version))
-                self._ready.pop(version, None)
+        with self._open_mirror(programs) as mirror:
+            for version in [version for version in self._version_locks if version not in keep]:
+                os.close(self._version_locks.pop(version))
+                self._loaded_tasks.pop(version, None)
             for version in {path.name[:40] for path in self.home.iterdir() if is_sha(path.name[:40])} - keep:
                 self._remove_unless_used(version)
-            mirror.tidy()
+            mirror.repack()
 
     def _remove_unless_used(self, version: str) -> None:
-        mark = self.home / f"{version}.in-use"
-        descriptor = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock_file = self.home / f"{version}.in-use"
+        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -302,20 +302,20 @@ class GitCodeRepository:
         else:
             for directory in (self.home / version, self.home / f"{version}{LIBRARIES_SUFFIX}"):
                 checkout.remove(directory)
-            mark.unlink()
+            lock_file.unlink()
         finally:
             os.close(descriptor)
 
-    def _hold(self, version: str) -> None:
+    def _lock_version(self, version: str) -> None:
         """Lock *version* against removal, until this process ends or prunes it."""
-        if version not in self._held:
-            mark = self.home / f"{version}.in-use"
-            self._held[version] = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            fcntl.flock(self._held[version], fcntl.LOCK_SH)
+        if version not in self._version_locks:
+            lock_file = self.home / f"{version}.in-use"
+            self._version_locks[version] = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(self._version_locks[version], fcntl.LOCK_SH)
 
     @contextmanager
-    def _mirror(self, programs: SubprocessRunner) -> Iterator[GitMirror]:
-        """The local copy of the repository, with the lock held."""
+    def _open_mirror(self, programs: SubprocessRunner) -> Iterator[GitMirror]:
+        """Open the local copy of the repository and hold its lock."""
         self.home.mkdir(parents=True, exist_ok=True)
         with _lock_file(self.home / "lock", programs):
             for left_behind in chain.from_iterable(map(self.home.glob, LEFTOVERS)):
@@ -331,19 +331,19 @@ def _lock_file(file: Path, programs: SubprocessRunner) -> Iterator[None]:
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _wait_for(descriptor, file, programs)
-        programs.inherited = (descriptor,)
+        programs.inherited_fds = (descriptor,)
         yield
     finally:
         os.close(descriptor)
 
 
 def _wait_for(descriptor: int, file: Path, programs: SubprocessRunner) -> None:
-    until = time.monotonic() + LOCK_TIMEOUT_S
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if programs.over or time.monotonic() > until:
+            if programs.is_ended or time.monotonic() > deadline:
                 raise CodeUnavailable(
                     str(file.parent), "another process holds its lock", remedy="find that process and end it"
                 ) from None

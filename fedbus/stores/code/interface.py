@@ -26,7 +26,7 @@ class Commit:
     sha: str
     subject: str
     author: str
-    when: datetime
+    committed_at: datetime
 
 
 class CodeRepository(Protocol):
@@ -37,39 +37,39 @@ class CodeRepository(Protocol):
         """The followed ref without credentials (``https://host/x.git main``), or the path of a directory."""
 
     @property
-    def follows(self) -> bool:
+    def can_update(self) -> bool:
         """Whether new versions can appear."""
 
     @property
-    def verifies(self) -> bool:
+    def requires_signatures(self) -> bool:
         """Whether commits must be signed by an allowed signer."""
 
     @property
-    def trust(self) -> object:
+    def signers_fingerprint(self) -> object:
         """A value that changes whenever the set of allowed signers changes."""
 
-    async def newest(self) -> str:
-        """Fetch the ref; the version that it points to now.
+    async def fetch_latest(self) -> str:
+        """Fetch the ref, and return the version that it points to now.
 
         Raises CodeUnavailable, and HistoryRewritten until a call of `resolve` or `task_at` names a commit of the new
         history.
         """
 
     async def resolve(self, name: str) -> str:
-        """The version of a SHA, an abbreviated SHA, a tag or a branch.
+        """Return the version that a SHA, an abbreviated SHA, a tag or a branch names.
 
         A full SHA that is known locally needs no fetch. Raises CodeUnavailable, and CodeRejected if *name* is not in
         the history of the ref.
         """
 
-    async def history(self, limit: int = 20) -> list[Commit]:
-        """The latest commits of the ref, newest first; those known locally if the repository is unavailable.
+    async def list_commits(self, limit: int = 20) -> list[Commit]:
+        """Return the latest commits of the ref, newest first; those known locally if the repository is unavailable.
 
         After a rewrite, the old history, until a call of `resolve` or `task_at` names a commit of the new one.
         """
 
-    async def task_at(self, version: str) -> Task:
-        """The task at *version*: fetched, verified, checked out, with its requirements installed.
+    async def load_task(self, version: str) -> Task:
+        """Fetch, verify and check out *version*, install its requirements, and return the task.
 
         Fast if the version was checked out before. Raises CodeRejected and CodeUnavailable.
         """
@@ -126,6 +126,6 @@ class HistoryRewritten(StoreError):
 
 
 def short_version(version: str) -> str:
-    """The short form of a version, for display."""
+    """Return the short form of a version, for display."""
     prefix, colon, digest = version.partition(":")
     return f"{prefix}:{digest[:12]}" if colon else version[:12]

@@ -53,5 +53,5 @@ def open_code(
         return DirectoryCodeRepository(Path(where))
     address = parse_address(where, signed=signers is not None)
     return GitCodeRepository(
-        address, home / "code" / address.key, signers=signers, allow_install=allow_install
+        address, home / "code" / address.directory_name, signers=signers, allow_install=allow_install
     )

@@ -31,21 +31,21 @@ class NotInstallable(Exception):
 
 
 def unmet_requirements(requirements: Iterable[str]) -> list[str]:
-    """The *requirements* that this Python environment does not meet."""
-    return [one for one in requirements if not _is_met(Requirement(one))]
+    """Return the *requirements* that this Python environment does not meet."""
+    return [requirement for requirement in requirements if not _is_met(Requirement(requirement))]
 
 
 def install(
     requirements: Iterable[str], target: Path, *, allowed: Collection[str], programs: SubprocessRunner
 ) -> None:
     """Install *requirements* and their dependencies into *target*. Raises NotInstallable."""
-    names = [str(Requirement(one)) for one in requirements]
-    _check_allowed([Requirement(one).name for one in names], allowed)
+    names = [str(Requirement(requirement)) for requirement in requirements]
+    _check_allowed([Requirement(name).name for name in names], allowed)
     _check_pip()
-    chosen = dict(_resolve(names, programs))
-    _check_allowed(chosen, allowed)
-    _check_replaces_nothing(chosen)
-    exact = [f"{name}=={version}" for name, version in chosen.items()]
+    packages = dict(_resolve(names, programs))
+    _check_allowed(packages, allowed)
+    _check_replaces_nothing(packages)
+    exact = [f"{name}=={version}" for name, version in packages.items()]
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as directory:
         new = Path(directory) / "libraries"
         _pip("install", "--no-deps", "--target", str(new), *exact, programs=programs)
@@ -54,7 +54,7 @@ def install(
 
 
 def is_installed(target: Path) -> bool:
-    """Whether *target* holds packages installed for this Python version."""
+    """Return whether *target* holds packages installed for this Python version."""
     try:
         return (target / _PYTHON_MARKER).read_text() == sys.version
     except OSError:
@@ -62,11 +62,11 @@ def is_installed(target: Path) -> bool:
 
 
 def _resolve(names: list[str], programs: SubprocessRunner) -> Iterator[tuple[str, str]]:
-    """The names and versions that pip would install for *names*."""
-    done = _pip("install", "--dry-run", "--report", "-", *names, programs=programs)
+    """Yield the names and versions that pip would install for *names*."""
+    result = _pip("install", "--dry-run", "--report", "-", *names, programs=programs)
     try:
-        for one in json.loads(done.out)["install"]:
-            yield one["metadata"]["name"], one["metadata"]["version"]
+        for package in json.loads(result.stdout)["install"]:
+            yield package["metadata"]["name"], package["metadata"]["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise NotInstallable(
             f"the report of pip is invalid ({error!r}); pip 22.3 or later is needed"
@@ -76,17 +76,19 @@ def _resolve(names: list[str], programs: SubprocessRunner) -> Iterator[tuple[str
 def _check_allowed(names: Iterable[str], allowed: Collection[str]) -> None:
     if ALLOW_ALL in allowed:
         return
-    known = {canonicalize_name(name) for name in allowed}
-    if wanting := sorted(name for name in names if canonicalize_name(name) not in known):
+    allowed_names = {canonicalize_name(name) for name in allowed}
+    if denied := sorted(name for name in names if canonicalize_name(name) not in allowed_names):
         raise NotInstallable(
-            f"this device does not allow the installation of {', '.join(wanting)}; allow it, or install it by hand"
+            f"this device does not allow the installation of {', '.join(denied)}; allow it, or install it by hand"
         )
 
 
-def _check_replaces_nothing(chosen: dict[str, str]) -> None:
-    for name, version in chosen.items():
-        if here := _installed_version(name):
-            raise NotInstallable(f"it needs {name} {version}, but this machine has {here}; change it by hand")
+def _check_replaces_nothing(packages: dict[str, str]) -> None:
+    for name, version in packages.items():
+        if installed := _installed_version(name):
+            raise NotInstallable(
+                f"it needs {name} {version}, but this machine has {installed}; change it by hand"
+            )
 
 
 def _check_pip() -> None:
@@ -97,28 +99,28 @@ def _check_pip() -> None:
 
 
 def _pip(*arguments: str, programs: SubprocessRunner) -> ProcessResult:
-    what, *rest = arguments
-    command = [sys.executable, "-P", "-m", "pip", what, *_WHEELS_ONLY, *rest]
+    subcommand, *options = arguments
+    command = [sys.executable, "-P", "-m", "pip", subcommand, *_WHEELS_ONLY, *options]
     try:
-        done = programs.run(command, environment=os.environ, timeout_s=INSTALL_TIMEOUT_S)
+        result = programs.run(command, environment=os.environ, timeout_s=INSTALL_TIMEOUT_S)
     except SubprocessFailed as error:
         raise NotInstallable(f"pip did not finish: {error}") from None
-    if done.code != 0:
-        raise NotInstallable(f"pip: {done.reason.removeprefix('ERROR: ')}")
-    return done
+    if result.returncode != 0:
+        raise NotInstallable(f"pip: {result.error_line.removeprefix('ERROR: ')}")
+    return result
 
 
 def _is_met(requirement: Requirement, extra: str = "") -> bool:
     if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
         return True
-    here = _installed_version(requirement.name)
-    if here is None or not requirement.specifier.contains(here, prereleases=True):
+    installed = _installed_version(requirement.name)
+    if installed is None or not requirement.specifier.contains(installed, prereleases=True):
         return False
     return all(
-        _is_met(Requirement(one), wanted)
-        for wanted in requirement.extras
-        for one in importlib.metadata.requires(requirement.name) or ()
-        if "extra" in one
+        _is_met(Requirement(dependency), extra_name)
+        for extra_name in requirement.extras
+        for dependency in importlib.metadata.requires(requirement.name) or ()
+        if "extra" in dependency
     )
 
 

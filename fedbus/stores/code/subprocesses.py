@@ -23,16 +23,16 @@ _REAP_S: Final = 5.0
 class ProcessResult:
     """The exit code and output of a program."""
 
-    code: int
-    out: bytes
-    err: str
+    returncode: int
+    stdout: bytes
+    stderr: str
 
     @property
-    def reason(self) -> str:
+    def error_line(self) -> str:
         """The line of its error output that is most likely the reason."""
-        lines = [line.strip() for line in self.err.splitlines() if line.strip()]
+        lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if line.lower().startswith(("fatal:", "error:"))]
-        return (errors or lines or [f"exit code {self.code}"])[-1][:500]
+        return (errors or lines or [f"exit code {self.returncode}"])[-1][:500]
 
 
 class SubprocessFailed(Exception):
@@ -43,21 +43,21 @@ class SubprocessRunner:
     """Runs the programs of one piece of work, one at a time; `end` may be called from any thread."""
 
     def __init__(self) -> None:
-        self.inherited: tuple[int, ...] = ()
+        self.inherited_fds: tuple[int, ...] = ()
         """File descriptors that a program inherits."""
-        self._guard = threading.Lock()
-        self._running: subprocess.Popen[bytes] | None = None
-        self._over = False
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_ended = False
 
     @property
-    def over(self) -> bool:
-        return self._over
+    def is_ended(self) -> bool:
+        return self._is_ended
 
     def end(self) -> None:
-        with self._guard:
-            self._over = True
-            if self._running is not None:
-                _kill_group(self._running)
+        with self._lock:
+            self._is_ended = True
+            if self._process is not None:
+                _kill_group(self._process)
 
     def run(
         self,
@@ -72,18 +72,18 @@ class SubprocessRunner:
         The output goes to files: with a pipe, a helper that stays behind (a credential cache) would block the reader.
         """
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            with self.started(command, environment=environment, cwd=cwd, stdout=out, stderr=err) as program:
+            with self.start(command, environment=environment, cwd=cwd, stdout=out, stderr=err) as program:
                 try:
                     code = program.wait(timeout_s)
                 except subprocess.TimeoutExpired:
                     raise SubprocessFailed(
                         f"{command[0]} did not end in time (limit {timeout_s:.0f} s)"
                     ) from None
-            self._check()
+            self._check_not_ended()
             return ProcessResult(code, _read_stderr(out), _read_stderr(err).decode(errors="replace"))
 
     @contextmanager
-    def started(
+    def start(
         self,
         command: Sequence[str],
         *,
@@ -94,8 +94,8 @@ class SubprocessRunner:
         stderr: int | IO[bytes] = subprocess.DEVNULL,
     ) -> Iterator[subprocess.Popen[bytes]]:
         """Run *command* while the block runs. Raises SubprocessFailed."""
-        with self._guard:
-            self._check()
+        with self._lock:
+            self._check_not_ended()
             try:
                 program = subprocess.Popen(
                     command,
@@ -104,20 +104,20 @@ class SubprocessRunner:
                     stdin=stdin,
                     stdout=stdout,
                     stderr=stderr,
-                    pass_fds=self.inherited,
+                    pass_fds=self.inherited_fds,
                     start_new_session=True,
                 )
             except OSError as error:
                 raise SubprocessFailed(f"cannot start {command[0]}: {error.strerror}") from None
-            self._running = program
+            self._process = program
         try:
             yield program
         finally:
             self._reap(program)
 
     def _reap(self, program: subprocess.Popen[bytes]) -> None:
-        with self._guard:
-            self._running = None
+        with self._lock:
+            self._process = None
             _kill_group(program)
         for pipe in (program.stdin, program.stdout):
             with suppress(OSError):
@@ -125,8 +125,8 @@ class SubprocessRunner:
                     pipe.close()
         program.wait(timeout=_REAP_S)
 
-    def _check(self) -> None:
-        if self._over:
+    def _check_not_ended(self) -> None:
+        if self._is_ended:
             raise SubprocessFailed("the work was cancelled")
 
 

@@ -26,7 +26,7 @@ from fedbus.stores.models.interface import DigestMismatch
 
 MAX_BYTES: Final = 4 * 1024**3
 MAX_LOCKED_FILES: Final = 4
-"""How many files one cache object keeps locked: the last ones it returned."""
+"""The number of files that one cache object keeps locked: those that it returned last."""
 STALE_PART_S: Final = 24 * 3600.0
 LOCK_POLL_S: Final = 0.1
 
@@ -42,7 +42,7 @@ class ArtifactCache:
         self._locked_files: OrderedDict[str, BinaryIO] = OrderedDict()
 
     async def path_of(self, sha256: str, fetch: FetchPart) -> Path:
-        """The file of *sha256*, cached or downloaded by *fetch*.
+        """Return the file of *sha256*, from the cache or downloaded by *fetch*.
 
         Raises DigestMismatch, StoreUnavailable and the errors of *fetch*.
         """
@@ -61,7 +61,7 @@ class ArtifactCache:
         self.close()
 
     def _try_lock(self, path: Path, sha256: str) -> bool:
-        """Lock the file; whether it exists and has the right digest."""
+        """Lock the file. Returns whether it exists and has the right digest."""
         if sha256 in self._locked_files and path.exists():
             self._locked_files.move_to_end(sha256)
             return True
@@ -80,8 +80,8 @@ class ArtifactCache:
         return True
 
     def _remember_lock(self, sha256: str, file: BinaryIO) -> None:
-        if (before := self._locked_files.pop(sha256, None)) is not None:
-            before.close()
+        if (previous := self._locked_files.pop(sha256, None)) is not None:
+            previous.close()
         self._locked_files[sha256] = file
         while len(self._locked_files) > MAX_LOCKED_FILES:
             self._locked_files.popitem(last=False)[1].close()
@@ -93,13 +93,13 @@ class ArtifactCache:
             if await asyncio.to_thread(path.exists):
                 return
             await fetch(part)
-            await asyncio.to_thread(part.keep_as, path, sha256)
+            await asyncio.to_thread(part.commit_as, path, sha256)
         finally:
             part.close()
 
     async def _lock_part(self, path: Path) -> "PartialDownload":
         while True:
-            part = await asyncio.to_thread(PartialDownload.opened, path.with_suffix(".part"))
+            part = await asyncio.to_thread(PartialDownload.open_locked, path.with_suffix(".part"))
             if part is not None:
                 return part
             await asyncio.sleep(LOCK_POLL_S)
@@ -126,8 +126,8 @@ class PartialDownload:
         self.size_bytes = 0
 
     @classmethod
-    def opened(cls, path: Path) -> "PartialDownload | None":
-        """The part at *path* with its present content; None while another process has locked it."""
+    def open_locked(cls, path: Path) -> "PartialDownload | None":
+        """Open and lock the part at *path* with its present content; None while another process has locked it."""
         with _translate_os_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a+b")
@@ -166,7 +166,7 @@ class PartialDownload:
     def digest(self) -> str:
         return self._digest.hexdigest()
 
-    def keep_as(self, path: Path, sha256: str) -> None:
+    def commit_as(self, path: Path, sha256: str) -> None:
         """Rename the complete file to *path*. Raises DigestMismatch."""
         if (actual := self.digest) != sha256:
             self.restart()
@@ -206,7 +206,7 @@ def _has_digest(file: BinaryIO, sha256: str) -> bool:
 
 
 def _remove_unless_locked(path: Path) -> int:
-    """Remove the file; the number of bytes freed, 0 if a process has locked it."""
+    """Remove the file. Returns the number of bytes freed, 0 if a process has locked it."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

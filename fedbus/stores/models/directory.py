@@ -91,13 +91,13 @@ class DirectoryObjectStore:
         return True
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        def translated() -> T:
+        def work_or_raise() -> T:
             try:
                 return work(*args, **kwargs)
             except OSError as error:
                 raise StoreUnavailable(Path(error.filename or self._home), error) from error
 
-        return await asyncio.to_thread(translated)
+        return await asyncio.to_thread(work_or_raise)
 
     def _prepare(self) -> None:
         self._home.mkdir(parents=True, exist_ok=True)
@@ -144,11 +144,11 @@ class DirectoryObjectStore:
             key = path.relative_to(self._home)
             if not key.as_posix().startswith(prefix) or any(part.startswith(".") for part in key.parts):
                 continue
-            with suppress(FileNotFoundError):  # removed meanwhile
+            with suppress(FileNotFoundError):  # removed since the listing
                 if path.is_file():
-                    found = path.stat()
-                    modified = datetime.fromtimestamp(found.st_mtime, UTC)
-                    yield ObjectInfo(key.as_posix(), found.st_size, modified)
+                    status = path.stat()
+                    modified = datetime.fromtimestamp(status.st_mtime, UTC)
+                    yield ObjectInfo(key.as_posix(), status.st_size, modified)
 
     def _put_artifact(self, artifact: HashedSource) -> str:
         with temporary_file(self._home / "artifact", mode=SHARED_MODE) as part:
@@ -172,13 +172,13 @@ def _root(url: str) -> Path:
 
 
 def _file_identity(path: Path) -> tuple[int, ...]:
-    """What changes when the file is written to or replaced."""
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    """Return values that change when the file is written to or replaced."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @lru_cache(4096)
 def _cached_digest(path: Path, _: tuple[int, ...]) -> str:
-    """The digest of the file with this identity, computed once."""
+    """Compute the digest of the file with this identity, once."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

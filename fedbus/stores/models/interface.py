@@ -23,7 +23,7 @@ from fedbus.stores.errors import StoreCorrupt, StoreError
 from fedbus.stores.models.source import Source
 
 UNVERSIONED_GRACE_S: Final = 24 * 3600.0
-"""For this long an artifact without a version is kept: a publisher may still be about to use it."""
+"""The minimum age at which an artifact without a version is removed: a publisher may still use a younger one."""
 
 
 class ArtifactMissing(StoreError):
@@ -35,7 +35,7 @@ class ArtifactMissing(StoreError):
 
 
 class ArtifactRetired(ArtifactMissing):
-    """The weights of this version were removed to save space; the manifest is kept."""
+    """The weights of this version were removed to save space; its manifest still exists."""
 
     def __init__(self, sha256: str) -> None:
         StoreError.__init__(
@@ -78,8 +78,8 @@ class VersionMissing(StoreError):
     """The version does not exist."""
 
     def __init__(self, version: int, known: list[int]) -> None:
-        there = f"it has {known[0]} to {known[-1]}" if known else "it has no version yet"
-        super().__init__(f"the model repository has no version {version}; {there}")
+        versions = f"it has {known[0]} to {known[-1]}" if known else "it has no version yet"
+        super().__init__(f"the model repository has no version {version}; {versions}")
         self.version = version
 
 
@@ -87,9 +87,9 @@ class ChampionConflict(StoreError):
     """Another process has changed the champion. Read it again."""
 
     def __init__(self, wanted: Champion, present: Champion | None) -> None:
-        there = f"version {present.version} has term {present.term}" if present else "there is no champion"
+        state = f"version {present.version} has term {present.term}" if present else "there is no champion"
         super().__init__(
-            f"version {wanted.version} cannot become champion in term {wanted.term}; {there}; read it and decide again"
+            f"version {wanted.version} cannot become champion in term {wanted.term}; {state}; read it and decide again"
         )
         self.wanted = wanted
         self.present = present
@@ -106,19 +106,19 @@ class ModelStore(Protocol):
         """Create the repository if it does not exist. Only the process that sets it up calls this."""
 
     async def put(self, source: Source, sha256: str | None = None) -> str:
-        """Store an artifact durably; its digest. Storing it twice is no error.
+        """Store an artifact durably, and return its digest. Storing it twice is not an error.
 
         *sha256* is the expected digest: raises DigestMismatch. Without it, the digest is computed.
         """
 
-    async def path_of(self, sha256: str) -> Path:
-        """A local file with this artifact, verified, for reading only.
+    async def local_path(self, sha256: str) -> Path:
+        """Return a local file with this artifact, verified, for reading only.
 
-        Raises ArtifactMissing and ArtifactRetired, and StoreCorrupt where the bytes have another digest.
+        Raises ArtifactMissing and ArtifactRetired, and StoreCorrupt if the bytes have another digest.
         """
 
-    async def held(self) -> set[str]:
-        """The digests of all stored artifacts, from their names alone; `verify` reads one."""
+    async def list_artifacts(self) -> set[str]:
+        """Return the digests of all stored artifacts, from their names alone; `verify` reads one."""
 
     async def publish(self, manifest: Manifest) -> Manifest:
         """Make *manifest* the latest version. Its artifact must be stored. The same manifest twice is no error.
@@ -126,22 +126,22 @@ class ModelStore(Protocol):
         Raises VersionTaken, VersionSkipped and ArtifactMissing.
         """
 
-    async def latest(self) -> Manifest | None:
-        """The manifest of the latest version; None if nothing was ever published."""
+    async def read_latest(self) -> Manifest | None:
+        """Return the manifest of the latest version; None if nothing was ever published."""
 
-    async def versions(self) -> list[Manifest]:
-        """All versions, oldest first."""
+    async def list_versions(self) -> list[Manifest]:
+        """Return all versions, oldest first."""
 
     async def list_version_numbers(self) -> list[int]:
-        """All version numbers, oldest first, whether or not their manifests can be read."""
+        """Return all version numbers, oldest first, whether or not their manifests can be read."""
 
-    async def manifest(self, version: int) -> Manifest:
-        """The manifest of *version*. Raises VersionMissing and StoreCorrupt."""
+    async def read_manifest(self, version: int) -> Manifest:
+        """Return the manifest of *version*. Raises VersionMissing and StoreCorrupt."""
 
-    async def champion(self) -> Champion | None:
-        """The version to be served; None if there never was one."""
+    async def read_champion(self) -> Champion | None:
+        """Return the version to be served; None if there never was one."""
 
-    async def crown(self, champion: Champion) -> Champion:
+    async def set_champion(self, champion: Champion) -> Champion:
         """Make *champion* the champion, if its term follows the present one (0 without a champion).
 
         The same champion twice is no error. Raises ChampionConflict and VersionMissing.
@@ -150,9 +150,9 @@ class ModelStore(Protocol):
     async def retire(self, *, keep: int, spare: Collection[str] = ()) -> list[str]:
         """Remove the weights of all but the newest *keep* versions, and artifacts that never became a version.
 
-        Kept in any case: the weights of the latest version, of the champion, of the champion before it and of the
-        parents of these; the digests in *spare*; artifacts younger than `UNVERSIONED_GRACE_S`. Manifests are kept.
-        Returns the removed digests.
+        It never removes the weights of the latest version, of the champion, of its predecessor and of their parents;
+        the digests in *spare*; artifacts younger than `UNVERSIONED_GRACE_S`; and manifests. Returns the removed
+        digests.
         """
 
     async def verify(self, sha256: str) -> None:
@@ -165,9 +165,9 @@ def check_term(champion: Champion, present: Champion | None) -> None:
         raise ChampionConflict(champion, present)
 
 
-def is_same_manifest(ours: Manifest, theirs: Manifest) -> bool:
-    """Whether both are written as the same JSON; a loss that is NaN is not equal to itself."""
-    return bool(json.loads(ours.model_dump_json()) == json.loads(theirs.model_dump_json()))
+def is_same_manifest(manifest: Manifest, other: Manifest) -> bool:
+    """Return whether both have the same JSON. Objects with NaN would not be equal, since NaN differs from itself."""
+    return bool(json.loads(manifest.model_dump_json()) == json.loads(other.model_dump_json()))
 
 
 def encode_champion(champion: Champion) -> bytes:
@@ -175,7 +175,7 @@ def encode_champion(champion: Champion) -> bytes:
 
 
 def decode_champion(content: bytes, place: Path | str) -> Champion:
-    """The champion in *content*, read from *place*. Raises StoreCorrupt."""
+    """Decode the champion in *content*, read from *place*. Raises StoreCorrupt."""
     try:
         return Champion.model_validate_json(content)
     except ValidationError as error:
@@ -183,7 +183,7 @@ def decode_champion(content: bytes, place: Path | str) -> Champion:
 
 
 def pointer_corrupt_error(place: Path | str, reason: object) -> StoreCorrupt:
-    """The error for an invalid ``latest``; all versions may still exist."""
+    """Build the error for an invalid ``latest``; all versions may still exist."""
     remedy = 'write {"version": n} into it, with the last n that `fedbus model verify` reports as valid'
     return StoreCorrupt(place, reason, remedy=remedy)
 
@@ -191,9 +191,9 @@ def pointer_corrupt_error(place: Path | str, reason: object) -> StoreCorrupt:
 def select_weights_to_keep(
     versions: list[Manifest], latest: int, keep: int, champion: Champion | None = None
 ) -> set[str]:
-    """The digests of the newest *keep* versions, the latest, the champion and the one before, and their parents."""
+    """Return the digests of the newest *keep* versions, the latest, the champion, its predecessor and their parents."""
     assert keep >= 1
     in_use = {latest, champion.version, *champion.before[:1]} if champion else {latest}
-    parents = {one.parent for one in versions if one.version in in_use}
-    numbers = {one.version for one in versions[-keep:]} | in_use | parents
-    return {one.sha256 for one in versions if one.version in numbers}
+    parents = {manifest.parent for manifest in versions if manifest.version in in_use}
+    numbers = {manifest.version for manifest in versions[-keep:]} | in_use | parents
+    return {manifest.sha256 for manifest in versions if manifest.version in numbers}

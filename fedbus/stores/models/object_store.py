@@ -81,11 +81,11 @@ class HashedSource:
             pass
 
     def pieces(self, piece_bytes: int = _PIECE_BYTES) -> Iterator[Buffer]:
-        """All bytes in order, at most *piece_bytes* at a time. Raises DigestMismatch after the last piece."""
+        """Yield all bytes in order, at most *piece_bytes* at a time. Raises DigestMismatch after the last piece."""
         return self._hash(iter_pieces(self._source, piece_bytes))
 
     def parts(self, part_bytes: int) -> Iterator[bytes]:
-        """All bytes in order, in parts of exactly *part_bytes* except the last. Raises DigestMismatch at the end."""
+        """Yield all bytes in parts of exactly *part_bytes* except the last. Raises DigestMismatch at the end."""
         yield from self._hash(iter_parts(self._source, part_bytes))  # type: ignore[misc]  # bytes in, bytes out
 
     def _hash(self, pieces: Iterator[Buffer]) -> Iterator[Buffer]:
@@ -110,21 +110,21 @@ class ObjectStore(Protocol):
 
     @classmethod
     def open(cls, url: str, task: TaskId, *, patience_s: float) -> Self:
-        """The store at *url*, without I/O. Raises UnknownStore where *url* is invalid.
+        """Open the store at *url*, without I/O. Raises UnknownStore if *url* is invalid.
 
-        *patience_s*: for how long a call without progress is retried.
+        *patience_s* is the time for which a call without progress is retried.
         """
 
     @classmethod
     async def list_tasks(cls, url: str, *, patience_s: float) -> list[str]:
-        """The names of the folders at *url* that hold a `MARKER`, sorted."""
+        """Return the names of the folders at *url* that hold a `MARKER`, sorted."""
 
     @property
     def url(self) -> str:
         """The URL that opens this store in another process."""
 
     def place(self, key: str = "") -> str:
-        """Where *key* is, for error messages; without secrets."""
+        """Return the location of *key* for error messages, without secrets."""
 
     def session(self) -> AbstractAsyncContextManager[object]:
         """Keep connections open for several calls."""
@@ -138,7 +138,7 @@ class ObjectStore(Protocol):
         """Read a small object; None if there is none."""
 
     async def put(self, key: str, content: bytes, *, tag: str | None = None) -> bool:
-        """Write a small object, whole or not at all; whether it was written.
+        """Write a small object completely or not at all. Returns whether it was written.
 
         With *tag*, only if the object has this tag now (`ABSENT`: if there is none). Of several writers at once, in
         any number of processes, exactly one succeeds.
@@ -153,16 +153,16 @@ class ObjectStore(Protocol):
     # --- artifacts, under `artifact_key` ---
 
     async def put_artifact(self, artifact: HashedSource) -> str:
-        """Store *artifact*, whole or not at all, durably; its digest. Raises DigestMismatch."""
+        """Store *artifact* durably, completely or not at all. Returns its digest. Raises DigestMismatch."""
 
     async def artifact_size(self, sha256: str) -> int | None:
-        """The size in bytes; None if there is no such artifact.
+        """Return the size in bytes; None if there is no such artifact.
 
         A store that reads artifacts without a transfer also verifies the digest and raises StoreCorrupt.
         """
 
     async def artifact_file(self, sha256: str) -> Path | None:
-        """A local file with the artifact, verified, for reading only; None if there is none. Raises StoreCorrupt."""
+        """Return a verified, read-only local file with the artifact; None if there is none. Raises StoreCorrupt."""
 
     async def read_artifact(self, sha256: str, sink: DownloadSink) -> bool:
         """Read the stored bytes, not a local copy, into *sink*; False if there is no such artifact."""

@@ -42,15 +42,15 @@ __all__ = [
 
 GROUP: Final = "fedbus.model_stores"
 READ_RETRY_S: Final = 10.0
-"""For how long a store that does not answer is retried; the caller asks again later."""
+"""The time for which a store that does not answer is retried, in seconds. Callers retry later."""
 TRANSFER_RETRY_S: Final = 90.0
-"""The same for artifacts, without progress: a run's work is in them, so a store may be unavailable for a minute."""
+"""The same for artifacts without progress. They hold the work of a run, so a store may be unavailable for a minute."""
 
 
 def open_model_store(url: str, task: str, *, patience_s: float | None = None) -> ModelStore:
     """Open the model repository at *url*, without I/O; `ModelStore.prepare` creates it. Raises UnknownStore.
 
-    *patience_s*: for how long a remote store that does not answer is retried, instead of the defaults.
+    *patience_s* is the time for which a remote store that does not answer is retried, instead of the defaults.
     """
     backend, valid_task = _find_backend(url), task_id(task)
     return ModelRepository(
@@ -60,7 +60,7 @@ def open_model_store(url: str, task: str, *, patience_s: float | None = None) ->
 
 
 async def list_tasks(url: str, *, patience_s: float | None = None) -> list[str]:
-    """The tasks that have models in the repository at *url*. Raises UnknownStore."""
+    """Return the tasks that have models in the repository at *url*. Raises UnknownStore."""
     return await _find_backend(url).list_tasks(
         url, patience_s=READ_RETRY_S if patience_s is None else patience_s
     )

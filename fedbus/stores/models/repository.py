@@ -56,12 +56,12 @@ LATEST: Final = "latest"
 CHAMPION: Final = "champion"
 VERSIONS: Final = "versions/"
 MAX_CONCURRENT_READS: Final = 8
-"""How many manifests are read at the same time."""
+"""The limit of concurrent reads of manifests."""
 
 
 @dataclass(frozen=True)
 class _LatestPointer:
-    """The content of ``latest``: 0 and `ABSENT` where it does not exist."""
+    """The content of ``latest``: 0 and `ABSENT` if it does not exist."""
 
     version: int
     tag: str
@@ -91,7 +91,7 @@ class ModelRepository:
             await _check_exists(self._transfers)
             return await self._transfers.put_artifact(HashedSource(source, sha256))
 
-    async def path_of(self, sha256: str) -> Path:
+    async def local_path(self, sha256: str) -> Path:
         async with self._transfers.session():
             path = await self._transfers.artifact_file(sha256)
         if path is None:
@@ -107,7 +107,7 @@ class ModelRepository:
         if (actual := sink.digest.hexdigest()) != sha256:
             raise StoreCorrupt(self._objects.place(artifact_key(sha256)), f"its bytes have digest {actual}")
 
-    async def held(self) -> set[str]:
+    async def list_artifacts(self) -> set[str]:
         async with self._objects.session():
             found = await self._objects.list_objects()
             if not found:
@@ -116,9 +116,9 @@ class ModelRepository:
 
     async def retire(self, *, keep: int, spare: Collection[str] = ()) -> list[str]:
         async with self._objects.session():
-            versions = await self.versions()
+            versions = await self.list_versions()
             latest, _ = await self._resolve_latest()
-            kept = select_weights_to_keep(versions, latest, keep, await self.champion()) | set(spare)
+            kept = select_weights_to_keep(versions, latest, keep, await self.read_champion()) | set(spare)
             versioned = {one.sha256 for one in versions}
             removed = []
             for one in await self._objects.list_objects():
@@ -159,14 +159,14 @@ class ModelRepository:
             await self._write_pointer(manifest.version, pointer)
         return manifest
 
-    async def latest(self) -> Manifest | None:
+    async def read_latest(self) -> Manifest | None:
         async with self._objects.session():
             number = (await self._read_pointer()).version
             if await self._objects.get(_version_key(number + 1)) is not None:
                 number = await self._finish_pending_publish()
             return await self._read_manifest(number) if number else None
 
-    async def versions(self) -> list[Manifest]:
+    async def list_versions(self) -> list[Manifest]:
         async with self._objects.session():
             numbers = await self.list_version_numbers()
             gate = asyncio.Semaphore(MAX_CONCURRENT_READS)
@@ -183,7 +183,7 @@ class ModelRepository:
                 await _check_exists(self._objects)
             return found
 
-    async def manifest(self, version: int) -> Manifest:
+    async def read_manifest(self, version: int) -> Manifest:
         async with self._objects.session():
             await self._check_version(version)
             return await self._read_manifest(version)
@@ -225,14 +225,14 @@ class ModelRepository:
     # --- the pointer to the latest version ---
 
     async def _finish_pending_publish(self) -> int:
-        """Finish what a publisher that died left; the latest version. A reader without write access only reads."""
+        """Finish the publish of a process that died, and return the latest version. Without write access, only read."""
         number, pointer = await self._resolve_latest()
         with suppress(StoreDenied):
             await self._write_pointer(number, pointer)
         return number
 
     async def _resolve_latest(self) -> tuple[int, _LatestPointer]:
-        """The latest version, whether or not the pointer names it yet; 0 where there is none."""
+        """Return the latest version, whether or not the pointer names it yet; 0 if there is none."""
         pointer = await self._read_pointer()
         number = pointer.version
         while await self._objects.get(_version_key(number + 1)) is not None:
@@ -272,11 +272,11 @@ class ModelRepository:
 
     # --- the champion ---
 
-    async def champion(self) -> Champion | None:
+    async def read_champion(self) -> Champion | None:
         async with self._objects.session():
             return (await self._read_champion())[0]
 
-    async def crown(self, champion: Champion) -> Champion:
+    async def set_champion(self, champion: Champion) -> Champion:
         async with self._objects.session():
             await self._check_version(champion.version)
             present, tag = await self._read_champion()
@@ -290,7 +290,7 @@ class ModelRepository:
         return champion
 
     async def _read_champion(self) -> tuple[Champion | None, str]:
-        """The champion and the tag of its pointer; None and `ABSENT` where there is none."""
+        """Return the champion and the tag of its pointer; None and `ABSENT` if there is none."""
         found = await self._objects.get(CHAMPION)
         if found is None:
             await _check_exists(self._objects)
@@ -299,7 +299,7 @@ class ModelRepository:
 
 
 async def _check_exists(objects: ObjectStore) -> None:
-    """Raise StoreUnavailable where there is no repository: an unmounted volume or a wrong prefix looks empty."""
+    """Raise StoreUnavailable if there is no repository: an unmounted volume or a wrong prefix looks empty."""
     if await objects.get(MARKER) is None:
         raise StoreUnavailable(
             objects.place(),
@@ -321,7 +321,7 @@ class _HashingSink:
 
 
 def _digest_in(key: str) -> str:
-    """The digest of the artifact that *key* names; empty for other keys."""
+    """Return the digest of the artifact that *key* names; empty for other keys."""
     return key.removesuffix(ARTIFACT_SUFFIX) if key.endswith(ARTIFACT_SUFFIX) and "/" not in key else ""
 
 

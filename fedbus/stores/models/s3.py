@@ -1,7 +1,7 @@
 """An object store in a bucket of any S3, under ``<prefix>/<task>/``. It needs the extra ``fedbus[s3]``.
 
-Conditional puts are tested once per process, before the first one. Where the S3 does not support them, a lock in the
-bucket takes their place, with a warning in the log (see `fedbus.stores.s3.lock`).
+Conditional puts are tested once per process, before the first one. If the S3 does not support them, a lock in the
+bucket replaces them, with a warning in the log (see `fedbus.stores.s3.lock`).
 
 Artifacts are streamed both ways. A broken download continues where it ended, is verified, and stays in a cache that
 the processes of this machine share (see `fedbus.stores.models.artifact_cache`).
@@ -46,7 +46,7 @@ class S3ObjectStore:
         self._cache = cache or ArtifactCache((address.cache or _default_cache()) / task)
         self._has_conditional_puts: bool | None = None
         self._uploaded: set[str] = set()
-        """Artifacts that this process has uploaded whole. Others may be corrupt, so they are uploaded again."""
+        """Artifacts that this process has uploaded completely. Others may be corrupt, so they are uploaded again."""
 
     @classmethod
     def open(cls, url: str, task: TaskId, *, patience_s: float) -> Self:
@@ -59,9 +59,11 @@ class S3ObjectStore:
         prefix = f"{address.prefix}/" if address.prefix else ""
         async with bucket.open():
             folders = await bucket.list_folders(prefix)
-            marks = await asyncio.gather(*(bucket.read_size(f"{folder}{MARKER}") for folder in folders))
+            marker_sizes = await asyncio.gather(
+                *(bucket.read_size(f"{folder}{MARKER}") for folder in folders)
+            )
         names = [folder.removeprefix(prefix).strip("/") for folder in folders]
-        return sorted(name for name, mark in zip(names, marks, strict=True) if mark is not None)
+        return sorted(name for name, size in zip(names, marker_sizes, strict=True) if size is not None)
 
     def place(self, key: str = "") -> str:
         return f"{self._bucket.address}, {self._key(key)}"
@@ -112,7 +114,7 @@ class S3ObjectStore:
         return self._has_conditional_puts
 
     async def _probe_conditional_puts(self) -> bool:
-        """Whether a conditional put that must fail does fail."""
+        """Return whether a conditional put that must fail does fail."""
         key = self._key(f"trial/{os.urandom(8).hex()}")
         try:
             await self._bucket.create(key, b"1")
@@ -149,9 +151,7 @@ class S3ObjectStore:
         async def fetch(part: PartialDownload) -> None:
             if not await self.read_artifact(sha256, part):
                 raise _Absent
-            if (
-                part.digest != sha256
-            ):  # what an earlier download left may be the cause: once more, from the start
+            if part.digest != sha256:  # the part of an earlier download may be corrupt, so restart
                 part.restart()
                 await self.read_artifact(sha256, part)
 

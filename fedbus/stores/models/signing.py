@@ -46,7 +46,7 @@ class SignatureInvalid(StoreError):
 
 
 def generate_key(path: Path) -> Path:
-    """Write a new private key to *path* and the public key to ``<path>.pub``; the latter path. Raises InvalidKey."""
+    """Write a private key to *path* and its public key to ``<path>.pub``, and return the latter. Raises InvalidKey."""
     public = path.with_name(f"{path.name}.pub")
     if path.exists() or public.exists():
         raise InvalidKey(
@@ -71,7 +71,7 @@ class ModelSigner:
         self.key_id = _key_id(key.public_key())
 
     @classmethod
-    def read(cls, path: Path) -> "ModelSigner":
+    def load(cls, path: Path) -> "ModelSigner":
         """Read the private key in *path*. Raises InvalidKey."""
         content = _read_key_file(path)
         try:
@@ -84,7 +84,7 @@ class ModelSigner:
             raise InvalidKey(f"{path} holds a key that is not Ed25519; create one with fedbus model keygen")
         return cls(key)
 
-    def seal(self, manifest: Manifest) -> Manifest:
+    def sign(self, manifest: Manifest) -> Manifest:
         """Return *manifest* with its signature."""
         digest = compute_manifest_digest(manifest)
         signature = self._key.sign(_signed_payload(manifest.task, manifest, digest))
@@ -100,7 +100,7 @@ class TrustedKeys:
         self._keys = dict(keys)
 
     @classmethod
-    def read(cls, path: Path) -> "TrustedKeys":
+    def load(cls, path: Path) -> "TrustedKeys":
         """Read the public keys in *path*, one per line, with comments after ``#``. Raises InvalidKey."""
         content = _read_key_file(path).decode(errors="replace")
         if "PRIVATE KEY" in content:
@@ -119,30 +119,30 @@ class TrustedKeys:
     def key_ids(self) -> list[str]:
         return sorted(self._keys)
 
-    def check(self, task: str, ref: ModelRef, seal: ModelSignature | None) -> ModelSignature:
+    def verify(self, task: str, ref: ModelRef, seal: ModelSignature | None) -> ModelSignature:
         """Return *seal* if a trusted key has signed this model of *task*.
 
         Raises SignatureMissing and SignatureInvalid.
         """
-        what = f"version {ref.version} of {task}"
+        model = f"version {ref.version} of {task}"
         if seal is None:
             raise SignatureMissing(
-                f"{what} is not signed; only models signed by {self._key_names} are served here"
+                f"{model} is not signed; only models signed by {self._key_names} are served here"
             )
         key = self._keys.get(seal.key)
         if key is None:
-            raise SignatureInvalid(f"{what} is signed with the key {seal.key}; trusted is {self._key_names}")
+            raise SignatureInvalid(f"{model} is signed with the key {seal.key}; trusted is {self._key_names}")
         try:
             key.verify(seal.signature, _signed_payload(task, ref, seal.manifest))
         except InvalidSignature:
             raise SignatureInvalid(
-                f"{what} has a signature that does not match this model; do not use it"
+                f"{model} has a signature that does not match this model; do not use it"
             ) from None
         return seal
 
     def verify_manifest(self, manifest: Manifest) -> ModelSignature:
         """Do the same as `check`, and verify that *manifest* did not change after it was signed."""
-        seal = self.check(manifest.task, manifest.ref, manifest.seal)
+        seal = self.verify(manifest.task, manifest.ref, manifest.seal)
         if seal.manifest != compute_manifest_digest(manifest):
             raise SignatureInvalid(
                 f"the manifest of version {manifest.version} of {manifest.task} was changed after it was signed"
@@ -155,7 +155,7 @@ class TrustedKeys:
 
 
 def compute_manifest_digest(manifest: Manifest) -> str:
-    """The SHA-256 of *manifest* without its signature and without fields that have their default value.
+    """Return the SHA-256 of *manifest* without its signature and without fields that have their default value.
 
     So a new field does not change the digest of a manifest that was signed before.
     """
@@ -165,8 +165,8 @@ def compute_manifest_digest(manifest: Manifest) -> str:
 
 
 def _signed_payload(task: str, ref: ModelRef, digest: str) -> bytes:
-    stated = {name: getattr(ref, name) for name in ModelRef.model_fields}
-    body = _canonical_json({"task": task, "manifest": digest, **stated})
+    fields = {name: getattr(ref, name) for name in ModelRef.model_fields}
+    body = _canonical_json({"task": task, "manifest": digest, **fields})
     return b"DSSEv1 %d %b %d %b" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE, len(body), body)
 
 

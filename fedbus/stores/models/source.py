@@ -18,7 +18,7 @@ def source_size_bytes(source: Source) -> int:
 
 
 def iter_pieces(source: Source, piece_bytes: int) -> Iterator[Buffer]:
-    """All bytes of *source* in order, at most *piece_bytes* at a time; only a file is copied."""
+    """Yield all bytes of *source* in order, at most *piece_bytes* at a time; only a file is copied."""
     if isinstance(source, Path):
         with source.open("rb") as file:
             while piece := file.read(piece_bytes):
@@ -31,15 +31,15 @@ def iter_pieces(source: Source, piece_bytes: int) -> Iterator[Buffer]:
 
 
 def iter_parts(source: Source, part_bytes: int) -> Iterator[bytes]:
-    """All bytes of *source* in parts of exactly *part_bytes*, except the last."""
-    held = bytearray()
+    """Yield all bytes of *source* in parts of exactly *part_bytes*, except the last."""
+    buffer = bytearray()
     for piece in iter_pieces(source, part_bytes):
-        held += piece
-        while len(held) >= part_bytes:
-            yield bytes(held[:part_bytes])
-            del held[:part_bytes]
-    if held:
-        yield bytes(held)
+        buffer += piece
+        while len(buffer) >= part_bytes:
+            yield bytes(buffer[:part_bytes])
+            del buffer[:part_bytes]
+    if buffer:
+        yield bytes(buffer)
 
 
 def _as_buffers(source: Buffer | Sequence[Buffer]) -> Sequence[Buffer]:

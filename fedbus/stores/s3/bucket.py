@@ -40,14 +40,14 @@ DEFAULT_REGION: Final = "us-east-1"
 RETRY_S: Final = 30.0
 CONNECT_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 30.0
-"""The longest silence in the middle of a response."""
+"""The limit of time without data in a response, in seconds."""
 MIN_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 3.0
 CHUNK_BYTES: Final = 1024**2
 PART_BYTES: Final = 8 * 1024**2
 MAX_PARTS: Final = 10_000
 MAX_READ_BYTES: Final = 16 * 1024**2
-"""The largest object that `Bucket.read` reads."""
+"""The limit of an object that `Bucket.read` reads."""
 
 CLIENT_ERRORS: Final = (ClientError, BotoCoreError, aiohttp.ClientError, TimeoutError, ConnectionError)
 _DENIED_CODES: Final = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AccessDenied"}
@@ -105,8 +105,8 @@ class BucketAddress:
     @property
     def url(self) -> str:
         options = {"endpoint": self.endpoint, "region": self.region, "cache": self.cache}
-        given = {name: str(value) for name, value in options.items() if value is not None}
-        return f"s3://{self.bucket}/{self.prefix}" + (f"?{urlencode(given, safe=':/')}" if given else "")
+        query = {name: str(value) for name, value in options.items() if value is not None}
+        return f"s3://{self.bucket}/{self.prefix}" + (f"?{urlencode(query, safe=':/')}" if query else "")
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}" + (f" at {self.endpoint}" if self.endpoint else "")
@@ -129,7 +129,7 @@ class Bucket:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Any]:
-        """The client. Concurrent users share it, and the last one closes it."""
+        """Open the client. Concurrent users share it, and the last one closes it."""
         async with self._open_lock:
             if self._users == 0:
                 self._exit_stack = AsyncExitStack()
@@ -149,40 +149,40 @@ class Bucket:
 
         async def read(client: Any) -> ObjectContent | None:
             try:
-                answer = await client.get_object(Bucket=self.address.bucket, Key=key)
+                response = await client.get_object(Bucket=self.address.bucket, Key=key)
             except ClientError as error:
                 if _error_code(error) in _NOT_FOUND_CODES:
                     return None
                 raise
-            async with answer["Body"] as body:
-                return ObjectContent(await _read_body(body), answer["ETag"])
+            async with response["Body"] as body:
+                return ObjectContent(await _read_body(body), response["ETag"])
 
         return await self._with_retries(read)
 
     async def read_size(self, key: str) -> int | None:
-        """The size of an object in bytes; None if it does not exist."""
+        """Return the size of an object in bytes; None if it does not exist."""
 
-        async def look(client: Any) -> int | None:
+        async def head(client: Any) -> int | None:
             try:
                 return int((await client.head_object(Bucket=self.address.bucket, Key=key))["ContentLength"])
             except ClientError as error:
                 if _error_code(error) not in _NOT_FOUND_CODES:
                     raise
             await client.list_objects_v2(Bucket=self.address.bucket, Prefix=key, MaxKeys=1)
-            return None  # the bucket exists; the HEAD response does not tell a missing bucket from a missing object
+            return None  # the bucket exists; a HEAD response is the same for a missing bucket and a missing object
 
-        return await self._with_retries(look)
+        return await self._with_retries(head)
 
     async def write(self, key: str, content: bytes) -> None:
         """Write an object, whether or not it exists."""
         await self._put(key, content)
 
     async def create(self, key: str, content: bytes) -> bool:
-        """Write an object only if none exists; whether it was written. Of several writers at once, one succeeds."""
+        """Write an object only if none exists. Returns whether it was written. Of concurrent calls, one succeeds."""
         return await self._put_if(key, content, IfNoneMatch="*")
 
     async def replace(self, key: str, content: bytes, tag: str) -> bool:
-        """Write an object only if the present one has *tag*; whether it was written. One of several succeeds."""
+        """Replace an object if it has *tag*. Returns whether it was written. Of concurrent calls, one succeeds."""
         return await self._put_if(key, content, IfMatch=tag)
 
     async def delete(self, key: str) -> None:
@@ -193,31 +193,32 @@ class Bucket:
 
     async def list_objects(self, prefix: str) -> list[ObjectInfo]:
         """List all objects whose keys begin with *prefix*."""
-        found: list[ObjectInfo] = []
-        more: dict[str, str] = {}
+        objects: list[ObjectInfo] = []
+        position: dict[str, str] = {}
         while True:
 
-            async def page(client: Any, more: dict[str, str] = more) -> Any:
-                return await client.list_objects_v2(Bucket=self.address.bucket, Prefix=prefix, **more)
+            async def list_page(client: Any, position: dict[str, str] = position) -> Any:
+                return await client.list_objects_v2(Bucket=self.address.bucket, Prefix=prefix, **position)
 
-            answer = await self._with_retries(page)
-            found += [
-                ObjectInfo(one["Key"], one["Size"], one["LastModified"]) for one in answer.get("Contents", ())
+            page = await self._with_retries(list_page)
+            objects += [
+                ObjectInfo(entry["Key"], entry["Size"], entry["LastModified"])
+                for entry in page.get("Contents", ())
             ]
-            if not answer.get("IsTruncated"):
-                return found
-            more = {"ContinuationToken": answer["NextContinuationToken"]}
+            if not page.get("IsTruncated"):
+                return objects
+            position = {"ContinuationToken": page["NextContinuationToken"]}
 
     async def list_folders(self, prefix: str) -> list[str]:
-        """The key prefixes up to the next slash after *prefix*, of the first 1000."""
+        """Return the key prefixes up to the next slash after *prefix*, of the first 1000."""
 
-        async def look(client: Any) -> list[str]:
-            answer = await client.list_objects_v2(Bucket=self.address.bucket, Prefix=prefix, Delimiter="/")
-            return [one["Prefix"] for one in answer.get("CommonPrefixes", ())]
+        async def list_prefixes(client: Any) -> list[str]:
+            response = await client.list_objects_v2(Bucket=self.address.bucket, Prefix=prefix, Delimiter="/")
+            return [entry["Prefix"] for entry in response.get("CommonPrefixes", ())]
 
-        return await self._with_retries(look)
+        return await self._with_retries(list_prefixes)
 
-    async def make(self) -> None:
+    async def create_bucket(self) -> None:
         """Create the bucket if it does not exist."""
 
         async def make(client: Any) -> None:
@@ -230,7 +231,7 @@ class Bucket:
         await self._with_retries(make)
 
     async def read_policy(self) -> str | None:
-        """The bucket policy as JSON; None if there is none."""
+        """Return the bucket policy as JSON; None if there is none."""
 
         async def read(client: Any) -> str | None:
             try:
@@ -246,7 +247,7 @@ class Bucket:
     async def set_policy(self, policy: str | None) -> None:
         """Replace the bucket policy with this JSON; None deletes it."""
 
-        async def set_it(client: Any) -> None:
+        async def put_or_delete(client: Any) -> None:
             if policy is not None:
                 await client.put_bucket_policy(Bucket=self.address.bucket, Policy=policy)
                 return
@@ -256,7 +257,7 @@ class Bucket:
                 if _error_code(error) != "NoSuchBucketPolicy":
                     raise
 
-        await self._with_retries(set_it)
+        await self._with_retries(put_or_delete)
 
     # --- large objects ---
 
@@ -268,27 +269,27 @@ class Bucket:
             if total is None:
                 return False
             while sink.size_bytes < total:
-                before = sink.size_bytes
+                size_before = sink.size_bytes
                 failure: Exception = StoreCorrupt(f"{self.address}, {key}", "the response body ends early")
                 try:
                     await self._stream_into(client, key, sink)
                 except CLIENT_ERRORS as error:
                     failure = error
-                if sink.size_bytes > before:
+                if sink.size_bytes > size_before:
                     backoff.reset()
                 if sink.size_bytes < total:
                     await self._back_off(failure, backoff)
         return True
 
     async def _stream_into(self, client: Any, key: str, sink: DownloadSink) -> None:
-        start = {"Range": f"bytes={sink.size_bytes}-"} if sink.size_bytes else {}
-        answer = await client.get_object(Bucket=self.address.bucket, Key=key, **start)
-        async with answer["Body"] as body:
+        byte_range = {"Range": f"bytes={sink.size_bytes}-"} if sink.size_bytes else {}
+        response = await client.get_object(Bucket=self.address.bucket, Key=key, **byte_range)
+        async with response["Body"] as body:
             async for piece in body.iter_chunks(CHUNK_BYTES):
                 await sink.add(piece)
 
     async def upload(self, key: str, size_bytes: int, parts: Iterator[bytes]) -> None:
-        """Write a large object in parts, whole or not at all. An error in *parts* is raised."""
+        """Write a large object in parts, completely or not at all. Raises the errors of *parts*."""
         async with self.open():
             upload = (await self._with_retries(lambda client: self._open_object(client, key)))["UploadId"]
             try:
@@ -316,10 +317,10 @@ class Bucket:
         while (part := await asyncio.to_thread(next, parts, None)) is not None:
 
             async def send(client: Any, part: bytes = part) -> str:
-                answer = await client.upload_part(
+                response = await client.upload_part(
                     Bucket=self.address.bucket, Key=key, UploadId=upload, PartNumber=len(tags) + 1, Body=part
                 )
-                tag: str = answer["ETag"]
+                tag: str = response["ETag"]
                 return tag
 
             tags.append(await self._with_retries(send))
@@ -365,12 +366,12 @@ class Bucket:
 
         return await self._with_retries(put)
 
-    async def _with_retries(self, what: Callable[[Any], Awaitable[T]]) -> T:
+    async def _with_retries(self, request: Callable[[Any], Awaitable[T]]) -> T:
         backoff = self._new_backoff()
         async with self.open() as client:
             while True:
                 try:
-                    return await what(client)
+                    return await request(client)
                 except CLIENT_ERRORS as error:
                     await self._back_off(error, backoff)
 
@@ -454,7 +455,7 @@ class ConditionalPutsUnsupported(Exception):
 
 @lru_cache(1)
 def _session() -> AioSession:
-    """The session of the process, with the slow service models loaded."""
+    """Create the session of the process, with the slow service models loaded."""
     session = get_session()
     loader = session.get_component("data_loader")
     loader.load_service_model("s3", "service-2")
@@ -463,7 +464,7 @@ def _session() -> AioSession:
 
 
 def _read_credentials(file: Path) -> dict[str, str]:
-    """The keys in *file*; no error text repeats them."""
+    """Read the keys in *file*; no error text repeats them."""
     parser = configparser.RawConfigParser()
     try:
         parser.read_string(file.read_text())
@@ -471,13 +472,13 @@ def _read_credentials(file: Path) -> dict[str, str]:
         keys = {key: section[key] for key in ("aws_access_key_id", "aws_secret_access_key")}
         token = section.get("aws_session_token")
     except (OSError, UnicodeDecodeError, configparser.Error, KeyError, IndexError) as error:
-        why = (
+        reason = (
             error.strerror
             if isinstance(error, OSError)
             else "it is not in the format of an AWS credentials file"
         )
         remedy = "write the lines [default], aws_access_key_id = … and aws_secret_access_key = …"
-        raise StoreDenied(str(file), why, remedy=remedy) from None
+        raise StoreDenied(str(file), reason, remedy=remedy) from None
     return keys | ({"aws_session_token": token} if token else {})
 
 

@@ -32,8 +32,8 @@ async def hold_lock(bucket: Bucket, prefix: str) -> AsyncIterator[None]:
     claim = f"{prefix}{uuid.uuid4().hex}"
     try:
         async with asyncio.timeout(MAX_WAIT_S):
-            ends = await _acquire(bucket, prefix, claim)
-        async with asyncio.timeout_at(ends):
+            deadline = await _acquire(bucket, prefix, claim)
+        async with asyncio.timeout_at(deadline):
             yield
     except TimeoutError:
         raise StoreUnavailable(
@@ -46,21 +46,21 @@ async def hold_lock(bucket: Bucket, prefix: str) -> AsyncIterator[None]:
 
 
 async def _acquire(bucket: Bucket, prefix: str, claim: str) -> float:
-    """Acquire the lock; the deadline for the work under it, on the clock of the event loop."""
+    """Acquire the lock. Returns the deadline for the work under it, by the clock of the event loop."""
     backoff = RetryBackoff(first_s=MIN_BACKOFF_S, max_s=MAX_BACKOFF_S)
     while True:
-        began = asyncio.get_running_loop().time()
+        start = asyncio.get_running_loop().time()
         await bucket.write(claim, b"claim\n")
         if await _is_sole_claim(bucket, prefix, claim):
-            return began + MAX_WORK_S
+            return start + MAX_WORK_S
         await bucket.delete(claim)
         await backoff.pause()
 
 
 async def _is_sole_claim(bucket: Bucket, prefix: str, claim: str) -> bool:
     claims = await bucket.list_objects(prefix)
-    ours = next((one for one in claims if one.key == claim), None)
-    if ours is None:
+    own = next((info for info in claims if info.key == claim), None)
+    if own is None:
         return False
-    dead = ours.modified - timedelta(seconds=LEASE_S)
-    return all(one.key == claim or one.modified < dead for one in claims)
+    expired_before = own.modified - timedelta(seconds=LEASE_S)
+    return all(info.key == claim or info.modified < expired_before for info in claims)

@@ -1,7 +1,7 @@
 """Public read access to the models of a bucket, by one statement in the bucket policy.
 
 The statement allows anonymous clients to read the objects under the repository's prefix, and neither to list nor to
-write. Other statements of the policy are kept.
+write. Other statements of the policy do not change.
 
 Not covered: ACLs of the bucket, "Block Public Access" of AWS, broader statements in the policy.
 """
@@ -21,23 +21,23 @@ _REMEDY: Final = (
 
 
 async def is_public(bucket: Bucket) -> bool:
-    """Whether the policy holds the statement. Raises StoreError."""
+    """Return whether the policy holds the statement. Raises StoreError."""
     return _public_read_statement(bucket.address) in [
-        _normalize_statement(one) for one in _statements(await _read_policy(bucket))
+        _normalize_statement(statement) for statement in _statements(await _read_policy(bucket))
     ]
 
 
 async def set_public(bucket: Bucket, *, public: bool) -> None:
     """Add the statement to the policy, or remove it. Raises StoreError."""
     policy = await _read_policy(bucket)
-    ours = _public_read_statement(bucket.address)
-    kept = [one for one in _statements(policy) if _normalize_statement(one) != ours]
-    wanted = [*kept, {"Sid": _statement_id(bucket.address), **ours}] if public else kept
-    if wanted == _statements(policy):
+    own = _public_read_statement(bucket.address)
+    others = [statement for statement in _statements(policy) if _normalize_statement(statement) != own]
+    statements = [*others, {"Sid": _statement_id(bucket.address), **own}] if public else others
+    if statements == _statements(policy):
         return
-    document = {"Version": VERSION, **policy, "Statement": wanted}
+    document = {"Version": VERSION, **policy, "Statement": statements}
     try:
-        await bucket.set_policy(json.dumps(document) if wanted else None)
+        await bucket.set_policy(json.dumps(document) if statements else None)
     except StoreDenied as error:
         raise _policy_denied(bucket, error) from error
 
@@ -56,27 +56,27 @@ def _policy_denied(bucket: Bucket, error: StoreDenied) -> StoreDenied:
 
 
 def _statements(policy: dict[str, Any]) -> list[dict[str, Any]]:
-    found = policy.get("Statement", [])
-    return found if isinstance(found, list) else [found]
+    statements = policy.get("Statement", [])
+    return statements if isinstance(statements, list) else [statements]
 
 
 def _public_read_statement(address: BucketAddress) -> dict[str, Any]:
-    under = f"{address.prefix}/*" if address.prefix else "*"
+    keys = f"{address.prefix}/*" if address.prefix else "*"
     return {
         "Effect": "Allow",
         "Principal": "*",
         "Action": ["s3:GetObject"],
-        "Resource": [f"arn:aws:s3:::{address.bucket}/{under}"],
+        "Resource": [f"arn:aws:s3:::{address.bucket}/{keys}"],
     }
 
 
 def _statement_id(address: BucketAddress) -> str:
-    """An id of the statement, unique for each repository in the bucket."""
+    """Return an id of the statement, unique for each repository in the bucket."""
     return f"FedbusModels{sha256(address.prefix.encode()).hexdigest()[:12]}"
 
 
 def _normalize_statement(statement: dict[str, Any]) -> dict[str, Any]:
-    """*statement* without its id, with lists where an S3 may return a single value instead."""
+    """Return *statement* without its id, with lists for values that an S3 may return as a single value."""
     normalized = {name: value for name, value in statement.items() if name != "Sid"}
     for name in ("Action", "Resource"):
         if isinstance(normalized.get(name), str):

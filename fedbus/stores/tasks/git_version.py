@@ -43,18 +43,18 @@ class GitFailed(Exception):
 
 
 def read_head(directory: Path) -> str:
-    """The full SHA of HEAD in *directory*. Raises GitFailed."""
+    """Return the full SHA of HEAD in *directory*. Raises GitFailed."""
     return _run_git(directory, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
 
 
 def list_files(directory: Path) -> list[str]:
-    """All files in *directory* that git does not ignore, tracked or not."""
-    listed = _run_git(directory, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", ".")
-    return sorted({name.decode() for name in listed.split(b"\0") if name})
+    """List all files in *directory* that git does not ignore, tracked or not."""
+    output = _run_git(directory, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", ".")
+    return sorted({name.decode() for name in output.split(b"\0") if name})
 
 
 def is_clean(directory: Path) -> bool:
-    """Whether the files in *directory* are exactly those of HEAD."""
+    """Return whether the files in *directory* are exactly those of HEAD."""
     committed = _committed_object_ids(directory)
     present = {name for name in list_files(directory) if os.path.lexists(directory / name)}
     if not committed or present != set(committed):
@@ -63,49 +63,51 @@ def is_clean(directory: Path) -> bool:
 
 
 def build_command(directory: Path, *arguments: str, settings: Sequence[str] = ()) -> list[str]:
-    """The arguments for a safe git command in *directory*; *settings* (``key=value``) are added."""
-    given = [argument for setting in settings for argument in ("-c", setting)]
-    return ["git", "-C", str(directory), *_SAFE_OPTIONS, *given, *arguments]
+    """Build the arguments of a safe git command in *directory*, with *settings* (``key=value``)."""
+    options = [argument for setting in settings for argument in ("-c", setting)]
+    return ["git", "-C", str(directory), *_SAFE_OPTIONS, *options, *arguments]
 
 
 def build_environment(*, to_fetch: bool = False) -> dict[str, str]:
-    """The environment for git; only *to_fetch* includes the configuration of the user."""
+    """Build the environment for git; only *to_fetch* includes the configuration of the user."""
     if to_fetch:
-        of_the_owner = {name: value for name, value in os.environ.items() if name.startswith(_USER_VARIABLES)}
-        return _environment_without_git() | of_the_owner | _ENVIRONMENT
+        user_settings = {
+            name: value for name, value in os.environ.items() if name.startswith(_USER_VARIABLES)
+        }
+        return _environment_without_git() | user_settings | _ENVIRONMENT
     return _environment_without_git() | _ENVIRONMENT | _EMPTY_CONFIGURATION
 
 
 def read_version() -> tuple[int, int]:
-    """The version of git, e.g. ``(2, 39)``. Raises GitFailed."""
-    found = re.search(rb"(\d+)\.(\d+)", _run_git(Path(), "--version"))
-    if found is None:
+    """Return the version of git, e.g. ``(2, 39)``. Raises GitFailed."""
+    match = re.search(rb"(\d+)\.(\d+)", _run_git(Path(), "--version"))
+    if match is None:
         raise GitFailed("the output of git --version has no version number")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def compute_object_id(path: Path, *, like: str) -> str:
-    """The object id of a file or link, with the hash function of *like*; empty if it is neither."""
+    """Compute the object id of a file or link, with the hash function of *like*; "" if it is neither."""
     if path.is_symlink():
         content = os.fsencode(path.readlink())
     elif path.is_file():
         content = path.read_bytes()
     else:
         return ""
-    new = hashlib.sha256 if len(like) == 64 else hashlib.sha1
-    return new(b"blob %d\0" % len(content) + content).hexdigest()
+    hash_function = hashlib.sha256 if len(like) == 64 else hashlib.sha1
+    return hash_function(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _committed_object_ids(directory: Path) -> dict[str, str]:
-    """The object ids of all files of HEAD in *directory*, by name."""
-    listed = _run_git(directory, "ls-tree", "-r", "-z", "HEAD", "--", ".").decode()
-    entries = [entry.split("\t", 1) for entry in listed.split("\0") if entry]
-    return {name: what.split()[2] for what, name in entries}
+    """Return the object ids of all files of HEAD in *directory*, by name."""
+    output = _run_git(directory, "ls-tree", "-r", "-z", "HEAD", "--", ".").decode()
+    entries = [entry.split("\t", 1) for entry in output.split("\0") if entry]
+    return {name: fields.split()[2] for fields, name in entries}
 
 
 def _run_git(directory: Path, *arguments: str) -> bytes:
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             build_command(directory, *arguments),
             env=_environment_without_git() | _ENVIRONMENT,
             stdin=subprocess.DEVNULL,
@@ -115,11 +117,11 @@ def _run_git(directory: Path, *arguments: str) -> bytes:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise GitFailed(str(error)) from error
-    if done.returncode:
-        raise GitFailed(done.stderr.decode(errors="replace").strip())
-    return done.stdout
+    if result.returncode:
+        raise GitFailed(result.stderr.decode(errors="replace").strip())
+    return result.stdout
 
 
 def _environment_without_git() -> dict[str, str]:
-    """The environment without GIT_* variables, which could name another repository."""
+    """Return the environment without GIT_* variables, which could name another repository."""
     return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

@@ -93,7 +93,7 @@ def read_task(path: Path, *, version: str = "") -> Task:
 
 
 def code_version(path: Path) -> str:
-    """The commit SHA if *path* is unchanged since HEAD, otherwise ``sha256:`` and the digest of its files."""
+    """Return the commit SHA if *path* is unchanged since HEAD, otherwise ``sha256:`` and the digest of its files."""
     try:
         if git_version.is_clean(path):
             return git_version.read_head(path)
@@ -104,7 +104,7 @@ def code_version(path: Path) -> str:
 
 
 def validate_task(path: Path) -> list[Problem]:
-    """All problems of the task in *path*, sorted by file and line."""
+    """Return all problems of the task in *path*, sorted by file and line."""
     pyproject = path / PYPROJECT
     if not path.is_dir():
         return [
@@ -123,7 +123,7 @@ def validate_task(path: Path) -> list[Problem]:
         document = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         return [Problem(PYPROJECT, _line_named_in(error), "cannot be read", _first_line(error))]
-    return sorted(_TaskValidator(path, document, _LineIndex(text)).problems())
+    return sorted(_TaskValidator(path, document, _LineIndex(text)).find_problems())
 
 
 def create_task(path: Path, id: str) -> None:
@@ -148,12 +148,12 @@ class _TaskValidator:
         self._document = document
         self._lines = lines
 
-    def problems(self) -> Iterator[Problem]:
-        yield from self._components()
-        yield from self._run_config()
-        yield from self._fedbus()
+    def find_problems(self) -> Iterator[Problem]:
+        yield from self._check_components()
+        yield from self._check_run_config()
+        yield from self._check_fedbus_table()
 
-    def _components(self) -> Iterator[Problem]:
+    def _check_components(self) -> Iterator[Problem]:
         table = _get_nested(self._document, _COMPONENTS_TABLE)
         if not isinstance(table, dict):
             yield self._problem(
@@ -164,11 +164,11 @@ class _TaskValidator:
             return
         for key in ("serverapp", "clientapp"):
             if key in table:
-                yield from self._reference((*_COMPONENTS_TABLE, key), table[key])
+                yield from self._check_reference((*_COMPONENTS_TABLE, key), table[key])
             else:
-                yield self._missing(_COMPONENTS_TABLE, key, table)
+                yield self._missing_key_problem(_COMPONENTS_TABLE, key, table)
 
-    def _run_config(self) -> Iterator[Problem]:
+    def _check_run_config(self) -> Iterator[Problem]:
         for key, value in _flatten(_get_nested(self._document, _CONFIG_TABLE) or {}):
             if not isinstance(value, bool | int | float | str):
                 yield self._problem(
@@ -177,7 +177,7 @@ class _TaskValidator:
                     "use a number, a string, true or false",
                 )
 
-    def _fedbus(self) -> Iterator[Problem]:
+    def _check_fedbus_table(self) -> Iterator[Problem]:
         table = _get_nested(self._document, _FEDBUS_TABLE)
         if not isinstance(table, dict):
             yield self._problem(
@@ -189,29 +189,32 @@ class _TaskValidator:
         try:
             TaskTable.model_validate(table)
         except ValidationError as error:
-            for one in error.errors():
-                yield self._of_table(tuple(map(str, one["loc"])), one["type"], one["msg"], table)
+            for detail in error.errors():
+                yield self._table_problem(
+                    tuple(map(str, detail["loc"])), detail["type"], detail["msg"], table
+                )
         for keys in _REFERENCES:
             if _is_reference(value := _get_nested(table, keys)):
-                yield from self._reference((*_FEDBUS_TABLE, *keys), value)
-        yield from self._code(table.get("code"))
+                yield from self._check_reference((*_FEDBUS_TABLE, *keys), value)
+        yield from self._check_code_table(table.get("code"))
 
-    def _code(self, table: object) -> Iterator[Problem]:
-        """Problems of the check function and of the package requirements."""
+    def _check_code_table(self, table: object) -> Iterator[Problem]:
+        """Yield the problems of the check function and of the package requirements."""
         code = table if isinstance(table, dict) else {}
         if _is_reference(code.get("check")):
-            yield from self._reference((*_CODE_TABLE, "check"), code["check"])
+            yield from self._check_reference((*_CODE_TABLE, "check"), code["check"])
         install = code.get("install")
-        for one in install if isinstance(install, list) else ():
-            if isinstance(one, str) and (what := problem_with(one)):
-                yield self._problem((*_CODE_TABLE, "install"), f"{one!r} is not a package requirement", what)
+        for entry in install if isinstance(install, list) else ():
+            if isinstance(entry, str) and (advice := problem_with(entry)):
+                what = f"{entry!r} is not a package requirement"
+                yield self._problem((*_CODE_TABLE, "install"), what, advice)
 
-    def _of_table(self, where: Keys, kind: str, message: str, table: dict[str, Any]) -> Problem:
-        """A problem that pydantic found, described by the keys of the table."""
+    def _table_problem(self, where: Keys, kind: str, message: str, table: dict[str, Any]) -> Problem:
+        """Describe a problem that pydantic found, by the keys of the table."""
         *parents, key = where
         section = (*_FEDBUS_TABLE, *parents)
         if kind == "missing":
-            return self._missing(section, key, table)
+            return self._missing_key_problem(section, key, table)
         if kind == "extra_forbidden":
             return self._problem(
                 (*section, key), f"unknown key `{key}` in [{_join_keys(section)}]", _suggest_key(key, section)
@@ -223,13 +226,13 @@ class _TaskValidator:
             _advice(key, message),
         )
 
-    def _missing(self, section: Keys, key: str, table: Mapping[str, Any]) -> Problem:
-        near = difflib.get_close_matches(key, table, n=1)
-        advice = f"did you mean `{key}` instead of `{near[0]}`?" if near else f"add a line: {key} = …"
+    def _missing_key_problem(self, section: Keys, key: str, table: Mapping[str, Any]) -> Problem:
+        close = difflib.get_close_matches(key, table, n=1)
+        advice = f"did you mean `{key}` instead of `{close[0]}`?" if close else f"add a line: {key} = …"
         return self._problem(section, f"[{_join_keys(section)}] lacks `{key}`", advice)
 
-    def _reference(self, where: Keys, value: object) -> Iterator[Problem]:
-        """Problems of a reference: whether the source defines what *value* names."""
+    def _check_reference(self, where: Keys, value: object) -> Iterator[Problem]:
+        """Yield the problems of a reference: does the source define what *value* names?"""
         if not _is_reference(value):
             yield self._problem(
                 where, f"{where[-1]} {value!r} is not a reference to a function or class", "write module:name"
@@ -255,7 +258,7 @@ class _TaskValidator:
             )
 
     def _problem(self, where: Keys, what: str, advice: str) -> Problem:
-        return Problem(PYPROJECT, self._lines.of(where), what, advice)
+        return Problem(PYPROJECT, self._lines.find_line(where), what, advice)
 
 
 class _LineIndex:
@@ -265,19 +268,19 @@ class _LineIndex:
     _KEY = re.compile(r"^\s*([A-Za-z0-9_\-.\"']+)\s*=")
 
     def __init__(self, text: str) -> None:
-        self._found: dict[Keys, int] = {}
+        self._lines: dict[Keys, int] = {}
         section: Keys = ()
         for number, line in enumerate(text.splitlines(), start=1):
             if header := self._SECTION.match(line):
                 section = _split_keys(header[1])
-                self._found.setdefault(section, number)
+                self._lines.setdefault(section, number)
             elif entry := self._KEY.match(line):
-                self._found.setdefault(section + _split_keys(entry[1]), number)
+                self._lines.setdefault(section + _split_keys(entry[1]), number)
 
-    def of(self, where: Keys) -> int:
-        """The line of *where*, or of the innermost section around it; 1 if there is none."""
+    def find_line(self, where: Keys) -> int:
+        """Return the line of *where*, or of the innermost section around it; 1 if there is none."""
         flat = tuple(part for key in where for part in key.split("."))
-        return next((self._found[flat[:n]] for n in range(len(flat), 0, -1) if flat[:n] in self._found), 1)
+        return next((self._lines[flat[:n]] for n in range(len(flat), 0, -1) if flat[:n] in self._lines), 1)
 
 
 def _split_keys(dotted: str) -> Keys:
@@ -294,12 +297,12 @@ def _problem_without_line(file: str, what: str, advice: str) -> Problem:
 
 def _suggest_key(key: str, section: Keys) -> str:
     names = _list_keys(section)
-    near = difflib.get_close_matches(key, names, n=1)
-    return f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(names)}"
+    close = difflib.get_close_matches(key, names, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(names)}"
 
 
 def _list_keys(section: Keys) -> list[str]:
-    """The valid keys of a section of the table."""
+    """Return the valid keys of a section of the table."""
     model: Any = TaskTable
     for key in section[len(_FEDBUS_TABLE) :]:
         model = next(field.annotation for field in model.model_fields.values() if field.alias == key)
@@ -337,7 +340,7 @@ def _defines(tree: ast.Module, name: str) -> bool:
 
 
 def _iter_defined_names(body: Iterable[ast.stmt]) -> Iterator[str]:
-    """The names that a module defines when it is imported, as far as its source shows."""
+    """Yield the names that a module defines when it is imported, as far as its source shows."""
     for statement in body:
         match statement:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
@@ -368,10 +371,10 @@ def _iter_nested(statement: ast.stmt) -> Iterator[ast.stmt]:
 
 
 def _describe_definitions(source: Path, tree: ast.Module, name: str) -> str:
-    names = [one for one in dict.fromkeys(_iter_defined_names(tree.body)) if not one.startswith("_")]
-    near = difflib.get_close_matches(name, names, n=1)
-    if near:
-        return f"did you mean {near[0]!r}?"
+    names = [key for key in dict.fromkeys(_iter_defined_names(tree.body)) if not key.startswith("_")]
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
     return f"{source.name} defines {', '.join(names[:8]) or 'nothing'}; define {name!r} there"
 
 
@@ -400,8 +403,8 @@ def _read_bounded(path: Path) -> str:
 
 
 def _line_named_in(error: Exception) -> int:
-    found = re.search(r"at line (\d+)", str(error))
-    return int(found[1]) if found else 1
+    match = re.search(r"at line (\d+)", str(error))
+    return int(match[1]) if match else 1
 
 
 def _first_line(error: Exception) -> str:
@@ -409,9 +412,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _list_source_files(path: Path) -> list[str]:
-    """The files of a directory that is not in a Git repository, without caches and build outputs."""
+    """List the files of a directory that is not in a Git repository, without caches and build outputs."""
 
-    def inside(directory: Path) -> Iterator[Path]:
+    def iter_files(directory: Path) -> Iterator[Path]:
         for entry in directory.iterdir():
             if (
                 entry.name.startswith(".")
@@ -420,18 +423,18 @@ def _list_source_files(path: Path) -> list[str]:
             ):
                 continue
             if entry.is_dir() and not entry.is_symlink():
-                yield from inside(entry)
+                yield from iter_files(entry)
             else:
                 yield entry
 
-    return sorted(entry.relative_to(path).as_posix() for entry in inside(path))
+    return sorted(entry.relative_to(path).as_posix() for entry in iter_files(path))
 
 
 def _compute_digest(path: Path, names: list[str]) -> str:
-    """The digest of the names and contents of all regular files."""
+    """Compute the digest of the names and contents of all regular files."""
     if len(names) > MAX_SOURCE_FILES:
         raise StoreError(
-            f"{path} has too many files (limit {MAX_SOURCE_FILES}); give the directory of the task alone"
+            f"{path} has too many files (limit {MAX_SOURCE_FILES}); name the directory of the task only"
         )
     digest = hashlib.sha256()
     for name in names:
@@ -451,7 +454,7 @@ def _package_name(id: str) -> str:
 
 
 def _render_templates(path: Path, package: str) -> Iterator[tuple[str, Path]]:
-    """The text and the target path of each template."""
+    """Yield the text and the target path of each template."""
     for template in resources.files("fedbus.stores").joinpath("templates").iterdir():
         if template.name.endswith(".tmpl"):
             name = template.name.removesuffix(".tmpl")

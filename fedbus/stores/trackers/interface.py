@@ -1,7 +1,7 @@
 """The interface of an experiment tracker, which records the metrics of training.
 
 A tracker is a plug-in: an entry point of the group ``fedbus.trackers``, which is called with a `TrackerContext`. It
-may block and it may fail: the training monitor calls each tracker in a thread of its own and continues without one
+may block and it may fail: the training monitor calls each tracker in a separate thread and continues without one
 that failed (see `fedbus.agents.training_monitor.agent`).
 
     [project.entry-points."fedbus.trackers"]
@@ -91,25 +91,27 @@ class Tracker(Protocol):
     def begin(self, run: TrackedRun) -> None:
         """Start or continue a run; may be called more than once for a run."""
 
-    def round(self, seen: TrackedRound) -> None: ...
+    def round(self, round: TrackedRound) -> None:
+        """Record the metrics of a round."""
 
-    def end(self, run: RunEnded) -> None: ...
+    def end(self, run: RunEnded) -> None:
+        """Record the end of a run."""
 
     def close(self) -> None:
         """Close the tracker; no other call follows."""
 
 
-def flatten_metrics(seen: TrackedRound) -> dict[str, float]:
-    """All metrics of a round under one name each: ``loss``, ``clients/c1/train_s``."""
+def flatten_metrics(round: TrackedRound) -> dict[str, float]:
+    """Return all metrics of a round under one name each: ``loss``, ``clients/c1/train_s``."""
     by_client = {
         f"clients/{client}/{name}": value
-        for client, figures in seen.clients.items()
-        for name, value in figures.items()
+        for client, metrics in round.clients.items()
+        for name, value in metrics.items()
     }
-    return {**seen.metrics, **by_client}
+    return {**round.metrics, **by_client}
 
 
-def open_trackers(names: Sequence[str], place: TrackerContext) -> dict[str, Tracker]:
+def open_trackers(names: Sequence[str], context: TrackerContext) -> dict[str, Tracker]:
     """Open the trackers *names*. A tracker that fails to start is left out, with a warning.
 
     Raises UnknownTracker and TrackerMissing: a tracker that is not installed is a mistake in the configuration.
@@ -117,7 +119,7 @@ def open_trackers(names: Sequence[str], place: TrackerContext) -> dict[str, Trac
     trackers = {}
     for name in names:
         try:
-            trackers[name] = open_tracker(name, place)
+            trackers[name] = open_tracker(name, context)
         except (UnknownTracker, TrackerMissing):
             raise
         except Exception as error:  # noqa: BLE001 - third-party code; no run depends on it
@@ -127,14 +129,14 @@ def open_trackers(names: Sequence[str], place: TrackerContext) -> dict[str, Trac
     return trackers
 
 
-def open_tracker(name: str, place: TrackerContext) -> Tracker:
+def open_tracker(name: str, context: TrackerContext) -> Tracker:
     """Open the tracker *name*. Raises UnknownTracker, TrackerMissing and the errors of the tracker."""
-    found = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in found:
-        raise UnknownTracker(f"unknown tracker {name!r}; installed: {', '.join(sorted(found)) or 'none'}")
+    installed = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in installed:
+        raise UnknownTracker(f"unknown tracker {name!r}; installed: {', '.join(sorted(installed)) or 'none'}")
     try:
-        make: Callable[[TrackerContext], Tracker] = found[name].load()
-        return make(place)
+        tracker_class: Callable[[TrackerContext], Tracker] = installed[name].load()
+        return tracker_class(context)
     except ImportError as error:
         raise TrackerMissing(
             f"the tracker {name} needs {error.name}; pip install 'fedbus[{name}]'"

@@ -35,11 +35,11 @@ CREATE TABLE IF NOT EXISTS told (
 
 
 class LocalTracker:
-    """Keeps the metrics in the directory of *place*. May be used from any thread. Raises StoreError."""
+    """Stores metrics in the directory of *context*. Callers may use any thread. Raises StoreError."""
 
-    def __init__(self, place: TrackerContext) -> None:
-        self._task = place.task
-        self._database = _open_database(place.directory / DATABASE_FILE)
+    def __init__(self, context: TrackerContext) -> None:
+        self._task = context.task
+        self._database = _open_database(context.directory / DATABASE_FILE)
 
     def begin(self, run: TrackedRun) -> None:
         self._database.execute(
@@ -56,16 +56,16 @@ class LocalTracker:
             ),
         )
 
-    def round(self, seen: TrackedRound) -> None:
+    def round(self, round: TrackedRound) -> None:
         self._database.execute(
             "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?)",
             (
-                seen.task,
-                seen.run,
-                seen.round,
-                seen.step,
-                seen.at.isoformat(),
-                json.dumps(flatten_metrics(seen)),
+                round.task,
+                round.run,
+                round.round,
+                round.step,
+                round.at.isoformat(),
+                json.dumps(flatten_metrics(round)),
             ),
         )
 
@@ -85,23 +85,23 @@ class LocalTracker:
         )
 
     def close(self) -> None:
-        """Close the database. Events of other trackers are not recorded any more."""
+        """Close the database. Deliveries to other trackers are no longer recorded."""
         self._database.close()
 
     # --- deliveries to other trackers ---
 
-    def was_delivered(self, tracker: str, run: str, what: str) -> bool:
-        """Whether *tracker* has received the event *what* of *run*, from this process or an earlier one."""
-        found = self._database.execute(
+    def was_delivered(self, tracker: str, run: str, event: str) -> bool:
+        """Return whether *tracker* has received the event *event* of *run*, from this process or an earlier one."""
+        rows = self._database.execute(
             "SELECT 1 FROM told WHERE tracker = ? AND task = ? AND run = ? AND what = ?",
-            (tracker, self._task, run, what),
+            (tracker, self._task, run, event),
         )
-        return found.fetchone() is not None
+        return rows.fetchone() is not None
 
-    def tell(self, tracker: str, run: str, what: str) -> None:
-        """Record that *tracker* has received the event *what* of *run*."""
+    def mark_delivered(self, tracker: str, run: str, event: str) -> None:
+        """Record that *tracker* has received the event *event* of *run*."""
         self._database.execute(
-            "INSERT OR IGNORE INTO told VALUES (?, ?, ?, ?)", (tracker, self._task, run, what)
+            "INSERT OR IGNORE INTO told VALUES (?, ?, ?, ?)", (tracker, self._task, run, event)
         )
 
 
@@ -127,15 +127,15 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 
 def read_rounds(directory: Path, task: str) -> list[dict[str, Any]]:
-    """All rounds of *task* in *directory*, by step: ``{"run", "round", "step", "at", "loss", …}``."""
+    """Return all rounds of *task* in *directory*, by step: ``{"run", "round", "step", "at", "loss", …}``."""
     path = directory / DATABASE_FILE
     if not path.exists():
         return []
     with closing(sqlite3.connect(path, timeout=10)) as database:
-        found = database.execute(
+        rows = database.execute(
             "SELECT run, round, step, at, figures FROM rounds WHERE task = ? ORDER BY step", (task,)
         ).fetchall()
     return [
         {"run": run, "round": number, "step": step, "at": at, **json.loads(figures)}
-        for run, number, step, at, figures in found
+        for run, number, step, at, figures in rows
     ]

@@ -28,33 +28,34 @@ _STATUS: Final = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "KILL
 class MlflowTracker:
     """Finds a run by its tag, so that a restarted monitor continues it."""
 
-    def __init__(self, place: TrackerContext) -> None:
-        uri = os.environ.get(TRACKING_URI_VARIABLE) or f"file://{(place.directory / 'mlruns').absolute()}"
+    def __init__(self, context: TrackerContext) -> None:
+        uri = os.environ.get(TRACKING_URI_VARIABLE) or f"file://{(context.directory / 'mlruns').absolute()}"
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a directory needs no server
         mlflow.set_tracking_uri(uri)
         self._client = MlflowClient(tracking_uri=uri)
-        name = f"fedbus/{place.task}"
-        there = self._client.get_experiment_by_name(name)
-        self._experiment: str = there.experiment_id if there else self._client.create_experiment(name)
+        name = f"fedbus/{context.task}"
+        experiment = self._client.get_experiment_by_name(name)
+        self._experiment: str = (
+            experiment.experiment_id if experiment else self._client.create_experiment(name)
+        )
         self._ids: dict[str, str] = {}
 
     def begin(self, run: TrackedRun) -> None:
-        mine = self._run_id(run.run)
         params = {"trigger": run.trigger, "code_version": run.code_version, **run.config}
         self._client.log_batch(
-            mine,
+            self._run_id(run.run),
             params=[
                 Param(_metric_name(name), str(value)[:MAX_PARAM_CHARS]) for name, value in params.items()
             ],
             tags=[RunTag("fedbus.trace_id", run.trace_id)],
         )
 
-    def round(self, seen: TrackedRound) -> None:
-        at_ms = int(seen.at.timestamp() * 1000)
-        metrics = [Metric(name, value, at_ms, seen.step) for name, value in _to_metrics(seen).items()]
+    def round(self, round: TrackedRound) -> None:
+        at_ms = int(round.at.timestamp() * 1000)
+        metrics = [Metric(name, value, at_ms, round.step) for name, value in _to_metrics(round).items()]
         for begin in range(0, len(metrics), MAX_METRICS_PER_CALL):
             self._client.log_batch(
-                self._run_id(seen.run), metrics=metrics[begin : begin + MAX_METRICS_PER_CALL]
+                self._run_id(round.run), metrics=metrics[begin : begin + MAX_METRICS_PER_CALL]
             )
 
     def end(self, run: RunEnded) -> None:
@@ -79,24 +80,24 @@ class MlflowTracker:
         return self._ids[run]
 
     def _find_run(self, run: str) -> str | None:
-        there: list[Any] = self._client.search_runs([self._experiment], f"tags.`{RUN_TAG}` = '{run}'")
-        return str(there[0].info.run_id) if there else None
+        runs: list[Any] = self._client.search_runs([self._experiment], f"tags.`{RUN_TAG}` = '{run}'")
+        return str(runs[0].info.run_id) if runs else None
 
     def _create_run(self, run: str) -> str:
-        made = self._client.create_run(self._experiment, tags={RUN_TAG: run}, run_name=run)
-        return str(made.info.run_id)
+        created = self._client.create_run(self._experiment, tags={RUN_TAG: run}, run_name=run)
+        return str(created.info.run_id)
 
 
-def _to_metrics(seen: TrackedRound) -> dict[str, float]:
-    of_all = {_metric_name(name): value for name, value in seen.metrics.items()}
-    if (clients := of_all.pop("clients", None)) is not None:
-        of_all["participants"] = clients
+def _to_metrics(round: TrackedRound) -> dict[str, float]:
+    metrics = {_metric_name(name): value for name, value in round.metrics.items()}
+    if (clients := metrics.pop("clients", None)) is not None:
+        metrics["participants"] = clients
     by_client = {
         f"clients/{client}/{_metric_name(name)}": value
-        for client, figures in seen.clients.items()
-        for name, value in figures.items()
+        for client, client_metrics in round.clients.items()
+        for name, value in client_metrics.items()
     }
-    return of_all | by_client
+    return metrics | by_client
 
 
 def _metric_name(name: str) -> str:

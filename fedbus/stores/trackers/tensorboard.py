@@ -19,17 +19,17 @@ from fedbus.stores.trackers.interface import (
 class TensorBoardTracker:
     """Writes event files; the step counts the rounds over all runs."""
 
-    def __init__(self, place: TrackerContext) -> None:
-        self._writer = EventFileWriter(str(place.directory / "tensorboard" / place.task))
+    def __init__(self, context: TrackerContext) -> None:
+        self._writer = EventFileWriter(str(context.directory / "tensorboard" / context.task))
 
     def begin(self, run: TrackedRun) -> None:
         """Do nothing: TensorBoard has no runs, and the step joins them to one curve."""
 
-    def round(self, seen: TrackedRound) -> None:
+    def round(self, round: TrackedRound) -> None:
         values = [
-            Summary.Value(tag=name, simple_value=value) for name, value in flatten_metrics(seen).items()
+            Summary.Value(tag=name, simple_value=value) for name, value in flatten_metrics(round).items()
         ]
-        event = Event(wall_time=seen.at.timestamp(), step=seen.step, summary=Summary(value=values))
+        event = Event(wall_time=round.at.timestamp(), step=round.step, summary=Summary(value=values))
         self._writer.add_event(event)
         self._writer.flush()
 

@@ -15,11 +15,11 @@ from fedbus.stores.trackers.interface import (
 
 
 class WandbTracker:
-    """Keeps one W&B run open, as a task has one run at a time; it is resumed by its id."""
+    """Holds one W&B run open, since a task has one run at a time. A restarted monitor resumes it by its id."""
 
-    def __init__(self, place: TrackerContext) -> None:
-        self._task = place.task
-        self._directory: Path = place.directory
+    def __init__(self, context: TrackerContext) -> None:
+        self._task = context.task
+        self._directory: Path = context.directory
         self._run: Any = None
 
     def begin(self, run: TrackedRun) -> None:
@@ -31,13 +31,15 @@ class WandbTracker:
         }
         self._open_run(run.run).config.update(config, allow_val_change=True)
 
-    def round(self, seen: TrackedRound) -> None:
-        self._open_run(seen.run).log(flatten_metrics(seen), step=seen.step)
+    def round(self, round: TrackedRound) -> None:
+        self._open_run(round.run).log(flatten_metrics(round), step=round.step)
 
     def end(self, run: RunEnded) -> None:
-        opened = self._open_run(run.run)
-        opened.summary.update({"state": run.state, "reason": run.reason, "model_version": run.model_version})
-        opened.finish(exit_code=0 if run.state == "finished" else 1)
+        wandb_run = self._open_run(run.run)
+        wandb_run.summary.update(
+            {"state": run.state, "reason": run.reason, "model_version": run.model_version}
+        )
+        wandb_run.finish(exit_code=0 if run.state == "finished" else 1)
         self._run = None
 
     def close(self) -> None:

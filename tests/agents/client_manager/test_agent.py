@@ -52,13 +52,13 @@ async def server(fed: FederationHarness) -> AsyncIterator[FakeServer]:
 
 def make_manager(device: ClientConfig, bootstrap_s: float = 20.0) -> Any:
     async def run(stop: asyncio.Event) -> None:
-        async with device.site.bus("client-manager", device.client) as bus:
+        async with device.agent_config.connect_bus("client-manager", device.client) as bus:
             await ClientManager(
                 bus,
-                device.site.task,
+                device.agent_config.task,
                 device.client,
                 directory=device.directory,
-                outbox=device.outbox("client-manager"),
+                outbox=device.open_outbox("client-manager"),
                 bootstrap_s=bootstrap_s,
             ).run(stop)
 
@@ -382,8 +382,8 @@ async def test_a_client_killed_while_learning_joins_its_run_again(
 async def test_a_client_killed_while_syncing_starts_again(fed: FederationHarness, server: FakeServer) -> None:
     device = fed.client_config(CLIENT_NAME)
     bus = await fed.connect_as("client-manager", CLIENT_NAME)
-    async with LifecycleStore.open(bus, device.outbox("client-manager")) as lives:
-        life = await lives.of(CLIENT, ClientData(task=TASK, client=CLIENT_NAME))
+    async with LifecycleStore.open(bus, device.open_outbox("client-manager")) as lives:
+        life = await lives.load(CLIENT, ClientData(task=TASK, client=CLIENT_NAME))
         await life.create()
         await life.transition(ClientEvent.MODEL_FETCHED, {"model": MODEL})
         await life.transition(ClientEvent.INFER_READY)

@@ -36,7 +36,7 @@ async def repository(fed: FederationHarness, ada: CommitSigner, tmp_path: Path) 
     signers = tmp_path / "allowed_signers"
     signers.write_text(ada.allowed_signers_line())
     code = open_code(f"{repository.url}@main", fed.config.home, signers=signers)
-    first = await code.task_at(await code.newest())
+    first = await code.load_task(await code.fetch_latest())
     fed.config = replace(fed.config, code=code, task=first)
     return repository
 
@@ -112,7 +112,7 @@ async def test_code_that_cannot_serve_is_refused(
     ("files", "reason"),
     [
         ({"tiny/client_app.py": "import a_library_that_nobody_has\n"}, "a_library_that_nobody_has"),
-        ({"tiny/model.py": "class Net: pass\n"}, "did not make a model"),
+        ({"tiny/model.py": "class Net: pass\n"}, "cannot build a model"),
         ({"pyproject.toml": "[tool.fedbus]\n"}, "pyproject.toml"),
     ],
     ids=["an import that fails", "no model", "no task"],
@@ -243,7 +243,7 @@ async def test_a_device_serves_while_its_repository_is_unavailable(
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[ModelSigner, TrustedKeys]:
     public = generate_key(tmp_path / "fedbus.key")
-    return ModelSigner.read(tmp_path / "fedbus.key"), TrustedKeys.read(public)
+    return ModelSigner.load(tmp_path / "fedbus.key"), TrustedKeys.load(public)
 
 
 async def test_a_device_with_trusted_keys_refuses_an_unsigned_model(
@@ -270,7 +270,7 @@ async def test_a_model_signed_with_another_key_is_refused(
         await send_infer_ready(fed, await wait_for_infer_start(fed))
         await fed.wait_for_state("client", "serving")
         generate_key(tmp_path / "stranger.key")
-        server.signer = ModelSigner.read(tmp_path / "stranger.key")
+        server.signer = ModelSigner.load(tmp_path / "stranger.key")
         await server.publish_model(2)
         told = await fed.wait_for_event("client", "infer_refused")
         assert "is signed with the key" in told.reason

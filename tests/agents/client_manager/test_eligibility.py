@@ -33,7 +33,7 @@ async def capture(directory: Path, labelled: int) -> None:
     captured = CapturedData(directory / CAPTURED_DATABASE)
     for _ in range(labelled):
         captured.add(np.zeros(3, np.float32), np.zeros(4, np.float32), 1, model_version=1)
-    await captured.written()
+    await captured.flush()
     await captured.close()
 
 

@@ -423,8 +423,8 @@ def test_a_client_that_failed_twice_in_a_run_stays_out_of_it() -> None:
 
 @pytest.mark.parametrize("message", [fin_train("tiny-7"), fail_train("tiny-7")])
 def test_a_message_about_another_run_is_ignored(message: FinTrain | FailTrain) -> None:
-    assert learning_client().handle(message) == ignored(message.word, ClientState.LEARNING)
-    assert serving_client().handle(message) == ignored(message.word, ClientState.SERVING)
+    assert learning_client().handle(message) == ignored(message.name, ClientState.LEARNING)
+    assert serving_client().handle(message) == ignored(message.name, ClientState.SERVING)
 
 
 # --- eligibility and slots --------------------------------------------------------------------------

@@ -9,21 +9,21 @@ from fedbus.agents.client_manager.training_slots import TrainingSlots
 
 def test_there_are_no_more_slots_than_the_limit(tmp_path: Path) -> None:
     slots = TrainingSlots(tmp_path, 2)
-    first, second = slots.take("mnist-1"), slots.take("fashion-1")
+    first, second = slots.acquire("mnist-1"), slots.acquire("fashion-1")
     assert first
     assert second
-    assert slots.take("cifar-1") is None
+    assert slots.acquire("cifar-1") is None
     assert sorted(slots.list_holders()) == ["fashion-1", "mnist-1"]
 
 
 def test_a_released_slot_may_be_taken_by_another_task(tmp_path: Path) -> None:
     slots, others = TrainingSlots(tmp_path, 1), TrainingSlots(tmp_path, 1)
-    slot = slots.take("mnist-1")
+    slot = slots.acquire("mnist-1")
     assert slot
-    assert others.take("fashion-1") is None
+    assert others.acquire("fashion-1") is None
     slot.release()
     slot.release()  # a second call does nothing
-    assert others.take("fashion-1")
+    assert others.acquire("fashion-1")
 
 
 HOLD = """
@@ -42,6 +42,6 @@ def test_a_killed_process_holds_no_slot(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "taken\n"
-        assert slots.take("fashion-1") is None
+        assert slots.acquire("fashion-1") is None
         process.kill()
-    assert slots.take("fashion-1")
+    assert slots.acquire("fashion-1")

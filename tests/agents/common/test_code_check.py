@@ -1,4 +1,4 @@
-"""Code that is tried before it is used: in a real process of its own, which may do to itself what it likes."""
+"""The check of a task's code, in a real process of its own."""
 
 import shutil
 from pathlib import Path
@@ -24,12 +24,12 @@ COMPARED_CODE = {"weight": np.zeros((4, 3), np.float32), "bias": np.zeros(4, np.
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    """The tiny task, to be changed."""
+    """A copy of the tiny task that a test can change."""
     return shutil.copytree(TINY, tmp_path / "tiny", ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def declare(task: Path, check: str, *, check_s: float = 60) -> Task:
-    """The task with *check* as its own check."""
+    """Return the task with *check* as its own check."""
     (task / "tiny" / "checks.py").write_text(check)
     with (task / "pyproject.toml").open("a") as table:
         table.write(f'\n[tool.fedbus.code]\ncheck = "tiny.checks:check"\ncheck-s = {check_s}\n')
@@ -37,8 +37,10 @@ def declare(task: Path, check: str, *, check_s: float = 60) -> Task:
 
 
 async def run_check(task: Task, *, server_side: bool = False, like: str = "") -> CodeChecked:
-    order = CheckProcessConfig(nats_url="", federation="local", task=task, server_side=server_side, like=like)
-    return await check(order, log_file=Path(task.path).parent / "check.log")
+    config = CheckProcessConfig(
+        nats_url="", federation="local", task=task, server_side=server_side, like=like
+    )
+    return await check(config, log_file=Path(task.path).parent / "check.log")
 
 
 async def check_error(task: Task, *, server_side: bool = False) -> str:
@@ -48,7 +50,7 @@ async def check_error(task: Task, *, server_side: bool = False) -> str:
     return str(failed.value)
 
 
-async def test_code_that_works_says_which_architecture_its_models_have(tiny: Path) -> None:
+async def test_a_check_returns_the_architecture_of_the_model(tiny: Path) -> None:
     assert await run_check(read_task(tiny), server_side=True) == CodeChecked(
         architecture=weights.architecture_digest(COMPARED_CODE)
     )
@@ -61,55 +63,56 @@ async def test_the_first_tensor_that_differs_is_named(tiny: Path) -> None:
     assert found.differs == "'weight' is float32[4, 3] instead of float32[4, 2]"
 
 
-async def test_code_that_cannot_be_imported_says_why(tiny: Path) -> None:
+async def test_code_that_cannot_be_imported_is_rejected_with_the_reason(tiny: Path) -> None:
     (tiny / "tiny" / "client_app.py").write_text("import no_such_library\napp = None")
-    assert "needs 'no_such_library', which is not installed" in await check_error(read_task(tiny))
+    assert "imports 'no_such_library', which is not installed" in await check_error(read_task(tiny))
 
 
-async def test_the_server_app_is_the_servers_to_try(tiny: Path) -> None:
+async def test_only_the_server_checks_the_server_app(tiny: Path) -> None:
     (tiny / "tiny" / "server_app.py").write_text("import no_such_library\napp = None")
     task = read_task(tiny)
     assert (await run_check(task)).architecture
     assert "no_such_library" in await check_error(task, server_side=True)
 
 
-async def test_a_model_that_cannot_be_built_says_why(tiny: Path) -> None:
+async def test_a_model_that_cannot_be_built_is_rejected_with_the_reason(tiny: Path) -> None:
     (tiny / "tiny" / "model.py").write_text("class Net:\n    def __init__(self): self.depth = 1 / 0\n")
-    assert "tiny.model:Net did not make a model: ZeroDivisionError" in await check_error(read_task(tiny))
+    assert "tiny.model:Net cannot build a model: ZeroDivisionError" in await check_error(read_task(tiny))
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "reason"),
     [
-        ("assert False, 'accuracy fell'", "its check tiny.checks:check says: AssertionError: accuracy fell"),
-        pytest.param("import sys; sys.exit(0)", "says: SystemExit: 0", marks=pytest.mark.slow),
-        ("import os; os._exit(0)", "its check ended the process: without a word"),
+        ("assert False, 'accuracy fell'", "tiny.checks:check failed: AssertionError: accuracy fell"),
+        pytest.param("import sys; sys.exit(0)", "failed: SystemExit: 0", marks=pytest.mark.slow),
+        ("import os; os._exit(0)", "the check ended its process without a result"),
         pytest.param("import os; os._exit(7)", "ended with code 7", marks=pytest.mark.slow),
         ("import os; os.kill(os.getpid(), 9)", "was killed (SIGKILL"),
     ],
 )
-async def test_a_check_that_fails_refuses_the_code_however_it_fails(tiny: Path, body: str, said: str) -> None:
-    assert (
-        await run_check(read_task(tiny))
-    ).architecture  # its word stands in the log, and is not the next one's
-    assert said in await check_error(declare(tiny, f"def check():\n    {body}\n"))
+async def test_a_failed_check_rejects_the_code(tiny: Path, body: str, reason: str) -> None:
+    # the log already has the output of a successful check, which must not be taken for the result of the next one
+    assert (await run_check(read_task(tiny))).architecture
+    assert reason in await check_error(declare(tiny, f"def check():\n    {body}\n"))
 
 
-async def test_a_check_may_say_what_it_likes(tiny: Path) -> None:
+async def test_the_output_of_a_check_is_ignored(tiny: Path) -> None:
     task = declare(
         tiny, "import sys\ndef check():\n    print('{}', end='')\n    print('no', file=sys.stderr, end='')\n"
     )
     assert (await run_check(task)).architecture == weights.architecture_digest(COMPARED_CODE)
 
 
-async def test_a_check_that_does_not_end_is_ended(tiny: Path) -> None:
+async def test_a_check_that_does_not_end_is_killed(tiny: Path) -> None:
     task = declare(tiny, "import time\ndef check(): time.sleep(600)\n", check_s=2)
-    assert await check_error(task) == "its check took longer than 2 s (code.check-s)"
+    assert await check_error(task) == "the check did not end in time (limit code.check-s = 2 s)"
     own = [command_of(child) for child in psutil.Process().children(recursive=True)]
     assert not [command for command in own if "check" in command]
 
 
-async def test_code_finds_what_it_had_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_check_imports_the_installed_dependencies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     restrict_pip_to(tmp_path / "index", monkeypatch)
     build_wheel(tmp_path / "index", "moonlib", "1.0", "phase = 'full'\n")
     repository = create_repository(tmp_path / "origin")
@@ -118,4 +121,4 @@ async def test_code_finds_what_it_had_installed(tmp_path: Path, monkeypatch: pyt
     declared = '\n[tool.fedbus.code]\ninstall = ["moonlib"]\n'
     repository.commit({"moons_app/task.py": f"import moonlib\n{module}", "pyproject.toml": table + declared})
     code = open_code(repository.url, tmp_path / "home", allow_install=["moonlib"])
-    assert (await run_check(await code.task_at(repository.head))).architecture
+    assert (await run_check(await code.load_task(repository.head))).architecture

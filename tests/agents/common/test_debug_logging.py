@@ -1,4 +1,4 @@
-"""Entering and leaving a function, told at debug and at no other time."""
+"""Debug logging of method calls."""
 
 import logging
 
@@ -33,7 +33,7 @@ def restore_log_level() -> object:
 
 
 @pytest.mark.usefixtures("debug_logging")
-async def test_each_step_is_told_when_it_begins_and_when_it_ends() -> None:
+async def test_each_call_is_logged_at_entry_and_exit() -> None:
     with capture_logs() as lines:
         assert await TracedCook().cook("fish") == "salted fish"
 
@@ -43,18 +43,21 @@ async def test_each_step_is_told_when_it_begins_and_when_it_ends() -> None:
         "← TracedCook._salted",
         "← TracedCook.cook",
     ]
-    assert lines[0]["given"] == ["str"], "what is given is told by its class: contents are nobody's business"
+    assert lines[0]["arguments"] == ["str"], "only types are logged, because values may be private"
 
 
 @pytest.mark.usefixtures("debug_logging")
-async def test_how_a_step_broke_is_told() -> None:
+async def test_an_exception_is_logged_as_the_outcome() -> None:
     with capture_logs() as lines, pytest.raises(ValueError, match="no salt"):
         await TracedCook().cook("ice")
 
-    assert [line["how"] for line in lines if line["event"].startswith("←")] == ["ValueError", "ValueError"]
+    assert [line["outcome"] for line in lines if line["event"].startswith("←")] == [
+        "ValueError",
+        "ValueError",
+    ]
 
 
-async def test_above_debug_nothing_is_told() -> None:
+async def test_nothing_is_logged_above_debug() -> None:
     logging.getLogger(LOGGER).setLevel(logging.INFO)
     with capture_logs() as lines:
         await TracedCook().cook("fish")

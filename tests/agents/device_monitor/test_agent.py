@@ -1,4 +1,4 @@
-"""How a device is: read off real instruments, and said on a real bus."""
+"""The health of a device: from real sensors, over a real bus."""
 
 import asyncio
 import subprocess
@@ -26,7 +26,7 @@ with hold_liveness_lock(Path(sys.argv[1]), "inference"):
 """
 
 
-async def test_a_device_tells_how_it_is_at_once_and_of_each_agent_that_comes_or_goes(
+async def test_a_report_is_published_when_an_agent_starts_or_ends(
     fed: FederationHarness,
 ) -> None:
     device = fed.client_config("c1")
@@ -45,10 +45,12 @@ async def test_a_device_tells_how_it_is_at_once_and_of_each_agent_that_comes_or_
         assert (await asyncio.wait_for(anext(reports), 20)).agents == {"inference": False}  # type: ignore[attr-defined]
 
 
-async def test_errors_are_counted_and_the_last_is_told(fed: FederationHarness, tmp_path: Path) -> None:
-    speaker = await fed.connect_as("device-monitor", "c1")
+async def test_a_report_has_the_error_count_and_the_last_error(
+    fed: FederationHarness, tmp_path: Path
+) -> None:
+    bus = await fed.connect_as("device-monitor", "c1")
     monitor = DeviceMonitor(
-        speaker, fed.config.task, client_id("c1"), directory=tmp_path, errors=lambda: (3, "x" * 1000)
+        bus, fed.config.task, client_id("c1"), directory=tmp_path, errors=lambda: (3, "x" * 1000)
     )
     async with (
         fed.bus.subscribe_ephemeral(DeviceReport, task=fed.config.task.id) as reports,
@@ -60,7 +62,7 @@ async def test_errors_are_counted_and_the_last_is_told(fed: FederationHarness, t
     assert (report.errors, report.last_error) == (3, "x" * 500)
 
 
-async def test_an_agent_that_is_killed_is_gone_at_once_and_known_to_have_been_there(tmp_path: Path) -> None:
+async def test_a_killed_agent_is_reported_as_not_alive(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE) as agent:  # noqa: ASYNC220
         assert agent.stdout
         assert agent.stdout.readline() == b"here\n"
@@ -69,16 +71,16 @@ async def test_an_agent_that_is_killed_is_gone_at_once_and_known_to_have_been_th
     await eventually(lambda: read_agent_liveness(tmp_path) == {"inference": False})
 
 
-def test_what_this_machine_shows_is_within_its_bounds(tmp_path: Path) -> None:
+def test_the_readings_of_this_machine_are_shares(tmp_path: Path) -> None:
     reading = read_device(tmp_path)
 
     assert all(0 <= share <= 1 for share in (reading.cpu, reading.memory, reading.disk))
 
 
-def test_nvidia_smi_is_understood_and_what_it_does_not_know_counts_as_nothing() -> None:
-    said = "NVIDIA H200, 37, 1024, 143771\nOrin (nvgpu), [N/A], [N/A], [N/A]\nnot a line of it\n"
+def test_unknown_values_of_nvidia_smi_count_as_zero() -> None:
+    output = "NVIDIA H200, 37, 1024, 143771\nOrin (nvgpu), [N/A], [N/A], [N/A]\nnot a line of it\n"
 
-    assert list(parse_smi(said)) == [
+    assert list(parse_smi(output)) == [
         GpuUse(
             name="NVIDIA H200", utilization=0.37, memory_bytes=1024**3, memory_total_bytes=143771 * 1024**2
         ),
@@ -86,7 +88,7 @@ def test_nvidia_smi_is_understood_and_what_it_does_not_know_counts_as_nothing() 
     ]
 
 
-def test_gpus_without_a_program_are_read_from_the_kernels_files(tmp_path: Path) -> None:
+def test_gpus_without_a_tool_are_read_from_sysfs(tmp_path: Path) -> None:
     jetson, amd, broken = (
         tmp_path / "devices/gpu.0/load",
         tmp_path / "class/drm/card0/device/gpu_busy_percent",

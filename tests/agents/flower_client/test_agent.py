@@ -69,7 +69,7 @@ async def send_round_message(
     """Send a Flower message of the run: evaluate, which needs no weights, or another with *records*."""
     content = record_codec.encode(
         RecordDict({"config": ConfigRecord({"server-round": 1}), **records})
-    ).joined()
+    ).to_bytes()
     message = RoundMessage(
         task=TASK,
         client=CLIENT,
@@ -161,7 +161,7 @@ async def test_a_training_counts_the_captured_rows_that_are_excluded(
     table = fed.config.task.table.model_validate({**fed.config.task.table.model_dump(), **tables})
     fed.config = replace(fed.config, task=fed.config.task.model_copy(update={"table": table}))
     device = fed.client_config(CLIENT)
-    captured = CapturedData(device.captured())
+    captured = CapturedData(device.captured_path())
     for label in (0, 99, 1, None):
         captured.add(np.zeros(3, np.float32), np.int64(0), label, model_version=1)
     await captured.close()
@@ -174,7 +174,7 @@ async def test_a_training_counts_the_captured_rows_that_are_excluded(
         await fed.wait_for_message(RoundReply, times=2)
         train_reply, evaluate_reply = fed.messages_of(RoundReply)
         assert (train_reply.error_reason, train_reply.left_out, evaluate_reply.left_out) == ("", 1, 0)
-        with np.load(device.captured().with_name("captured.npz")) as data:
+        with np.load(device.captured_path().with_name("captured.npz")) as data:
             assert data["labels"].tolist() == [0, 1]
 
 
@@ -271,8 +271,8 @@ async def test_a_restarted_client_reports_that_it_left_its_run(
 async def test_a_restarted_client_reports_a_finished_run(fed: FederationHarness, enrolled: None) -> None:
     device = fed.client_config(CLIENT)
     bus = await fed.connect_as("flower-client", CLIENT)
-    async with LifecycleStore.open(bus, device.outbox("flower-client")) as store:
-        lifecycle = await store.of(FL_CLIENT, FlClientData(task=TASK, client=CLIENT, run=RUN))
+    async with LifecycleStore.open(bus, device.open_outbox("flower-client")) as store:
+        lifecycle = await store.load(FL_CLIENT, FlClientData(task=TASK, client=CLIENT, run=RUN))
         await lifecycle.create()
         for event in (FlClientEvent.CLIENT_START, FlClientEvent.ROUND_STARTED, FlClientEvent.RUN_FINISHED):
             await lifecycle.transition(event)

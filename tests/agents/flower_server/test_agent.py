@@ -92,22 +92,22 @@ async def test_the_initial_model_is_built_in_a_process_and_stored(
     store = open_model_store(fed.config.store_url, TASK)
     await store.prepare()
     reply = await fed.bus.request(InitModel(task=TASK), timeout_s=60)
-    arrays = weights.load(await store.path_of(reply.artifact.sha256))
+    arrays = weights.load(await store.local_path(reply.artifact.sha256))
     assert {name: array.shape for name, array in arrays.items()} == {"weight": (4, 3), "bias": (4,)}
-    assert await store.latest() is None  # an artifact, not yet a version
+    assert await store.read_latest() is None  # an artifact, not yet a version
     assert not child_processes("init")
 
 
 async def test_a_missing_model_builder_is_refused_in_one_line(fed: FederationHarness) -> None:
     table = fed.config.task.table.model_copy(update={"model": "tiny.samples:Nothing"})
-    config = fed.config.order().model_copy(
+    config = fed.config.process_config().model_copy(
         update={"task": fed.config.task.model_copy(update={"table": table})}
     )
     store = open_model_store(fed.config.store_url, TASK)
     await store.prepare()
 
     async def run(stop: asyncio.Event) -> None:
-        async with fed.config.bus("flower-server") as bus:
+        async with fed.config.connect_bus("flower-server") as bus:
             await FlowerServer(bus, config, store, logs=fed.config.logs).run(stop)
 
     async with fed.run_agent(run):
@@ -139,7 +139,7 @@ async def test_a_run_with_corrupt_weights_needs_an_operator(
 ) -> None:
     store = open_model_store(fed.config.store_url, TASK)
     await store.prepare()
-    (await store.path_of(model.sha256)).write_bytes(b"\xff" * model.size_bytes)
+    (await store.local_path(model.sha256)).write_bytes(b"\xff" * model.size_bytes)
     with pytest.raises(RequestRefused, match="is corrupt") as refused:
         await start_server(fed, model)
     assert refused.value.kind is RefusalKind.NEEDS_OPERATOR
@@ -195,7 +195,7 @@ async def test_a_restarted_agent_reports_the_server_that_ended_with_it(
     fed: FederationHarness,
 ) -> None:
     async with LifecycleStore.open(await fed.connect_as("server-manager")) as store:
-        server = await store.of(SERVER, SERVER_DATA)
+        server = await store.load(SERVER, SERVER_DATA)
         await server.create()
         for event in (ServerEvent.MODEL_READY, ServerEvent.RUN_REQUESTED, ServerEvent.QUORUM_REACHED):
             await server.transition(event)
@@ -209,7 +209,7 @@ async def test_the_report_of_a_restarted_agent_is_in_the_trace_of_the_run(
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
     async with LifecycleStore.open(await fed.connect_as("server-manager")) as store:
         facts = SERVER_DATA.model_copy(update={"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"})
-        server = await store.of(SERVER, facts)
+        server = await store.load(SERVER, facts)
         await server.create()
         for event in (ServerEvent.MODEL_READY, ServerEvent.RUN_REQUESTED, ServerEvent.QUORUM_REACHED):
             await server.transition(event)

@@ -46,7 +46,7 @@ class FeedReader:
         self.other_events: list[tuple[str, Any]] = []
         self.records: list[dict[str, Any]] = []
 
-    async def until(self, count: int) -> list[dict[str, Any]]:
+    async def read_until(self, count: int) -> list[dict[str, Any]]:
         """Read until there are *count* records."""
         async with asyncio.timeout(30):
             while len(self.records) < count:
@@ -124,7 +124,7 @@ async def test_the_feed_continues_both_streams_after_the_state(
         async with open_feed(url, cursor) as line:
             await simulation.publish(make_declined(1))
             await simulation.create_server()
-            words = [one["word"] for one in await line.until(2)]
+            words = [one["word"] for one in await line.read_until(2)]
     assert sorted(words) == ["declined", "transition"]
 
 
@@ -136,11 +136,11 @@ async def test_a_browser_that_reconnects_gets_each_record_once(
             for number in range(5):
                 await simulation.publish(make_declined(number))
             await simulation.create_server()
-            first = {(one["s"], one["n"]) for one in await line.until(6)}
+            first = {(one["s"], one["n"]) for one in await line.read_until(6)}
         for number in range(5, 8):
             await simulation.publish(make_declined(number))
         async with open_feed(url, "e0-l0", last_id=line.cursor) as second_line:
-            second = {(one["s"], one["n"]) for one in await second_line.until(3)}
+            second = {(one["s"], one["n"]) for one in await second_line.read_until(3)}
     assert first == {("e", number) for number in range(1, 6)} | {("l", 1)}
     assert second == {("e", 6), ("e", 7), ("e", 8)}
 
@@ -150,13 +150,13 @@ async def test_a_cursor_is_valid_at_another_gateway(
 ) -> None:
     async with run_gateway(nats.url) as url, open_feed(url, "e0-l0") as line:
         await simulation.publish(make_declined(1))
-        await line.until(1)
+        await line.read_until(1)
     await simulation.publish(make_declined(2))
     async with (
         run_gateway(nats.url) as other_url,
         open_feed(other_url, "e0-l0", last_id=line.cursor) as other_line,
     ):
-        assert [one["n"] for one in await other_line.until(1)] == [2]
+        assert [one["n"] for one in await other_line.read_until(1)] == [2]
 
 
 async def test_records_beyond_the_buffer_are_read_from_the_streams(
@@ -173,7 +173,7 @@ async def test_records_beyond_the_buffer_are_read_from_the_streams(
 
         await eventually(is_received)
         async with open_feed(url, "e2-l0") as line:
-            assert [one["n"] for one in await line.until(8)] == list(range(3, 11))
+            assert [one["n"] for one in await line.read_until(8)] == list(range(3, 11))
 
 
 @pytest.mark.parametrize("cursor", ["e999-l0", "e0-l999"])
@@ -237,7 +237,7 @@ async def test_a_new_gateway_has_the_last_report_of_each_device(
 
 
 async def has_stored_report(bus: Bus) -> bool:
-    return [one.message.cpu for one in await bus.latest(DeviceReport)] == [0.5]  # type: ignore[attr-defined]
+    return [one.message.cpu for one in await bus.last_per_device(DeviceReport)] == [0.5]  # type: ignore[attr-defined]
 
 
 async def test_heartbeats_and_device_reports_reach_the_browser(

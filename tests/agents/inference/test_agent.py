@@ -86,24 +86,31 @@ def make_agent(
     """Make an inference agent of *device* with the *serving* table; it connects to the last of *nats_urls*."""
 
     async def run(stop: asyncio.Event) -> None:
-        urls, task, events = nats_urls or [device.site.nats_url], device.site.task, EventQueue()
+        urls, task, events = (
+            nats_urls or [device.agent_config.nats_url],
+            device.agent_config.task,
+            EventQueue(),
+        )
         table = task.table.model_copy(update={"serving": ServingTable.model_validate(serving)})
         task = task.model_copy(update={"table": table})
-        captured = CapturedData(device.captured())
+        captured = CapturedData(device.captured_path())
         agent = InferenceAgent(
             task,
             device.client,
             InferenceServer(captured, name=task.id),
             load=WeightedSumPredictor,
             evaluation=OfflineEvaluation(table.serving, table.capture, database=captured.path, probe=PROBE),
-            outbox=device.outbox("inference"),
+            outbox=device.open_outbox("inference"),
             directory=device.directory,
             events=events,
             port=port,
         )
         try:
             await agent.run(
-                stop, lambda: replace(device.site, nats_url=urls[-1]).bus("inference", device.client)
+                stop,
+                lambda: replace(device.agent_config, nats_url=urls[-1]).connect_bus(
+                    "inference", device.client
+                ),
             )
         finally:
             await captured.close()
@@ -293,8 +300,8 @@ async def test_a_corrupt_file_of_the_served_model_is_ignored(
 async def test_an_agent_killed_during_a_swap_restarts_empty(fed: FederationHarness, consumers: None) -> None:
     device = fed.client_config(NAME)
     bus = await fed.connect_as("inference", NAME)
-    async with LifecycleStore.open(bus, device.outbox("inference")) as lifecycles:
-        lifecycle = await lifecycles.of(INFERENCE, InferenceData(task=TASK, client=NAME))
+    async with LifecycleStore.open(bus, device.open_outbox("inference")) as lifecycles:
+        lifecycle = await lifecycles.load(INFERENCE, InferenceData(task=TASK, client=NAME))
         await lifecycle.create()
         await lifecycle.transition(InferenceEvent.INFER_START)
         await lifecycle.transition(InferenceEvent.INFER_UPDATE)
@@ -433,15 +440,15 @@ async def test_an_event_that_nats_rejects_is_dropped(fed: FederationHarness) -> 
     events, stream = EventQueue(), events_stream(fed.config.federation)
     publisher = await fed.connect_as("inference", NAME)
     for reason in ("x" * (MAX_EVENT_BYTES + 1), "y" * 2000):
-        events.say(CapturePaused(task=TASK, client=NAME, reason=reason))
-    events.say(CaptureResumed(task=TASK, client=NAME))
+        events.enqueue(CapturePaused(task=TASK, client=NAME, reason=reason))
+    events.enqueue(CaptureResumed(task=TASK, client=NAME))
     client = await nats_connect(fed.config.nats_url)
     try:
         config = (await client.jetstream().stream_info(stream)).config
         await client.jetstream().update_stream(replace(config, max_msg_size=1500))
     finally:
         await client.close()
-    publishing = asyncio.create_task(events.tell(publisher))
+    publishing = asyncio.create_task(events.drain_to(publisher))
     await fed.wait_for_message(CaptureResumed)
     assert not publishing.done()
     assert not fed.messages_of(CapturePaused)
@@ -454,7 +461,7 @@ async def test_each_phase_of_a_swap_publishes_its_figures(
     url = fed.messages_of(InferReady)[0].endpoint
     for _ in range(3):
         await predict(url)
-    await eventually(lambda: count_rows(fed.client_config(NAME).captured()) == 3)
+    await eventually(lambda: count_rows(fed.client_config(NAME).captured_path()) == 3)
     await send_model(fed, InferUpdate, model_file(fed, 2))
     prepared = await fed.wait_for_message(ModelPrepared, times=2)
     assert (prepared.model.version, prepared.serving, prepared.probed, prepared.replayed) == (2, 1, 2, 3)
@@ -466,7 +473,7 @@ async def test_a_model_that_fails_on_captured_inputs_is_refused(
     fed: FederationHarness, serving: RunningAgent
 ) -> None:
     await predict(fed.messages_of(InferReady)[0].endpoint, 13, 0, 0)
-    await eventually(lambda: count_rows(fed.client_config(NAME).captured()) == 1)
+    await eventually(lambda: count_rows(fed.client_config(NAME).captured_path()) == 1)
     await send_model(fed, InferUpdate, model_file(fed, 2, w=np.array([100], np.float32)))
     assert "last 1 captured inputs: failed on 13" in (await fed.wait_for_message(InferRefused)).reason
     assert (await fed.wait_for_message(ModelRejected)).step == "load"
@@ -476,7 +483,7 @@ async def test_a_model_with_a_lower_holdout_score_is_refused(fed: FederationHarn
     async with serve_with(fed, **{"min-holdout": 10}) as url:
         for n in range(100):
             await predict(url, n, 0, 0, labels=[n])  # version 1 predicts these labels
-        await eventually(lambda: count_rows(fed.client_config(NAME).captured()) == 100)
+        await eventually(lambda: count_rows(fed.client_config(NAME).captured_path()) == 100)
         await send_model(fed, InferUpdate, model_file(fed, 2))
         assert "labelled samples of this device" in (await fed.wait_for_message(InferRefused)).reason
         rejected = await fed.wait_for_message(ModelRejected)

@@ -66,7 +66,7 @@ def samples(count: int, *, around: float = 0.0, seed: int = 0) -> Array:
 class RecordedMessages(list[Message]):
     """The published messages."""
 
-    def of(self, kind: type[Any]) -> list[Any]:
+    def of_kind(self, kind: type[Any]) -> list[Any]:
         return [message for message in self if isinstance(message, kind)]
 
 
@@ -80,7 +80,7 @@ async def captured(tmp_path: Path) -> AsyncIterator[CapturedData]:
 @pytest.fixture
 async def engine() -> AsyncIterator[InferenceEngine]:
     engine = InferenceEngine()
-    engine.serve(await engine.made(REF, SignPredictor))
+    engine.serve(await engine.load_model(REF, SignPredictor))
     yield engine
     await engine.stop()
 
@@ -108,7 +108,7 @@ def capture(captured: CapturedData, inputs: Array, *, labelled: bool = False) ->
 
 
 async def run_check(monitor: DataMonitor) -> None:
-    await monitor.check(await asyncio.to_thread(monitor._load_reference))
+    await monitor.check_new_rows(await asyncio.to_thread(monitor._load_reference))
 
 
 async def test_data_like_the_reference_pass_all_checks(
@@ -117,8 +117,8 @@ async def test_data_like_the_reference_pass_all_checks(
     published = RecordedMessages()
     capture(captured, samples(300, seed=2), labelled=True)
     await run_check(make_monitor(captured, engine, published))
-    (checked,) = published.of(DataChecked)
-    assert not published.of(DriftDetected)
+    (checked,) = published.of_kind(DataChecked)
+    assert not published.of_kind(DriftDetected)
     assert not checked.drifting
     assert checked.rows == 300
     assert {one.check: one.ok for one in checked.findings if one.check != "range"} == {
@@ -138,24 +138,24 @@ async def test_drift_is_published_once_until_it_ends(captured: CapturedData, eng
     monitor = make_monitor(captured, engine, published, checks=table)
     reference = await asyncio.to_thread(monitor._load_reference)
     capture(captured, samples(200, around=3.0))
-    await monitor.check(reference)
-    await monitor.check(reference)  # no new rows: no check
-    assert len(published.of(DataChecked)) == 1
+    await monitor.check_new_rows(reference)
+    await monitor.check_new_rows(reference)  # no new rows: no check
+    assert len(published.of_kind(DataChecked)) == 1
     capture(captured, samples(50, around=3.0, seed=5))
-    await monitor.check(reference)
-    assert len(published.of(DataChecked)) == 2
-    drifts = published.of(DriftDetected)
+    await monitor.check_new_rows(reference)
+    assert len(published.of_kind(DataChecked)) == 2
+    drifts = published.of_kind(DriftDetected)
     assert sorted(one.of for one in drifts) == ["inputs", "predictions"]
     of_inputs = next(one for one in drifts if one.of == "inputs")
     assert of_inputs.score > 0.25
     assert of_inputs.p < 0.01
     assert of_inputs.features == 3
     capture(captured, samples(200, seed=3))
-    await monitor.check(reference)
-    assert not published.of(DataChecked)[-1].drifting
+    await monitor.check_new_rows(reference)
+    assert not published.of_kind(DataChecked)[-1].drifting
     capture(captured, samples(200, around=3.0, seed=4))
-    await monitor.check(reference)
-    assert len(published.of(DriftDetected)) == 4
+    await monitor.check_new_rows(reference)
+    assert len(published.of_kind(DriftDetected)) == 4
 
 
 async def test_drift_is_detected_in_a_full_store(tmp_path: Path, engine: InferenceEngine) -> None:
@@ -165,13 +165,13 @@ async def test_drift_is_detected_in_a_full_store(tmp_path: Path, engine: Inferen
     reference = await asyncio.to_thread(monitor._load_reference)
     for seed, around in ((2, 0.0), (3, 3.0)):
         capture(captured, samples(600, around=around, seed=seed), labelled=True)
-        await monitor.count()
-        await monitor.check(reference)
-    first, second = published.of(DataCounted)
+        await monitor.publish_counts()
+        await monitor.check_new_rows(reference)
+    first, second = published.of_kind(DataCounted)
     assert first.labelled + first.holdout == second.labelled + second.holdout == 300
     assert (first.labelled_ever, second.labelled_ever) == (600, 1200)
     assert first.database == second.database
-    assert [one.drifting for one in published.of(DataChecked)] == [False, True]
+    assert [one.drifting for one in published.of_kind(DataChecked)] == [False, True]
     await captured.close()
 
 
@@ -179,7 +179,7 @@ async def test_few_rows_are_checked_without_drift(captured: CapturedData, engine
     published = RecordedMessages()
     capture(captured, samples(20, around=9.0))
     await run_check(make_monitor(captured, engine, published))
-    (checked,) = published.of(DataChecked)
+    (checked,) = published.of_kind(DataChecked)
     assert (checked.inputs, checked.predictions, checked.drifting) == ((), None, False)
     assert not next(one for one in checked.findings if one.check == "range").ok
 
@@ -188,11 +188,11 @@ async def test_counts_are_published_when_they_change(captured: CapturedData, eng
     published = RecordedMessages()
     monitor = make_monitor(captured, engine, published)
     capture(captured, samples(10), labelled=True)
-    await monitor.count()
-    await monitor.count()
+    await monitor.publish_counts()
+    await monitor.publish_counts()
     capture(captured, samples(5))
-    await monitor.count()
-    first, second = published.of(DataCounted)
+    await monitor.publish_counts()
+    first, second = published.of_kind(DataCounted)
     assert (first.labelled + first.holdout, first.unlabelled) == (10, 0)
     assert (second.labelled, second.holdout) == (first.labelled, first.holdout)
     assert 0 < second.unlabelled <= 5
@@ -206,7 +206,7 @@ async def test_a_device_without_scipy_reports_that_drift_is_unknown(
     published = RecordedMessages()
     capture(captured, samples(200, around=9.0))
     await run_check(make_monitor(captured, engine, published))
-    (checked,) = published.of(DataChecked)
+    (checked,) = published.of_kind(DataChecked)
     assert checked.drift_unknown == SCIPY_MISSING
     assert not checked.drifting
 
@@ -220,7 +220,7 @@ async def test_a_device_without_a_reference_checks_the_table(
     await run_check(
         DataMonitor(captured, engine, table, CAPTURE, published.append, task=TASK, client=C1)  # no reference
     )
-    (checked,) = published.of(DataChecked)
+    (checked,) = published.of_kind(DataChecked)
     assert {one.check: one.ok for one in checked.findings} == {
         "schema": True,
         "range": False,
@@ -298,7 +298,7 @@ async def test_no_label_of_a_regression_leaves_the_device(
     captured: CapturedData, engine: InferenceEngine, prices: list[float]
 ) -> None:
     published = RecordedMessages()
-    engine.serve(await engine.made(REF.model_copy(update={"version": 2}), PricePredictor))
+    engine.serve(await engine.load_model(REF.model_copy(update={"version": 2}), PricePredictor))
     inputs = samples(300)
     for n, (sample, answer) in enumerate(zip(inputs, PricePredictor().predict(inputs), strict=True)):
         captured.add(sample, answer, prices[n % 3], model_version=2)
@@ -314,9 +314,9 @@ async def test_no_label_of_a_regression_leaves_the_device(
         client=C1,
         reference=lambda: reference,
     )
-    await monitor.count()
+    await monitor.publish_counts()
     await run_check(monitor)
-    (checked,) = published.of(DataChecked)
+    (checked,) = published.of_kind(DataChecked)
     assert (checked.classes, checked.live) == ({}, ())
     assert checked.predictions is not None
     texts = [finding.what for finding in checked.findings] + [shift.feature for shift in checked.inputs]
@@ -361,12 +361,12 @@ async def test_capture_pauses_and_resumes_while_predictions_continue(
                 return row
 
         assert await predict() is not None
-        execute_sql(device.captured(), "ALTER TABLE captured RENAME TO elsewhere")
+        execute_sql(device.captured_path(), "ALTER TABLE captured RENAME TO elsewhere")
         while not fed.messages_of(CapturePaused):
             await predict()
         while await predict() is not None:  # a dropped row has no id
             pass
-        execute_sql(device.captured(), "ALTER TABLE elsewhere RENAME TO captured")
+        execute_sql(device.captured_path(), "ALTER TABLE elsewhere RENAME TO captured")
         while not fed.messages_of(CaptureResumed):
             await predict()
         assert await predict() is not None
@@ -401,7 +401,7 @@ async def database(captured: CapturedData, tmp_path: Path) -> Path:
     """Sixty captured rows, half of them labelled."""
     capture(captured, samples(30))
     capture(captured, samples(30, seed=1), labelled=True)
-    await captured.written()
+    await captured.flush()
     return tmp_path / "captured.db"
 
 
@@ -451,14 +451,16 @@ async def test_invalid_rows_are_left_out_of_training_and_counted(
     valid, out_of_range = np.zeros(3, np.float32), np.full(3, 7, np.float32)
     for sample, label in ((valid, 0), (valid, 99), (out_of_range, 1), (valid, 1), (valid, 0.5)):
         assert captured.add(sample, np.int64(0), label, model_version=1)
-    await captured.written()
+    await captured.flush()
     configured = with_tables(
         task,
         capture={"holdout-share": 0.0}
         | ({"training-data": f"{module_of(request)}:{function}"} if function else {}),
         checks={"classes": 2, "maximum": 5.0},
     )
-    assert write_training_rows(configured, captured.path, tmp_path / "d.npz") == WrittenRows(2, left_out=3)
+    assert write_training_rows(configured, captured.path, tmp_path / "d.npz") == WrittenRows(
+        2, skipped_rows=3
+    )
     with np.load(tmp_path / "d.npz") as data:
         assert data["inputs"].tolist() == [[0, 0, 0]] * 2
         assert data["labels"].tolist() == [0, 1]
@@ -468,10 +470,12 @@ async def test_without_valid_rows_training_has_no_captured_data(
     captured: CapturedData, task: Task, tmp_path: Path
 ) -> None:
     captured.add(np.zeros(3, np.float32), np.int64(0), 99, model_version=1)
-    await captured.written()
+    await captured.flush()
     (tmp_path / "d.npz").write_bytes(b"from an earlier round")
     configured = with_tables(task, capture={"holdout-share": 0.0}, serving={"input-shape": [2]})
-    assert write_training_rows(configured, captured.path, tmp_path / "d.npz") == WrittenRows(0, left_out=1)
+    assert write_training_rows(configured, captured.path, tmp_path / "d.npz") == WrittenRows(
+        0, skipped_rows=1
+    )
     assert not (tmp_path / "d.npz").exists()
 
 

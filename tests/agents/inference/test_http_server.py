@@ -27,6 +27,7 @@ from fedbus.contracts.model import ModelRef
 from fedbus.contracts.serving import ModelCommitted
 from fedbus.contracts.task.serving import CaptureTable, ServingTable
 from fedbus.learning.predictor import ModelRefused
+from fedbus.stores.captured.reader import read_labelled_rows
 from fedbus.stores.captured.store import CapturedData, CaptureStats
 
 T = TypeVar("T")
@@ -59,12 +60,12 @@ class SlowAdder(AddingPredictor):
     """Blocks until `go_on` is set. Its input shape is unknown, so it is not warmed up."""
 
     input_shape: tuple[int, ...] | None = None
-    busy: threading.Event = field(default_factory=threading.Event)
-    go_on: threading.Event = field(default_factory=threading.Event)
+    is_busy: threading.Event = field(default_factory=threading.Event)
+    may_continue: threading.Event = field(default_factory=threading.Event)
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
-        self.busy.set()
-        assert self.go_on.wait(20)
+        self.is_busy.set()
+        assert self.may_continue.wait(20)
         return super().predict(inputs)
 
 
@@ -119,10 +120,10 @@ async def queue_behind(
 ) -> "list[asyncio.Task[T]]":
     """Start *first*, wait until *model* predicts it, then queue *others* behind it."""
     tasks = [asyncio.create_task(first)]
-    await eventually(model.busy.is_set)
-    before = server.engine.queued
+    await eventually(model.is_busy.is_set)
+    before = server.engine.queue_length
     tasks += [asyncio.create_task(other) for other in others]
-    await eventually(lambda: server.engine.queued == before + len(others))
+    await eventually(lambda: server.engine.queue_length == before + len(others))
     return tasks
 
 
@@ -187,7 +188,7 @@ async def test_queued_requests_are_batched(server: InferenceServer) -> None:
     await server.load(ref(1), lambda: model)
     async with open_client(server) as client:
         queued = await queue_behind(model, server, *(client.predict([n, 0, 0]) for n in range(20)))
-        model.go_on.set()
+        model.may_continue.set()
         answers = await asyncio.gather(*queued)
     assert [answer["outputs"] for answer in answers] == [[float(n)] for n in range(20)]
     assert model.batches == [1, 19]
@@ -199,7 +200,7 @@ async def test_a_failing_request_does_not_fail_its_batch(server: InferenceServer
     async with open_client(server) as client:
         requests = (client.post("/predict", {"inputs": [[n, 0, 0]]}) for n in (1, 2, 13, 4))
         queued = await queue_behind(model, server, *requests)
-        model.go_on.set()
+        model.may_continue.set()
         answers = await asyncio.gather(*queued)
     assert [status for status, _ in answers] == [200, 200, 500, 200]
     assert answers[2][1] == {"error": "prediction failed: failed on 13"}
@@ -254,8 +255,8 @@ async def test_a_queued_request_is_answered_by_the_model_it_was_sent_to(server: 
         queued = await queue_behind(old, server, *(client.predict([0, 0, 0]) for _ in range(3)))
         await server.load(ref(2), lambda: AddingPredictor(2))
         later = asyncio.create_task(client.predict([0, 0, 0]))
-        await eventually(lambda: server.engine.queued == 3)
-        old.go_on.set()
+        await eventually(lambda: server.engine.queue_length == 3)
+        old.may_continue.set()
         assert [answer["model_version"] for answer in await asyncio.gather(*queued)] == [1, 1, 1]
         assert (await later)["outputs"] == [2.0]
 
@@ -269,10 +270,10 @@ async def test_after_the_commit_the_old_model_answers_its_requests(server: Infer
     )
     async with open_client(server) as client:
         queued = await queue_behind(old, server, *(client.predict([0, 0, 0]) for _ in range(3)))
-        updating = asyncio.create_task(swap.update(ref(2), lambda: AddingPredictor(2)))
-        await eventually(lambda: server.current == ref(2))
+        updating = asyncio.create_task(swap.replace(ref(2), lambda: AddingPredictor(2)))
+        await eventually(lambda: server.current_model == ref(2))
         assert not [event for event in events if isinstance(event, ModelCommitted)]  # it drains
-        old.go_on.set()
+        old.may_continue.set()
         assert [answer["outputs"] for answer in await asyncio.gather(*queued)] == [[1.0]] * 3
         await updating
     (committed,) = [event for event in events if isinstance(event, ModelCommitted)]
@@ -287,12 +288,12 @@ async def test_a_model_without_a_probe_is_warmed_up_with_zeros(
     await server.load(ref(1), lambda: model)
     assert model.batches == [1, 1]  # twice: the first can include lazy initialization
     assert server.engine.serving is not None
-    assert server.engine.serving.gives is not None
+    assert server.engine.serving.example_output is not None
 
 
 async def test_a_model_that_fails_on_zeros_is_served(server: InferenceServer) -> None:
     await server.load(ref(1), lambda: NanPredictor(1))
-    assert server.current == ref(1)
+    assert server.current_model == ref(1)
 
 
 def load_rejected() -> AddingPredictor:
@@ -309,7 +310,7 @@ def load_nan_predictor() -> AddingPredictor:
 
 def load_failing_on_thirteen() -> AddingPredictor:
     model = FailsOnThirteen(1)
-    model.go_on.set()
+    model.may_continue.set()
     return model
 
 
@@ -327,27 +328,26 @@ async def test_a_bad_model_is_refused_and_the_current_one_stays(
 ) -> None:
     with pytest.raises(ModelRefused, match=reason):
         await server.load(ref(2), make, np.full((1, 3), 13, np.float32))
-    assert server.current == ref(1)
+    assert server.current_model == ref(1)
     assert (await client.predict([0, 0, 0]))["outputs"] == [100.0]
 
 
 async def test_after_a_bad_first_model_the_server_has_no_model(server: InferenceServer) -> None:
     with pytest.raises(ModelRefused):
         await server.load(ref(1), load_failing)
-    assert server.current is None
+    assert server.current_model is None
 
 
 # --- captured data and feedback ---------------------------------------------------------------------
 
 
 async def test_predictions_are_captured_with_their_labels(
-    client: PlainJsonClient, captured: CapturedData, tmp_path: Path
+    client: PlainJsonClient, captured: CapturedData
 ) -> None:
     await client.predict([1, 2, 3], [4, 5, 6], labels=[7, None])
     assert await captured.counts() == CaptureStats(rows=2, labelled=1, dropped=0)
-    assert await captured.snapshot_labelled(tmp_path / "data.npz") == 1
-    with np.load(tmp_path / "data.npz") as data:
-        assert data["inputs"].tolist() == [[1.0, 2.0, 3.0]]
+    inputs, labels = read_labelled_rows(captured.path)
+    assert (inputs.tolist(), labels.tolist()) == ([[1.0, 2.0, 3.0]], [7])
 
 
 async def test_feedback_labels_a_prediction(client: PlainJsonClient, captured: CapturedData) -> None:
@@ -363,9 +363,7 @@ async def test_feedback_labels_a_prediction(client: PlainJsonClient, captured: C
     assert (await captured.counts()).labelled == 2
 
 
-async def test_a_withdrawn_label_can_be_replaced(
-    client: PlainJsonClient, captured: CapturedData, tmp_path: Path
-) -> None:
+async def test_a_withdrawn_label_can_be_replaced(client: PlainJsonClient, captured: CapturedData) -> None:
     (row,) = (await client.predict([1, 2, 3]))["ids"]
     await client.post(f"/feedback/{row}", {"label": 3})
     for _ in range(2):  # DELETE is idempotent
@@ -373,9 +371,8 @@ async def test_a_withdrawn_label_can_be_replaced(
             assert response.status == 204
         assert await captured.counts() == CaptureStats(rows=1, labelled=0, dropped=0)
     assert (await client.post(f"/feedback/{row}", {"label": 4}))[0] == 204
-    await captured.snapshot_labelled(tmp_path / "data.npz")
-    with np.load(tmp_path / "data.npz") as data:
-        assert data["labels"].tolist() == [4]
+    _, labels = read_labelled_rows(captured.path)
+    assert labels.tolist() == [4]
 
 
 @pytest.mark.parametrize("row", ["99", "abc"])
@@ -543,7 +540,7 @@ async def test_a_request_is_rejected_when_the_queue_is_full() -> None:
         async with client.session.post(client.url + "/predict", json={"inputs": [[0, 0, 0]]}) as response:
             assert response.status == 429
             assert int(response.headers["Retry-After"]) >= 1
-        model.go_on.set()
+        model.may_continue.set()
         assert [answer["outputs"] for answer in await asyncio.gather(*queued)] == [[0.0]] * 6
 
 
@@ -583,18 +580,18 @@ async def test_bodies_over_the_memory_limit_are_not_read(
         queued = await queue_behind(
             model, large_server, *(is_rejected_for_memory(client, data=large_body(size)) for size in sizes)
         )
-        assert large_server.memory_limit.bytes == sum(sizes)
+        assert large_server.memory_limit.reserved_bytes == sum(sizes)
         small = gzip.compress(large_body(200))
         assert await is_rejected_for_memory(client, data=large_body())
         assert await is_rejected_for_memory(client, data=chunks(large_body(200)))
         assert await is_rejected_for_memory(client, data=small, headers={"Content-Encoding": "gzip"})
         fits = asyncio.create_task(is_rejected_for_memory(client, data=large_body(200)))
-        await eventually(lambda: large_server.engine.queued == len(sizes))
-        model.go_on.set()
+        await eventually(lambda: large_server.engine.queue_length == len(sizes))
+        model.may_continue.set()
         assert not any(await asyncio.gather(fits, *queued))
         assert not await is_rejected_for_memory(client, data=large_body())
         assert not await is_rejected_for_memory(client, data=small, headers={"Content-Encoding": "gzip"})
-    assert large_server.memory_limit.bytes == 0
+    assert large_server.memory_limit.reserved_bytes == 0
 
 
 async def test_a_read_timeout_releases_the_memory_of_the_body(
@@ -612,7 +609,7 @@ async def test_a_read_timeout_releases_the_memory_of_the_body(
         async with client.session.post(client.url + "/predict", headers=headers, data=forever()) as response:
             assert response.status == 408
             assert await response.json() == {"error": "timeout while reading the body (limit 0.05 s)"}
-        assert large_server.memory_limit.bytes == 0
+        assert large_server.memory_limit.reserved_bytes == 0
 
 
 async def test_an_unknown_path_or_method_is_answered_with_json(client: PlainJsonClient) -> None:
@@ -637,7 +634,7 @@ async def test_stop_answers_the_accepted_requests(server: InferenceServer) -> No
         client = PlainJsonClient(session, url)
         (queued,) = await queue_behind(model, server, client.predict([0, 0, 0]))
         stopping = asyncio.create_task(server.stop())
-        model.go_on.set()
+        model.may_continue.set()
         assert (await queued)["outputs"] == [7.0]
         await stopping
         with pytest.raises(aiohttp.ClientConnectionError):
@@ -651,5 +648,5 @@ async def test_a_slow_model_does_not_block_the_event_loop(server: InferenceServe
         (queued,) = await queue_behind(model, server, client.predict([0, 0, 0]))
         assert (await client.get("/live"))[0] == 200
         assert not queued.done()
-        model.go_on.set()
+        model.may_continue.set()
         await queued

@@ -448,7 +448,7 @@ def test_any_binary_request_is_parsed_or_rejected(
         assert "\n" not in result.reason
     else:
         assert result.inputs.dtype == takes.dtype
-        assert 1 <= len(result.inputs) <= takes.most
+        assert 1 <= len(result.inputs) <= takes.max_samples
 
 
 @given(requests | json_values, takes)
@@ -468,12 +468,12 @@ def test_any_plain_request_is_parsed_or_rejected(body: Any, takes: ModelInput) -
 class SlowSum(SumPredictor):
     """Blocks until `go_on` is set."""
 
-    go_on: threading.Event = field(default_factory=threading.Event)
-    busy: threading.Event = field(default_factory=threading.Event)
+    may_continue: threading.Event = field(default_factory=threading.Event)
+    is_busy: threading.Event = field(default_factory=threading.Event)
 
     def predict(self, inputs: Array) -> Array:
-        self.busy.set()
-        assert self.go_on.wait(20)
+        self.is_busy.set()
+        assert self.may_continue.wait(20)
         return super().predict(inputs)
 
 
@@ -487,11 +487,11 @@ async def test_a_slow_model_gets_smaller_batches() -> None:
     async with aiohttp.ClientSession() as session:
         client = OpenInferenceClient(session, url)
         first = asyncio.create_task(client.infer(1, 2, 3))
-        await eventually(model.busy.is_set)  # its first batch takes longer than batch_s
+        await eventually(model.is_busy.is_set)  # its first batch takes longer than batch_s
         others = [asyncio.create_task(client.infer(n, 0, 0)) for n in range(10)]
-        await eventually(lambda: server.engine.queued == 10)
+        await eventually(lambda: server.engine.queue_length == 10)
         await asyncio.sleep(0.05)  # the minimum duration of the first batch
-        model.go_on.set()
+        model.may_continue.set()
         await asyncio.gather(first, *others)
     assert model.batches[:2] == [1, 1]
     assert sum(model.batches) == 11

@@ -65,55 +65,55 @@ PLAN = RunPlan(rounds=2, quorum=2, recruit_s=30, round_s=30)
 class StatefulFlowerServer(FakeFlowerServer):
     """It reports when a Flower server is up, and knows whether one is."""
 
-    up: str = ""
+    running_run: str = ""
     """The run whose server is up."""
-    refuses: str = ""
+    refusal: str = ""
 
-    async def lost(self) -> None:
-        self.up = ""
+    async def lose_server(self) -> None:
+        self.running_run = ""
         await self.fed.publish(ServerLost(task=TASK, run=RUN, reason="it was killed"), sender="flower-server")
 
-    async def round(self, number: int, **participants: int) -> None:
+    async def finish_round(self, number: int, **participants: int) -> None:
         """A round comes to its end."""
         result = RoundResult(round=number, metrics={"loss": 1.0 / number}, participants=participants)
         checkpoint = await self.make_model(number)
         said = RoundFinished(task=TASK, run=RUN, round=number, result=result, checkpoint=checkpoint)
         await self.fed.publish(said, sender="flower-server")
 
-    async def round_of_failures(self, number: int, **failures: str) -> None:
+    async def fail_round(self, number: int, **failures: str) -> None:
         """A round without any update."""
         said = RoundFinished(
             task=TASK, run=RUN, round=number, result=RoundResult(round=number, failures=failures)
         )
         await self.fed.publish(said, sender="flower-server")
 
-    async def finish(self, rounds: int = 2) -> None:
+    async def finish_training(self, rounds: int = 2) -> None:
         said = RunFinished(task=TASK, run=RUN, rounds=rounds, artifact=await self.make_model(rounds))
         await self.fed.publish(said, sender="flower-server")
-        self.up = ""
+        self.running_run = ""
 
     async def init(self, request: InitModel) -> Body:
         self.build_requests.append(request)
         return (
-            Refused(reason=self.refuses)
-            if self.refuses
+            Refused(reason=self.refusal)
+            if self.refusal
             else ModelInitialised(artifact=await self.make_model(0))
         )
 
     async def start(self, request: StartServer) -> Body:
         self.start_requests.append(request)
-        if self.refuses:
-            return Refused(reason=self.refuses)
-        self.up = request.run
+        if self.refusal:
+            return Refused(reason=self.refusal)
+        self.running_run = request.run
         await self.fed.publish(ServerStarted(task=TASK, run=request.run), sender="flower-server")
         return ServerStarting()
 
     async def stop(self, request: StopServer) -> Body:
-        self.up = ""
+        self.running_run = ""
         return await super().stop(request)
 
     async def find(self, request: FindServer) -> Body:
-        up = self.up == request.run
+        up = self.running_run == request.run
         if request.say_so and not up:
             await self.fed.publish(
                 ServerLost(task=TASK, run=RUN, reason="it is gone"), sender="flower-server"
@@ -162,9 +162,9 @@ async def test_a_run_goes_from_the_request_to_a_version_that_everyone_is_told_of
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
-    await flower.round(1, c1=10, c2=20)
-    await flower.round(2, c1=10, c2=20)
-    await flower.finish()
+    await flower.finish_round(1, c1=10, c2=20)
+    await flower.finish_round(2, c1=10, c2=20)
+    await flower.finish_training()
     await fed.wait_for_message(ServerClosed)
 
     assert fed.events_of("server") == [
@@ -181,7 +181,7 @@ async def test_a_run_goes_from_the_request_to_a_version_that_everyone_is_told_of
     (published,) = fed.messages_of(ModelPublished)
     assert (published.model.version, published.run) == (2, RUN)
     assert fed.messages_of(ServerClosed) == [ServerClosed(task=TASK, run=RUN, outcome="finished", rounds=2)]
-    latest = await flower.store.latest()
+    latest = await flower.store.read_latest()
     assert latest is not None
     assert (latest.version, latest.parent, latest.rounds) == (2, 1, 2)
     assert latest.participants == {"c1": 10, "c2": 20}
@@ -193,14 +193,14 @@ async def test_a_run_that_no_update_is_in_fails_and_the_model_stays(
 ) -> None:
     await train(fed)
     for number in (1, 2):
-        await flower.round_of_failures(number, c1="its update cannot be had", c2="out of memory")
-    await flower.finish()
+        await flower.fail_round(number, c1="its update cannot be had", c2="out of memory")
+    await flower.finish_training()
     closed = await fed.wait_for_message(ServerClosed)
     assert (closed.outcome, fed.events_of("server")[-1]) == ("failed", "run_failed")
     assert "no client's update is in any of the 2 rounds" in closed.reason
     assert "c1: its update cannot be had; c2: out of memory" in closed.reason
     assert fed.messages_of(ModelPublished) == []
-    latest = await flower.store.latest()
+    latest = await flower.store.read_latest()
     assert latest is not None
     assert latest.version == 1
 
@@ -222,7 +222,7 @@ async def test_health_says_which_run_takes_in_clients(
     late = (await fed.bus.request(HealthCheck(task=TASK))).open_run
     assert late.run == RUN
     await join(fed, "late")
-    await flower.round(1)
+    await flower.finish_round(1)
     await fed.wait_for_event("server", "round_finished")
     assert fed.server_facts().cohort == ("c1", "c2", "late")
 
@@ -233,28 +233,28 @@ async def test_health_says_which_run_takes_in_clients(
 class UnavailableModelStore(ModelRepository):
     """A model store whose volume can be unmounted."""
 
-    away = True
+    is_unavailable = True
 
-    async def latest(self) -> Manifest | None:
-        self._look()
-        return await super().latest()
+    async def read_latest(self) -> Manifest | None:
+        self._check_available()
+        return await super().read_latest()
 
-    async def path_of(self, sha256: str) -> Path:
-        self._look()
-        return await super().path_of(sha256)
+    async def local_path(self, sha256: str) -> Path:
+        self._check_available()
+        return await super().local_path(sha256)
 
     async def publish(self, manifest: Manifest) -> Manifest:
-        self._look()
+        self._check_available()
         return await super().publish(manifest)
 
-    def _look(self) -> None:
-        if self.away:
+    def _check_available(self) -> None:
+        if self.is_unavailable:
             raise StoreUnavailable(Path(self.url), "the volume is away")
 
 
 def make_manager(fed: FederationHarness, store: ModelStore) -> Any:
     async def run(stop: asyncio.Event) -> None:
-        async with fed.config.bus("server-manager") as bus:
+        async with fed.config.connect_bus("server-manager") as bus:
             await ServerManager(bus, fed.config.task, store).run(stop)
 
     return run
@@ -263,11 +263,11 @@ def make_manager(fed: FederationHarness, store: ModelStore) -> Any:
 async def test_a_model_that_cannot_be_built_is_told_once_and_tried_again(
     fed: FederationHarness, flower: StatefulFlowerServer
 ) -> None:
-    flower.refuses = "tiny.model:Net did not make a model: NameError"
+    flower.refusal = "tiny.model:Net cannot build a model: NameError"
     async with fed.run_agent(lambda stop: server_manager(fed.config, stop)):
         await eventually(lambda: len(flower.build_requests) >= 3)
         assert fed.events_of("server") == ["started", "model_not_built"]
-        flower.refuses = ""
+        flower.refusal = ""
         await fed.wait_for_state("server", "waiting")
 
 
@@ -303,7 +303,7 @@ async def test_a_run_is_opened_once_however_often_it_is_asked_for(
     await open_run(fed)
     await open_run(fed)  # the scheduler did not receive the reply
     await train(fed)
-    await flower.finish()
+    await flower.finish_training()
     await fed.wait_for_message(ServerClosed)
     await open_run(fed)  # nor the end
     assert fed.events_of("server").count("run_requested") == 1
@@ -313,7 +313,7 @@ async def test_a_run_is_opened_once_however_often_it_is_asked_for(
 async def test_a_flower_server_that_does_not_start_fails_the_run_and_says_why(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
-    flower.refuses = "no such app"
+    flower.refusal = "no such app"
     with pytest.raises(RequestRefused, match="no such app"):
         await open_run(fed)
     assert (await fed.wait_for_event("server", "run_failed")).source == "recruiting"
@@ -324,7 +324,7 @@ async def test_a_flower_server_lost_while_recruiting_fails_the_run(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await open_run(fed)
-    await flower.lost()
+    await flower.lose_server()
     assert (await fed.wait_for_event("server", "run_failed")).reason.startswith("it was killed, while")
 
 
@@ -342,7 +342,7 @@ async def test_a_run_that_is_cancelled_leaves_the_version_as_it_was(
     closed = await fed.wait_for_message(ServerClosed)
     assert (closed.outcome, closed.reason) == ("cancelled", "enough")
     assert flower.stopped_runs == [RUN]
-    assert [one.version for one in await flower.store.versions()] == [1]
+    assert [one.version for one in await flower.store.list_versions()] == [1]
 
 
 async def test_a_run_may_be_cancelled_in_training_too(
@@ -360,7 +360,7 @@ async def test_an_app_that_gives_up_fails_its_run_and_the_version_stays(
     await fed.publish(RunFailed(task=TASK, run=RUN, reason="the ServerApp raised"), sender="flower-server")
     closed = await fed.wait_for_message(ServerClosed)
     assert (closed.outcome, closed.reason) == ("failed", "the ServerApp raised")
-    assert [one.version for one in await flower.store.versions()] == [1]
+    assert [one.version for one in await flower.store.list_versions()] == [1]
 
 
 async def test_a_version_that_another_has_published_is_not_overwritten(
@@ -369,7 +369,7 @@ async def test_a_version_that_another_has_published_is_not_overwritten(
     await train(fed)
     versions = Path(fed.config.store_url) / TASK / "versions"
     (versions / "1.json").write_text("not a manifest")
-    await flower.finish()
+    await flower.finish_training()
     told = await fed.wait_for_event("server", "version_refused")
     assert "is corrupt" in told.reason
     assert (await fed.wait_for_message(ServerClosed)).outcome == "failed"
@@ -383,10 +383,10 @@ async def test_a_lost_flower_server_is_taken_up_from_the_last_round_that_was_kep
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
-    await flower.round(1)
+    await flower.finish_round(1)
     await fed.wait_for_event("server", "round_finished")
     await join(fed, "late")
-    await flower.lost()
+    await flower.lose_server()
     await fed.wait_for_event("server", "server_recovered")
     again = await fed.wait_for_message(BeginTraining, times=2)
 
@@ -401,7 +401,7 @@ async def test_a_second_owner_ends_the_manager_also_when_a_request_shows_it(
 ) -> None:
     await train(fed)
     async with LifecycleStore.open(await fed.connect_as("server-manager")) as lives:
-        other = await lives.of(SERVER, ServerData(task=TASK))
+        other = await lives.load(SERVER, ServerData(task=TASK))
         changes = ServerChanges(trouble=StoreProblem.UNAVAILABLE)
         await other.transition(ServerEvent.STORE_UNAVAILABLE, changes, reason="of another manager")
     with pytest.raises(RequestRefused, match="another owner changed"):
@@ -451,7 +451,7 @@ async def test_restarted_while_recruiting_without_its_flower_server_it_fails_the
 ) -> None:
     await open_run(fed)
     await manager.kill()
-    flower.up = ""
+    flower.running_run = ""
     manager.start()
     told = await fed.wait_for_event("server", "run_failed")
     assert told.reason == "it is gone, while the server was recruiting"
@@ -462,10 +462,10 @@ async def test_restarted_in_training_it_leaves_a_flower_server_alone_that_is_up(
 ) -> None:
     await train(fed)
     await manager.kill()
-    await flower.round(1)
-    await flower.round(2)
-    await flower.finish()
-    flower.up = RUN  # its process takes a moment to leave
+    await flower.finish_round(1)
+    await flower.finish_round(2)
+    await flower.finish_training()
+    flower.running_run = RUN  # its process takes a moment to leave
     manager.start()
     await fed.wait_for_message(ModelPublished)
     assert fed.events_of("server")[3:] == [
@@ -482,10 +482,10 @@ async def test_restarted_in_training_without_its_flower_server_it_starts_another
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
-    await flower.round(1)
+    await flower.finish_round(1)
     await fed.wait_for_event("server", "round_finished")
     await manager.kill()
-    await flower.lost()
+    await flower.lose_server()
     manager.start()
     await fed.wait_for_event("server", "server_recovered")
     assert [start.first_round for start in flower.start_requests] == [1, 2]
@@ -499,32 +499,32 @@ async def test_restarted_in_training_after_its_flower_server_had_finished_it_pub
 ) -> None:
     await train(fed)
     await manager.kill()
-    await flower.round(1)
-    await flower.round(2)
-    await flower.finish()
+    await flower.finish_round(1)
+    await flower.finish_round(2)
+    await flower.finish_training()
     manager.start()
     await fed.wait_for_message(ModelPublished)
     assert (await fed.wait_for_message(ServerClosed)).outcome == "finished"
-    assert flower.up == ""  # no process is left running
+    assert flower.running_run == ""  # no process is left running
 
 
 async def test_restarted_while_publishing_it_publishes_once(
     fed: FederationHarness, flower: StatefulFlowerServer
 ) -> None:
     store = UnavailableModelStore(DirectoryObjectStore(Path(fed.config.store_url), TaskId(TASK)))
-    store.away = False
+    store.is_unavailable = False
     async with fed.run_agent(make_manager(fed, store)) as manager:
         await fed.wait_for_message(CodePublished)
         await train(fed)
-        store.away = True
-        await flower.finish()
+        store.is_unavailable = True
+        await flower.finish_training()
         await fed.wait_for_state("server", "publishing")
         await manager.kill()
-        store.away = False
+        store.is_unavailable = False
         manager.start()
         await fed.wait_for_message(ModelPublished)
         await fed.wait_for_message(ServerClosed)
-    assert [one.version for one in await flower.store.versions()] == [1, 2]
+    assert [one.version for one in await flower.store.list_versions()] == [1, 2]
     assert fed.last_transition("server").event == "version_published"
 
 
@@ -532,7 +532,7 @@ async def test_killed_before_it_could_say_that_the_run_is_over_it_says_so_when_i
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
-    await flower.finish()
+    await flower.finish_training()
     await fed.wait_for_state("server", "waiting")
     await manager.kill()
     closed = len(fed.messages_of(ServerClosed))
@@ -547,7 +547,7 @@ async def test_what_is_told_again_of_a_run_that_is_over_is_not_in_its_trace(
     with record_spans() as spans:
         with trace.get_tracer("test").start_as_current_span("a run") as begun:
             await train(fed)
-            await flower.finish()
+            await flower.finish_training()
         await fed.wait_for_message(ServerClosed)
         await manager.restart()
         await fed.wait_for_message(ServerClosed, times=2)

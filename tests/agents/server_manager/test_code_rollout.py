@@ -342,7 +342,7 @@ def test_a_run_that_a_store_hindered_is_repeated_after_a_pause() -> None:
 def test_a_model_that_was_not_compared_has_the_candidate_tried_again() -> None:
     driver = in_training_of_the_candidate()
     driver.machine._server.state = ServerState.PUBLISHING
-    verdict = PromotionVerdict(promote=False, judged=False, reason="another was promoted meanwhile")
+    verdict = PromotionVerdict(promote=False, was_compared=False, reason="another was promoted meanwhile")
     effects = driver.handle(VersionPublished(manifest(2), verdict, None, keep=20))
     assert effects[-3:] == [
         Log("info", "Candidate run was not evaluated; starting another trial run", {"code": NEW}),

@@ -547,7 +547,7 @@ def test_a_finished_run_becomes_the_champion_and_then_the_clients_hear_of_it() -
 
 def test_a_version_that_the_gate_rejects_is_kept_and_the_champion_stays() -> None:
     driver = ServerDriver(running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
-    verdict = PromotionVerdict(promote=False, reason="loss 0.8 against 0.5")
+    verdict = PromotionVerdict(promote=False, reason="loss 0.8, champion 0.5")
     reason = "version 2 is not promoted: loss 0.8, champion 0.5"
     assert driver.handle(VersionPublished(manifest(2), verdict, None, keep=20)) == [
         STOPS_RECRUITING,

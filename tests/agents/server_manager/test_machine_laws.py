@@ -339,7 +339,9 @@ class ServerWalk:
                     return PublishFailed(reason)
                 served = self.next_champion()
                 if self.fails(0.3):
-                    verdict = PromotionVerdict(promote=False, reason="worse", judged=not self.fails(0.5))
+                    verdict = PromotionVerdict(
+                        promote=False, reason="worse", was_compared=not self.fails(0.5)
+                    )
                     return VersionPublished(manifest(self.version), verdict, None, keep=20)
                 verdict = PromotionVerdict(promote=True, reason="better")
                 return VersionPublished(manifest(self.version), verdict, served, keep=20)

@@ -61,29 +61,29 @@ class DirectoryStore:
     """A directory; damaged files have a backup."""
 
     url: str
-    beside: Path
+    backup: Path
 
     @property
     def home(self) -> Path:
         return Path(self.url) / TASK
 
-    async def spoil(self, trouble: StoreProblem) -> None:
+    async def break_store(self, trouble: StoreProblem) -> None:
         match trouble:
             case StoreProblem.DAMAGED:
-                (self.home / "latest").rename(self.beside / "latest")
+                (self.home / "latest").rename(self.backup / "latest")
                 (self.home / "latest").write_text("{")
             case _:
-                self.home.rename(self.beside / TASK)
+                self.home.rename(self.backup / TASK)
         if trouble is StoreProblem.EMPTY:
             await open_model_store(self.url, TASK).prepare()
 
-    async def mend(self) -> None:
-        if (self.beside / "latest").exists():
-            (self.beside / "latest").rename(self.home / "latest")
+    async def repair(self) -> None:
+        if (self.backup / "latest").exists():
+            (self.backup / "latest").rename(self.home / "latest")
             return
         if self.home.exists():
-            self.home.rename(self.beside / "empty")
-        (self.beside / TASK).rename(self.home)
+            self.home.rename(self.backup / "empty")
+        (self.backup / TASK).rename(self.home)
 
     async def overwrite(self, name: str, content: bytes) -> None:
         (self.home / name).write_bytes(content)
@@ -95,58 +95,58 @@ class S3Store:
 
     url: str
     s3: EmbeddedS3
-    way: FaultyProxy
+    proxy: FaultyProxy
     monkeypatch: pytest.MonkeyPatch
-    beside: Path
-    gone: dict[str, bytes] = field(default_factory=dict)
+    backup: Path
+    removed: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        (self.beside / "wrong").write_text(
+        (self.backup / "wrong").write_text(
             "[default]\naws_access_key_id = AKIA\naws_secret_access_key = hush\n"
         )
-        self.take_key(self.s3.credentials)
+        self.use_key(self.s3.credentials)
 
-    def take_key(self, file: Path) -> None:
+    def use_key(self, file: Path) -> None:
         self.monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(file))
 
     @property
     def bucket(self) -> Bucket:
         return Bucket(
-            BucketAddress.parse(self.url.replace(f":{self.way.port}", f":{self.s3.port}")),
+            BucketAddress.parse(self.url.replace(f":{self.proxy.port}", f":{self.s3.port}")),
             credentials=self.s3.credentials,
         )
 
     def key(self, name: str) -> str:
         return f"{BucketAddress.parse(self.url).prefix}/{TASK}/{name}"
 
-    async def spoil(self, trouble: StoreProblem) -> None:
+    async def break_store(self, trouble: StoreProblem) -> None:
         match trouble:
             case StoreProblem.UNAVAILABLE:
-                self.way.close()
+                self.proxy.close()
             case StoreProblem.DENIED:
-                self.take_key(self.beside / "wrong")
+                self.use_key(self.backup / "wrong")
             case StoreProblem.DAMAGED:
-                await self._put_aside("latest")
+                await self._back_up("latest")
                 await self.overwrite("latest", b"{")
             case StoreProblem.EMPTY:
                 prefix = self.key("")
                 for one in await self.bucket.list_objects(prefix):
                     if not one.key.endswith(MARK):
-                        await self._put_aside(one.key.removeprefix(prefix))
+                        await self._back_up(one.key.removeprefix(prefix))
 
-    async def mend(self) -> None:
-        self.take_key(self.s3.credentials)
-        self.way.reopen()
-        for name, content in self.gone.items():
+    async def repair(self) -> None:
+        self.use_key(self.s3.credentials)
+        self.proxy.reopen()
+        for name, content in self.removed.items():
             await self.overwrite(name, content)
 
     async def overwrite(self, name: str, content: bytes) -> None:
         await self.bucket.write(self.key(name), content)
 
-    async def _put_aside(self, name: str) -> None:
+    async def _back_up(self, name: str) -> None:
         found = await self.bucket.read(self.key(name))
         assert found is not None
-        self.gone[name] = found.content
+        self.removed[name] = found.content
         await self.bucket.delete(self.key(name))
 
 
@@ -180,7 +180,7 @@ async def store_under_test(
         fed.config = replace(fed.config, store=url)
         store_under_test = S3Store(url, s3_server, way, monkeypatch, beside)
         yield store_under_test
-        await store_under_test.mend()
+        await store_under_test.repair()
 
 
 def for_each_store(in_directory: list[StoreProblem], in_s3: list[StoreProblem]) -> pytest.MarkDecorator:
@@ -206,7 +206,7 @@ async def run_manager(fed: FederationHarness, *, keeps_copies: bool = False) -> 
     async def run(stop: asyncio.Event) -> None:
         if not keeps_copies:
             shutil.rmtree(fed.config.home.parent / "cache", ignore_errors=True)
-        async with fed.config.bus("server-manager") as bus:
+        async with fed.config.connect_bus("server-manager") as bus:
             store = open_model_store(fed.config.store_url, fed.config.task.id, patience_s=0.2)
             await ServerManager(bus, fed.config.task, store).run(stop)
 
@@ -258,7 +258,7 @@ async def test_a_first_start_tells_which_trouble_it_is_begins_no_model_and_takes
 ) -> None:
     await open_model_store(fed.config.store_url, TASK).prepare()
     there = await publish_version(fed, builder, 1)
-    await store_under_test.spoil(trouble)
+    await store_under_test.break_store(trouble)
     async with run_manager(fed):
         told = await fed.wait_for_event("server", "store_unavailable")
         assert (told.target, fed.server_facts().trouble) == (ServerState.MODEL_INIT, trouble)
@@ -266,7 +266,7 @@ async def test_a_first_start_tells_which_trouble_it_is_begins_no_model_and_takes
         assert "hush" not in told.reason
         for asks in (request_run(fed), lambda: fed.bus.request(GetServerInfo(task=TASK))):
             assert told.reason in await refusal_reason(asks)
-        await store_under_test.mend()
+        await store_under_test.repair()
         await fed.wait_for_state("server", "waiting")
         assert (fed.server_facts().model, fed.server_facts().trouble) == (there.ref, None)
         await request_run(fed)()
@@ -298,7 +298,7 @@ async def test_a_restarted_manager_tells_which_trouble_it_is_stays_begins_nothin
         await fed.wait_for_message(CodePublished)
         model = fed.server_facts().model
         await manager.kill()
-        await store_under_test.spoil(trouble)
+        await store_under_test.break_store(trouble)
         manager.start()
         told = await fed.wait_for_event("server", "store_unavailable")
         assert (told.target, fed.server_facts().trouble) == (ServerState.WAITING, trouble)
@@ -309,7 +309,7 @@ async def test_a_restarted_manager_tells_which_trouble_it_is_stays_begins_nothin
         if trouble is StoreProblem.UNAVAILABLE and isinstance(store_under_test, DirectoryStore):
             assert not store_under_test.home.exists(), "nothing is made in the place of what is away"
 
-        await store_under_test.mend()
+        await store_under_test.repair()
         await fed.wait_for_event("server", "store_recovered")
         info = await fed.bus.request(GetServerInfo(task=TASK))
         assert (info.model, fed.server_facts().trouble) == (model, None)
@@ -323,7 +323,7 @@ async def test_where_only_latest_is_damaged_the_champion_is_given_out_all_the_sa
 ) -> None:
     async with run_manager(fed) as manager:
         await fed.wait_for_message(CodePublished)
-        await store_under_test.spoil(StoreProblem.DAMAGED)
+        await store_under_test.break_store(StoreProblem.DAMAGED)
         await manager.restart()
         await fed.wait_for_event("server", "store_unavailable")
         await eventually(lambda: is_model_served(fed))
@@ -338,7 +338,7 @@ async def test_of_an_s3_that_cannot_be_asked_a_copy_on_this_machine_is_given_out
     async with run_manager(fed, keeps_copies=True) as manager:
         await fed.wait_for_message(CodePublished)
         await manager.kill()
-        await store_under_test.spoil(trouble)
+        await store_under_test.break_store(trouble)
         manager.start()
         told = await fed.wait_for_event("server", "store_unavailable")
         await eventually(lambda: is_model_served(fed))
@@ -371,7 +371,7 @@ async def test_another_repository_than_the_log_s_is_damage_and_not_taken_for_it(
     async with run_manager(fed) as manager:
         await fed.wait_for_message(CodePublished)
         await manager.kill()
-        await store_under_test.spoil(StoreProblem.EMPTY)
+        await store_under_test.break_store(StoreProblem.EMPTY)
         await publish_version(fed, builder, 1)
         manager.start()
         told = await fed.wait_for_event("server", "store_unavailable")
@@ -383,18 +383,18 @@ async def test_another_repository_than_the_log_s_is_damage_and_not_taken_for_it(
 class DeniedAfterPromotion(ModelRepository):
     """A directory whose weights may not be read any more from the moment in which a version is crowned."""
 
-    closes = False
-    closed = False
+    should_deny = False
+    is_denied = False
 
-    async def crown(self, champion: Champion) -> Champion:
-        crowned = await super().crown(champion)
-        self.closed = self.closes
+    async def set_champion(self, champion: Champion) -> Champion:
+        crowned = await super().set_champion(champion)
+        self.is_denied = self.should_deny
         return crowned
 
-    async def path_of(self, sha256: str) -> Path:
-        if self.closed:
+    async def local_path(self, sha256: str) -> Path:
+        if self.is_denied:
             raise StoreDenied(self.url, "AccessDenied", remedy="give us the right")
-        return await super().path_of(sha256)
+        return await super().local_path(sha256)
 
 
 @pytest.mark.parametrize("store_under_test", ["directory"], indirect=True)
@@ -404,19 +404,19 @@ async def test_a_new_champion_whose_weights_cannot_be_had_is_given_out_when_they
     store = DeniedAfterPromotion(DirectoryObjectStore(Path(store_under_test.url), TaskId(TASK)))
 
     async def run(stop: asyncio.Event) -> None:
-        async with fed.config.bus("server-manager") as bus:
+        async with fed.config.connect_bus("server-manager") as bus:
             await ServerManager(bus, fed.config.task, store).run(stop)
 
     async with fed.run_agent(run):
         await fed.wait_for_message(CodePublished)
         other = await publish_version(fed, builder, 2)
-        store.closes = True
+        store.should_deny = True
         await fed.bus.request(PromoteModel(task=TASK, model_version=2))
         told = await fed.wait_for_event("server", "store_unavailable")
         assert fed.server_facts().trouble is StoreProblem.DENIED
         assert told.reason in await refusal_reason(lambda: fed.bus.request(GetServerInfo(task=TASK)))
         assert fed.messages_of(ModelPublished) == []
-        store.closed = False
+        store.is_denied = False
         assert (await fed.wait_for_message(ModelPublished)).model == other.ref
         await fed.wait_for_event("server", "store_recovered")
 
@@ -432,16 +432,16 @@ async def test_a_run_under_way_goes_on_while_the_repository_is_in_trouble(
         if training:
             await send_joined(fed)
         await manager.kill()
-        await store_under_test.spoil(StoreProblem.UNAVAILABLE)
+        await store_under_test.break_store(StoreProblem.UNAVAILABLE)
         manager.start()
         told = await fed.wait_for_event("server", "store_unavailable")
         assert told.target == ("training" if training else "recruiting")
         if not training:
-            await store_under_test.mend()
+            await store_under_test.repair()
             await fed.wait_for_event("server", "store_recovered")
             await send_joined(fed)
         else:
-            await store_under_test.mend()
+            await store_under_test.repair()
             assert (await fed.wait_for_event("server", "store_recovered")).target == "training"
 
 

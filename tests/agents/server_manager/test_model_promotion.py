@@ -26,19 +26,19 @@ PLAN = RunPlan(rounds=1, quorum=1, recruit_s=30, round_s=30)
 class OneClientFlowerServer(FakeFlowerServer):
     """It trains with one client."""
 
-    async def begins(self, number: int) -> None:
+    async def begin_training_run(self, number: int) -> None:
         """A run that is in training."""
         await self.begin_run(number, PLAN, "c1")
 
-    async def ends(self, number: int, **metrics: float) -> None:
+    async def finish_with_metrics(self, number: int, **metrics: float) -> None:
         """The run comes to a model with these metrics."""
         await self.finish_run(number, RoundResult(round=1, metrics=metrics, participants={"c1": 10}))
 
-    async def run(self, number: int, **metrics: float) -> None:
-        await self.begins(number)
-        await self.ends(number, **metrics)
+    async def complete_run(self, number: int, **metrics: float) -> None:
+        await self.begin_training_run(number)
+        await self.finish_with_metrics(number, **metrics)
 
-    def says_that_it_differs(self, how: str) -> None:
+    def set_difference(self, how: str) -> None:
         self.differences[self.fed.config.task.code_version] = how
 
 
@@ -53,7 +53,7 @@ async def flower(fed: FederationHarness) -> AsyncIterator[OneClientFlowerServer]
 @pytest.fixture
 def signer(tmp_path: Path) -> ModelSigner:
     generate_key(tmp_path / "fedbus.key")
-    return ModelSigner.read(tmp_path / "fedbus.key")
+    return ModelSigner.load(tmp_path / "fedbus.key")
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ async def manager(
     fed: FederationHarness, flower: OneClientFlowerServer, signer: ModelSigner
 ) -> AsyncIterator[RunningAgent]:
     async def manage(stop: asyncio.Event) -> None:
-        async with fed.config.bus("server-manager") as bus:
+        async with fed.config.connect_bus("server-manager") as bus:
             await ServerManager(bus, fed.config.task, flower.store, signer=signer).run(stop)
 
     async with fed.run_agent(manage) as agent:
@@ -73,7 +73,7 @@ def make_server(fed: FederationHarness, flower: OneClientFlowerServer) -> AgentF
     """A server manager without a signer."""
 
     async def manage(stop: asyncio.Event) -> None:
-        async with fed.config.bus("server-manager") as bus:
+        async with fed.config.connect_bus("server-manager") as bus:
             await ServerManager(bus, fed.config.task, flower.store).run(stop)
 
     return manage
@@ -103,7 +103,7 @@ async def served_version(fed: FederationHarness) -> tuple[int, int]:
 
 
 async def read_champion(flower: OneClientFlowerServer) -> Champion:
-    found = await flower.store.champion()
+    found = await flower.store.read_champion()
     assert found is not None
     return found
 
@@ -114,8 +114,8 @@ async def read_champion(flower: OneClientFlowerServer) -> Champion:
 async def test_a_model_that_is_no_worse_is_served_and_everybody_hears_of_it(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
-    await flower.run(1, loss=0.5)
-    await flower.run(2, loss=0.4)
+    await flower.complete_run(1, loss=0.5)
+    await flower.complete_run(2, loss=0.4)
     assert await served_version(fed) == (3, 3)
     assert [one.model.version for one in fed.messages_of(ModelPublished)] == [2, 3]
     assert [one.term for one in fed.messages_of(ModelPublished)] == [2, 3]
@@ -125,14 +125,14 @@ async def test_a_model_that_is_no_worse_is_served_and_everybody_hears_of_it(
 async def test_a_worse_model_is_a_version_that_is_kept_back_and_the_old_one_is_served_on(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
-    await flower.run(1, loss=0.5)
-    await flower.run(2, loss=0.8)
+    await flower.complete_run(1, loss=0.5)
+    await flower.complete_run(2, loss=0.8)
     kept = await fed.wait_for_event("server", "candidate_kept")
     assert "loss 0.8, champion 0.5: 60.0 % worse (limit 10 %)" in kept.reason
     assert await served_version(fed) == (2, 2)
     assert len(fed.messages_of(ModelPublished)) == 1
     assert not fed.messages_of(ServerClosed)[-1].new_model
-    assert [one.version for one in await flower.store.versions()] == [1, 2, 3]
+    assert [one.version for one in await flower.store.list_versions()] == [1, 2, 3]
     facts = fed.server_facts()
     assert facts.candidate is not None
     assert (facts.candidate.version, facts.model and facts.model.version) == (3, 2)
@@ -141,19 +141,19 @@ async def test_a_worse_model_is_a_version_that_is_kept_back_and_the_old_one_is_s
 async def test_the_next_run_begins_with_the_model_that_is_served_and_not_with_the_one_that_was_kept_back(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
-    await flower.run(1, loss=0.5)
-    await flower.run(2, loss=0.8)
-    await flower.run(3, loss=0.45)
-    second = await flower.store.manifest(2)
+    await flower.complete_run(1, loss=0.5)
+    await flower.complete_run(2, loss=0.8)
+    await flower.complete_run(3, loss=0.45)
+    second = await flower.store.read_manifest(2)
     assert flower.start_requests[2].artifact.sha256 == second.sha256
-    assert [one.parent for one in await flower.store.versions()] == [None, 1, 2, 2]
+    assert [one.parent for one in await flower.store.list_versions()] == [None, 1, 2, 2]
     assert await served_version(fed) == (4, 3)
 
 
 async def test_a_model_whose_loss_is_no_number_is_never_served(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
-    await flower.run(1, loss=float("nan"))
+    await flower.complete_run(1, loss=float("nan"))
     assert "nan" in (await fed.wait_for_event("server", "candidate_kept")).reason
     assert await served_version(fed) == (1, 1)
 
@@ -161,10 +161,10 @@ async def test_a_model_whose_loss_is_no_number_is_never_served(
 async def test_what_was_made_of_a_model_that_is_not_served_any_more_waits_for_a_person(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
-    await flower.run(1, loss=0.5)
-    await flower.begins(2)
+    await flower.complete_run(1, loss=0.5)
+    await flower.begin_training_run(2)
     await fed.bus.request(RollBackModel(task=TASK, reason="version 2 was poisoned"))
-    await flower.ends(2, loss=0.1)
+    await flower.finish_with_metrics(2, loss=0.1)
     kept = await fed.wait_for_event("server", "candidate_kept")
     assert "it was made from version 2, and version 1 has been served since" in kept.reason
     assert (await served_version(fed))[0] == 1
@@ -176,8 +176,8 @@ async def test_what_was_made_of_a_model_that_is_not_served_any_more_waits_for_a_
 async def test_a_version_that_was_kept_back_is_promoted_by_hand(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
-    await flower.run(1, loss=0.5)
-    await flower.run(2, loss=0.8)
+    await flower.complete_run(1, loss=0.5)
+    await flower.complete_run(2, loss=0.8)
     answer: ModelPromoted = await fed.bus.request(
         PromoteModel(task=TASK, model_version=3, reason="it is right where it counts")
     )
@@ -191,8 +191,8 @@ async def test_a_version_that_was_kept_back_is_promoted_by_hand(
 async def test_a_rollback_goes_to_the_champion_before_and_everybody_hears_of_it(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
-    await flower.run(1, loss=0.5)
-    await flower.run(2, loss=0.4)
+    await flower.complete_run(1, loss=0.5)
+    await flower.complete_run(2, loss=0.4)
     answer: ModelPromoted = await fed.bus.request(RollBackModel(task=TASK))
     assert (answer.model.version, answer.instead_of) == (2, 3)
     told = await fed.wait_for_message(ModelPublished, times=3)
@@ -203,8 +203,8 @@ async def test_a_rollback_goes_to_the_champion_before_and_everybody_hears_of_it(
 async def test_a_rollback_may_name_the_version(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
-    await flower.run(1, loss=0.5)
-    await flower.run(2, loss=0.4)
+    await flower.complete_run(1, loss=0.5)
+    await flower.complete_run(2, loss=0.4)
     await fed.bus.request(RollBackModel(task=TASK, to=1))
     assert (await served_version(fed))[0] == 1
 
@@ -213,9 +213,9 @@ async def test_a_rollback_may_name_the_version(
 async def test_what_is_served_may_change_while_a_run_is_under_way(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer, training: bool
 ) -> None:
-    await flower.run(1, loss=0.5)
+    await flower.complete_run(1, loss=0.5)
     if training:
-        await flower.begins(2)
+        await flower.begin_training_run(2)
     else:
         await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-2", plan=PLAN))
     state = "training" if training else "recruiting"
@@ -255,7 +255,7 @@ async def test_a_version_that_does_not_fit_the_code_is_refused_and_the_tensor_is
 ) -> None:
     flower.width = 5
     await fed.bus.request(StartLineage(task=TASK))
-    flower.says_that_it_differs("w is float32 (3,) there and float32 (5,) here")
+    flower.set_difference("w is float32 (3,) there and float32 (5,) here")
     with pytest.raises(RequestRefused, match=r"does not fit the code that is in use: w is float32 \(3,\)"):
         await fed.bus.request(RollBackModel(task=TASK))
     assert await served_version(fed) == (2, 2)
@@ -266,7 +266,7 @@ async def test_a_run_whose_code_makes_another_model_is_refused_with_the_tensor_a
 ) -> None:
     await publish_first_version(flower, code_version="of yesterday")
     flower.width = 5
-    flower.says_that_it_differs("w is float32 (3,) there and float32 (5,) here")
+    flower.set_difference("w is float32 (3,) there and float32 (5,) here")
     async with fed.run_agent(make_server(fed, flower)):
         await fed.wait_for_message(CodePublished)
         open_run = OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN)
@@ -288,22 +288,22 @@ async def test_a_run_of_new_code_that_makes_the_same_model_begins(
     await publish_first_version(flower, code_version="of yesterday")
     async with fed.run_agent(make_server(fed, flower)):
         await fed.wait_for_message(CodePublished)
-        await flower.begins(1)
+        await flower.begin_training_run(1)
     assert [one.code_version for one in flower.check_requests] == [fed.config.task.code_version]
 
 
 async def test_a_new_lineage_begins_with_a_first_model_and_no_parent(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
-    await flower.run(1, loss=0.5)
+    await flower.complete_run(1, loss=0.5)
     flower.width = 5
     answer: ModelPromoted = await fed.bus.request(StartLineage(task=TASK, reason="a wider layer"))
     assert (answer.model.version, answer.instead_of) == (3, 2)
-    manifest = await flower.store.manifest(3)
+    manifest = await flower.store.read_manifest(3)
     assert (manifest.parent, manifest.lineage) == (None, 2)
     assert (await fed.wait_for_message(ModelPublished, times=2)).reason == "a wider layer"
-    await flower.run(2, loss=9.0)  # the champion has no metric to compare with
-    assert [one.lineage for one in await flower.store.versions()] == [1, 1, 2, 2]
+    await flower.complete_run(2, loss=9.0)  # the champion has no metric to compare with
+    assert [one.lineage for one in await flower.store.list_versions()] == [1, 1, 2, 2]
     assert (await served_version(fed))[0] == 4
 
 
@@ -313,24 +313,24 @@ async def test_a_new_lineage_begins_with_a_first_model_and_no_parent(
 async def test_every_version_is_signed_and_its_seal_goes_with_every_word_of_it(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer, tmp_path: Path
 ) -> None:
-    trusted = TrustedKeys.read(tmp_path / "fedbus.key.pub")
-    await flower.run(1, loss=0.5)
-    for manifest in await flower.store.versions():
+    trusted = TrustedKeys.load(tmp_path / "fedbus.key.pub")
+    await flower.complete_run(1, loss=0.5)
+    for manifest in await flower.store.list_versions():
         trusted.verify_manifest(manifest)
     info = await fed.bus.request(GetServerInfo(task=TASK))
-    trusted.check(TASK, info.model, info.seal)
+    trusted.verify(TASK, info.model, info.seal)
     told = fed.messages_of(ModelPublished)[0]
-    trusted.check(TASK, told.model, told.seal)
+    trusted.verify(TASK, told.model, told.seal)
 
 
 async def test_a_manager_that_died_between_pointer_and_word_says_the_word_when_it_is_back(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
-    await flower.run(1, loss=0.5)
+    await flower.complete_run(1, loss=0.5)
     await manager.kill()
     before = await read_champion(flower)
     moved = before.model_copy(update={"version": 1, "term": before.term + 1, "before": (2,)})
-    await flower.store.crown(moved)
+    await flower.store.set_champion(moved)
     manager.start()
     await fed.wait_for_event("server", "model_promoted")
     assert await served_version(fed) == (1, 3)

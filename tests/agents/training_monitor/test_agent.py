@@ -1,4 +1,4 @@
-"""The training monitor: runs are played on a real bus; what the trackers were told is asked of them."""
+"""The training monitor: simulated runs on a real bus, recorded by fake trackers."""
 
 import asyncio
 import threading
@@ -22,11 +22,11 @@ from fedbus.stores.trackers.local import LocalTracker, read_rounds
 
 @dataclass
 class RecordingTracker:
-    """A tracker that keeps what it is told, and may be told to fail or to take for ever."""
+    """A tracker that records its events; it can be set to fail or to block."""
 
-    words: list[TrackedRun | TrackedRound | RunEnded] = field(default_factory=list)
-    fails: bool = False
-    asked: int = 0
+    events: list[TrackedRun | TrackedRound | RunEnded] = field(default_factory=list)
+    is_failing: bool = False
+    calls: int = 0
     gate: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
 
@@ -34,27 +34,27 @@ class RecordingTracker:
         self.gate.set()
 
     def begin(self, run: TrackedRun) -> None:
-        self._take(run)
+        self._record(run)
 
     def round(self, seen: TrackedRound) -> None:
-        self._take(seen)
+        self._record(seen)
 
     def end(self, run: RunEnded) -> None:
-        self._take(run)
+        self._record(run)
 
     def close(self) -> None:
         self.closed = True
 
-    def _take(self, word: TrackedRun | TrackedRound | RunEnded) -> None:
-        self.asked += 1
+    def _record(self, event: TrackedRun | TrackedRound | RunEnded) -> None:
+        self.calls += 1
         self.gate.wait(20)
-        if self.fails:
-            raise ConnectionError("the tracking server is away")
-        self.words.append(word)
+        if self.is_failing:
+            raise ConnectionError("the tracking server is unavailable")
+        self.events.append(event)
 
     @property
     def rounds(self) -> list[TrackedRound]:
-        return [word for word in self.words if isinstance(word, TrackedRound)]
+        return [event for event in self.events if isinstance(event, TrackedRound)]
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ async def run_monitor(
     fed: FederationHarness, tracker_context: TrackerContext, **trackers: Tracker
 ) -> AsyncIterator[None]:
     async def monitor(stop: asyncio.Event) -> None:
-        async with fed.config.bus("training-monitor") as bus:
+        async with fed.config.connect_bus("training-monitor") as bus:
             watcher = TrainingMonitor(bus, TASK, LocalTracker(tracker_context), trackers)
             async with asyncio.TaskGroup() as group:
                 group.create_task(watcher.run(stop))
@@ -85,12 +85,12 @@ def make_result(number: int, loss: float) -> RoundResult:
 
 
 async def simulate_run(fed: FederationHarness, number: int, *rounds: float | RoundResult) -> None:
-    """A run of so many rounds, each a loss or all of a result, in the log as the scheduler would have it."""
+    """Publish the transitions of a run as the scheduler does; each round is a loss or a complete result."""
     scheduler = await fed.connect_as("workflow-scheduler")
     plan = RunPlan(rounds=len(rounds), config={"lr": 0.1})
     facts = RunData(task=TASK, run=f"{TASK}-{number}", plan=plan, requested_at=datetime.now(UTC))
     async with LifecycleStore.open(scheduler) as lives:
-        run = await lives.of(RUN, facts)
+        run = await lives.load(RUN, facts)
         await run.create()
         await run.transition(RunEvent.RECRUITING_STARTED)
         await run.transition(RunEvent.QUORUM_REACHED, {"cohort": ("c1",)})
@@ -101,7 +101,7 @@ async def simulate_run(fed: FederationHarness, number: int, *rounds: float | Rou
         await run.transition(RunEvent.RUN_FINISHED)
 
 
-async def test_the_curve_goes_on_over_all_runs(
+async def test_the_steps_continue_over_all_runs(
     fed: FederationHarness, tracker_context: TrackerContext
 ) -> None:
     async with run_monitor(fed, tracker_context):
@@ -114,77 +114,77 @@ async def test_the_curve_goes_on_over_all_runs(
     assert rounds[0]["clients/c1/samples"] == 10
 
 
-async def test_what_happened_while_it_was_away_is_told_and_nothing_twice(
+async def test_a_restarted_monitor_delivers_missed_events_once(
     fed: FederationHarness, tracker_context: TrackerContext
 ) -> None:
-    kept = RecordingTracker()
-    async with run_monitor(fed, tracker_context, kept=kept):
+    recorded = RecordingTracker()
+    async with run_monitor(fed, tracker_context, recorded=recorded):
         await simulate_run(fed, 1, 1.0)
-        await eventually(lambda: len(kept.words) == 3)
+        await eventually(lambda: len(recorded.events) == 3)
     await simulate_run(fed, 2, 0.5)
     again = RecordingTracker()
-    async with run_monitor(fed, tracker_context, kept=again):
-        await eventually(lambda: len(again.words) == 3)
-    assert [word.run for word in again.words] == [f"{TASK}-2"] * 3
-    assert kept.closed
+    async with run_monitor(fed, tracker_context, recorded=again):
+        await eventually(lambda: len(again.events) == 3)
+    assert [event.run for event in again.events] == [f"{TASK}-2"] * 3
+    assert recorded.closed
 
 
-async def test_a_run_is_told_with_its_configuration_and_its_end(
+async def test_a_tracker_gets_the_configuration_and_the_end_of_a_run(
     fed: FederationHarness, tracker_context: TrackerContext
 ) -> None:
-    kept = RecordingTracker()
-    async with run_monitor(fed, tracker_context, kept=kept):
+    recorded = RecordingTracker()
+    async with run_monitor(fed, tracker_context, recorded=recorded):
         await simulate_run(fed, 1, 1.0)
-        await eventually(lambda: len(kept.words) == 3)
-    begun, _, ended = kept.words
-    assert isinstance(begun, TrackedRun)
-    assert begun.config == {"lr": 0.1}
+        await eventually(lambda: len(recorded.events) == 3)
+    started, _, ended = recorded.events
+    assert isinstance(started, TrackedRun)
+    assert started.config == {"lr": 0.1}
     assert isinstance(ended, RunEnded)
     assert ended.state == "finished"
 
 
-async def test_the_model_that_a_run_begins_with_is_told_as_no_round_and_its_end_at_its_last(
+async def test_round_0_has_the_step_before_and_no_round_metrics(
     fed: FederationHarness, tracker_context: TrackerContext
 ) -> None:
-    kept = RecordingTracker()
+    recorded = RecordingTracker()
     first = RoundResult(round=0, metrics={"loss": 0.5}, seconds=2.0)
-    async with run_monitor(fed, tracker_context, kept=kept):
+    async with run_monitor(fed, tracker_context, recorded=recorded):
         await simulate_run(fed, 1, 1.0, 0.5)
         await simulate_run(fed, 2, first, make_result(1, 0.25))
-        await eventually(lambda: len(kept.words) == 8)
-    assert [one.step for one in kept.words if not isinstance(one, TrackedRun)] == [1, 2, 2, 2, 3, 3]
-    assert [sorted(one.metrics) for one in kept.rounds[2:]] == [
+        await eventually(lambda: len(recorded.events) == 8)
+    assert [one.step for one in recorded.events if not isinstance(one, TrackedRun)] == [1, 2, 2, 2, 3, 3]
+    assert [sorted(one.metrics) for one in recorded.rounds[2:]] == [
         ["loss"],
         ["clients", "failures", "loss", "samples", "seconds"],
     ]
 
 
-async def test_a_tracker_that_fails_again_and_again_is_left_out_and_the_others_are_told(
+async def test_a_tracker_that_fails_repeatedly_is_disabled(
     fed: FederationHarness, tracker_context: TrackerContext
 ) -> None:
-    broken, good = RecordingTracker(fails=True), RecordingTracker()
+    broken, good = RecordingTracker(is_failing=True), RecordingTracker()
     async with run_monitor(fed, tracker_context, broken=broken, good=good):
         await simulate_run(fed, 1, *[1.0] * 6)
-        await eventually(lambda: len(good.words) == 8)
-    assert broken.asked == MAX_FAILURES
+        await eventually(lambda: len(good.events) == 8)
+    assert broken.calls == MAX_FAILURES
     assert len(read_rounds(tracker_context.directory, TASK)) == 6
 
 
-async def test_a_tracker_that_takes_for_ever_keeps_nobody_waiting(
+async def test_a_blocked_tracker_does_not_delay_the_others(
     fed: FederationHarness, tracker_context: TrackerContext
 ) -> None:
     slow, good = RecordingTracker(), RecordingTracker()
     slow.gate.clear()
     async with run_monitor(fed, tracker_context, slow=slow, good=good):
         await simulate_run(fed, 1, 1.0, 0.5)
-        await eventually(lambda: len(good.words) == 4)
-        assert slow.words == []
+        await eventually(lambda: len(good.events) == 4)
+        assert slow.events == []
         slow.gate.set()
-    assert len(slow.words) == 4
+    assert len(slow.events) == 4
 
 
 def gauge(name: str) -> dict[object, float]:
-    """What the metric shows now, by client; of other tests' in this process, too."""
+    """Return the current values of the metric, by client; it is shared by all tests of this process."""
     return {
         point.attributes["fedbus.client"]: getattr(point, "value", 0.0)
         for point in own_metrics()[name].data.data_points
@@ -192,10 +192,10 @@ def gauge(name: str) -> dict[object, float]:
     }
 
 
-async def test_a_tracker_is_told_of_each_client_what_it_said_where_its_time_went_and_what_it_is_worth(
+async def test_a_tracker_gets_metrics_and_scores_of_each_client(
     fed: FederationHarness, tracker_context: TrackerContext
 ) -> None:
-    kept = RecordingTracker()
+    recorded = RecordingTracker()
     first = RoundResult(
         round=1,
         participants={"c1": 10},
@@ -208,10 +208,10 @@ async def test_a_tracker_is_told_of_each_client_what_it_said_where_its_time_went
     )
     second = RoundResult(round=2, participants={"c1": 12, "c2": 20}, contributions={"c1": 0.25})
     enable_metrics()
-    async with run_monitor(fed, tracker_context, kept=kept):
+    async with run_monitor(fed, tracker_context, recorded=recorded):
         await simulate_run(fed, 1, first, second)
-        await eventually(lambda: len(kept.rounds) == 2)
-    assert kept.rounds[0].clients == {
+        await eventually(lambda: len(recorded.rounds) == 2)
+    assert recorded.rounds[0].clients == {
         "c1": {
             "samples": 10.0,
             "train_s": 3.0,
@@ -224,8 +224,8 @@ async def test_a_tracker_is_told_of_each_client_what_it_said_where_its_time_went
         },
         "c2": {"reliability": pytest.approx(1 / 3)},
     }
-    assert kept.rounds[1].clients["c1"]["contribution"] == pytest.approx(0.375)
-    assert kept.rounds[1].clients["c2"] == {"samples": 20.0, "reliability": 0.5}
+    assert recorded.rounds[1].clients["c1"]["contribution"] == pytest.approx(0.375)
+    assert recorded.rounds[1].clients["c2"] == {"samples": 20.0, "reliability": 0.5}
     assert read_rounds(tracker_context.directory, TASK)[0]["clients/c1/train_loss"] == 0.75
     assert gauge("fedbus.client.contribution")["c1"] == pytest.approx(0.375)
     reliable = gauge("fedbus.client.reliability")

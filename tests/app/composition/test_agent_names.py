@@ -20,7 +20,7 @@ from fedbus.app.failures import CliError, ExitCode
         (["client-manager,device-monitor"], "Name the client with --client ID"),
     ],
 )
-def test_names_that_make_no_process_are_told_so(arguments: list[str], complaint: str) -> None:
+def test_agents_that_cannot_share_a_process_are_refused(arguments: list[str], complaint: str) -> None:
     error = CliRunner().invoke(app, ["agent", *arguments]).exception
     assert isinstance(error, CliError)
     assert complaint in str(error)
@@ -35,5 +35,5 @@ def test_names_that_make_no_process_are_told_so(arguments: list[str], complaint:
         (["workflow-scheduler", "server-manager"], "server"),
     ],
 )
-def test_a_few_agents_in_one_process_are_the_service_of_their_side(agents: list[str], service: str) -> None:
+def test_agents_in_one_process_are_one_service_of_their_side(agents: list[str], service: str) -> None:
     assert service_name(agents) == service

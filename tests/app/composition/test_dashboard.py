@@ -39,7 +39,7 @@ def test_a_token_comes_from_the_environment_or_from_a_file(tmp_path: Path) -> No
     )
 
 
-def test_a_token_that_can_be_guessed_or_read_by_nobody_is_refused(tmp_path: Path) -> None:
+def test_a_short_or_unreadable_token_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match=r"6 characters \(minimum 16\)"):
         load_token({"FEDBUS_GATEWAY_TOKEN": "secret"}, None)
     with pytest.raises(InvalidSetting, match=r"FEDBUS_GATEWAY_TOKEN_FILE.*No such file"):
@@ -55,12 +55,12 @@ def test_a_token_that_can_be_guessed_or_read_by_nobody_is_refused(tmp_path: Path
         {"host": "0.0.0.0", "token": "0123456789abcdef", "certificate": Path("c"), "key": Path("k")},
     ],
 )
-def test_a_dashboard_that_others_cannot_reach_or_that_asks_who_they_are_is_served(served: Any) -> None:
+def test_a_local_or_authenticated_dashboard_is_allowed(served: Any) -> None:
     Dashboard(Settings(), **served).check_access()
 
 
 @pytest.mark.parametrize("served", [{}, {"token": "0123456789abcdef"}, {"certificate": Path("c")}])
-def test_a_dashboard_that_everybody_could_reach_is_refused_with_what_to_do(served: Any) -> None:
+def test_a_remote_dashboard_without_authentication_is_refused(served: Any) -> None:
     with pytest.raises(
         InvalidSetting,
         match=r"other machines can connect to 0\.0\.0\.0\. Set FEDBUS_GATEWAY_TOKEN, .*--insecure",
@@ -68,7 +68,7 @@ def test_a_dashboard_that_everybody_could_reach_is_refused_with_what_to_do(serve
         Dashboard(Settings(), host="0.0.0.0", **served).check_access()
 
 
-def test_an_address_without_a_place_for_the_trace_is_grafanas() -> None:
+def test_a_trace_url_without_a_placeholder_is_of_grafana() -> None:
     assert trace_url_template("") == ""
     assert (
         trace_url_template("https://jaeger.example/trace/{trace_id}")
@@ -82,7 +82,7 @@ def test_an_address_without_a_place_for_the_trace_is_grafanas() -> None:
     assert f"uid: {pane['datasource']}\n" in sources
 
 
-async def test_versions_are_told_as_the_repository_has_them(tmp_path: Path) -> None:
+async def test_the_versions_are_those_of_the_model_repository(tmp_path: Path) -> None:
     store = open_model_store(str(tmp_path / "models"), "mnist")
     await store.prepare()
     weights = tmp_path / "weights"
@@ -97,14 +97,14 @@ async def test_versions_are_told_as_the_repository_has_them(tmp_path: Path) -> N
     assert told["error"] == ""
 
 
-async def test_a_repository_that_cannot_be_read_is_said_and_breaks_nothing(tmp_path: Path) -> None:
+async def test_an_unavailable_repository_is_reported_as_an_error(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("not a directory")
     told = await Dashboard(Settings(home=tmp_path)).list_models("mnist")
     assert told["versions"] == []
     assert told["error"]
 
 
-async def test_the_command_serves_it_and_says_where(nats: NatsServer, tmp_path: Path) -> None:
+async def test_the_command_serves_the_dashboard_and_prints_its_url(nats: NatsServer, tmp_path: Path) -> None:
     environment = {**os.environ, "FEDBUS_NATS_URL": nats.url, "FEDBUS_HOME": str(tmp_path)}
     command = (sys.executable, "-m", "fedbus.app.cli.main", "gateway", "--port", "0")
     process = await asyncio.create_subprocess_exec(
@@ -127,7 +127,7 @@ async def test_the_command_serves_it_and_says_where(nats: NatsServer, tmp_path: 
         assert await process.wait() == 0
 
 
-async def test_the_port_of_a_stack_is_nobody_elses_from_before_it_is_told_to_its_end(tmp_path: Path) -> None:
+async def test_a_stack_holds_the_port_of_its_dashboard(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path), "FEDBUS_GATEWAY_PORT": "0"})
     async with run_stack(settings, ["nowhere"], clients=0, dashboard=True) as running:
         port = int(running.dashboard.rpartition(":")[2])
@@ -161,7 +161,7 @@ def gateways() -> list[psutil.Process]:
     return [one for one in psutil.Process().children() if "gateway" in command_of(one)]
 
 
-async def test_where_the_usual_port_is_taken_another_is_told(
+async def test_if_the_default_port_is_taken_another_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -172,7 +172,7 @@ async def test_where_the_usual_port_is_taken_another_is_told(
             assert not running.dashboard.endswith(f":{taken.getsockname()[1]}")
 
 
-async def test_a_port_that_is_asked_for_and_taken_is_said_before_anything_starts(tmp_path: Path) -> None:
+async def test_a_taken_port_is_an_error_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path), "FEDBUS_GATEWAY_PORT": port})

@@ -7,7 +7,7 @@ from fedbus.app.failures import CliError, ExitCode
 
 
 @pytest.mark.parametrize("part", [0, 2])
-def test_a_part_of_the_data_is_one_of_those_there_are(part: int) -> None:
+def test_a_partition_id_below_the_number_is_accepted(part: int) -> None:
     given = f"partition-id={part} num-partitions=3 site=lab"
     assert parse_node_config(given) == {"partition-id": part, "num-partitions": 3, "site": "lab"}
 
@@ -15,7 +15,7 @@ def test_a_part_of_the_data_is_one_of_those_there_are(part: int) -> None:
 @pytest.mark.parametrize(
     "given", ["partition-id=3 num-partitions=3", '{"partition-id": -1, "num-partitions": 3}']
 )
-def test_a_client_too_many_is_told_that_the_data_has_no_part_for_it(given: str) -> None:
+def test_a_partition_id_out_of_range_is_refused(given: str) -> None:
     with pytest.raises(CliError, match="must be less than num-partitions=3") as refused:
         parse_node_config(given)
     assert refused.value.code is ExitCode.USAGE
@@ -24,5 +24,5 @@ def test_a_client_too_many_is_told_that_the_data_has_no_part_for_it(given: str) 
 @pytest.mark.parametrize(
     "given", ["", "partition-id=7", "num-partitions=3", "partition-id=first num-partitions=3"]
 )
-def test_what_names_no_part_by_number_is_the_app_s_own_business(given: str) -> None:
+def test_other_node_configs_are_not_checked(given: str) -> None:
     parse_node_config(given)

@@ -25,16 +25,16 @@ def rate(task: Path) -> float:
 async def test_each_commit_halves_the_steps_and_counts_the_revision(tmp_path: Path) -> None:
     commits = DemoCommits(tmp_path / "home", read_task(mnist_path()))
     code = open_code(commits.source, tmp_path / "fetched", signers=commits.allowed_signers)
-    before = rate(Path((await code.task_at(await code.newest())).path))
+    before = rate(Path((await code.load_task(await code.fetch_latest())).path))
     for number in (1, 2):
-        commits.change_something()
-        assert await code.newest() == commits.made[-1]
-        task = await code.task_at(commits.made[-1])
+        commits.commit_change()
+        assert await code.fetch_latest() == commits.shas[-1]
+        task = await code.load_task(commits.shas[-1])
         assert rate(Path(task.path)) == pytest.approx(before / 2**number)
         package = Path(task.path) / task.clientapp.partition(":")[0].partition(".")[0] / "__init__.py"
         assert package.read_text().count("REVISION = ") == 1
         assert package.read_text().endswith(f"REVISION = {number + 1}\n")
-    assert len(set(commits.made)) == 2
+    assert len(set(commits.shas)) == 2
 
 
 async def test_an_app_without_a_learning_rate_and_of_one_module_is_changed_all_the_same(
@@ -47,7 +47,7 @@ async def test_an_app_without_a_learning_rate_and_of_one_module_is_changed_all_t
     table.write_text(table.read_text().replace("tiny.client_app:app", "alone:app"))
     commits = DemoCommits(tmp_path / "home", read_task(source))
     code = open_code(commits.source, tmp_path / "fetched", signers=commits.allowed_signers)
-    task = await code.task_at(commits.change_something())
+    task = await code.load_task(commits.commit_change())
     assert (Path(task.path) / "alone.py").read_text().endswith("\n\nREVISION = 2\n")
 
 
@@ -55,7 +55,7 @@ async def test_the_task_that_is_shown_is_left_as_it_was(tmp_path: Path) -> None:
     source = tmp_path / "mine"
     shutil.copytree(TINY_TASK, source, ignore=shutil.ignore_patterns("__pycache__"))
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
-    DemoCommits(tmp_path / "home", read_task(source)).change_something()
+    DemoCommits(tmp_path / "home", read_task(source)).commit_change()
     assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
 
 

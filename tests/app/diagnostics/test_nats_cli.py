@@ -53,7 +53,7 @@ async def site(nats: NatsServer, tmp_path: Path) -> AsyncIterator[AgentConfig]:
 
         async def serves() -> bool:
             try:
-                return [one.target for one in await bus.states("client")] == ["serving"]
+                return [one.target for one in await bus.current_states("client")] == ["serving"]
             except (FederationNotFound, NoResponse):
                 return False
 

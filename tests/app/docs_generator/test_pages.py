@@ -39,8 +39,8 @@ def test_a_page_in_the_repository_is_up_to_date(name: str) -> None:
 def test_the_page_has_every_message_with_all_its_fields() -> None:
     page = events_page()
     for kind in MESSAGES:
-        section = page.partition(f"### {kind.word}\n")[2].partition("### ")[0]
-        assert all(f"| `{field}` |" in section for field in kind.model_fields), kind.word
+        section = page.partition(f"### {kind.name}\n")[2].partition("### ")[0]
+        assert all(f"| `{field}` |" in section for field in kind.model_fields), kind.name
 
 
 def test_a_field_is_described_by_its_docstring() -> None:
@@ -94,7 +94,7 @@ def test_every_reference_in_the_asyncapi_page_has_a_target() -> None:
                 check(value)
 
     check(document)
-    assert set(document["channels"]) == {entry.word for entry in catalogue_entries()} | {"answers"}
+    assert set(document["channels"]) == {entry.name for entry in catalogue_entries()} | {"answers"}
 
 
 def test_the_asyncapi_page_has_all_headers_and_replies() -> None:
@@ -104,10 +104,10 @@ def test_the_asyncapi_page_has_all_headers_and_replies() -> None:
     assert actual.keys() == headers["properties"].keys() - {"tracestate"}
     jsonschema.Draft202012Validator(headers).validate(actual)
     for entry in catalogue_entries():
-        assert messages[entry.word]["traits"] == [{"$ref": "#/components/messageTraits/envelope"}]
-        replies = document["operations"][entry.word].get("reply", {}).get("messages", [])
+        assert messages[entry.name]["traits"] == [{"$ref": "#/components/messageTraits/envelope"}]
+        replies = document["operations"][entry.name].get("reply", {}).get("messages", [])
         names = [one["$ref"].rpartition("/")[2] for one in replies]
-        assert names == ([entry.answer.__name__, "Refused"] if entry.answer else []), entry.word
+        assert names == ([entry.reply_type.__name__, "Refused"] if entry.reply_type else []), entry.name
     assert messages["Refused"]["headers"]["required"] == ["fedbus-refused"]
 
 

@@ -20,20 +20,20 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "pulse"
 
 
-async def test_a_loop_that_turns_renews_its_sign_of_life(file: Path) -> None:
+async def test_a_running_loop_renews_the_health_file(file: Path) -> None:
     async with report_health(every_s=0.01):
         await eventually(file.exists)
         os.utime(file, (0, 0))
         await eventually(lambda: health_problem(file) == "")
 
 
-async def test_a_process_that_has_left_gives_none(file: Path) -> None:
+async def test_a_stopped_process_has_no_health_file(file: Path) -> None:
     async with report_health():
         await eventually(file.exists)
     assert health_problem(file) == f"no health file {file} yet"
 
 
-def test_a_loop_that_is_stuck_is_told_from_one_that_turns(file: Path) -> None:
+def test_an_old_health_file_is_a_problem(file: Path) -> None:
     file.touch()
     os.utime(file, (time.time() - 100,) * 2)
     assert health_problem(file) == "health file is 100 s old (limit 30 s)"
@@ -49,7 +49,7 @@ def test_the_health_check_is_an_exit_code(file: Path, fresh: bool, code: int) ->
     assert check.returncode == code
 
 
-async def test_systemd_hears_that_we_are_ready_alive_and_leaving(
+async def test_systemd_is_notified_of_ready_watchdog_and_stopping(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:

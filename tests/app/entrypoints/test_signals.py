@@ -8,7 +8,7 @@ from support import eventually
 
 from fedbus.agents.common.child_process import ChildProcess
 
-WORKS_FOREVER = """
+WORKER = """
 import asyncio
 from fedbus.app.entrypoints.signals import stop_on_signals
 
@@ -26,27 +26,27 @@ asyncio.run(main())
 
 
 def run_worker(said: list[str], *, forever: bool) -> ChildProcess:
-    return ChildProcess("worker", sys.executable, "-c", WORKS_FOREVER % forever, output=said.append)
+    return ChildProcess("worker", sys.executable, "-c", WORKER % forever, output=said.append)
 
 
-async def test_asked_once_it_finishes_in_its_own_time() -> None:
+async def test_one_signal_lets_the_process_finish() -> None:
     for how in (signal.SIGINT, signal.SIGTERM):
         said: list[str] = []
         async with run_worker(said, forever=False) as worker:
             await eventually(lambda said=said: "up" in said)  # type: ignore[misc]
             os.kill(worker.pid, how)
-            assert await worker.ended() == 0
+            assert await worker.wait() == 0
         assert said[-2:] == ["asked", "done"]
 
 
-async def test_asked_twice_it_ends_at_once() -> None:
+async def test_a_second_signal_ends_the_process_at_once() -> None:
     said: list[str] = []
     async with run_worker(said, forever=True) as worker:
         await eventually(lambda: "up" in said)
         os.kill(worker.pid, signal.SIGINT)
         await eventually(lambda: "asked" in said)
         os.kill(worker.pid, signal.SIGINT)
-        assert await worker.ended() == 130
+        assert await worker.wait() == 130
 
     assert "stopping; press Ctrl-C again to end at once" in said
     assert "done" not in said

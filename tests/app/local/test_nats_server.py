@@ -20,7 +20,7 @@ from fedbus.app.local.nats_server import EmbeddedNats, NatsServerMissing, embedd
 from fedbus.app.local.supervisor import AlreadyRunning, CrashLooping, NotWritable, PortTaken, ProgramNotReady
 
 
-async def test_it_answers_with_jetstream_and_the_limits_that_blobs_need(tmp_path: Path) -> None:
+async def test_jetstream_and_the_limits_for_blobs_are_enabled(tmp_path: Path) -> None:
     async with embedded_nats(tmp_path) as server:
         client = await nats_py.connect(server.url)
         assert client.max_payload == 8 * 1024**2
@@ -30,7 +30,7 @@ async def test_it_answers_with_jetstream_and_the_limits_that_blobs_need(tmp_path
         assert '"sync_always": true' in await asyncio.to_thread(fetch_page, f"{server.monitor_url}/varz")
 
 
-async def test_it_listens_on_the_loopback_interface_only(tmp_path: Path) -> None:
+async def test_the_server_listens_on_the_loopback_interface_only(tmp_path: Path) -> None:
     async with embedded_nats(tmp_path) as server:
         listening = [c.laddr for c in psutil.Process(server.pid).net_connections() if c.status == "LISTEN"]
 
@@ -40,7 +40,7 @@ async def test_it_listens_on_the_loopback_interface_only(tmp_path: Path) -> None
     }
 
 
-async def test_what_it_kept_and_where_it_listened_survive_a_restart(tmp_path: Path) -> None:
+async def test_data_and_port_survive_a_restart(tmp_path: Path) -> None:
     async with embedded_nats(tmp_path) as server:
         client = await nats_py.connect(server.url)
         await client.jetstream().add_stream(name="KEPT", subjects=["kept"])
@@ -55,7 +55,7 @@ async def test_what_it_kept_and_where_it_listened_survive_a_restart(tmp_path: Pa
         await client.close()
 
 
-async def test_a_killed_server_is_started_again_on_its_port(tmp_path: Path) -> None:
+async def test_a_killed_server_is_restarted_on_its_port(tmp_path: Path) -> None:
     async with embedded_nats(tmp_path) as server:
         url, first = server.url, server.pid
         os.kill(first, signal.SIGKILL)
@@ -67,35 +67,35 @@ async def test_a_killed_server_is_started_again_on_its_port(tmp_path: Path) -> N
         await client.close()
 
 
-async def test_a_server_that_keeps_dying_ends_the_block_with_its_last_words(
+async def test_a_crash_loop_ends_the_block_with_the_end_of_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "FIRST_BACKOFF_S", 0.001)
 
-    async def kill_whenever_it_lives(server: EmbeddedNats) -> None:
+    async def kill_after_each_start(server: EmbeddedNats) -> None:
         for starts in range(1, 10):
             await eventually(lambda starts=starts: server.starts == starts)  # type: ignore[misc]
             os.kill(server.pid, signal.SIGKILL)
 
     with pytest.raises(CrashLooping, match=r"exited 5 times in a row.*Its log .* ends: "):
         async with embedded_nats(tmp_path) as server:
-            await kill_whenever_it_lives(server)
+            await kill_after_each_start(server)
 
 
-async def test_the_error_of_the_block_comes_out_as_it_is(tmp_path: Path) -> None:
+async def test_an_error_of_the_block_is_raised_unchanged(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="mine"):
         async with embedded_nats(tmp_path):
             raise KeyError("mine")
 
 
-async def test_a_block_that_does_nothing_leaves_nothing(tmp_path: Path) -> None:
+async def test_an_empty_block_leaves_no_process(tmp_path: Path) -> None:
     async with embedded_nats(tmp_path) as server:
         pass
 
     assert not psutil.pid_exists(server.pid)
 
 
-async def test_a_cancelled_block_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_cancelled_block_leaves_no_process(tmp_path: Path) -> None:
     running: asyncio.Future[EmbeddedNats] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:
@@ -120,7 +120,7 @@ async def test_a_taken_port_is_named_and_nothing_is_started(tmp_path: Path) -> N
                 pytest.fail("it started")
 
 
-async def test_a_kept_port_that_is_taken_since_gives_way(tmp_path: Path) -> None:
+async def test_a_stored_port_that_is_taken_is_replaced(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         (tmp_path / "port").write_text(str(port))
@@ -128,21 +128,21 @@ async def test_a_kept_port_that_is_taken_since_gives_way(tmp_path: Path) -> None
             assert server.port != port
 
 
-async def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+async def test_a_read_only_directory_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotWritable, match=r"cannot write to .*/file/data: .*FEDBUS_HOME"):
         async with embedded_nats(tmp_path / "file" / "data"):
             pytest.fail("it started")
 
 
-async def test_two_in_one_directory_are_refused(tmp_path: Path) -> None:
+async def test_a_second_server_in_one_directory_is_refused(tmp_path: Path) -> None:
     async with embedded_nats(tmp_path):
         with pytest.raises(AlreadyRunning, match="another fedbus"):
             async with embedded_nats(tmp_path):
                 pytest.fail("it started")
 
 
-async def test_a_missing_program_is_said_with_how_to_get_it(
+async def test_a_missing_program_is_an_error_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
@@ -152,7 +152,7 @@ async def test_a_missing_program_is_said_with_how_to_get_it(
             pytest.fail("it started")
 
 
-async def test_a_store_it_cannot_use_is_told_in_its_own_words(tmp_path: Path) -> None:
+async def test_an_unusable_store_is_reported_with_the_log(tmp_path: Path) -> None:
     (tmp_path / "jetstream").write_text("a file where its store should be")
     with pytest.raises(
         ProgramNotReady,
@@ -176,7 +176,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_killed_parent_leaves_no_server_behind(tmp_path: Path) -> None:
+async def test_a_killed_parent_leaves_no_server(tmp_path: Path) -> None:
     said: list[str] = []
     async with ChildProcess(
         "parent", sys.executable, "-c", PARENT, str(tmp_path), output=said.append
@@ -187,7 +187,7 @@ async def test_a_killed_parent_leaves_no_server_behind(tmp_path: Path) -> None:
         await eventually(lambda: not is_running(server))
 
 
-async def test_where_the_kernel_does_not_help_a_guard_ends_it_with_its_lifeline() -> None:
+async def test_the_guard_kills_the_program_when_its_pipe_closes() -> None:
     guard = await asyncio.create_subprocess_exec(
         *orphan_guard.wrapper_command(stay=True), "/bin/sleep", "1000", stdin=asyncio.subprocess.PIPE
     )
@@ -200,7 +200,7 @@ async def test_where_the_kernel_does_not_help_a_guard_ends_it_with_its_lifeline(
     assert not is_running(program)
 
 
-async def test_a_guard_that_is_asked_to_stop_stops_the_program() -> None:
+async def test_a_guard_that_is_terminated_stops_the_program() -> None:
     async with ChildProcess("guard", *orphan_guard.wrapper_command(stay=True), "/bin/sleep", "1000") as guard:
         await eventually(lambda: bool(psutil.Process(guard.pid).children()))
         (program,) = psutil.Process(guard.pid).children()

@@ -30,12 +30,12 @@ def bucket_of(s3: EmbeddedS3, *, signed: bool = True) -> Bucket:
     return Bucket(BucketAddress.parse(s3.store_url), credentials=s3.credentials if signed else None)
 
 
-def logs_elsewhere(s3: EmbeddedS3) -> list[Path]:
+def logs_outside(s3: EmbeddedS3) -> list[Path]:
     """Where SeaweedFS leaves them if it is not told."""
     return list(Path(tempfile.gettempdir()).glob(f"weed.*.{s3.pid}"))
 
 
-async def test_what_it_kept_its_key_and_where_it_listened_survive_a_restart(tmp_path: Path) -> None:
+async def test_data_key_and_port_survive_a_restart(tmp_path: Path) -> None:
     async with embedded_s3(tmp_path) as s3:
         first = (s3.port, s3.internal_ports, s3.credentials.read_text())
         await bucket_of(s3).write("models/kept", b"this")
@@ -53,14 +53,14 @@ async def test_what_it_kept_its_key_and_where_it_listened_survive_a_restart(tmp_
         assert kept.content == b"this"
 
 
-async def test_its_log_is_in_its_directory_and_nowhere_else(tmp_path: Path) -> None:
+async def test_its_log_is_in_its_directory_only(tmp_path: Path) -> None:
     async with embedded_s3(tmp_path) as s3:
         pass
     assert "master.go" in (tmp_path / "weed.out").read_text()
-    assert not logs_elsewhere(s3)
+    assert not logs_outside(s3)
 
 
-async def test_what_it_kept_survives_other_ports_inside(tmp_path: Path) -> None:
+async def test_data_survives_a_change_of_internal_ports(tmp_path: Path) -> None:
     async with embedded_s3(tmp_path) as s3:
         before = s3.internal_ports
         await bucket_of(s3).write("models/kept", os.urandom(100_000))
@@ -73,7 +73,7 @@ async def test_what_it_kept_survives_other_ports_inside(tmp_path: Path) -> None:
         assert len(kept.content) == 100_000
 
 
-async def test_it_listens_on_the_loopback_interface_only_and_its_key_is_its_owners(tmp_path: Path) -> None:
+async def test_it_listens_on_loopback_and_its_key_has_mode_600(tmp_path: Path) -> None:
     async with embedded_s3(tmp_path) as s3:
         listening = [c.laddr for c in psutil.Process(s3.pid).net_connections() if c.status == "LISTEN"]
         assert {at.ip for at in listening} == {"127.0.0.1"}
@@ -85,7 +85,7 @@ async def test_it_listens_on_the_loopback_interface_only_and_its_key_is_its_owne
         assert secret not in arguments + s3.store_url + repr(s3.environment)
 
 
-async def test_it_is_private_unless_it_is_told_otherwise(tmp_path: Path) -> None:
+async def test_it_is_private_unless_public_models_are_set(tmp_path: Path) -> None:
     for public in (True, False):
         async with embedded_s3(tmp_path, public_models=public) as s3:
             await bucket_of(s3).write("models/mnist/latest", b"1")
@@ -106,7 +106,7 @@ async def test_it_is_private_unless_it_is_told_otherwise(tmp_path: Path) -> None
                 await anybody.read("elsewhere")
 
 
-async def test_a_killed_one_is_started_again_with_what_it_kept(tmp_path: Path) -> None:
+async def test_a_killed_program_is_restarted_with_its_data(tmp_path: Path) -> None:
     async with embedded_s3(tmp_path) as s3:
         bucket = bucket_of(s3)
         await bucket.write("models/kept", b"this")
@@ -116,14 +116,14 @@ async def test_a_killed_one_is_started_again_with_what_it_kept(tmp_path: Path) -
         await eventually(lambda: s3.starts == 2)
 
 
-async def test_two_in_one_directory_are_refused(tmp_path: Path) -> None:
+async def test_a_second_program_in_one_directory_is_refused(tmp_path: Path) -> None:
     async with embedded_s3(tmp_path):
         with pytest.raises(AlreadyRunning, match="another fedbus process runs SeaweedFS"):
             async with embedded_s3(tmp_path):
                 pytest.fail("it started")
 
 
-async def test_a_missing_program_is_said_with_how_to_get_it(
+async def test_a_missing_program_is_an_error_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))

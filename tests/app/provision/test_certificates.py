@@ -59,7 +59,7 @@ async def run_tls_proxy(port: int, certificate: Path, key: Path) -> AsyncIterato
         server.close()
 
 
-async def test_the_s3_is_believed_by_the_kit_s_authority_and_by_no_other(
+async def test_s3_over_tls_needs_the_ca_of_the_kit(
     bus: TrustedBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_authority("other", tmp_path / "other.pem", tmp_path / "other.key")
@@ -79,7 +79,7 @@ async def test_the_s3_is_believed_by_the_kit_s_authority_and_by_no_other(
         assert await store.list_versions() == []
 
 
-async def test_the_dashboard_is_served_by_https_with_the_gateway_s_own_credentials(
+async def test_the_dashboard_uses_https_and_gateway_credentials(
     bus: TrustedBus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     access = bus.access_for(Role.GATEWAY)
@@ -115,7 +115,7 @@ async def test_the_dashboard_is_served_by_https_with_the_gateway_s_own_credentia
     assert "Violation" not in bus.server.log.read_text()
 
 
-def test_a_certificate_without_its_key_is_a_bad_setting(bus: TrustedBus, tmp_path: Path) -> None:
+def test_a_certificate_without_its_key_is_invalid(bus: TrustedBus, tmp_path: Path) -> None:
     settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path)})
     certificate, _ = served_certificate(bus)
     with pytest.raises(InvalidSetting, match="set both or none"):
@@ -126,9 +126,7 @@ def test_a_certificate_without_its_key_is_a_bad_setting(bus: TrustedBus, tmp_pat
         ).tls_context
 
 
-def test_another_server_has_a_certificate_of_its_own_for_its_own_names(
-    bus: TrustedBus, tmp_path: Path
-) -> None:
+def test_another_server_has_a_certificate_for_its_names(bus: TrustedBus, tmp_path: Path) -> None:
     trust, out = str(bus.federation.folder), tmp_path / "s3"
     words = ["provision", "certificate", "--host", "s3", "--host", "127.0.0.1", "--out", str(out)]
 

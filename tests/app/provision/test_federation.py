@@ -99,13 +99,13 @@ def _is_valid_name(name: str) -> bool:
 
 @settings(max_examples=1000, deadline=None, suppress_health_check=list(Health))
 @given(name=hostile)
-def test_no_hostile_name_is_let_in(federation: Federation, name: str) -> None:
+def test_an_invalid_client_name_is_refused(federation: Federation, name: str) -> None:
     with pytest.raises((BadId, CliError)):
         federation.admit(name)
     assert name not in federation.registry.clients
 
 
-def test_a_line_s_end_is_no_part_of_a_name() -> None:
+def test_a_line_break_is_not_part_of_a_name() -> None:
     with pytest.raises(BadId):
         check_id("client", "c1\n")
 
@@ -113,7 +113,7 @@ def test_a_line_s_end_is_no_part_of_a_name() -> None:
 # --- what lies in files ------------------------------------------------------------------------------------
 
 
-def test_what_is_secret_is_its_owners_alone(federation: Federation, tmp_path: Path) -> None:
+def test_secret_files_have_mode_600(federation: Federation, tmp_path: Path) -> None:
     federation.admit("secretive").write(tmp_path / "kit")
     secret = [
         *federation.folder.rglob("*.nk"),
@@ -125,7 +125,7 @@ def test_what_is_secret_is_its_owners_alone(federation: Federation, tmp_path: Pa
     assert {stat.S_IMODE(path.stat().st_mode) for path in secret} == {0o600}
 
 
-def test_no_secret_is_shown(federation: Federation) -> None:
+def test_no_secret_is_in_a_repr_or_a_public_file(federation: Federation) -> None:
     key = Key.generate(KeyType.USER)
     assert key._seed not in repr(key)
     for path in (federation.nats_folder / "nats.conf", federation.folder / "federation.json"):
@@ -134,7 +134,7 @@ def test_no_secret_is_shown(federation: Federation) -> None:
             assert seed.read_text().strip() not in text
 
 
-def test_a_kit_is_all_that_a_device_needs(federation: Federation, tmp_path: Path) -> None:
+def test_a_kit_has_all_that_a_device_needs(federation: Federation, tmp_path: Path) -> None:
     (federation.folder / "allowed_signers").write_text("who ssh-ed25519 AAAA\n")
     federation.admit("kitted").write(tmp_path / "kit")
     environment = apply_kit({"FEDBUS_KIT": str(tmp_path / "kit")})
@@ -147,20 +147,18 @@ def test_a_kit_is_all_that_a_device_needs(federation: Federation, tmp_path: Path
     assert parse_user(read.access.creds.read_text()).name == "kitted"  # type: ignore[union-attr]
 
 
-def test_what_stands_in_the_environment_is_not_changed_by_a_kit(
-    federation: Federation, tmp_path: Path
-) -> None:
+def test_a_kit_does_not_override_the_environment(federation: Federation, tmp_path: Path) -> None:
     federation.admit("overruled").write(tmp_path / "kit")
     environment = {"FEDBUS_KIT": str(tmp_path / "kit"), "FEDBUS_NATS_URL": "tls://leaf:4222"}
     assert apply_kit(environment)["FEDBUS_NATS_URL"] == "tls://leaf:4222"
 
 
-def test_what_is_no_kit_is_said_to_be_none(tmp_path: Path) -> None:
+def test_a_folder_without_settings_is_not_a_kit(tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match="is not a kit"):
         apply_kit({"FEDBUS_KIT": str(tmp_path)})
 
 
-def test_a_kit_may_be_one_file(federation: Federation, tmp_path: Path) -> None:
+def test_a_kit_can_be_a_tar_file(federation: Federation, tmp_path: Path) -> None:
     federation.admit("packed").write(tmp_path / "packed.tar")
     with tarfile.open(tmp_path / "packed.tar") as tar:
         modes = {entry.name: entry.mode for entry in tar.getmembers()}
@@ -193,29 +191,29 @@ def test_a_device_s_own_key_never_leaves_it(federation: Federation, tmp_path: Pa
     ],
     ids=["nothing", "one letter", "short", "no checksum", "an account's", "a typing error"],
 )
-def test_what_is_no_public_key_of_a_user_is_refused(text: str) -> None:
+def test_an_invalid_public_key_is_refused(text: str) -> None:
     with pytest.raises(CliError, match="is not the public key of a user"):
         check_public_key(text)
 
 
-def test_who_sends_the_secret_key_is_told(tmp_path: Path) -> None:
+def test_a_private_seed_is_refused_with_a_warning(tmp_path: Path) -> None:
     Key.generate(KeyType.USER).save(tmp_path / "device.nk")
     with pytest.raises(CliError, match="this is the private seed"):
         check_public_key((tmp_path / "device.nk").read_text().strip())
 
 
-def test_a_federation_is_not_made_twice_in_one_place(federation: Federation) -> None:
+def test_a_second_federation_in_one_folder_is_refused(federation: Federation) -> None:
     with pytest.raises(CliError, match="already has a federation"):
         Federation.create(federation.folder, FED, hosts=["localhost"], port=4222)
 
 
-def test_who_is_in_is_not_let_in_again(federation: Federation) -> None:
+def test_a_member_cannot_be_added_again(federation: Federation) -> None:
     federation.admit("once")
     with pytest.raises(CliError, match="rotate once"):
         federation.admit("once")
 
 
-def test_nothing_that_a_user_s_claims_could_say_gives_permissions(federation: Federation) -> None:
+def test_user_claims_have_no_permissions(federation: Federation) -> None:
     """They stand with the key that signed: so none can be forged into a kit."""
     said = decode_claims(extract_jwt(federation.admit("plain").creds))
     assert set(said["nats"]) == {"type", "version", "issuer_account", "tags"}
@@ -225,12 +223,12 @@ def test_nothing_that_a_user_s_claims_could_say_gives_permissions(federation: Fe
 # --- the running server -----------------------------------------------------------------------------------
 
 
-async def test_a_new_client_is_in_at_once_and_the_server_is_told_nothing(bus: TrustedBus) -> None:
+async def test_a_new_client_connects_without_a_push(bus: TrustedBus) -> None:
     async with Bus.connect(bus.url, TRAINER, access=bus.access_for("c1")) as trainer:
         await trainer.publish(Heartbeat(task="mnist", client="c1", run="mnist-1"))
 
 
-async def test_who_is_put_out_is_dropped_and_does_not_come_back(
+async def test_a_revoked_client_is_disconnected_for_good(
     bus: TrustedBus, capfd: pytest.CaptureFixture[str]
 ) -> None:
     access = bus.access_for("c1")
@@ -245,7 +243,7 @@ async def test_who_is_put_out_is_dropped_and_does_not_come_back(
     assert "revoked, forged or from another federation" in str(refused)
 
 
-async def test_another_key_lets_the_same_client_in_again(bus: TrustedBus, tmp_path: Path) -> None:
+async def test_a_new_key_readmits_a_revoked_client(bus: TrustedBus, tmp_path: Path) -> None:
     old = bus.access_for("c1")
     bus.federation.reissue("c1").write(tmp_path / "new")
     await bus.push()
@@ -255,7 +253,7 @@ async def test_another_key_lets_the_same_client_in_again(bus: TrustedBus, tmp_pa
         pass
 
 
-async def test_all_devices_are_put_out_by_another_signing_key(bus: TrustedBus) -> None:
+async def test_a_new_signing_key_revokes_all_devices(bus: TrustedBus) -> None:
     old, server = bus.access_for("c1"), bus.access_for(Role.SERVER)
     bus.federation.revoke_all_devices()
     await bus.push()
@@ -264,7 +262,7 @@ async def test_all_devices_are_put_out_by_another_signing_key(bus: TrustedBus) -
         pass
 
 
-async def test_a_server_that_starts_again_remembers_who_was_put_out(bus: TrustedBus) -> None:
+async def test_revocations_survive_a_restart_of_the_server(bus: TrustedBus) -> None:
     access = bus.access_for("c1")
     bus.federation.revoke("c1")
     await bus.server.stop()
@@ -273,7 +271,7 @@ async def test_a_server_that_starts_again_remembers_who_was_put_out(bus: Trusted
     await rejected_connection(bus, access)
 
 
-async def test_a_request_that_is_not_permitted_fails_at_once_with_the_reason(bus: TrustedBus) -> None:
+async def test_a_denied_publish_fails_at_once_with_the_reason(bus: TrustedBus) -> None:
     async with Bus.connect(bus.url, TRAINER, access=bus.access_for("c1")) as trainer:
         began = time.monotonic()
         with pytest.raises(PermissionDenied, match=r"publish on fedbus\.test\.client\.c2"):
@@ -284,7 +282,7 @@ async def test_a_request_that_is_not_permitted_fails_at_once_with_the_reason(bus
 # --- what is wrong with a kit -----------------------------------------------------------------------------
 
 
-async def test_an_expired_kit_is_said_to_be_expired(bus: TrustedBus, tmp_path: Path) -> None:
+async def test_an_expired_kit_is_reported_as_expired(bus: TrustedBus, tmp_path: Path) -> None:
     bus.federation.admit("c1", days=-1).write(tmp_path / "kit")
     refused = await rejected_connection(
         bus, BusAccess(tmp_path / "kit" / "client.creds", bus.federation.ca_path)
@@ -319,9 +317,7 @@ async def test_a_stolen_jwt_without_its_key_is_refused(bus: TrustedBus, tmp_path
     await rejected_connection(bus, BusAccess(tmp_path / "stolen.creds", bus.federation.ca_path))
 
 
-async def test_the_kit_of_another_federation_is_refused_by_its_authority(
-    bus: TrustedBus, tmp_path: Path
-) -> None:
+async def test_a_kit_of_another_federation_fails_tls_verification(bus: TrustedBus, tmp_path: Path) -> None:
     other = Federation.create(tmp_path / "other", FederationId("other"), hosts=["localhost"], port=1)
     other.admit("c1").write(tmp_path / "kit")
     access = BusAccess(tmp_path / "kit" / "client.creds", tmp_path / "kit" / "ca.pem")
@@ -347,7 +343,7 @@ async def test_the_kit_of_another_federation_is_refused_by_its_authority(
         (Role.SERVER, Identity(FederationId("dev"), "registrar"), "or use FEDBUS_FEDERATION=test"),
     ],
 )
-async def test_the_credentials_of_another_are_told_apart_before_anything_is_said(
+async def test_mismatched_credentials_are_refused_before_connecting(
     bus: TrustedBus, who: Role | str, identity: Identity, told_as: str
 ) -> None:
     with pytest.raises(InvalidCredentialsFile, match="these are the credentials of") as caught:
@@ -360,9 +356,7 @@ async def test_the_credentials_of_another_are_told_apart_before_anything_is_said
 # --- everybody can be put out, and renewed ----------------------------------------------------------------
 
 
-async def test_a_person_has_credentials_of_his_own_that_are_revoked_alone(
-    bus: TrustedBus, tmp_path: Path
-) -> None:
+async def test_the_credentials_of_one_user_can_be_revoked(bus: TrustedBus, tmp_path: Path) -> None:
     person = Identity(FED, "cli", USERS)
     for name in ("ana", "ben"):
         bus.federation.admit_person(name).write(tmp_path / name)
@@ -386,7 +380,7 @@ async def test_a_person_has_credentials_of_his_own_that_are_revoked_alone(
 
 
 @pytest.mark.parametrize("role", STORED_ROLES)
-async def test_the_credentials_of_each_role_are_renewed_and_the_old_are_worth_nothing(
+async def test_renewed_role_credentials_revoke_the_old_ones(
     bus: TrustedBus, tmp_path: Path, role: Role
 ) -> None:
     shutil.copy(bus.federation.creds_path(role), tmp_path / "old.creds")
@@ -399,9 +393,7 @@ async def test_the_credentials_of_each_role_are_renewed_and_the_old_are_worth_no
         pass
 
 
-async def test_an_old_key_that_was_left_good_is_revoked_with_its_owner(
-    bus: TrustedBus, tmp_path: Path
-) -> None:
+async def test_revoke_includes_kept_old_keys(bus: TrustedBus, tmp_path: Path) -> None:
     shutil.copy(bus.federation.creds_path(Role.SERVER), tmp_path / "old.creds")
     old, identity = BusAccess(tmp_path / "old.creds", bus.federation.ca_path), Identity(FED, "registrar")
     bus.federation.renew_role(Role.SERVER, keep_old=True)
@@ -415,7 +407,7 @@ async def test_an_old_key_that_was_left_good_is_revoked_with_its_owner(
         await rejected_connection(bus, bad, identity)
 
 
-def test_roles_of_a_folder_that_was_made_before_they_were_written_down_can_be_put_out(tmp_path: Path) -> None:
+def test_roles_missing_in_an_old_registry_can_be_revoked(tmp_path: Path) -> None:
     made = Federation.create(tmp_path / "trust", FED, hosts=["localhost"], port=4222)
     made.registry.roles.clear()
     made.revoke_all_devices()  # writes the record
@@ -424,7 +416,7 @@ def test_roles_of_a_folder_that_was_made_before_they_were_written_down_can_be_pu
     assert key in Federation.open(made.folder).registry.revocations
 
 
-async def test_a_new_authority_is_believed_before_and_after_the_server_shows_it(bus: TrustedBus) -> None:
+async def test_a_renewed_kit_trusts_the_old_and_the_new_ca(bus: TrustedBus) -> None:
     access = bus.access_for("c1")
     bus.federation.renew_server_certificate(new_authority=True)
     renewed = BusAccess(access.creds, bus.federation.ca_path)
@@ -448,7 +440,7 @@ def write_lab_site(
     federation.write_site("lab", clients, ["mnist"], folder, place, hosts=["localhost"], days=30)
 
 
-def test_a_site_is_let_in_once_for_clients_that_are_known_and_renewed_as_a_site(tmp_path: Path) -> None:
+def test_a_site_needs_known_clients_and_can_be_renewed(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path / "trust", FED, hosts=["localhost"], port=4222)
     with pytest.raises(CliError, match="client c1 is not a member"):
         write_lab_site(federation, tmp_path / "lab")
@@ -469,9 +461,7 @@ def test_a_site_is_let_in_once_for_clients_that_are_known_and_renewed_as_a_site(
     assert first in federation.registry.revocations
 
 
-async def test_a_leaf_node_puts_out_at_once_who_is_revoked_and_hears_later_of_who_was_while_it_was_away(
-    bus: TrustedBus, tmp_path: Path
-) -> None:
+async def test_a_leaf_node_applies_revocations_also_after_downtime(bus: TrustedBus, tmp_path: Path) -> None:
     port = free_port()
     first, second = bus.access_for("c1"), bus.access_for("c2")
     write_lab_site(bus.federation, tmp_path / "lab", port, ("c1", "c2"))
@@ -502,9 +492,7 @@ async def test_a_leaf_node_puts_out_at_once_who_is_revoked_and_hears_later_of_wh
         await leaf.stop()
 
 
-async def test_a_leaf_s_key_in_the_broker_s_own_account_is_good_for_nothing_else(
-    bus: TrustedBus, tmp_path: Path
-) -> None:
+async def test_the_system_key_of_a_leaf_node_permits_nothing_else(bus: TrustedBus, tmp_path: Path) -> None:
     bus.access_for("c1")
     write_lab_site(bus.federation, tmp_path / "lab")
     access = BusAccess(tmp_path / "lab" / "system.creds", bus.federation.ca_path)
@@ -527,9 +515,7 @@ async def test_a_leaf_s_key_in_the_broker_s_own_account_is_good_for_nothing_else
             pass
 
 
-async def test_credentials_from_the_future_mean_that_the_clock_is_off(
-    bus: TrustedBus, tmp_path: Path
-) -> None:
+async def test_credentials_from_the_future_hint_at_the_clock(bus: TrustedBus, tmp_path: Path) -> None:
     own = Key.generate(KeyType.USER)
     said = decode_claims(extract_jwt(bus.federation.admit("c1").creds))
     signer = Key.generate(KeyType.ACCOUNT)  # the server refuses it anyway; what we say of it is what is asked
@@ -541,7 +527,7 @@ async def test_credentials_from_the_future_mean_that_the_clock_is_off(
     assert "Set its clock" in str(refused)
 
 
-async def test_a_name_that_the_certificate_does_not_have_is_said(bus: TrustedBus) -> None:
+async def test_a_host_missing_in_the_certificate_is_reported(bus: TrustedBus) -> None:
     url = f"tls://127.0.0.1:{bus.port}"
     with pytest.raises(AccessDenied, match="is for other names than this address"):
         async with Bus.connect(url, TRAINER, access=bus.access_for("c1")):
@@ -552,7 +538,7 @@ async def test_a_name_that_the_certificate_does_not_have_is_said(bus: TrustedBus
     "content",
     ["", "nothing of the kind", "-----BEGIN NATS USER JWT-----\na.b.c\n------END NATS USER JWT------\n"],
 )
-async def test_a_damaged_kit_is_said_to_be_damaged(bus: TrustedBus, tmp_path: Path, content: str) -> None:
+async def test_corrupt_credentials_are_reported(bus: TrustedBus, tmp_path: Path, content: str) -> None:
     (tmp_path / "damaged.creds").write_text(content)
     with pytest.raises(InvalidCredentialsFile, match=r"damaged\.creds is invalid") as caught:
         async with Bus.connect(
@@ -562,14 +548,14 @@ async def test_a_damaged_kit_is_said_to_be_damaged(bus: TrustedBus, tmp_path: Pa
     assert describe_error(caught.value)[1] is ExitCode.DENIED
 
 
-async def test_a_kit_that_is_not_there_is_said_to_be_missing(bus: TrustedBus, tmp_path: Path) -> None:
+async def test_a_missing_credentials_file_is_reported(bus: TrustedBus, tmp_path: Path) -> None:
     with pytest.raises(InvalidCredentialsFile, match="FEDBUS_CREDS"):
         async with Bus.connect(bus.url, TRAINER, access=BusAccess(tmp_path / "none", bus.federation.ca_path)):
             pass
 
 
 @pytest.mark.parametrize("of_client", [True, False])
-async def test_an_agent_whose_clock_is_not_the_server_s_says_so_in_one_line(
+async def test_a_wrong_clock_is_logged_once(
     bus: TrustedBus, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], of_client: bool
 ) -> None:
     identity = TRAINER if of_client else Identity(FED, "workflow-scheduler")
@@ -600,7 +586,7 @@ class SlowClock(datetime):
 # --- a server that comes back ----------------------------------------------------------------------------
 
 
-async def test_a_server_that_comes_back_is_waited_for_with_credentials_as_without(bus: TrustedBus) -> None:
+async def test_a_client_with_credentials_reconnects(bus: TrustedBus) -> None:
     async with Bus.connect(bus.url, TRAINER, access=bus.access_for("c1")) as trainer:
         await bus.server.stop()
         await eventually(lambda: not trainer.is_connected)
@@ -608,5 +594,5 @@ async def test_a_server_that_comes_back_is_waited_for_with_credentials_as_withou
         await eventually(lambda: trainer.is_connected)
 
 
-def test_no_setting_of_the_test_leaks() -> None:
+def test_no_variable_of_a_test_remains() -> None:
     assert "FEDBUS_KIT" not in os.environ

@@ -366,7 +366,7 @@ def test_a_later_process_with_the_same_pid_is_another_one() -> None:
     assert span.status is SpanStatus.CUT_OFF
 
 
-def test_open_spans_of_another_machine_are_under_way() -> None:
+def test_open_spans_of_another_machine_are_in_progress() -> None:
     there = {"host.name": "another", "process.pid": os.getpid()}
 
     (span,) = span_reader.StoredTrace(
@@ -393,11 +393,11 @@ def test_a_run_is_drawn_with_every_span_by_name(home: Path) -> None:
     assert all(len(line) <= 100 for line in said.splitlines()[2:])
 
 
-def test_the_newest_run_is_drawn_where_none_is_named(home: Path) -> None:
+def test_without_a_name_the_newest_run_is_drawn(home: Path) -> None:
     assert RUN in run_trace(home)
 
 
-def test_only_the_words(home: Path) -> None:
+def test_the_words_option_prints_the_words_only(home: Path) -> None:
     (line,) = run_trace(home, RUN, "--words").splitlines()
 
     assert line.startswith("round 1 took")
@@ -428,17 +428,17 @@ def test_a_file_that_cannot_be_written_is_one_line(home: Path, tmp_path: Path) -
         run_trace(home, RUN, "--otlp-json", str(file))
 
 
-def test_an_unknown_run_is_one_line_that_says_what_there_is(home: Path) -> None:
+def test_an_unknown_run_is_one_line_with_the_known_runs(home: Path) -> None:
     with pytest.raises(CliError, match=rf"no trace of digits-9 in .*: stored runs: {RUN}"):
         run_trace(home, "digits-9")
 
 
-def test_a_machine_without_traces_says_so(tmp_path: Path) -> None:
+def test_a_machine_without_traces_reports_that(tmp_path: Path) -> None:
     with pytest.raises(CliError, match=r"no trace of any run in .*: no runs are stored"):
         run_trace(tmp_path)
 
 
-def test_a_tree_of_what_was_kept_is_whole(home: Path) -> None:
+def test_the_tree_of_stored_spans_is_complete(home: Path) -> None:
     found = span_reader.find_trace_of_run(home / "traces", RUN)
     assert found is not None
     tree = SpanTree(span_reader.read_trace(home / "traces", found).spans())

@@ -1,4 +1,4 @@
-"""The two languages of a task's table: whatever is written, it is read or there is one clear error."""
+"""The languages of rules and triggers: any text is parsed, or rejected with one clear error."""
 
 import pytest
 from hypothesis import given
@@ -30,7 +30,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=14).map(" ".join)))
-def test_whatever_is_written_is_read_or_refused_with_a_caret(text: str) -> None:
+def test_any_text_is_parsed_or_rejected_with_a_caret(text: str) -> None:
     for language in (parse_rule, parse_trigger):
         try:
             language(text)
@@ -41,7 +41,7 @@ def test_whatever_is_written_is_read_or_refused_with_a_caret(text: str) -> None:
             assert caret.strip() == "^"
 
 
-def test_and_binds_closer_than_or_and_not_closest() -> None:
+def test_not_binds_closer_than_and_and_and_closer_than_or() -> None:
     charging, idle, gpu = FlagCheck("charging"), FlagCheck("idle"), FlagCheck("gpu")
     assert parse_rule("charging or idle and not gpu") == Or((charging, And((idle, Not(gpu)))))
     assert parse_rule("(charging or idle) and gpu") == And((Or((charging, idle)), gpu))
@@ -73,21 +73,21 @@ def test_values_have_units() -> None:
         ("__import__('os')", "unknown variable '__import__'", 0),
     ],
 )
-def test_a_rule_that_is_wrong_is_told_what_and_where(text: str, what: str, at: int) -> None:
-    with pytest.raises(BadExpression) as refused:
+def test_the_error_of_a_rule_has_problem_and_position(text: str, what: str, at: int) -> None:
+    with pytest.raises(BadExpression) as caught:
         parse_rule(text)
-    assert what in str(refused.value)
-    assert refused.value.at == at
+    assert what in str(caught.value)
+    assert caught.value.at == at
 
 
-def test_an_expression_is_bounded() -> None:
+def test_length_and_depth_of_an_expression_are_limited() -> None:
     with pytest.raises(BadExpression, match=rf"has \d+ characters \(limit {MAX_CHARS}\)"):
         parse_rule("idle or " * 200 + "idle")
     with pytest.raises(BadExpression, match=rf"nested too deeply \(limit {MAX_DEPTH}\)"):
         parse_rule("(" * 100 + "idle" + ")" * 100)
 
 
-def test_a_trigger_names_each_of_its_sources() -> None:
+def test_a_trigger_has_all_its_conditions() -> None:
     text = (
         "cron '0  3 * * MON' or every 6h or labelled >= 64 on 3 clients or drift or accuracy drops 0.05 "
         "or loss rises 10% or new_code or after fashion-mnist"
@@ -123,12 +123,12 @@ def test_a_trigger_names_each_of_its_sources() -> None:
         ("something", "unknown condition 'something'"),
     ],
 )
-def test_a_trigger_that_is_wrong_is_told_what(text: str, what: str) -> None:
+def test_the_error_of_a_trigger_names_the_problem(text: str, what: str) -> None:
     with pytest.raises(BadExpression, match=what):
         parse_trigger(text)
 
 
-def test_a_source_is_told_as_it_was_written() -> None:
+def test_the_text_of_a_condition_is_as_it_was_written() -> None:
     for text in (
         "cron '0 3 * * *'",
         "labelled >= 64 on 3 clients",

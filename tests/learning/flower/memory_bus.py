@@ -86,7 +86,7 @@ class MemoryBlobs:
 @dataclass
 class MemoryBus:
     blobs: MemoryBlobs = field(default_factory=MemoryBlobs)
-    connected: bool = True
+    is_connected: bool = True
     published: list[Message] = field(default_factory=list)
     subscribers: dict[str, Callable[[RoundMessage], None]] = field(default_factory=dict)
 
@@ -106,14 +106,14 @@ class MemoryDevice:
     client: str
     bus: bus_protocol.BusProtocol
     deliver: Callable[[Any], object]
-    handled: list[RoundMessage] = field(default_factory=list)
-    silent: bool = False
+    received_messages: list[RoundMessage] = field(default_factory=list)
+    is_silent: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def receive(self, message: RoundMessage) -> None:
-        self.handled.append(message)
-        if not self.silent:
+        self.received_messages.append(message)
+        if not self.is_silent:
             self.tasks.add(asyncio.get_running_loop().create_task(self.answer(message)))
 
     async def answer(self, message: RoundMessage) -> None:
@@ -122,10 +122,10 @@ class MemoryDevice:
         answer = await loop.run_in_executor(self.thread, self.host.handle, message, content)
         encoded = None
         if answer.content is not None:
-            encoded, _ = await MessagePayload.of(record_codec.encode(answer.content)).post(
+            encoded, _ = await MessagePayload.from_records(record_codec.encode(answer.content)).prepare(
                 self.bus.blobs, receivers=1
             )
-        reply = RoundReply.model_validate(unpack(pack(answer.event(encoded))))
+        reply = RoundReply.model_validate(unpack(pack(answer.to_message(encoded))))
         self.deliver(reply)
 
     async def close(self) -> None:

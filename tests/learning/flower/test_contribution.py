@@ -46,21 +46,23 @@ def updates(tmp_path: Path) -> RoundUpdates:
 def test_a_helpful_update_is_worth_more_than_a_harmful_one(
     updates: RoundUpdates, limits: ContributionLimits
 ) -> None:
-    worth = ContributionEvaluator(limits).worth(updates, score_nearness_to_one, 1)
+    worth = ContributionEvaluator(limits).evaluate_updates(updates, score_nearness_to_one, 1)
     assert worth["good"] > worth["idle"] > worth["harmful"]
     assert worth["good"] > 0 > worth["harmful"]
     assert worth.keys() == {"good", "idle", "harmful"}, "only players are measured"
 
 
 def test_leave_one_out_compares_with_the_mean_of_the_others(updates: RoundUpdates) -> None:
-    worth = ContributionEvaluator(ContributionLimits(every=1)).worth(updates, score_nearness_to_one, 1)
+    worth = ContributionEvaluator(ContributionLimits(every=1)).evaluate_updates(
+        updates, score_nearness_to_one, 1
+    )
     mean_of_all, mean_without = (10 - 10 + 2.5) / 35, (-10 + 2.5) / 25
     assert worth["good"] == pytest.approx(3 * ((1 - mean_without) - (1 - mean_of_all)), rel=1e-4)
 
 
 def test_shapley_values_are_efficient(updates: RoundUpdates) -> None:
     """Efficiency: they add up to v(all) - v(clients that are not players), in each order and on average."""
-    worth = ContributionEvaluator(ContributionLimits(every=1, permutations=30)).worth(
+    worth = ContributionEvaluator(ContributionLimits(every=1, permutations=30)).evaluate_updates(
         updates, score_nearness_to_one, 1
     )
     mean_of_all, mean_of_others = 2.5 / 35, 0.5
@@ -71,9 +73,9 @@ def test_a_single_client_is_compared_with_the_start_model(tmp_path: Path) -> Non
     updates = RoundUpdates(tmp_path, ["c1"], start=START)
     updates.add("c1", update(0.5), 7)
     for limits in (ContributionLimits(every=1), ContributionLimits(every=1, permutations=3)):
-        assert ContributionEvaluator(limits).worth(updates, score_nearness_to_one, 1) == pytest.approx(
-            {"c1": 1.5}
-        )
+        assert ContributionEvaluator(limits).evaluate_updates(
+            updates, score_nearness_to_one, 1
+        ) == pytest.approx({"c1": 1.5})
 
 
 def test_the_cost_is_bounded_by_clients_and_by_time(updates: RoundUpdates) -> None:
@@ -83,23 +85,28 @@ def test_the_cost_is_bounded_by_clients_and_by_time(updates: RoundUpdates) -> No
         evaluated_rounds.append(number)
         return score_nearness_to_one(number, arrays)
 
-    ContributionEvaluator(ContributionLimits(every=1)).worth(updates, counting, 7)
+    ContributionEvaluator(ContributionLimits(every=1)).evaluate_updates(updates, counting, 7)
     assert evaluated_rounds == [7] * 4, "once for all clients, once for each player"
-    assert ContributionEvaluator(ContributionLimits(every=1, seconds=1e-9)).worth(updates, counting, 7) == {}
+    assert (
+        ContributionEvaluator(ContributionLimits(every=1, seconds=1e-9)).evaluate_updates(
+            updates, counting, 7
+        )
+        == {}
+    )
 
 
 def test_the_clients_not_measured_for_longest_are_players(updates: RoundUpdates) -> None:
     contributions = ContributionEvaluator(ContributionLimits(every=2, clients=2))
-    assert [number for number in range(1, 7) if contributions.looks_at(number)] == [2, 4, 6]
-    assert contributions.players(["c3", "c1", "c2"]) == ["c1", "c2"]
-    contributions.worth(updates, score_nearness_to_one, 2)
-    assert contributions.players(["good", "idle", "new"]) == ["new", "good"]
+    assert [number for number in range(1, 7) if contributions.is_due(number)] == [2, 4, 6]
+    assert contributions.select_players(["c3", "c1", "c2"]) == ["c1", "c2"]
+    contributions.evaluate_updates(updates, score_nearness_to_one, 2)
+    assert contributions.select_players(["good", "idle", "new"]) == ["new", "good"]
 
 
 def test_without_a_metric_there_are_no_contributions(updates: RoundUpdates) -> None:
     for metrics in (None, MetricRecord({"other": 1.0}), MetricRecord({"loss": math.nan})):
         assert (
-            ContributionEvaluator(ContributionLimits(every=1)).worth(
+            ContributionEvaluator(ContributionLimits(every=1)).evaluate_updates(
                 updates, partial(return_metrics, metrics), 1
             )
             == {}

@@ -132,7 +132,7 @@ async def test_a_client_that_raises_fails_alone_with_a_reason(tmp_path: Path) ->
 async def test_a_round_continues_without_a_client_at_its_deadline(tmp_path: Path) -> None:
     async with open_memory_federation(tmp_path, rounds=1, round_s=0.3) as fed:
         fed.add("c1", step=1, samples=1)
-        fed.add("c2", step=1, samples=1).silent = True
+        fed.add("c2", step=1, samples=1).is_silent = True
 
         await fed.run(initial_model())
 
@@ -146,10 +146,10 @@ async def test_a_client_that_leaves_ends_the_wait_for_its_reply(tmp_path: Path) 
     ) as fed:
         fed.add("c1", step=1, samples=1)
         leaving = fed.add("c2", step=1, samples=1)
-        leaving.silent = True
+        leaving.is_silent = True
 
         run = asyncio.create_task(fed.run(initial_model()))
-        await eventually(lambda: bool(leaving.handled))
+        await eventually(lambda: bool(leaving.received_messages))
         fed.grid.deliver(FailTrain(task=TASK, client="c2", run=RUN, reason="the battery is low"))
         await asyncio.wait_for(run, 5)
 
@@ -167,10 +167,10 @@ async def test_a_silent_client_is_absent_until_its_next_heartbeat(tmp_path: Path
 
 async def test_no_client_is_lost_while_nats_is_disconnected(tmp_path: Path) -> None:
     async with open_memory_federation(tmp_path, lost_after_s=0.1) as fed:
-        fed.bus.connected = False
+        fed.bus.is_connected = False
         fed.add("c1", step=1, samples=1)
         tracker = fed.grid._tracker
-        await eventually(lambda: (tracker.next_wake() or 0) > fed.grid._now() + 0.05)
+        await eventually(lambda: (tracker.next_deadline() or 0) > fed.grid._now() + 0.05)
         await asyncio.sleep(0.3)
         assert fed.grid.get_node_ids() == [node_id("c1")]
 
@@ -219,14 +219,14 @@ async def test_a_strategy_that_waits_continues_when_a_client_joins(tmp_path: Pat
 async def test_closing_the_grid_ends_a_blocked_app_at_once(tmp_path: Path, blocked: str) -> None:
     async with open_memory_federation(tmp_path) as fed:
         silent = fed.add("c1", step=1, samples=1)
-        silent.silent = True
+        silent.is_silent = True
         blobs = fed.bus.blobs
         blobs.stall_after = 1  # c2 gets the model
         if blocked != "waiting for nodes":
             fed.add("c2", step=1, samples=1)
         run = asyncio.create_task(fed.run(initial_model()))
         if blocked == "in its replies":
-            await eventually(lambda: bool(silent.handled))
+            await eventually(lambda: bool(silent.received_messages))
         elif blocked == "in a fetch":
             await eventually(lambda: blobs.fetched == 1 and blobs.fetching == 1)
         else:

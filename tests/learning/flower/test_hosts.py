@@ -188,7 +188,7 @@ def content() -> RecordDict:
 def test_a_message_gets_a_reply(tmp_path: Path) -> None:
     reply = make_host(tmp_path, QUERY_APP).handle(make_round_message(), content())
     assert reply.content == content()
-    event = reply.event(MessageContent(inline=b"x"))
+    event = reply.to_message(MessageContent(inline=b"x"))
     assert (event.reply_to, event.client, event.run, event.round, event.error_code) == (
         "m1",
         "c1",

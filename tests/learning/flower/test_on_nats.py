@@ -61,7 +61,7 @@ async def run_on_nats(
 
 
 async def _consume_for_grid(bus: Bus, grid: BusGrid) -> None:
-    async with bus.listen(AgentName.FLOWER_SERVER_GRID, task=TASK) as inbox:
+    async with bus.consume(AgentName.FLOWER_SERVER_GRID, task=TASK) as inbox:
         async for delivery in inbox:
             match delivery.message:
                 case ClientJoined() | RoundReply() | FailTrain() | Heartbeat() as event:
@@ -76,7 +76,7 @@ async def _consume_for_client(
     host = ClientAppHost(
         fed.path, reference, client=client, run=RUN, run_config={}, node_config={**node_config}
     )
-    async with asyncio.TaskGroup() as group, bus.listen(AgentName.TRAINER, task=TASK) as inbox:
+    async with asyncio.TaskGroup() as group, bus.consume(AgentName.TRAINER, task=TASK) as inbox:
         await bus.publish(ClientJoined(task=TASK, client=client, run=RUN))
         device = MemoryDevice(host, client, bus, lambda reply: group.create_task(bus.publish(reply)))
         async for delivery in inbox:

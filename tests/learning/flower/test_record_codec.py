@@ -73,7 +73,7 @@ def some_records() -> RecordDict:
 @given(records)
 @settings(max_examples=150, deadline=None)
 def test_records_round_trip(before: RecordDict) -> None:
-    after = decode(encode(before).joined())
+    after = decode(encode(before).to_bytes())
     assert after == before
     assert [list(record) for record in after.values()] == [list(record) for record in before.values()]
     assert [type(record) for record in after.values()] == [type(record) for record in before.values()]
@@ -84,7 +84,7 @@ def test_encoding_and_decoding_copy_no_array() -> None:
     encoded = encode(RecordDict({"arrays": ArrayRecord({"w": array})}))
     assert any(buffer.obj is array.data for buffer in encoded.buffers)
 
-    received = bytearray(encoded.joined())
+    received = bytearray(encoded.to_bytes())
     record: Any = decode(received)["arrays"]["w"]
     view = array_view(record)
     received[-8:] = np.float64(5).tobytes()
@@ -93,7 +93,7 @@ def test_encoding_and_decoding_copy_no_array() -> None:
 
 
 def test_flowers_code_can_use_a_borrowed_array() -> None:
-    array: Any = decode(encode(some_records()).joined())["arrays"]["w"]
+    array: Any = decode(encode(some_records()).to_bytes())["arrays"]["w"]
     original: Any = some_records()["arrays"]["w"]
 
     assert isinstance(array.data, bytes)
@@ -122,7 +122,7 @@ def test_legacy_parameters_without_dtype_and_shape_round_trip(tmp_path: object) 
     legacy = ArrayRecord(
         {"0": Array(data=blob, dtype="", stype="numpy.ndarray", shape=()), "_empty": Array("", (), "", b"")}
     )
-    after: Any = decode(encode(RecordDict({"parameters": legacy})).joined())
+    after: Any = decode(encode(RecordDict({"parameters": legacy})).to_bytes())
     assert after["parameters"]["0"].numpy().tolist() == [1, 1, 1]
 
 
@@ -209,7 +209,7 @@ def test_invalid_data_is_rejected(case: str) -> None:
 @given(st.binary(max_size=200), st.integers(0, 400))
 @settings(max_examples=300, deadline=None)
 def test_corruption_is_rejected_or_harmless(noise: bytes, offset: int) -> None:
-    data = bytearray(encode(some_records()).joined())
+    data = bytearray(encode(some_records()).to_bytes())
     data[offset : offset + len(noise)] = noise
     with contextlib.suppress(RecordDecodeError):
         assert isinstance(decode(data), RecordDict)

@@ -36,7 +36,7 @@ def reply(content: RecordDict | Error, node: int = 5) -> Message:
     if isinstance(content, Error):
         return build_message(metadata, error=content)
     return build_message(
-        metadata, content=record_codec.decode(bytearray(record_codec.encode(content).joined()))
+        metadata, content=record_codec.decode(bytearray(record_codec.encode(content).to_bytes()))
     )
 
 

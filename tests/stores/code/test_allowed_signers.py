@@ -37,7 +37,7 @@ def has_run(spy: Path) -> bool:
 async def refusal(code: CodeRepository, version: str) -> str:
     """Why *version* is refused."""
     with pytest.raises(CodeRejected) as rejected:
-        await code.task_at(version)
+        await code.load_task(version)
     assert "\n" not in str(rejected.value)
     return rejected.value.reason
 
@@ -61,8 +61,8 @@ def home_of(code: CodeRepository) -> Path:
 async def test_a_commit_of_an_allowed_signer_is_believed(
     code: CodeRepository, repository: Repository
 ) -> None:
-    assert code.verifies
-    assert (await code.task_at(repository.head)).code_version == repository.head
+    assert code.requires_signatures
+    assert (await code.load_task(repository.head)).code_version == repository.head
 
 
 async def test_an_unsigned_commit_is_refused(code: CodeRepository, repository: Repository) -> None:
@@ -79,7 +79,7 @@ async def test_it_is_the_last_commit_that_is_verified(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     unsigned = repository.commit()
-    assert (await code.task_at(repository.commit(by=ada))).code_version == repository.head
+    assert (await code.load_task(repository.commit(by=ada))).code_version == repository.head
     assert "it is not signed" in await refusal(code, unsigned)
 
 
@@ -128,8 +128,8 @@ async def test_a_signature_of_another_kind_does_not_count(
 
 async def test_without_signers_anything_on_the_ref_is_taken(repository: Repository, tmp_path: Path) -> None:
     code = open_code(repository.url, tmp_path / "home")
-    assert not code.verifies
-    assert (await code.task_at(repository.commit())).code_version == repository.head
+    assert not code.requires_signatures
+    assert (await code.load_task(repository.commit())).code_version == repository.head
 
 
 async def test_a_key_is_good_for_as_long_as_its_line_says(
@@ -143,7 +143,7 @@ async def test_a_key_is_good_for_as_long_as_its_line_says(
     now = repository.commit(by=ada)
     back = repository.commit(by=ada, when="2019-07-01T00:00:00Z")
     repository.git("branch", "--quiet", "-M", "main")
-    assert (await code.task_at(then)).code_version == then
+    assert (await code.load_task(then)).code_version == then
     assert "whose key was valid then" in await refusal(code, now)
     assert "its date is before that of its parent" in await refusal(code, back)
 
@@ -158,11 +158,11 @@ async def test_a_key_for_something_else_is_no_key_for_commits(
 async def test_who_is_trusted_no_longer_is_not_trusted_from_then_on(
     code: CodeRepository, repository: Repository, ada: CommitSigner, mallory: CommitSigner, signers: Path
 ) -> None:
-    await code.task_at(repository.head)
+    await code.load_task(repository.head)
     allow(signers, mallory.allowed_signers_line())
     assert "not from an allowed signer" in await refusal(code, repository.head)
     allow(signers, ada.allowed_signers_line())
-    await code.task_at(repository.head)
+    await code.load_task(repository.head)
     allow(signers.with_name(f"{signers.name}.revoked"), f"{ada.public}\n")  # or rather: revoke
     assert "not from an allowed signer" in await refusal(code, repository.head)
 
@@ -200,8 +200,8 @@ async def test_nothing_that_a_repository_configures_is_run(
         repository.git("config", key, str(spy))
     for hook in HOOKS:
         (repository.path / ".git" / "hooks" / hook).symlink_to(spy)
-    task = await code.task_at(await code.newest())
-    await code.history()
+    task = await code.load_task(await code.fetch_latest())
+    await code.list_commits()
     await code.prune([task.code_version])
     assert (Path(task.path) / "weights.bin").read_text() == LFS
     assert not has_run(spy)
@@ -215,21 +215,21 @@ async def test_the_files_are_those_of_the_commit_whatever_git_was_told_to_show_i
     text = (repository.path / MODULE).read_text()
     bad = repository.commit({MODULE: f"{text}\nSTOLEN = 1\n"}, by=ada)
     repository.git("replace", good, bad)
-    await code.newest()
+    await code.fetch_latest()
     Repository(home_of(code) / "mirror.git").git("replace", good, bad)
-    assert module_of(await code.task_at(good)) == text
+    assert module_of(await code.load_task(good)) == text
 
 
 async def test_an_object_that_was_tampered_with_is_fetched_anew(
     code: CodeRepository, repository: Repository
 ) -> None:
-    version = await code.newest()
+    version = await code.fetch_latest()
     text = (repository.path / MODULE).read_text()
     blob = repository.git("rev-parse", f"HEAD:{MODULE}")
     stored = loose_object_path(home_of(code) / "mirror.git", blob)
     stored.write_bytes(zlib.compress(b"blob %d\0%s" % (len(text), b"#" * len(text))))
     assert Repository(home_of(code) / "mirror.git").git("cat-file", "blob", blob).startswith("###")
-    assert module_of(await code.task_at(version)) == text
+    assert module_of(await code.load_task(version)) == text
 
 
 def loose_object_path(mirror: Path, blob: str) -> Path:
@@ -285,7 +285,7 @@ async def test_a_file_that_would_be_written_through_a_link_is_refused(
     commit = repository.git("commit-tree", "-S", tree, "-p", "HEAD", "-m", "twice", by=ada)
     repository.git("update-ref", "refs/heads/main", commit)
     with pytest.raises(Exception, match=r"duplicate|twice|fsck|cannot use"):
-        await code.task_at(commit)
+        await code.load_task(commit)
     assert not (tmp_path / "__init__.py").exists()
 
 
@@ -306,7 +306,7 @@ def test_a_git_that_cannot_verify_is_told_before_anything_is_fetched(
         GitNotInstalled, match=r"git 2\.30 is too old; git 2\.34 or later is needed to verify SSH signatures"
     ):
         open_code(repository.url, tmp_path, signers=signers)
-    assert open_code(repository.url, tmp_path).follows
+    assert open_code(repository.url, tmp_path).can_update
 
 
 def test_a_machine_without_git_or_ssh_keygen_is_told_what_it_lacks(

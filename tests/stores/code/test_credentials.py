@@ -80,16 +80,16 @@ async def test_without_credentials_nobody_is_asked_for_any(
     code: CodeRepository, configure: Configure
 ) -> None:
     with pytest.raises(CodeUnavailable, match="this machine has access"):
-        await code.newest()
+        await code.fetch_latest()
 
 
 async def test_the_credential_helper_of_the_owner_is_used(
     code: CodeRepository, repository: Repository, configure: Configure, helper: str
 ) -> None:
     configure(f"[credential]\n helper = {helper}\n")
-    version = await code.newest()
+    version = await code.fetch_latest()
     assert version == repository.head
-    assert (await code.task_at(version)).code_version == version
+    assert (await code.load_task(version)).code_version == version
 
 
 async def test_a_helper_may_be_named_in_the_environment(
@@ -102,7 +102,7 @@ async def test_a_helper_may_be_named_in_the_environment(
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "credential.helper")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", helper)
-    assert await code.newest() == repository.head
+    assert await code.fetch_latest() == repository.head
 
 
 async def test_what_a_helper_leaves_behind_keeps_nobody_waiting(
@@ -112,8 +112,8 @@ async def test_what_a_helper_leaves_behind_keeps_nobody_waiting(
     pid = tmp_path / "pid"
     answer = f"echo username=fedbus; echo password={SECRET}"
     configure(f'[credential]\n helper = "!f() {{ sleep 600 >/dev/null & echo $! > {pid}; {answer}; }}; f"\n')
-    assert await code.newest() == repository.head
-    assert await code.newest() == repository.head
+    assert await code.fetch_latest() == repository.head
+    assert await code.fetch_latest() == repository.head
     await eventually(lambda: not psutil.pid_exists(int(pid.read_text())))
 
 
@@ -124,7 +124,7 @@ async def test_a_secret_that_git_tells_is_told_by_nobody_else(
     address = code.source.split(" ", maxsplit=1)[0]
     configure(f'[url "http://fedbus:{SECRET}@127.0.0.1:1/"]\n insteadOf = {address}\n')
     with pytest.raises(CodeUnavailable) as away:
-        await code.newest()
+        await code.fetch_latest()
     assert SECRET not in str(away.value)
 
 
@@ -133,4 +133,4 @@ async def test_what_keeps_us_out_is_told_and_not_that_something_does(tmp_path: P
         unheard.bind(("127.0.0.1", 0))  # and nobody listens
         where = f"git+ssh://git@127.0.0.1:{unheard.getsockname()[1]}/x.git"
         with pytest.raises(CodeUnavailable, match="Connection refused"):
-            await open_code(where, tmp_path).newest()
+            await open_code(where, tmp_path).fetch_latest()

@@ -28,14 +28,14 @@ async def test_what_is_authored_is_followed_and_its_signature_believed(
 ) -> None:
     repository = DemoRepository.create(tmp_path / "task", template)
     code = open_code(repository.source, tmp_path / "home", signers=repository.allowed_signers)
-    first = await code.newest()
-    assert (await code.task_at(first)).id == "moons"
+    first = await code.fetch_latest()
+    assert (await code.load_task(first)).id == "moons"
     table = (template / "pyproject.toml").read_text()
     second = repository.commit("A remark", {"pyproject.toml": f"{table}\n# a remark\n"})
-    assert await code.newest() == second
-    laid_out = Path((await code.task_at(second)).path)
+    assert await code.fetch_latest() == second
+    laid_out = Path((await code.load_task(second)).path)
     assert (laid_out / "pyproject.toml").read_text().endswith("# a remark\n")
-    assert [one.subject for one in await code.history()] == ["A remark", "The task as it was in moons"]
+    assert [one.subject for one in await code.list_commits()] == ["A remark", "The task as it was in moons"]
 
 
 def test_what_is_no_source_is_left_out(tmp_path: Path, template: Path) -> None:

@@ -70,7 +70,7 @@ async def test_two_processes_get_the_same_version_ready_at_the_same_time(
         run_other_process(code_url, tmp_path, version) as one,
         run_other_process(code_url, tmp_path, version) as other,
     ):
-        here = await open_code(code_url, tmp_path).task_at(version)
+        here = await open_code(code_url, tmp_path).load_task(version)
         said = [await asyncio.to_thread(process.communicate) for process in (one, other)]
     assert [out for out, _ in said] == [f"{here.path}\n"] * 2
     assert len(listing(here)) > 300
@@ -81,7 +81,7 @@ async def test_agents_of_one_process_do_not_get_in_each_others_way(
 ) -> None:
     versions = [repository.head, *(repository.commit({"n.txt": str(n)}) for n in range(3))]
     agents = [open_code(code_url, tmp_path) for _ in range(4)]
-    tasks = await asyncio.gather(*(agent.task_at(one) for agent in agents for one in versions))
+    tasks = await asyncio.gather(*(agent.load_task(one) for agent in agents for one in versions))
     assert [task.code_version for task in tasks] == versions * 4
 
 
@@ -91,7 +91,7 @@ async def test_whoever_waits_is_not_kept_waiting_by_a_server_that_says_nothing(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         code = open_code(f"git+git://127.0.0.1:{port}/x@main", tmp_path / "home", signers=signers)
-        waiting = asyncio.create_task(code.newest())
+        waiting = asyncio.create_task(code.fetch_latest())
         await eventually(lambda: is_locked(home_of(code) / "lock"))
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -123,7 +123,7 @@ async def test_whoever_is_killed_while_files_are_written_leaves_nothing_half(
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert not (home / version).exists()
-    task = await open_code(code_url, tmp_path).task_at(version)
+    task = await open_code(code_url, tmp_path).load_task(version)
     assert len(listing(task)) > 3000
     assert leftover_names(home) == {version, f"{version}.in-use"}
 
@@ -131,12 +131,12 @@ async def test_whoever_is_killed_while_files_are_written_leaves_nothing_half(
 async def test_what_a_killed_git_leaves_behind_is_in_nobodys_way(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
-    await code.newest()
+    await code.fetch_latest()
     refs = home_of(code) / "mirror.git" / "refs" / "fedbus"
     (refs / "seen.lock").write_text("")
     (home_of(code) / ".gone-x").mkdir()
     version = repository.commit(by=ada)
-    assert await code.newest() == version
+    assert await code.fetch_latest() == version
     assert leftover_names(home_of(code)) == set()
 
 
@@ -170,11 +170,11 @@ def changed_in_place(task: Task, how: str) -> None:
 async def test_a_version_that_was_changed_in_place_is_made_anew(
     code: CodeRepository, repository: Repository, code_url: str, tmp_path: Path, signers: Path, how: str
 ) -> None:
-    task = await code.task_at(repository.head)
+    task = await code.load_task(repository.head)
     before = listing(task)
     changed_in_place(task, how)
     assert listing(task) != before
-    again = await open_code(code_url, tmp_path / "home", signers=signers).task_at(repository.head)
+    again = await open_code(code_url, tmp_path / "home", signers=signers).load_task(repository.head)
     assert again == task
     assert listing(again) == before
 
@@ -190,10 +190,10 @@ def listing(task: Task) -> dict[str, str]:
 
 
 async def test_a_version_that_was_removed_comes_back(code: CodeRepository, repository: Repository) -> None:
-    task = await code.task_at(repository.head)
+    task = await code.load_task(repository.head)
     await code.prune([])
     assert not Path(task.path).exists()  # noqa: ASYNC240
-    assert await code.task_at(repository.head) == task
+    assert await code.load_task(repository.head) == task
 
 
 # --- room ----------------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ async def test_versions_that_nobody_needs_are_removed(
     old = repository.head
     new = repository.commit(by=ada)
     for version in (old, new):
-        await code.task_at(version)
+        await code.load_task(version)
     await code.prune([new])
     assert leftover_names(home_of(code)) == {new, f"{new}.in-use"}
 
@@ -216,7 +216,7 @@ async def test_a_version_that_another_agent_uses_stays(
     version = repository.head
     other = open_code(code_url, tmp_path / "home", signers=signers)
     for one in (code, other):
-        await one.task_at(version)
+        await one.load_task(version)
     await code.prune([])
     assert version in leftover_names(home_of(code))
     await other.prune([])
@@ -228,7 +228,7 @@ async def test_a_task_with_too_many_files_is_refused(
 ) -> None:
     monkeypatch.setattr("fedbus.stores.code.checkout.MAX_SOURCE_FILES", 5)
     with pytest.raises(CodeRejected, match=r"too many files \(limit 5\); name the directory of the task"):
-        await code.task_at(repository.head)
+        await code.load_task(repository.head)
 
 
 async def test_a_task_with_too_many_bytes_is_refused(
@@ -236,5 +236,5 @@ async def test_a_task_with_too_many_bytes_is_refused(
 ) -> None:
     monkeypatch.setattr("fedbus.stores.code.checkout.MAX_BYTES", 100)
     with pytest.raises(CodeRejected, match="too large"):
-        await code.task_at(repository.head)
+        await code.load_task(repository.head)
     assert leftover_names(home_of(code)) == set()

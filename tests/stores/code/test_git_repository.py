@@ -33,20 +33,20 @@ def directory(tmp_path: Path) -> Path:
 
 async def test_a_directory_is_one_version_of_its_own(directory: Path, tmp_path: Path) -> None:
     code = open_code(str(directory), tmp_path / "home")
-    version = await code.newest()
-    assert await code.task_at(version) == read_task(directory)
+    version = await code.fetch_latest()
+    assert await code.load_task(version) == read_task(directory)
     assert await code.resolve(version[:15]) == await code.resolve(version[7:20]) == version
-    assert (code.follows, code.verifies, code.source) == (False, False, str(directory))
-    assert await code.history() == []
+    assert (code.can_update, code.requires_signatures, code.source) == (False, False, str(directory))
+    assert await code.list_commits() == []
 
 
 async def test_a_directory_is_the_version_that_it_was_when_it_was_read(
     directory: Path, tmp_path: Path
 ) -> None:
     code = open_code(str(directory), tmp_path / "home")
-    version = await code.newest()
+    version = await code.fetch_latest()
     (directory / "notes.txt").write_text("later")
-    assert await code.newest() == version
+    assert await code.fetch_latest() == version
 
 
 async def test_nothing_else_comes_from_a_directory_and_it_says_how_it_would(
@@ -54,14 +54,14 @@ async def test_nothing_else_comes_from_a_directory_and_it_says_how_it_would(
 ) -> None:
     code = open_code(str(directory), tmp_path / "home")
     with pytest.raises(CodeRejected, match=r"one version; to follow new versions.*git\+https://"):
-        await code.task_at("0" * 40)
+        await code.load_task("0" * 40)
     with pytest.raises(CodeRejected):
         await code.resolve("main")
 
 
 async def test_a_directory_that_is_no_task_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(TaskInvalid, match="the directory does not exist"):
-        await open_code(str(tmp_path / "nowhere"), tmp_path / "home").newest()
+        await open_code(str(tmp_path / "nowhere"), tmp_path / "home").fetch_latest()
 
 
 # --- a ref ---------------------------------------------------------------------------------------
@@ -70,10 +70,10 @@ async def test_a_directory_that_is_no_task_is_said_to_be_none(tmp_path: Path) ->
 async def test_the_newest_version_is_what_the_branch_points_at_now(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
-    assert await code.newest() == repository.head
+    assert await code.fetch_latest() == repository.head
     commit = repository.commit(by=ada)
-    assert await code.newest() == commit
-    assert code.follows
+    assert await code.fetch_latest() == commit
+    assert code.can_update
     assert code.source == f"file://{repository.path} main"
 
 
@@ -83,9 +83,9 @@ async def test_another_branch_is_not_followed(
     main = repository.head
     repository.git("switch", "--quiet", "-c", "try")
     other = repository.commit(by=ada)
-    assert await code.newest() == main
+    assert await code.fetch_latest() == main
     with pytest.raises(CodeRejected, match="not in the history"):
-        await code.task_at(other)
+        await code.load_task(other)
     with pytest.raises(CodeRejected, match="not in the history of"):
         await code.resolve("try")
 
@@ -94,7 +94,7 @@ async def test_without_a_ref_the_repositorys_own_first_branch_is_followed(
     repository: Repository, tmp_path: Path
 ) -> None:
     repository.git("branch", "--quiet", "-m", "main", "trunk")
-    assert await open_code(repository.url, tmp_path / "home").newest() == repository.head
+    assert await open_code(repository.url, tmp_path / "home").fetch_latest() == repository.head
 
 
 @pytest.mark.parametrize("annotated", [True, False])
@@ -103,18 +103,18 @@ async def test_a_tag_may_be_followed(repository: Repository, tmp_path: Path, ann
     tagged = repository.head
     repository.commit()
     code = open_code(f"{repository.url}@v1.0", tmp_path / "home")
-    assert await code.newest() == tagged
-    assert (await code.task_at(tagged)).code_version == tagged
+    assert await code.fetch_latest() == tagged
+    assert (await code.load_task(tagged)).code_version == tagged
 
 
 async def test_a_whole_sha_never_moves(repository: Repository, tmp_path: Path) -> None:
     pinned = repository.head
     repository.commit()
     code = open_code(f"{repository.url}@{pinned}", tmp_path / "home")
-    assert await code.newest() == pinned
-    assert (await code.task_at(pinned)).code_version == pinned
+    assert await code.fetch_latest() == pinned
+    assert (await code.load_task(pinned)).code_version == pinned
     with pytest.raises(CodeRejected):
-        await code.task_at(repository.head)
+        await code.load_task(repository.head)
 
 
 async def test_the_history_is_told_newest_first(
@@ -122,12 +122,12 @@ async def test_the_history_is_told_newest_first(
 ) -> None:
     first = repository.head
     second = repository.commit(subject="A better \x1b[31mmodel", by=ada)
-    commits = await code.history()
+    commits = await code.list_commits()
     assert [one.sha for one in commits] == [second, first]
     assert commits[0].subject == "A better  [31mmodel"  # what would steer a terminal is not passed on
     assert commits[0].author == "Ada"
-    assert commits[0].when.tzinfo is not None
-    assert len(await code.history(limit=1)) == 1
+    assert commits[0].committed_at.tzinfo is not None
+    assert len(await code.list_commits(limit=1)) == 1
 
 
 # --- names -----------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ async def test_a_name_that_means_no_commit_is_refused(code: CodeRepository, name
 @pytest.mark.parametrize("version", ["main", "", "0" * 40, "0" * 39, "A" * 40, f"sha256:{'0' * 64}"])
 async def test_a_version_is_a_full_sha_and_nothing_else(code: CodeRepository, version: str) -> None:
     with pytest.raises(CodeRejected):
-        await code.task_at(version)
+        await code.load_task(version)
 
 
 # --- a history that is rewritten ---------------------------------------------------------------------
@@ -164,45 +164,45 @@ async def test_a_rewritten_history_is_not_followed_until_somebody_says_so(
     code: CodeRepository, repository: Repository, ada: CommitSigner, by: str
 ) -> None:
     repository.commit(by=ada)
-    old = await code.newest()
+    old = await code.fetch_latest()
     repository.git("reset", "--quiet", "--hard", "HEAD~1")
     new = repository.commit(subject="another", by=ada)
     for _ in range(2):
         with pytest.raises(HistoryRewritten, match="was rewritten") as rewritten:
-            await code.newest()
+            await code.fetch_latest()
         assert (rewritten.value.old, rewritten.value.new) == (old, new)
-    assert (await code.task_at(old)).code_version == old  # who is on it stays on it
-    assert [one.sha for one in await code.history(limit=1)] == [old]
+    assert (await code.load_task(old)).code_version == old  # who is on it stays on it
+    assert [one.sha for one in await code.list_commits(limit=1)] == [old]
     if by == "a person":
         assert await code.resolve(new[:10]) == new
     else:
-        assert (await code.task_at(new)).code_version == new
-    assert await code.newest() == new
-    assert [one.sha for one in await code.history(limit=1)] == [new]
+        assert (await code.load_task(new)).code_version == new
+    assert await code.fetch_latest() == new
+    assert [one.sha for one in await code.list_commits(limit=1)] == [new]
 
 
 async def test_a_ref_that_goes_back_is_a_rewritten_history_too(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     last = repository.commit(by=ada)
-    await code.newest()
+    await code.fetch_latest()
     repository.git("reset", "--quiet", "--hard", "HEAD~1")
     with pytest.raises(HistoryRewritten):
-        await code.newest()
+        await code.fetch_latest()
     repository.git("reset", "--quiet", "--hard", last)
-    assert await code.newest() == last
+    assert await code.fetch_latest() == last
 
 
 async def test_a_rewritten_history_is_noticed_after_a_restart(
     code: CodeRepository, repository: Repository, tmp_path: Path, ada: CommitSigner, signers: Path
 ) -> None:
-    await code.newest()
+    await code.fetch_latest()
     repository.git("checkout", "--quiet", "--orphan", "anew")
     repository.commit(subject="anew", by=ada)
     repository.git("branch", "--quiet", "-M", "main")
     again = open_code(f"{repository.url}@main", tmp_path / "home", signers=signers)
     with pytest.raises(HistoryRewritten):
-        await again.newest()
+        await again.fetch_latest()
 
 
 async def test_a_full_sha_that_is_known_here_is_not_asked_for(
@@ -210,7 +210,7 @@ async def test_a_full_sha_that_is_known_here_is_not_asked_for(
 ) -> None:
     first = repository.head
     repository.commit(by=ada)
-    await code.newest()
+    await code.fetch_latest()
     repository.path.rename(repository.path.with_name("away"))
     assert await code.resolve(first) == first
     with pytest.raises(CodeUnavailable):
@@ -223,35 +223,35 @@ async def test_a_full_sha_that_is_known_here_is_not_asked_for(
 async def test_a_repository_that_is_away_changes_nothing(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
-    version = await code.newest()
-    await code.task_at(version)
+    version = await code.fetch_latest()
+    await code.load_task(version)
     away = repository.path.with_name("away")
     repository.path.rename(away)
     with pytest.raises(CodeUnavailable, match="cannot use file://"):
-        await code.newest()
+        await code.fetch_latest()
     with pytest.raises(CodeUnavailable):
-        await code.task_at("0" * 40)
-    assert (await code.task_at(version)).code_version == version
-    assert [one.sha for one in await code.history()] == [version]
+        await code.load_task("0" * 40)
+    assert (await code.load_task(version)).code_version == version
+    assert [one.sha for one in await code.list_commits()] == [version]
     away.rename(repository.path)
-    assert await code.newest() == version
+    assert await code.fetch_latest() == version
 
 
 async def test_a_version_that_was_here_once_needs_no_repository(
     code: CodeRepository, repository: Repository, tmp_path: Path, signers: Path
 ) -> None:
-    version = await code.newest()
-    await code.task_at(version)
+    version = await code.fetch_latest()
+    await code.load_task(version)
     repository.path.rename(tmp_path / "away")
     again = open_code(f"{repository.url}@main", tmp_path / "home", signers=signers)
-    assert (await again.task_at(version)).code_version == version
+    assert (await again.load_task(version)).code_version == version
 
 
 async def test_a_ref_that_is_deleted_is_told_as_such(code: CodeRepository, repository: Repository) -> None:
-    await code.newest()
+    await code.fetch_latest()
     repository.git("branch", "--quiet", "-m", "main", "gone")
     with pytest.raises(CodeUnavailable, match="no branch or tag main; create it there"):
-        await code.newest()
+        await code.fetch_latest()
 
 
 async def test_a_server_that_dies_is_a_repository_that_is_away(
@@ -262,12 +262,12 @@ async def test_a_server_that_dies_is_a_repository_that_is_away(
         await eventually(lambda: reachable(code))
         kill()
         with pytest.raises(CodeUnavailable):
-            await code.newest()
+            await code.fetch_latest()
 
 
 async def reachable(code: CodeRepository) -> bool:
     try:
-        return bool(await code.newest())
+        return bool(await code.fetch_latest())
     except CodeUnavailable:
         return False
 
@@ -298,26 +298,26 @@ def git_daemon(base: Path) -> Iterator[tuple[str, Callable[[], None]]]:
 async def test_a_version_is_a_task_in_a_directory_of_its_own(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
-    first = await code.newest()
+    first = await code.fetch_latest()
     module = (repository.path / "moons_app" / "task.py").read_text()
     second = repository.commit({"moons_app/task.py": f"{module}\nADDED = 1\n"}, by=ada)
-    before, after = await code.task_at(first), await code.task_at(second)
+    before, after = await code.load_task(first), await code.load_task(second)
     assert (before.code_version, after.code_version) == (first, second)
     assert (Path(before.path) / "moons_app" / "task.py").read_text() == module
     assert "ADDED" in (Path(after.path) / "moons_app" / "task.py").read_text()
     assert before.id == after.id == "moons"
-    assert await code.task_at(first) == before
+    assert await code.load_task(first) == before
 
 
 async def test_a_task_may_lie_deep_in_its_repository(tmp_path: Path) -> None:
     repository = create_repository(tmp_path / "origin", below="tasks/moons")
     repository.commit({"elsewhere.txt": "no part of the task"})
     code = open_code(f"{repository.url}#subdirectory=tasks/moons", tmp_path / "home")
-    task = await code.task_at(await code.newest())
+    task = await code.load_task(await code.fetch_latest())
     assert visible(task.path) == {"README.md", "moons_app", "pyproject.toml"}
     other = open_code(f"{repository.url}#subdirectory=tasks/others", tmp_path / "home")
     with pytest.raises(CodeRejected, match="no directory tasks/others"):
-        await other.task_at(repository.head)
+        await other.load_task(repository.head)
 
 
 def visible(directory: str) -> set[str]:
@@ -333,7 +333,7 @@ async def test_files_are_as_they_were_committed(
     (repository.path / "link").symlink_to("moons_app/task.py")
     (repository.path / "crlf.txt").write_bytes(b"one\r\ntwo\n")
     repository.commit(by=ada)
-    path = Path((await code.task_at(await code.newest())).path)
+    path = Path((await code.load_task(await code.fetch_latest())).path)
     assert os.access(path / "run.sh", os.X_OK)
     assert (path / "große Datei.bin").read_bytes() == bytes(range(256)) * 9000
     assert (path / "link").readlink() == Path("moons_app/task.py")
@@ -347,13 +347,13 @@ async def test_a_task_that_is_not_in_order_is_no_version(
     text = (repository.path / "pyproject.toml").read_text()
     repository.commit({"pyproject.toml": text.replace("quorum = 2", "qorum = 2")}, by=ada)
     with pytest.raises(CodeRejected, match=r"pyproject.toml:\d+: unknown key `qorum`") as rejected:
-        await code.task_at(await code.newest())
+        await code.load_task(await code.fetch_latest())
     assert "\n" not in str(rejected.value)
     repository.commit({"pyproject.toml": text, "moons_app/task.py": "def broken("}, by=ada)
     with pytest.raises(CodeRejected, match=r"moons_app/task.py:1: is not Python"):
-        await code.task_at(await code.newest())
+        await code.load_task(await code.fetch_latest())
     fixed = repository.git("rev-parse", "HEAD~2")
-    assert (await code.task_at(fixed)).code_version == fixed
+    assert (await code.load_task(fixed)).code_version == fixed
 
 
 async def test_a_version_is_not_recognised_by_a_repository_around_it(
@@ -361,14 +361,14 @@ async def test_a_version_is_not_recognised_by_a_repository_around_it(
 ) -> None:
     around = create_repository(tmp_path / "around")
     code = open_code(repository.url, around.path / ".fedbus")
-    version = await code.newest()
-    assert (await code.task_at(version)).code_version == version
+    version = await code.fetch_latest()
+    assert (await code.load_task(version)).code_version == version
 
 
 async def test_a_home_that_cannot_be_written_is_told(repository: Repository, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
     with pytest.raises(CodeUnavailable, match="use a writable directory"):
-        await open_code(repository.url, tmp_path / "home").newest()
+        await open_code(repository.url, tmp_path / "home").fetch_latest()
 
 
 # --- addresses ---------------------------------------------------------------------------------------------
@@ -430,7 +430,7 @@ def test_each_address_has_a_directory_of_its_own(tmp_path: Path) -> None:
     from fedbus.stores.code.address import parse_address  # noqa: PLC0415
 
     keys = {
-        parse_address(f"git+https://host/org/repo{rest}", signed=False).key
+        parse_address(f"git+https://host/org/repo{rest}", signed=False).directory_name
         for rest in ("", "@main", "@next", "#subdirectory=a", "#subdirectory=b")
     }
     assert len(keys) == 5

@@ -21,7 +21,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def prepare_code(repository: Repository, *requirements: str, allowed: Collection[str] = ()) -> Task:
     """The task, with *requirements* declared."""
     version = commit_requirements(repository, *requirements)
-    return await open_code(repository.url, repository.path.parent / "home", allow_install=allowed).task_at(
+    return await open_code(repository.url, repository.path.parent / "home", allow_install=allowed).load_task(
         version
     )
 
@@ -56,7 +56,7 @@ async def test_what_the_device_allows_is_installed_beside_the_code(
     assert (Path(task.libraries) / "moon_lib.py").read_text() == "phase = 'full'"
     (index / "moon_lib-1.2-py3-none-any.whl").unlink()  # it is not asked for again
     again = open_code(repository.url, repository.path.parent / "home", allow_install=allowed)
-    assert await again.task_at(task.code_version) == task
+    assert await again.load_task(task.code_version) == task
 
 
 async def test_what_comes_along_must_be_allowed_too(repository: Repository, index: Path) -> None:
@@ -98,4 +98,4 @@ async def test_a_check_that_is_not_there_makes_no_task(repository: Repository) -
     table = '\n[tool.fedbus.code]\ncheck = "moons_app.task:chekc"\n'
     version = repository.commit({"pyproject.toml": text + table})
     with pytest.raises(CodeRejected, match=r"check 'moons_app\.task:chekc' does not exist"):
-        await open_code(repository.url, repository.path.parent / "home").task_at(version)
+        await open_code(repository.url, repository.path.parent / "home").load_task(version)

@@ -112,10 +112,10 @@ async def test_an_s3_that_does_not_answer_is_unavailable(far_url: str, proxy: Fa
     store = open_s3_store(far_url, patience_s=0.2)
     attempts: list[Callable[[], object]] = [
         store.prepare,
-        store.latest,
-        store.versions,
+        store.read_latest,
+        store.list_versions,
         lambda: store.put(WEIGHTS, digest(WEIGHTS)),
-        lambda: store.path_of(digest(WEIGHTS)),
+        lambda: store.local_path(digest(WEIGHTS)),
         lambda: store.publish(manifest(1)),
     ]
     for attempt in attempts:
@@ -125,7 +125,7 @@ async def test_an_s3_that_does_not_answer_is_unavailable(far_url: str, proxy: Fa
 
 async def test_a_bucket_that_is_not_there_is_unavailable_and_named(s3: EmbeddedS3) -> None:
     store = open_s3_store(f"s3://no-such-bucket/models?endpoint={s3.endpoint}")
-    for attempt in (store.prepare, store.latest, lambda: store.put(WEIGHTS, digest(WEIGHTS))):
+    for attempt in (store.prepare, store.read_latest, lambda: store.put(WEIGHTS, digest(WEIGHTS))):
         with pytest.raises(StoreUnavailable, match="there is no bucket no-such-bucket; create it"):
             await attempt()
 
@@ -138,7 +138,12 @@ async def test_a_wrong_secret_is_denied_at_once_and_never_repeated(
     wrong.write_text("[default]\naws_access_key_id = AKIA\naws_secret_access_key = hush\n")
     monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(wrong))
     store = open_s3_store(s3_url)
-    for attempt in (store.prepare, store.latest, store.versions, lambda: store.path_of(digest(WEIGHTS))):
+    for attempt in (
+        store.prepare,
+        store.read_latest,
+        store.list_versions,
+        lambda: store.local_path(digest(WEIGHTS)),
+    ):
         with pytest.raises(StoreDenied, match=r"denied: .*; check the credentials") as denied:
             await attempt()
         assert "hush" not in repr(denied.value)
@@ -147,7 +152,7 @@ async def test_a_wrong_secret_is_denied_at_once_and_never_repeated(
 async def test_without_credentials_it_says_so(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDBUS_S3_CREDENTIALS")
     with pytest.raises(StoreDenied, match="there are no credentials; set AWS_ACCESS_KEY_ID"):
-        await open_s3_store(s3_url).latest()
+        await open_s3_store(s3_url).read_latest()
 
 
 async def test_credentials_are_taken_from_where_aws_tools_take_them(
@@ -182,7 +187,7 @@ async def test_settings_of_aws_tools_that_make_no_sense_are_told(
     _session.cache_clear()
     try:
         with pytest.raises(StoreDenied, match=f"{says}.*; correct the AWS settings"):
-            await open_s3_store(s3_url).latest()
+            await open_s3_store(s3_url).read_latest()
     finally:
         _session.cache_clear()
 
@@ -195,7 +200,7 @@ async def test_a_file_of_credentials_that_cannot_be_read_is_named(
         (tmp_path / "keys").write_text(content)
     monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(tmp_path / "keys"))
     with pytest.raises(StoreDenied, match=rf"{tmp_path}/keys denied: .*write the lines \[default\]"):
-        await open_s3_store(s3_url).latest()
+        await open_s3_store(s3_url).read_latest()
 
 
 @pytest.mark.parametrize(
@@ -205,14 +210,14 @@ async def test_a_pointer_that_makes_no_sense_is_damage(content: bytes, s3_url: s
     store = await publish_two_versions(s3_url)
     await bucket.write(key(s3_url, "latest"), content)
     with pytest.raises(StoreCorrupt, match="is corrupt"):
-        await store.latest()
+        await store.read_latest()
 
 
 async def test_a_pointer_that_is_gone_is_damage_and_not_emptiness(s3_url: str, bucket: Bucket) -> None:
     store = await publish_two_versions(s3_url)
     await bucket.delete(key(s3_url, "latest"))
     with pytest.raises(StoreCorrupt, match="there are versions"):
-        await store.latest()
+        await store.read_latest()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"version": 0, "term": 1}', b"\xff"])
@@ -220,24 +225,24 @@ async def test_a_champion_s_pointer_that_makes_no_sense_is_damage_and_nobody_is_
     content: bytes, s3_url: str, bucket: Bucket
 ) -> None:
     store = await publish_two_versions(s3_url)
-    await store.crown(champion(1, 1))
+    await store.set_champion(champion(1, 1))
     await bucket.write(key(s3_url, "champion"), content)
     attempts: list[Callable[[], Any]] = [
-        store.champion,
-        lambda: store.crown(champion(2, 2, 1)),
+        store.read_champion,
+        lambda: store.set_champion(champion(2, 2, 1)),
         lambda: store.retire(keep=1),  # it does not know whose weights are in use
     ]
     for attempt in attempts:
         with pytest.raises(StoreCorrupt, match="mnist/champion is corrupt: it names no champion"):
             await attempt()
-    assert await store.held() == {digest(WEIGHTS)}
+    assert await store.list_artifacts() == {digest(WEIGHTS)}
 
 
 async def test_a_manifest_that_cannot_be_read_is_damage(s3_url: str, bucket: Bucket) -> None:
     store = await publish_two_versions(s3_url)
     await bucket.write(key(s3_url, "versions/2.json"), b'{"version": 2')
     with pytest.raises(StoreCorrupt, match=r"versions/2\.json is corrupt"):
-        await store.latest()
+        await store.read_latest()
 
 
 @pytest.mark.parametrize("pointed_to", [0, 1])
@@ -250,7 +255,7 @@ async def test_the_move_that_a_dead_publisher_left_is_finished(
     else:
         await bucket.delete(key(s3_url, "latest"))
         await bucket.delete(key(s3_url, "versions/2.json"))
-    latest = await store.latest()
+    latest = await store.read_latest()
     assert latest is not None
     assert latest.version == pointed_to + 1
     pointer = await bucket.read(key(s3_url, "latest"))
@@ -266,7 +271,7 @@ async def test_what_goes_up_in_parts_comes_down_whole(s3_url: str, tmp_path: Pat
     store = open_s3_store(s3_url)
     await store.prepare()
     await store.put(tmp_path / "large", digest(LARGE))
-    assert (await store.path_of(digest(LARGE))).read_bytes() == LARGE
+    assert (await store.local_path(digest(LARGE))).read_bytes() == LARGE
     await store.verify(digest(LARGE))
 
 
@@ -328,7 +333,7 @@ async def test_a_download_that_is_cut_goes_on_where_it_was(far_url: str, proxy: 
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
     proxy.truncate_responses_at, proxy.response_byte_count = [3 * 1024**2, 5 * 1024**2, 1024**2], 0
-    assert (await store.path_of(digest(LARGE))).read_bytes() == LARGE
+    assert (await store.local_path(digest(LARGE))).read_bytes() == LARGE
     assert not proxy.truncate_responses_at
     assert proxy.request_bytes.count(b"Range: bytes=") == 3
     assert proxy.response_byte_count < 1.2 * len(LARGE) + 3 * 1024**2  # a piece at each break comes twice
@@ -343,10 +348,10 @@ async def test_a_download_that_was_given_up_is_gone_on_with_later(
     proxy.truncate_responses_at = [6 * 1024**2]
     proxy.close_on_request = b"Range:"
     with pytest.raises(StoreUnavailable):
-        await open_s3_store(far_url, cache=tmp_path, patience_s=0.2).path_of(digest(LARGE))
+        await open_s3_store(far_url, cache=tmp_path, patience_s=0.2).local_path(digest(LARGE))
     proxy.close_on_request, proxy.response_byte_count = None, 0
     proxy.reopen()
-    assert (await open_s3_store(far_url, cache=tmp_path).path_of(digest(LARGE))).read_bytes() == LARGE
+    assert (await open_s3_store(far_url, cache=tmp_path).local_path(digest(LARGE))).read_bytes() == LARGE
     assert proxy.response_byte_count < len(LARGE) - 4 * 1024**2
 
 
@@ -359,7 +364,7 @@ async def test_a_manifest_that_is_cut_on_its_way_is_read_again_and_never_half(
     long = manifest(1).model_copy(update={"participants": {f"c{number}": number for number in range(20_000)}})
     await store.publish(long)
     proxy.truncate_responses_at = [5000, 70_000]
-    assert await store.manifest(1) == long
+    assert await store.read_manifest(1) == long
     assert not proxy.truncate_responses_at
 
 
@@ -371,7 +376,7 @@ async def test_a_road_that_cuts_everything_is_unavailable_and_gives_out_nothing(
     await store.put(LARGE, digest(LARGE))
     proxy.truncate_responses_at = [1] * 1000
     with pytest.raises(StoreUnavailable, match="check that it runs"):
-        await open_s3_store(far_url, cache=tmp_path, patience_s=0.5).path_of(digest(LARGE))
+        await open_s3_store(far_url, cache=tmp_path, patience_s=0.5).local_path(digest(LARGE))
     assert not cached_files(tmp_path)
 
 
@@ -393,7 +398,7 @@ async def test_which_weights_are_kept_is_one_question_however_many_there_are(
     for content in contents:
         await store.put(content, digest(content))
     proxy.request_bytes.clear()
-    assert await store.held() == {digest(content) for content in contents}
+    assert await store.list_artifacts() == {digest(content) for content in contents}
     assert proxy.request_bytes.count(b"HTTP/1.1\r\n") == 1
 
 
@@ -402,14 +407,14 @@ async def test_a_slow_road_is_no_broken_one(far_url: str, proxy: FaultyProxy) ->
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
     proxy.response_delay_s = 0.002
-    assert (await store.path_of(digest(LARGE))).read_bytes() == LARGE
+    assert (await store.local_path(digest(LARGE))).read_bytes() == LARGE
 
 
 async def test_damaged_bytes_are_not_kept_in_the_cache(s3_url: str, bucket: Bucket, tmp_path: Path) -> None:
     await publish_two_versions(s3_url)
     await bucket.write(key(s3_url, f"{digest(WEIGHTS)}.safetensors"), WEIGHTS[::-1])
     with pytest.raises(StoreCorrupt, match="its bytes have digest"):
-        await open_s3_store(s3_url, cache=tmp_path).path_of(digest(WEIGHTS))
+        await open_s3_store(s3_url, cache=tmp_path).local_path(digest(WEIGHTS))
     assert not cached_files(tmp_path)
 
 
@@ -417,15 +422,15 @@ async def test_damaged_bytes_are_not_kept_in_the_cache(s3_url: str, bucket: Buck
 
 
 async def test_what_was_fetched_is_there_while_the_s3_is_away(far_url: str, proxy: FaultyProxy) -> None:
-    await (await publish_two_versions(far_url)).path_of(digest(WEIGHTS))
+    await (await publish_two_versions(far_url)).local_path(digest(WEIGHTS))
     proxy.close()
-    assert (await open_s3_store(far_url).path_of(digest(WEIGHTS))).read_bytes() == WEIGHTS
+    assert (await open_s3_store(far_url).local_path(digest(WEIGHTS))).read_bytes() == WEIGHTS
 
 
 async def test_a_cached_file_that_was_changed_is_fetched_again(s3_url: str) -> None:
-    path = await (await publish_two_versions(s3_url)).path_of(digest(WEIGHTS))
+    path = await (await publish_two_versions(s3_url)).local_path(digest(WEIGHTS))
     path.write_bytes(b"not what it was")
-    assert (await open_s3_store(s3_url).path_of(digest(WEIGHTS))).read_bytes() == WEIGHTS
+    assert (await open_s3_store(s3_url).local_path(digest(WEIGHTS))).read_bytes() == WEIGHTS
 
 
 async def test_who_asks_at_once_downloads_once(far_url: str, proxy: FaultyProxy, tmp_path: Path) -> None:
@@ -434,7 +439,7 @@ async def test_who_asks_at_once_downloads_once(far_url: str, proxy: FaultyProxy,
     await store.put(LARGE, digest(LARGE))
     proxy.response_byte_count = 0
     askers = [open_s3_store(far_url, cache=tmp_path) for _ in range(4)]
-    paths = await asyncio.gather(*(asker.path_of(digest(LARGE)) for asker in askers))
+    paths = await asyncio.gather(*(asker.local_path(digest(LARGE)) for asker in askers))
     assert len(set(paths)) == 1
     assert proxy.response_byte_count < 1.5 * len(LARGE)
 
@@ -497,7 +502,7 @@ async def test_where_conditions_are_overlooked_a_lock_takes_their_place_and_the_
     with capture_logs() as said:
         store = await publish_two_versions(plain_url)
     assert [one["event"] for one in said] == ["S3 does not support conditional puts; using a lock object"]
-    assert [one.version for one in await store.versions()] == [1, 2]
+    assert [one.version for one in await store.list_versions()] == [1, 2]
     with pytest.raises(VersionTaken):
         await store.publish(manifest(2, run="mnist-9"))
 
@@ -509,15 +514,15 @@ async def test_of_publishers_under_the_lock_exactly_one_gets_the_version(plain_u
         *(one.publish(manifest(3, run=f"run-{n}")) for n, one in enumerate(stores)), return_exceptions=True
     )
     assert sorted(type(one).__name__ for one in results) == ["Manifest", "VersionTaken", "VersionTaken"]
-    assert await stores[0].latest() in [one for one in results if isinstance(one, Manifest)]
+    assert await stores[0].read_latest() in [one for one in results if isinstance(one, Manifest)]
 
 
 async def test_of_those_who_crown_under_the_lock_exactly_one_does(plain_url: str) -> None:
     await publish_two_versions(plain_url)
-    first = await open_s3_store(plain_url).crown(champion(1, 1))
+    first = await open_s3_store(plain_url).set_champion(champion(1, 1))
     crowns = [champion(1, 2, 1), champion(2, 2, 1), champion(2, 2)]
     answers = await asyncio.gather(
-        *(open_s3_store(plain_url).crown(one) for one in crowns), return_exceptions=True
+        *(open_s3_store(plain_url).set_champion(one) for one in crowns), return_exceptions=True
     )
     crowned = [one for one in answers if isinstance(one, Champion)]
     assert sorted(type(one).__name__ for one in answers) == [
@@ -525,9 +530,9 @@ async def test_of_those_who_crown_under_the_lock_exactly_one_does(plain_url: str
         "ChampionConflict",
         "ChampionConflict",
     ]
-    assert await open_s3_store(plain_url).champion() == crowned[0]
+    assert await open_s3_store(plain_url).read_champion() == crowned[0]
     with pytest.raises(ChampionConflict):
-        await open_s3_store(plain_url).crown(first)
+        await open_s3_store(plain_url).set_champion(first)
 
 
 async def test_a_claim_that_a_dead_publisher_left_counts_for_a_while_only(
@@ -550,7 +555,7 @@ async def test_a_lock_that_somebody_keeps_is_unavailable(
 
 async def test_every_error_is_one_line(s3_url: str) -> None:
     errors: list[StoreError] = []
-    for attempt in (open_s3_store(s3_url).latest(), open_s3_store(s3_url).publish(manifest(1))):
+    for attempt in (open_s3_store(s3_url).read_latest(), open_s3_store(s3_url).publish(manifest(1))):
         try:
             await attempt
         except StoreError as error:

@@ -34,7 +34,7 @@ MODEL_TIME = Manifest(
 
 def pair(directory: Path, name: str = "fedbus.key") -> tuple[ModelSigner, TrustedKeys]:
     public = generate_key(directory / name)
-    return ModelSigner.read(directory / name), TrustedKeys.read(public)
+    return ModelSigner.load(directory / name), TrustedKeys.load(public)
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +67,18 @@ def test_what_was_signed_written_and_read_again_is_still_signed(
 ) -> None:
     signer, trusted = keys
     changed = {"metrics": metrics, "participants": participants, "config": config, "created": created}
-    sealed = signer.seal(MODEL_TIME.model_copy(update=changed))
+    sealed = signer.sign(MODEL_TIME.model_copy(update=changed))
     trusted.verify_manifest(Manifest.model_validate_json(sealed.model_dump_json(indent=2)))
 
 
 def test_the_reference_and_the_seal_are_enough(keys: tuple[ModelSigner, TrustedKeys]) -> None:
     signer, trusted = keys
-    trusted.check("mnist", MODEL_TIME.ref, signer.seal(MODEL_TIME).seal)
+    trusted.verify("mnist", MODEL_TIME.ref, signer.sign(MODEL_TIME).seal)
 
 
 def test_a_model_without_a_signature_is_refused(keys: tuple[ModelSigner, TrustedKeys]) -> None:
     with pytest.raises(SignatureMissing, match="version 3 of mnist is not signed"):
-        keys[1].check("mnist", MODEL_TIME.ref, None)
+        keys[1].verify("mnist", MODEL_TIME.ref, None)
 
 
 @pytest.mark.parametrize(
@@ -89,12 +89,12 @@ def test_a_signature_is_of_one_model_only(
 ) -> None:
     signer, trusted = keys
     with pytest.raises(SignatureInvalid, match="does not match this model"):
-        trusted.check("mnist", MODEL_TIME.ref.model_copy(update=changed), signer.seal(MODEL_TIME).seal)
+        trusted.verify("mnist", MODEL_TIME.ref.model_copy(update=changed), signer.sign(MODEL_TIME).seal)
 
 
 def test_a_signature_is_of_one_task_only(keys: tuple[ModelSigner, TrustedKeys]) -> None:
     with pytest.raises(SignatureInvalid, match="does not match this model"):
-        keys[1].check("cifar", MODEL_TIME.ref, keys[0].seal(MODEL_TIME).seal)
+        keys[1].verify("cifar", MODEL_TIME.ref, keys[0].sign(MODEL_TIME).seal)
 
 
 @pytest.mark.parametrize(
@@ -112,18 +112,18 @@ def test_a_manifest_that_was_changed_afterwards_is_found(
 ) -> None:
     signer, trusted = keys
     with pytest.raises(SignatureInvalid, match="was changed after it was signed"):
-        trusted.verify_manifest(signer.seal(MODEL_TIME).model_copy(update=changed))
+        trusted.verify_manifest(signer.sign(MODEL_TIME).model_copy(update=changed))
 
 
 def test_a_stranger_cannot_sign(keys: tuple[ModelSigner, TrustedKeys], tmp_path: Path) -> None:
     stranger, _ = pair(tmp_path)
-    seal = stranger.seal(MODEL_TIME).seal
+    seal = stranger.sign(MODEL_TIME).seal
     assert seal is not None
     with pytest.raises(SignatureInvalid, match=f"signed with the key {stranger.key_id}"):
-        keys[1].check("mnist", MODEL_TIME.ref, seal)
+        keys[1].verify("mnist", MODEL_TIME.ref, seal)
     borrowed = ModelSignature(key=keys[0].key_id, manifest=seal.manifest, signature=seal.signature)
     with pytest.raises(SignatureInvalid, match="does not match this model"):
-        keys[1].check("mnist", MODEL_TIME.ref, borrowed)
+        keys[1].verify("mnist", MODEL_TIME.ref, borrowed)
 
 
 def test_two_keys_are_trusted_while_one_takes_over_from_the_other(tmp_path: Path) -> None:
@@ -132,9 +132,9 @@ def test_two_keys_are_trusted_while_one_takes_over_from_the_other(tmp_path: Path
     both.write_text(
         f"# until March\n{(tmp_path / 'old.pub').read_text()}\n{(tmp_path / 'new.pub').read_text()}"
     )
-    trusted = TrustedKeys.read(both)
-    trusted.verify_manifest(old.seal(MODEL_TIME))
-    trusted.verify_manifest(new.seal(MODEL_TIME))
+    trusted = TrustedKeys.load(both)
+    trusted.verify_manifest(old.sign(MODEL_TIME))
+    trusted.verify_manifest(new.sign(MODEL_TIME))
 
 
 @pytest.mark.parametrize(
@@ -151,16 +151,16 @@ def test_a_file_that_holds_no_public_keys_is_told(tmp_path: Path, content: str, 
     path = tmp_path / "trusted"
     path.write_text(content)
     with pytest.raises(InvalidKey, match=says):
-        TrustedKeys.read(path)
+        TrustedKeys.load(path)
 
 
 def test_a_private_key_given_to_a_device_is_told(tmp_path: Path) -> None:
     generate_key(tmp_path / "key")
     with pytest.raises(InvalidKey, match=r"stay on the server; give the file that ends in \.pub"):
-        TrustedKeys.read(tmp_path / "key")
+        TrustedKeys.load(tmp_path / "key")
 
 
 def test_a_public_key_given_to_the_server_is_told(tmp_path: Path) -> None:
     public = generate_key(tmp_path / "key")
     with pytest.raises(InvalidKey, match="holds no private key"):
-        ModelSigner.read(public)
+        ModelSigner.load(public)

@@ -76,41 +76,41 @@ async def put_all(store: ModelStore, *contents: bytes) -> ModelStore:
 
 
 async def test_an_empty_repository_says_so(store: ModelStore) -> None:
-    assert await store.latest() is None
-    assert await store.versions() == []
+    assert await store.read_latest() is None
+    assert await store.list_versions() == []
 
 
 async def test_an_artifact_comes_back_as_it_was(store: ModelStore, tmp_path: Path) -> None:
     (tmp_path / "made.safetensors").write_bytes(WEIGHTS)
     await store.put(tmp_path / "made.safetensors", digest(WEIGHTS))
-    assert (await store.path_of(digest(WEIGHTS))).read_bytes() == WEIGHTS
+    assert (await store.local_path(digest(WEIGHTS))).read_bytes() == WEIGHTS
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 async def test_an_artifact_may_come_from_memory(store: ModelStore, kind: type) -> None:
     await store.put(kind(WEIGHTS), digest(WEIGHTS))
-    assert (await store.path_of(digest(WEIGHTS))).read_bytes() == WEIGHTS
+    assert (await store.local_path(digest(WEIGHTS))).read_bytes() == WEIGHTS
 
 
 async def test_an_artifact_in_several_buffers_is_named_by_the_digest_that_is_taken_on_the_way(
     store: ModelStore,
 ) -> None:
     assert await store.put([WEIGHTS[:5], memoryview(WEIGHTS)[5:]]) == digest(WEIGHTS)
-    assert (await store.path_of(digest(WEIGHTS))).read_bytes() == WEIGHTS
+    assert (await store.local_path(digest(WEIGHTS))).read_bytes() == WEIGHTS
 
 
 async def test_bytes_that_are_not_what_was_announced_are_refused(store: ModelStore) -> None:
     with pytest.raises(DigestMismatch, match="fetch them again"):
         await store.put(b"other bytes", digest(WEIGHTS))
     with pytest.raises(ArtifactMissing):
-        await store.path_of(digest(WEIGHTS))
+        await store.local_path(digest(WEIGHTS))
 
 
 async def test_an_artifact_that_is_not_there_is_missing_and_not_an_empty_repository(
     store: ModelStore,
 ) -> None:
     with pytest.raises(ArtifactMissing, match=digest(b"never stored")):
-        await store.path_of(digest(b"never stored"))
+        await store.local_path(digest(b"never stored"))
 
 
 async def test_a_published_version_is_the_latest(store: ModelStore) -> None:
@@ -118,15 +118,15 @@ async def test_a_published_version_is_the_latest(store: ModelStore) -> None:
     first, second = manifest(1), manifest(2, run="mnist-1")
     assert await store.publish(first) == first
     assert await store.publish(second) == second
-    assert await store.latest() == second
-    assert await store.versions() == [first, second]
+    assert await store.read_latest() == second
+    assert await store.list_versions() == [first, second]
 
 
 async def test_more_than_nine_versions_stay_in_order(store: ModelStore) -> None:
     await put_all(store)
     for version in range(1, 12):
         await store.publish(manifest(version))
-    assert [one.version for one in await store.versions()] == list(range(1, 12))
+    assert [one.version for one in await store.list_versions()] == list(range(1, 12))
 
 
 async def test_a_long_manifest_comes_back_whole(store: ModelStore) -> None:
@@ -134,7 +134,7 @@ async def test_a_long_manifest_comes_back_whole(store: ModelStore) -> None:
     many = {f"client-{number}": number for number in range(20_000)}
     long = manifest(1).model_copy(update={"participants": many})
     await store.publish(long)
-    assert await store.latest() == long
+    assert await store.read_latest() == long
 
 
 async def test_the_same_manifest_twice_is_fine(store: ModelStore) -> None:
@@ -150,7 +150,7 @@ async def test_a_version_is_never_written_again(store: ModelStore) -> None:
     with pytest.raises(VersionTaken) as taken:
         await store.publish(manifest(1, run="mnist-7"))
     assert taken.value.latest == 1
-    assert await store.latest() == first
+    assert await store.read_latest() == first
 
 
 async def test_no_version_is_skipped(store: ModelStore) -> None:
@@ -163,7 +163,7 @@ async def test_no_version_is_skipped(store: ModelStore) -> None:
 async def test_a_version_without_its_artifact_is_not_published(store: ModelStore) -> None:
     with pytest.raises(ArtifactMissing):
         await store.publish(manifest(1))
-    assert await store.latest() is None
+    assert await store.read_latest() is None
 
 
 async def test_of_two_publishers_at_once_exactly_one_gets_the_version(store: ModelStore) -> None:
@@ -175,7 +175,7 @@ async def test_of_two_publishers_at_once_exactly_one_gets_the_version(store: Mod
         winners = [one for one in results if isinstance(one, Manifest)]
         assert len(winners) == 1
         assert [type(one) for one in results if one not in winners] == [VersionTaken] * 3
-        assert await store.latest() == winners[0]
+        assert await store.read_latest() == winners[0]
 
 
 PUBLISHES = """
@@ -209,14 +209,14 @@ async def test_of_publishers_in_several_processes_exactly_one_gets_the_version(
     ]
     said = [(await publisher.communicate())[0].strip() for publisher in publishers]
     assert sorted(said) == [b"published", b"taken", b"taken"]
-    latest = await shared_store.latest()
+    latest = await shared_store.read_latest()
     assert latest is not None
     assert latest.run == f"run-{said.index(b'published')}"
 
 
 async def test_a_repository_that_nobody_prepared_is_unavailable_and_not_empty(store: ModelStore) -> None:
     unprepared = open_model_store(store.url, "unprepared")
-    for attempt in (unprepared.latest, unprepared.versions):
+    for attempt in (unprepared.read_latest, unprepared.list_versions):
         with pytest.raises(StoreUnavailable, match="no model repository"):
             await attempt()
     with pytest.raises(StoreUnavailable):
@@ -249,10 +249,10 @@ async def test_other_bytes_under_a_digest_are_damage_and_never_given_out(
     await put_all(store)
     await store.publish(manifest(1))
     await overwrite(store, f"{digest(WEIGHTS)}.safetensors", content)
-    for attempt in (store.path_of, store.verify):
+    for attempt in (store.local_path, store.verify):
         with pytest.raises(StoreCorrupt, match="its bytes have digest"):
             await attempt(digest(WEIGHTS))
-    assert await store.held() == {digest(WEIGHTS)}  # it is there still, for whoever looks into it
+    assert await store.list_artifacts() == {digest(WEIGHTS)}  # it is there still, for whoever looks into it
 
 
 MOVES_SOMETHING_LARGE = """
@@ -301,10 +301,10 @@ async def test_old_weights_make_room_and_manifests_stay(store: ModelStore) -> No
     gone = await store.retire(keep=1, spare=[digest(contents[2])])
     assert gone == sorted([digest(contents[1]), digest(contents[3])])
     with pytest.raises(ArtifactRetired, match="keep-models"):
-        await store.path_of(digest(contents[1]))
+        await store.local_path(digest(contents[1]))
     for content in (contents[0], contents[2], contents[4], b"of a round that goes on"):
-        assert (await store.path_of(digest(content))).read_bytes() == content
-    assert len(await store.versions()) == 5
+        assert (await store.local_path(digest(content))).read_bytes() == content
+    assert len(await store.list_versions()) == 5
     assert await store.retire(keep=1, spare=[digest(contents[2])]) == []
 
 
@@ -322,7 +322,7 @@ async def test_a_second_task_has_versions_of_its_own(store: ModelStore) -> None:
     await other.prepare()
     await put_all(store)
     await store.publish(manifest(1))
-    assert await other.latest() is None
+    assert await other.read_latest() is None
 
 
 # --- the directory's own ways to go wrong -----------------------------------------------------
@@ -343,13 +343,13 @@ async def test_a_file_that_was_verified_is_read_again_once_it_was_written_to_wha
     home: Path,
 ) -> None:
     store, file = open_model_store(str(home.parent), "mnist"), home / f"{digest(WEIGHTS)}.safetensors"
-    path, before = await store.path_of(digest(WEIGHTS)), file.stat()
+    path, before = await store.local_path(digest(WEIGHTS)), file.stat()
     file.write_bytes(WEIGHTS[::-1])
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(StoreCorrupt, match="its bytes have digest"):
-        await store.path_of(digest(WEIGHTS))
+        await store.local_path(digest(WEIGHTS))
     file.write_bytes(WEIGHTS)
-    assert await store.path_of(digest(WEIGHTS)) == path
+    assert await store.local_path(digest(WEIGHTS)) == path
 
 
 async def test_a_version_whose_weights_were_damaged_meanwhile_is_not_published(home: Path) -> None:
@@ -361,7 +361,7 @@ async def test_a_version_whose_weights_were_damaged_meanwhile_is_not_published(h
 async def test_a_directory_that_nobody_prepared_is_unavailable_and_not_empty(tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()
     store = open_model_store(str(tmp_path), "mnist")
-    for attempt in (store.latest, store.versions):
+    for attempt in (store.read_latest, store.list_versions):
         with pytest.raises(StoreUnavailable, match="no model repository"):
             await attempt()
     with pytest.raises(StoreUnavailable):
@@ -377,26 +377,26 @@ async def test_a_directory_that_cannot_be_made_is_unavailable(tmp_path: Path) ->
 async def test_a_volume_that_went_away_is_unavailable(home: Path) -> None:
     shutil.move(home, home.with_name("unmounted"))
     with pytest.raises(StoreUnavailable):
-        await open_model_store(str(home.parent), "mnist").latest()
+        await open_model_store(str(home.parent), "mnist").read_latest()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": "2"}', '{"version": 0}', '{"version": 9}'])
 async def test_a_pointer_that_makes_no_sense_is_damage(home: Path, content: str) -> None:
     (home / "latest").write_text(content)
     with pytest.raises(StoreCorrupt, match="is corrupt"):
-        await open_model_store(str(home.parent), "mnist").latest()
+        await open_model_store(str(home.parent), "mnist").read_latest()
 
 
 async def test_a_pointer_that_is_gone_is_damage_and_not_emptiness(home: Path) -> None:
     (home / "latest").unlink()
     with pytest.raises(StoreCorrupt, match="there are versions"):
-        await open_model_store(str(home.parent), "mnist").latest()
+        await open_model_store(str(home.parent), "mnist").read_latest()
 
 
 async def test_a_manifest_that_cannot_be_read_is_damage(home: Path) -> None:
     (home / "versions" / "2.json").write_text('{"version": 2')
     with pytest.raises(StoreCorrupt, match=r"2\.json"):
-        await open_model_store(str(home.parent), "mnist").latest()
+        await open_model_store(str(home.parent), "mnist").read_latest()
 
 
 @pytest.mark.parametrize("pointed_to", [0, 1])
@@ -407,7 +407,7 @@ async def test_the_move_that_a_dead_publisher_left_is_finished(home: Path, point
     else:
         (home / "latest").unlink()
         (home / "versions" / "2.json").unlink()
-    latest = await open_model_store(str(home.parent), "mnist").latest()
+    latest = await open_model_store(str(home.parent), "mnist").read_latest()
     assert latest is not None
     assert latest.version == pointed_to + 1
 
@@ -479,7 +479,7 @@ async def test_a_directory_is_laid_out_as_ever(tmp_path: Path) -> None:
     await put_all(store, WEIGHTS, b"second")
     await store.publish(manifest(1))
     await store.publish(manifest(2, b"second"))
-    await store.crown(Champion(version=2, term=1, before=(), since=datetime.now(UTC)))
+    await store.set_champion(Champion(version=2, term=1, before=(), since=datetime.now(UTC)))
     await store.retire(keep=1)
     await put_all(store, b"third")
     await store.publish(manifest(3, b"third"))
@@ -490,9 +490,10 @@ async def test_a_directory_is_laid_out_as_ever(tmp_path: Path) -> None:
         if path.is_file()
     }
     manifests = {
-        f"versions/{one.version}.json": f"{one.model_dump_json(indent=2)}\n" for one in await store.versions()
+        f"versions/{one.version}.json": f"{one.model_dump_json(indent=2)}\n"
+        for one in await store.list_versions()
     }
-    champion = await store.champion()
+    champion = await store.read_champion()
     assert champion is not None
     assert written == manifests | {
         "fedbus-models.json": '{"layout": 1}\n',
@@ -510,7 +511,7 @@ async def test_an_interrupted_writer_leaves_nothing_that_counts(home: Path) -> N
     for name in (".3.json.x.part", "versions/.3.json.x.part", f".{digest(b'x')}.safetensors"):
         (home / name).write_bytes(b"half")
         os.utime(home / name, (0, 0))
-    assert await store.held() == {digest(WEIGHTS)}
+    assert await store.list_artifacts() == {digest(WEIGHTS)}
     assert await store.list_version_numbers() == [1, 2]
     await store.prepare()
     assert partial_files(home) == []

@@ -83,7 +83,7 @@ def test_what_is_told_twice_is_kept_once(tracker_context: TrackerContext) -> Non
 def test_the_local_one_remembers_what_others_were_told_after_a_restart_too(
     tracker_context: TrackerContext,
 ) -> None:
-    LocalTracker(tracker_context).tell("wandb", "mnist-1", "round 1")
+    LocalTracker(tracker_context).mark_delivered("wandb", "mnist-1", "round 1")
     memory = LocalTracker(tracker_context)
     assert memory.was_delivered("wandb", "mnist-1", "round 1")
     assert not memory.was_delivered("wandb", "mnist-1", "round 2")

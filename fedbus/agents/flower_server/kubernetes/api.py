@@ -8,7 +8,7 @@ import asyncio
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ class ApiRequestRejected(KubernetesError):
         self.status = status
 
     @property
-    def is_gone(self) -> bool:
+    def is_not_found(self) -> bool:
         return self.status in (404, 410)
 
 
@@ -64,7 +64,7 @@ class ClusterConfig:
     ca: Path | None = None
 
     @classmethod
-    def of_this_pod(
+    def from_pod(
         cls, environment: Mapping[str, str] | None = None, mounted: Path = SERVICE_ACCOUNT_DIRECTORY
     ) -> Self:
         """Return the cluster of this pod. Raises NotInACluster."""
@@ -101,30 +101,30 @@ class KubernetesClient:
         self._cluster = cluster
         self._session = session
 
-    async def template(self, name: str) -> Object:
+    async def get_pod_template(self, name: str) -> Object:
         """Get the PodTemplate *name*."""
-        return await self._json("GET", f"{TEMPLATES}/{name}")
+        return await self._request_json("GET", f"{TEMPLATES}/{name}")
 
     async def create_job(self, job: Object) -> Object:
-        return await self._json("POST", JOBS, body=job)
+        return await self._request_json("POST", JOBS, body=job)
 
-    async def job(self, name: str) -> Object:
-        return await self._json("GET", f"{JOBS}/{name}")
+    async def get_job(self, name: str) -> Object:
+        return await self._request_json("GET", f"{JOBS}/{name}")
 
-    async def jobs(self, labels: Mapping[str, str]) -> list[Object]:
+    async def list_jobs(self, labels: Mapping[str, str]) -> list[Object]:
         """List the Jobs with all of *labels*."""
-        response = await self._json("GET", JOBS, {"labelSelector": _label_selector(labels)})
+        response = await self._request_json("GET", JOBS, {"labelSelector": _label_selector(labels)})
         return list(response["items"])
 
     async def delete_job(self, name: str) -> None:
         """Delete a Job in the foreground: it exists until its pods are deleted. A missing Job is not an error."""
         try:
-            await self._json("DELETE", f"{JOBS}/{name}", {"propagationPolicy": "Foreground"})
+            await self._request_json("DELETE", f"{JOBS}/{name}", {"propagationPolicy": "Foreground"})
         except ApiRequestRejected as rejected:
-            if not rejected.is_gone:
+            if not rejected.is_not_found:
                 raise
 
-    async def watch_job(self, name: str, since: str) -> AsyncIterator[tuple[str, Object]]:
+    async def watch_job(self, name: str, since: str) -> AsyncGenerator[tuple[str, Object], None]:
         """Yield the changes of a Job after the resource version *since*: their type (``MODIFIED``, …) and the Job."""
         query = {
             "watch": "true",
@@ -141,22 +141,24 @@ class KubernetesClient:
                     )
                 yield event["type"], event["object"]
 
-    async def pods_of(self, job: str) -> list[Object]:
+    async def list_pods(self, job: str) -> list[Object]:
         """List the pods of a Job."""
-        response = await self._json("GET", PODS, {"labelSelector": f"batch.kubernetes.io/job-name={job}"})
+        response = await self._request_json(
+            "GET", PODS, {"labelSelector": f"batch.kubernetes.io/job-name={job}"}
+        )
         return list(response["items"])
 
-    async def events_of(self, name: str) -> list[Object]:
+    async def list_events(self, name: str) -> list[Object]:
         """List the events of the object *name*, which Kubernetes keeps for about an hour."""
-        response = await self._json("GET", EVENTS, {"fieldSelector": f"involvedObject.name={name}"})
+        response = await self._request_json("GET", EVENTS, {"fieldSelector": f"involvedObject.name={name}"})
         return list(response["items"])
 
-    async def last_words(self, pod: str, lines: int = 1) -> str:
+    async def log_tail(self, pod: str, lines: int = 1) -> str:
         """Return the last *lines* of a pod's log, joined to one line."""
         async with self._request("GET", f"{PODS}/{pod}/log", {"tailLines": str(lines)}) as response:
             return " | ".join((await response.text()).splitlines())
 
-    async def _json(
+    async def _request_json(
         self, method: str, path: str, query: Mapping[str, str] | None = None, body: Object | None = None
     ) -> Object:
         async with self._request(method, path, query, body) as response:

@@ -14,7 +14,7 @@ import asyncio
 import copy
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Final, TypeVar
 
@@ -53,7 +53,7 @@ T = TypeVar("T")
 class KubernetesLauncher:
     """Runs ServerApps of one task as Jobs in *cluster*, with the PodTemplate *template*."""
 
-    shares_files = False
+    has_shared_files = False
 
     def __init__(
         self,
@@ -85,9 +85,9 @@ class KubernetesLauncher:
                 await asyncio.shield(asyncio.ensure_future(self._delete(api, name)))
             return "" if stop.is_set() else reason
 
-    async def sweep(self) -> None:
+    async def remove_orphans(self) -> None:
         async with self._cluster.open() as api:
-            for job in await _retry(lambda: api.jobs(self._labels)):
+            for job in await _retry(lambda: api.list_jobs(self._labels)):
                 name = job["metadata"]["name"]
                 log.warning("Deleting Job of an earlier Flower server", job=name)
                 await self._delete(api, name)
@@ -98,7 +98,7 @@ class KubernetesLauncher:
         reasons: list[str] = []
 
         async def create_and_wait() -> None:
-            template = await _retry(lambda: api.template(self._template))
+            template = await _retry(lambda: api.get_pod_template(self._template))
             job = render_job(name, template, config, self._labels)
             await _retry(lambda: _create_job(api, job))
             log.info("Job created", job=name, run=config.run)
@@ -184,11 +184,11 @@ async def _create_job(api: KubernetesClient, job: Object) -> None:
             raise
 
 
-async def _job_states(api: KubernetesClient, name: str) -> AsyncIterator[Object]:
+async def _job_states(api: KubernetesClient, name: str) -> AsyncGenerator[Object, None]:
     """Yield a Job now and after each change, until it is deleted. Raises ApiRequestRejected."""
     while True:
         try:
-            job = await _retry(lambda: api.job(name))
+            job = await _retry(lambda: api.get_job(name))
             yield job
             async with aclosing(api.watch_job(name, job["metadata"]["resourceVersion"])) as changes:
                 async for change, changed_job in changes:
@@ -200,7 +200,9 @@ async def _job_states(api: KubernetesClient, name: str) -> AsyncIterator[Object]
         except ApiRequestRejected as rejected:
             if rejected.status == 404:
                 return
-            if not rejected.is_gone:  # 410: the resource version is too old to watch, so read the Job again
+            if (
+                not rejected.is_not_found
+            ):  # 410: the resource version is too old to watch, so read the Job again
                 raise
 
 
@@ -222,7 +224,7 @@ async def _wait_for_start_problem(api: KubernetesClient, name: str, interval_s: 
     """
     while True:
         await asyncio.sleep(interval_s)
-        pods = await _retry(lambda: api.pods_of(name))
+        pods = await _retry(lambda: api.list_pods(name))
         if any(has_started(pod) for pod in pods):
             await asyncio.Event().wait()  # until the caller cancels it
         if (
@@ -236,7 +238,7 @@ async def _wait_for_start_problem(api: KubernetesClient, name: str, interval_s: 
 async def _read_warnings(api: KubernetesClient, name: str) -> str:
     """Return the last warning about a Job without a pod; "" if this service account may not read events."""
     try:
-        return last_warning(await _retry(lambda: api.events_of(name)))
+        return last_warning(await _retry(lambda: api.list_events(name)))
     except ApiRequestRejected as rejected:
         log.warning("Reading Job events failed", job=name, reason=str(rejected))
         return ""
@@ -271,10 +273,10 @@ async def _describe_end(api: KubernetesClient, job: Object | None) -> str:
 
 
 async def _describe_pod_end(api: KubernetesClient, job: str) -> str:
-    for pod in await api.pods_of(job):
+    for pod in await api.list_pods(job):
         for container in pod.get("status", {}).get("containerStatuses") or []:
             if (terminated := container.get("state", {}).get("terminated")) is not None:
-                message = terminated.get("message") or await api.last_words(pod["metadata"]["name"])
+                message = terminated.get("message") or await api.log_tail(pod["metadata"]["name"])
                 return f"the Flower server {_describe_termination(terminated)}: {message}"
     return ""
 

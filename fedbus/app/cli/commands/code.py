@@ -25,9 +25,7 @@ from fedbus.domain.run_participation import short_version
 from fedbus.stores.code.address import is_address
 from fedbus.stores.code.open import CodeUnavailable, Commit, HistoryRewritten
 
-TaskId = Annotated[
-    str | None, typer.Option("--task", help="The task's id.", show_default="the only task of the federation")
-]
+TaskId = Annotated[str | None, typer.Option("--task", help="The task's id.", show_default="the only task")]
 Source = Annotated[
     str,
     typer.Option(

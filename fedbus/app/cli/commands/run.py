@@ -66,7 +66,11 @@ def start(
     run_async(send())
 
 
-def ls(*, task: TaskOption = None, json: output.JsonOption = False) -> None:
+def ls(
+    *,
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    json: output.JsonOption = False,
+) -> None:
     """List all runs and their states."""
 
     async def load() -> list[StoredMessage]:

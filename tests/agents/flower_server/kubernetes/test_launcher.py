@@ -81,9 +81,9 @@ async def agent(fed: FederationHarness, cluster: FakeKubernetes) -> AsyncIterato
 async def run_flower_server(
     fed: FederationHarness, launcher: KubernetesLauncher, stop: Any, config: ProcessConfig | None = None
 ) -> None:
-    async with fed.config.bus("flower-server") as bus:
+    async with fed.config.connect_bus("flower-server") as bus:
         models = open_model_store(fed.config.store_url, TASK)
-        config = config or fed.config.order()
+        config = config or fed.config.process_config()
         await FlowerServer(bus, config, models, logs=fed.config.logs, launcher=launcher).run(stop)
 
 
@@ -134,7 +134,7 @@ async def test_a_failed_job_is_reported_with_its_termination_message(
     fed: FederationHarness, cluster: FakeKubernetes, model: Artifact
 ) -> None:
     cluster.environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
-    unreachable = fed.config.order().model_copy(update={"nats_url": "nats://127.0.0.1:9"})
+    unreachable = fed.config.process_config().model_copy(update={"nats_url": "nats://127.0.0.1:9"})
     async with fed.run_agent(
         lambda stop: run_flower_server(fed, make_launcher(fed, cluster), stop, unreachable)
     ):
@@ -274,4 +274,4 @@ def test_a_job_name_is_short_enough_for_any_run_name() -> None:
 
 def test_outside_a_cluster_the_error_gives_advice(tmp_path: Path) -> None:
     with pytest.raises(NotInACluster, match="FEDBUS_LAUNCHER=process"):
-        ClusterConfig.of_this_pod({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, tmp_path)
+        ClusterConfig.from_pod({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, tmp_path)

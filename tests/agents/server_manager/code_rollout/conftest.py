@@ -37,10 +37,10 @@ def code(repository: Repository, signers: Path, tmp_path: Path) -> CodeRepositor
 async def server(
     fed: FederationHarness, peers: FakePeers, code: CodeRepository
 ) -> AsyncIterator[RolloutServer]:
-    first = await code.task_at(await code.newest())
+    first = await code.load_task(await code.fetch_latest())
 
     async def manage(stop: asyncio.Event) -> None:
-        async with fed.config.bus("server-manager") as bus:
+        async with fed.config.connect_bus("server-manager") as bus:
             await ServerManager(bus, first, peers.store, code=code).run(stop)
 
     async with fed.run_agent(manage) as agent:

@@ -52,7 +52,7 @@ async def test_the_first_model_and_each_run_name_the_code_that_they_are_made_of(
 ) -> None:
     await peers.complete_run(1, repository.head, "c1", "c2")
     assert peers.build_requests[0].code_version == repository.head
-    latest = await peers.store.latest()
+    latest = await peers.store.read_latest()
     assert latest is not None
     assert latest.code_version == repository.head
 
@@ -78,7 +78,7 @@ async def test_old_code_is_removed_without_what_is_being_checked(
         await fed.wait_until(lambda: peers.check_requests[-1].code_version == third, "it to be checked")
     await fed.wait_for_event("code", "rollout_finished")
     for _ in range(3):
-        await server.code.history()  # behind whatever is at work there
+        await server.code.list_commits()  # behind whatever is at work there
     peers.check_gate.set()
     assert "is being rolled out to" in await looking
     assert has_checkout(tmp_path, third)

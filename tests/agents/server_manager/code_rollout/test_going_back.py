@@ -210,7 +210,7 @@ async def test_a_new_lineage_is_begun_with_the_code_that_makes_it(
     await peers.send_code_ready("c1", new)
     await fed.wait_for_event("server", "lineage_started")
     await fed.wait_for_event("code", "rollout_finished")
-    latest = await peers.store.latest()
+    latest = await peers.store.read_latest()
     assert latest is not None
     assert (latest.version, latest.parent, latest.lineage, latest.code_version) == (2, None, 2, new)
     assert (await fed.bus.request(GetServerInfo(task=TASK))).model.version == 2

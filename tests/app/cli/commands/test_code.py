@@ -39,13 +39,13 @@ class CodeServer:
         assert isinstance(facts, CodeData)
         return facts
 
-    async def client(self, name: str, version: str) -> None:
+    async def create_client(self, name: str, version: str) -> None:
         """A client that the log knows, on *version*."""
         async with LifecycleStore.open(await self.fed.connect_as("client-manager", name)) as lives:
             facts = ClientData(task=TASK, client=name, code_version=version)
             await (await lives.load(CLIENT, facts)).create()
 
-    async def ready(self, client: str, version: str) -> None:
+    async def send_code_ready(self, client: str, version: str) -> None:
         said = CodeReady(task=TASK, client=client, code_version=version)
         await self.fed.publish(said, sender="client-manager")
 
@@ -91,8 +91,8 @@ async def test_ls_finds_the_repository_by_itself_and_says_what_each_commit_is_an
     server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
     old = repository.head
-    await server.client("c1", old)
-    await server.client("c2", old)
+    await server.create_client("c1", old)
+    await server.create_client("c2", old)
     broken = repository.commit(REVISED, subject="a mistake", by=ada)
     server.flower.check_errors[broken] = "it cannot be imported"
     await server.fedbus("code", "look")
@@ -115,7 +115,7 @@ async def test_status_says_in_words_where_everybody_is_and_how_far_a_rollout_is(
     server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
     old = repository.head
-    await server.client("c1", old)
+    await server.create_client("c1", old)
     lines = (await server.fedbus("code", "status")).out.splitlines()
     assert lines[0] == f"{TASK} follows file://{repository.path} main"
     assert lines[1].split() == ["everybody", "is", "on", old[:12], "·", "1", "client"]
@@ -175,7 +175,7 @@ async def test_a_repository_that_is_away_is_said_and_what_is_known_is_listed(
 async def test_a_commit_is_rolled_out_by_hand_in_stages_of_one_s_own(
     server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
-    await server.client("c1", repository.head)
+    await server.create_client("c1", repository.head)
     repository.git("checkout", "--quiet", "-b", "later")
     new = repository.commit(REVISED, by=ada)
     repository.git("update-ref", "refs/heads/main", new)
@@ -189,7 +189,7 @@ async def test_revert_ends_a_rollout_and_says_where_everybody_goes_and_why(
     server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
     old = repository.head
-    await server.client("c1", old)
+    await server.create_client("c1", old)
     new = repository.commit(REVISED, by=ada)
     await server.fedbus("code", "look")
     said = await server.fedbus("code", "revert", "--reason", "users complain")

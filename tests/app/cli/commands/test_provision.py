@@ -305,7 +305,10 @@ def test_an_authority_and_a_certificate_that_are_not_what_they_should_be_are_tol
         tmp_path / "server.pem",
         tmp_path / "server.key",
     )
-    ca, shown = read_certificate(federation.ca_path), read_certificate(federation.folder / "tls" / "server.pem")
+    ca, shown = (
+        read_certificate(federation.ca_path),
+        read_certificate(federation.folder / "tls" / "server.pem"),
+    )
     anew = read_certificate(tmp_path / "server.pem")
 
     assert check_server_certificate(shown, ca, "bus.lab", utc_now()).health is Severity.OK

@@ -55,7 +55,7 @@ class FinishedFederation:
     async def verify(self, *words: str, run: str = RUN) -> CliResult:
         return await self.fedbus("verify", run, *words)
 
-    async def found(self, run: str = RUN) -> tuple[int, dict[str, tuple[str, str]]]:
+    async def findings(self, run: str = RUN) -> tuple[int, dict[str, tuple[str, str]]]:
         """The exit code; what came of each check, and what it says."""
         said = await self.verify("--json", run=run)
         return said.code, {one["about"]: (one["fit"], one["says"]) for one in said.facts["findings"]}
@@ -276,7 +276,7 @@ async def test_what_does_not_fit_is_named_and_the_exit_code_says_so(
     says: str,
 ) -> None:
     spoil(finished_federation)
-    code, found = await finished_federation.found()
+    code, found = await finished_federation.findings()
     assert code == 1
     assert found[about][0] == "does not fit"
     assert says in found[about][1]
@@ -302,13 +302,13 @@ async def test_a_client_whose_update_the_log_lacks_is_named(finished_federation:
                 if isinstance(reply, RoundReply) and (reply.run, reply.round) == (RUN, 2):
                     assert await bus._js.delete_msg(stream, seen.sequence)
                     break
-    code, found = await finished_federation.found()
+    code, found = await finished_federation.findings()
     assert code == 1
     assert found["updates"] == ("does not fit", "the log has no update of c1 in round 2")
 
 
 async def test_a_run_that_made_no_version_says_how_it_ended(finished_federation: FinishedFederation) -> None:
-    code, found = await finished_federation.found(run=STOPPED)
+    code, found = await finished_federation.findings(run=STOPPED)
     assert code == 1
     assert found["manifest"] == ("does not fit", "the run made no version, it is cancelled: enough of it")
 
@@ -329,7 +329,7 @@ async def test_where_no_keys_are_named_signatures_are_open_and_no_complaint(
 ) -> None:
     del finished_federation.fedbus.environment["FEDBUS_TRUSTED_KEYS"]
     del finished_federation.fedbus.environment["FEDBUS_ALLOWED_SIGNERS"]
-    code, found = await finished_federation.found()
+    code, found = await finished_federation.findings()
     assert code == 0
     assert found["signature"][0] == "not checked"
     assert "FEDBUS_TRUSTED_KEYS" in found["signature"][1]
@@ -342,7 +342,7 @@ async def test_where_the_log_no_longer_keeps_the_updates_it_says_so(
 ) -> None:
     async with Bus.connect(finished_federation.nats.url, Identity(FED, "test")) as bus:
         await bus._js.purge_stream(events_stream(FED))
-    code, found = await finished_federation.found()
+    code, found = await finished_federation.findings()
     assert code == 0
     assert found["updates"][0] == "not checked"
     assert "the log keeps 0; it goes back to" in found["updates"][1]

@@ -7,7 +7,7 @@ from fedbus.stores.models.open import open_model_store
 
 
 def bucket(*, store: Store = "") -> None:
-    """Create the bucket of a repository in an S3; an existing bucket stays unchanged."""
+    """Create the S3 bucket of a model repository; an existing bucket is not changed."""
     url = store_address(store)
     if not url.startswith("s3://"):
         raise CliError(

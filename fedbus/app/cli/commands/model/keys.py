@@ -10,7 +10,8 @@ from fedbus.stores.models.signing import generate_key
 
 def keygen(
     path: Annotated[
-        Path, typer.Argument(help="File of the private key; the public key goes to the same path with .pub.")
+        Path,
+        typer.Argument(help="File of the private key; the public key is written to the same path with .pub."),
     ] = Path("fedbus.key"),
 ) -> None:
     """Create the key pair that signs models."""

@@ -36,7 +36,7 @@ WaitOption = Annotated[float, typer.Option("--wait", help="Seconds to wait for t
 
 
 def promote(
-    version: Annotated[str, typer.Argument(help="A version's number, v3 or 3.")],
+    version: Annotated[str, typer.Argument(help="A version: 3 or v3.")],
     *,
     task: TaskId = None,
     reason: ReasonOption = "promoted by hand",

@@ -19,9 +19,7 @@ STORE_TIMEOUT_S: Final = 3.0
 """How long a command retries an S3 that does not respond."""
 SHORT_LENGTH: Final = 12
 
-TaskId = Annotated[
-    str | None, typer.Option("--task", help="The task's id.", show_default="the only task of the repository")
-]
+TaskId = Annotated[str | None, typer.Option("--task", help="The task's id.", show_default="the only task")]
 Store = Annotated[
     str,
     typer.Option(

@@ -32,7 +32,12 @@ PublicKey = Annotated[
 ]
 
 
-Host = Annotated[list[str] | None, typer.Option(help="Host name or IP address of the server. Repeatable.")]
+Host = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Host name or IP address of nats-server. Repeatable.", show_default="localhost, 127.0.0.1"
+    ),
+]
 
 
 def trust_folder(folder: Path | None) -> Path:
