@@ -3,7 +3,7 @@
 The imports of a child process (Flower, pydantic, torch) take one to three seconds of CPU time, and the tests start
 hundreds. So a fork server forks the children of agents. Such a child is a child of the test's process, with its own
 environment, files, signals and session. Children start normally if agents are processes (tests/faults,
-tests/journeys/test_whole_life.py, tests/app/local/test_stopping.py), and in tests with the fixture `real_children`.
+tests/journeys/test_demo_run.py, tests/app/local/test_stopping.py), and in tests with the fixture `real_children`.
 
 The processes of `multiprocessing`'s fork server are children of that server, but an agent has to wait for its children.
 """

@@ -108,7 +108,7 @@ async def test_the_timeline_is_readable_by_arrow_keys_and_as_a_table(
         await page.screenshot(SCREENSHOTS / "runs-table.png")
 
 
-async def test_a_redraw_during_a_mouse_click_does_not_change_its_target(
+async def test_a_redraw_during_a_click_does_not_change_its_target(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)

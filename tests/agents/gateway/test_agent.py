@@ -325,7 +325,7 @@ async def test_the_causes_of_a_message_lead_back_to_the_root_cause(
     ]
 
 
-async def test_a_chain_without_its_root_cause_is_reported_as_incomplete(
+async def test_a_chain_without_its_root_cause_is_incomplete(
     simulation: SimulatedFederation, nats: NatsServer
 ) -> None:
     for cause in (uuid7(), "not a UUID"):

@@ -248,7 +248,7 @@ async def test_the_current_model_answers_while_a_new_one_loads(
     assert (await client.predict([0, 0, 0]))["outputs"] == [200.0]
 
 
-async def test_a_queued_request_is_answered_by_the_model_it_was_sent_to(server: InferenceServer) -> None:
+async def test_a_queued_request_keeps_its_model(server: InferenceServer) -> None:
     old = SlowAdder(1)
     await server.load(ref(1), lambda: old)
     async with open_client(server) as client:
