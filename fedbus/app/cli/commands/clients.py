@@ -61,15 +61,15 @@ def show(
     json: output.JsonOption = False,
 ) -> None:
     """Show one client: its lifecycles, what each waits for, its device and its accuracy."""
-    known = _load_clients(with_checks_of=client_id(client))
-    found = [one for one in known if one["client"] == client_id(client)]
-    if not found:
-        names = ", ".join(sorted({one["client"] for one in known})) or "none yet"
+    clients = _load_clients(with_checks_of=client_id(client))
+    matching = [one for one in clients if one["client"] == client_id(client)]
+    if not matching:
+        names = ", ".join(sorted({one["client"] for one in clients})) or "none yet"
         raise CliError(f"no client {client} in this federation. Known clients: {names}", ExitCode.NOT_FOUND)
     if json:
-        print_json(found)
+        print_json(matching)
         return
-    for one in found:
+    for one in matching:
         serving = escape(printable(_describe_serving(one)))
         heading = f"[bold]{client}[/] in task [bold]{one['task']}[/]  {serving}"
         output.console().print(heading)
@@ -77,15 +77,15 @@ def show(
             ("lifecycle", "state", "on", "reason", "waits for", "until", "since"),
             [
                 (
-                    life["kind"],
-                    output.state_text(life["state"]),
-                    life["event"],
-                    life["reason"],
-                    life["waits_for"],
-                    life["deadline"] or "",
-                    output.format_age(life["since"]),
+                    lifecycle["kind"],
+                    output.state_text(lifecycle["state"]),
+                    lifecycle["event"],
+                    lifecycle["reason"],
+                    lifecycle["waits_for"],
+                    lifecycle["deadline"] or "",
+                    output.format_age(lifecycle["since"]),
                 )
-                for life in one["lives"]
+                for lifecycle in one["lives"]
             ],
             empty="",
         )

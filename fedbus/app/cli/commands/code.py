@@ -96,8 +96,8 @@ def status(*, task: TaskId = None, json: output.JsonOption = False) -> None:
 
 def look(*, task: TaskId = None) -> None:
     """Fetch the code repository now, for example in a hook after a push."""
-    found: CodeLookedFor = _send_request(task, lambda name: LookForCode(task=name))
-    typer.echo(f"{found.found[:SHORT_LENGTH]}: {found.news}")
+    reply: CodeLookedFor = _send_request(task, lambda name: LookForCode(task=name))
+    typer.echo(f"{reply.found[:SHORT_LENGTH]}: {reply.news}")
 
 
 def rollout(
@@ -120,12 +120,12 @@ def rollout(
 ) -> None:
     """Roll out a code version to the clients, stage by stage."""
     stages = _parse_stages(stage or [])
-    begun: RolloutBegun = _send_request(
+    reply: RolloutBegun = _send_request(
         task,
         lambda name: RollOutCode(task=name, code_version=version, stages=stages, new_lineage=new_lineage),
     )
     typer.echo(
-        f"rolling out {begun.code_version[:SHORT_LENGTH]} to {', then '.join(begun.stages)}. See: fedbus code status"
+        f"rolling out {reply.code_version[:SHORT_LENGTH]} to {', then '.join(reply.stages)}. See: fedbus code status"
     )
 
 
@@ -136,8 +136,8 @@ def revert(
     reason: Annotated[str, typer.Option(help="Reason, which all users can read.")] = "reverted by hand",
 ) -> None:
     """Cancel the rollout, or without one deploy the previous version."""
-    begun: RolloutBegun = _send_request(task, lambda name: RevertCode(task=name, to=to, reason=reason))
-    typer.echo(f"deploying {begun.code_version[:SHORT_LENGTH]} to all clients. See: fedbus code status")
+    reply: RolloutBegun = _send_request(task, lambda name: RevertCode(task=name, to=to, reason=reason))
+    typer.echo(f"deploying {reply.code_version[:SHORT_LENGTH]} to all clients. See: fedbus code status")
 
 
 # --- requests and status --------------------------------------------------------------------------

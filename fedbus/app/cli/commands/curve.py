@@ -46,39 +46,39 @@ def curve(
         async with connect_bus() as bus:
             return await load_curve(bus, await resolve_task(bus, task), last=last)
 
-    found = run_async(load())
+    history = run_async(load())
     if csv is not None:
-        _write_csv(csv, found)
+        _write_csv(csv, history)
     if json:
-        print_json(_curve_facts(found))
-    elif found.points:
-        _draw(found)
+        print_json(_curve_facts(history))
+    elif history.points:
+        _draw(history)
     else:
-        output.print_note(f"no finished rounds of task {found.task}. Start a run: fedbus run start")
+        output.print_note(f"no finished rounds of task {history.task}. Start a run: fedbus run start")
 
 
-def _draw(found: LearningCurve) -> None:
+def _draw(history: LearningCurve) -> None:
     console = output.console()
     width = min(console.width, MAX_WIDTH) if sys.stdout.isatty() else WIDTH
-    rounds = found.rounds
+    rounds = history.rounds
     begins = {point.run: float(point.step) for point in reversed(rounds)}
     marks = {step: run.rpartition("-")[2] for run, step in begins.items()}
     for name in ("loss", "accuracy"):
         values = [(float(one.step), getattr(one.result, name)) for one in rounds]
-        known = [(x, y) for x, y in values if y is not None]
-        heights = [y for _, y in known]
+        points = [(x, y) for x, y in values if y is not None]
+        heights = [y for _, y in points]
         steep = name == "loss" and bool(heights) and needs_log_scale(heights)
-        if lines := render_chart(known, width=width, height=HEIGHT, marks=marks, logarithmic=steep):
+        if lines := render_chart(points, width=width, height=HEIGHT, marks=marks, logarithmic=steep):
             scale = ", on a logarithmic scale" if steep else ""
-            console.print(f"[bold]{name}[/] of {found.task}: {heights[0]:.4f} → {heights[-1]:.4f}{scale}")
+            console.print(f"[bold]{name}[/] of {history.task}: {heights[0]:.4f} → {heights[-1]:.4f}{scale}")
             console.print("\n".join(lines[:-1]), markup=False)
             console.print(f"{'run':>10}{lines[-1][10:]}\n", style="dim", markup=False)
-    _draw_clients(found)
+    _draw_clients(history)
 
 
-def _draw_clients(found: LearningCurve) -> None:
+def _draw_clients(history: LearningCurve) -> None:
     """Draw the clients, slowest first: the others wait for them."""
-    clients = _client_rows(found)
+    clients = _client_rows(history)
     slowest = sorted(clients, key=lambda one: -(_seconds(one, "train_s") + _seconds(one, "transfer_s")))
     shown = [one | {"bar": _time_bar(one)} for one in slowest[:MAX_CLIENTS]]
     _print_table(TIME_COLUMNS, shown, empty="no client has trained yet")
@@ -128,9 +128,9 @@ def _format_cell(one: dict[str, Any], name: str) -> str:
 # --- JSON and CSV --------------------------------------------------------------------------------
 
 
-def _curve_facts(found: LearningCurve) -> dict[str, Any]:
-    rounds = [_round_facts(point) | {"clients": point.clients} for point in found.points]
-    return {"task": found.task, "rounds": rounds, "clients": _client_rows(found)}
+def _curve_facts(history: LearningCurve) -> dict[str, Any]:
+    rounds = [_round_facts(point) | {"clients": point.clients} for point in history.points]
+    return {"task": history.task, "rounds": rounds, "clients": _client_rows(history)}
 
 
 def _round_facts(point: CurvePoint) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _round_facts(point: CurvePoint) -> dict[str, Any]:
     } | {part: point.mean_s(part) for part in ("train_s", "transfer_s", "wait_s")}
 
 
-def _client_rows(found: LearningCurve) -> list[dict[str, Any]]:
+def _client_rows(history: LearningCurve) -> list[dict[str, Any]]:
     return [
         {
             "client": client,
@@ -157,27 +157,27 @@ def _client_rows(found: LearningCurve) -> list[dict[str, Any]]:
             "samples": stats.samples,
             "reliability": stats.reliability,
             "contribution": stats.contribution,
-            "loss": found.series_of(client, "loss"),
-            "accuracy": found.series_of(client, "accuracy"),
+            "loss": history.series_of(client, "loss"),
+            "accuracy": history.series_of(client, "accuracy"),
             "train_s": stats.train_s,
             "transfer_s": None,
             "wait_s": None,
         }
-        | (found.times_of(client) or {})
-        for client, stats in found.client_stats.items()
+        | (history.times_of(client) or {})
+        for client, stats in history.client_stats.items()
     ]
 
 
-def _write_csv(path: Path, found: LearningCurve) -> None:
+def _write_csv(path: Path, history: LearningCurve) -> None:
     """Write the rounds as CSV.
 
     Raises:
         CliError: There are no rounds, or the file cannot be written.
 
     """
-    rounds = [_round_facts(point) for point in found.points]
+    rounds = [_round_facts(point) for point in history.points]
     if not rounds:
-        raise CliError(f"no finished rounds of task {found.task}: nothing to write", ExitCode.NOT_FOUND)
+        raise CliError(f"no finished rounds of task {history.task}: nothing to write", ExitCode.NOT_FOUND)
     with report_write_errors(path), path.open("w", newline="") as file:
         writer = DictWriter(file, fieldnames=list(rounds[0]))
         writer.writeheader()

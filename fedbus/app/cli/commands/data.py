@@ -26,9 +26,9 @@ TaskOption = Annotated[str | None, typer.Option("--task", help="Only this task."
 
 def ls(*, client: ClientOption = None, task: TaskOption = None, json: output.JsonOption = False) -> None:
     """List the captured rows of each client, and how many have a label."""
-    found = [_database_facts(database) for database in _find_databases(client, task)]
+    databases = [_database_facts(database) for database in _find_databases(client, task)]
     if json:
-        print_json(found)
+        print_json(databases)
         return
     output.print_table(
         ("client", "task", "rows", "labelled", "size", "file"),
@@ -41,7 +41,7 @@ def ls(*, client: ClientOption = None, task: TaskOption = None, json: output.Jso
                 output.format_size(one["size_bytes"]),
                 one["file"],
             )
-            for one in found
+            for one in databases
         ],
         empty="no captured rows on this machine",
     )
@@ -96,19 +96,19 @@ def _find_single_database(client: str | None, task: str | None) -> Path:
         CliError: None or several match.
 
     """
-    found = _find_databases(client, task)
-    if not found:
+    databases = _find_databases(client, task)
+    if not databases:
         raise CliError(
             "no captured rows of such a client in FEDBUS_HOME. See: fedbus data ls",
             ExitCode.NOT_FOUND,
         )
-    if len(found) > 1:
-        names = ", ".join(map(_owner_of, found))
+    if len(databases) > 1:
+        names = ", ".join(map(_owner_of, databases))
         raise CliError(
             f"several clients have captured rows: {names}. Choose one with --client and --task",
             ExitCode.USAGE,
         )
-    return found[0]
+    return databases[0]
 
 
 def _owner_of(database: Path) -> str:

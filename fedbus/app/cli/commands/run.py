@@ -76,10 +76,12 @@ def ls(
     async def load() -> list[StoredMessage]:
         async with connect_bus() as bus:
             return [
-                seen for seen in await latest_transitions(bus, "run") if task in (None, seen.message.task)
+                stored
+                for stored in await latest_transitions(bus, "run")
+                if task in (None, stored.message.task)
             ]
 
-    runs = [_run_facts(seen) for seen in run_async(load())]
+    runs = [_run_facts(stored) for stored in run_async(load())]
     if json:
         print_json(runs)
         return
@@ -110,8 +112,8 @@ def show(run: RunArgument, *, json: output.JsonOption = False) -> None:
         async with connect_bus() as bus:
             return await _find_run(bus, run)
 
-    seen = run_async(load())
-    facts = _run_facts(seen)
+    stored = run_async(load())
+    facts = _run_facts(stored)
     if json:
         print_json(facts)
         return
@@ -168,69 +170,69 @@ def stop(
 
 
 async def _find_run(bus: Bus, run: str) -> StoredMessage:
-    found = await latest_transitions(bus, "run", key=check_id("run", run))
-    if not found:
+    transitions = await latest_transitions(bus, "run", key=check_id("run", run))
+    if not transitions:
         raise CliError(f"no run {run} in this federation. See: fedbus run ls", ExitCode.NOT_FOUND)
-    return found[0]
+    return transitions[0]
 
 
-async def _watch_run(bus: Bus, found: StoredMessage, *, json: bool) -> None:
-    """Print all transitions of the run in *found*, until its last; on a terminal with a progress display below.
+async def _watch_run(bus: Bus, latest: StoredMessage, *, json: bool) -> None:
+    """Print all transitions of the run in *latest*, until its last; on a terminal with a progress display below.
 
     Raises:
         CliError: The run failed or was cancelled.
 
     """
     console = output.console()
-    facts: RunData = transition_of(found).facts  # type: ignore[assignment]
+    facts: RunData = transition_of(latest).facts  # type: ignore[assignment]
     run = facts.run
-    wanted = [subjects.lifecycle(bus.fed, "run", run)]
-    everything = datetime.fromisoformat(EPOCH)
+    subject_filter = [subjects.lifecycle(bus.fed, "run", run)]
+    epoch = datetime.fromisoformat(EPOCH)
     async with (
-        bus.read_stream(lifecycle_stream(bus.fed), wanted, since=everything) as stream,
-        aclosing(read_until_lost(bus, stream)) as moves,
+        bus.read_stream(lifecycle_stream(bus.fed), subject_filter, since=epoch) as stream,
+        aclosing(read_until_lost(bus, stream)) as transitions,
         show_progress(
             bus, run, task=facts.task, since=facts.requested_at, console=console, wanted=not json
         ) as progress,
     ):
-        async for seen in moves:
-            progress.apply(seen)
+        async for stored in transitions:
+            progress.apply(stored)
             if json:
-                print(to_json(message_record(seen)), flush=True)
+                print(to_json(message_record(stored)), flush=True)
             elif console.is_terminal:
-                console.print(render_transition(seen), soft_wrap=False)
+                console.print(render_transition(stored), soft_wrap=False)
             else:
-                console.print(render_line(seen), *_round_figures(seen))
-            move = transition_of(seen)
-            if move.target in RUN.final:
+                console.print(render_line(stored), *_round_figures(stored))
+            transition = transition_of(stored)
+            if transition.target in RUN.final:
                 break
-    if move.target != RunState.FINISHED:
-        raise CliError(f"run {run} {move.target}: {move.reason or move.event}")
+    if transition.target != RunState.FINISHED:
+        raise CliError(f"run {run} {transition.target}: {transition.reason or transition.event}")
 
 
-def _round_figures(seen: StoredMessage) -> list[str]:
+def _round_figures(stored: StoredMessage) -> list[str]:
     """The result of a round, if the transition ends one."""
-    move = transition_of(seen)
-    rounds = getattr(move.facts, "rounds", ())
-    if not rounds or move.event != RunEvent.ROUND_FINISHED:
+    transition = transition_of(stored)
+    rounds = getattr(transition.facts, "rounds", ())
+    if not rounds or transition.event != RunEvent.ROUND_FINISHED:
         return []
     return [f"round {rounds[-1].round}", short_text(rounds[-1])]
 
 
-def _run_facts(seen: StoredMessage) -> dict[str, Any]:
-    move = transition_of(seen)
-    facts: RunData = move.facts  # type: ignore[assignment]
+def _run_facts(stored: StoredMessage) -> dict[str, Any]:
+    transition = transition_of(stored)
+    facts: RunData = transition.facts  # type: ignore[assignment]
     trained = [one for one in facts.rounds if one.round > 0]
     last = facts.rounds[-1] if facts.rounds else None
     return {
         "run": facts.run,
         "task": facts.task,
-        "state": move.target,
-        "event": move.event,
-        "reason": move.reason,
-        "waits_for": move.waits_for,
-        "deadline": move.deadline,
-        "since": seen.envelope.time,
+        "state": transition.target,
+        "event": transition.event,
+        "reason": transition.reason,
+        "waits_for": transition.waits_for,
+        "deadline": transition.deadline,
+        "since": stored.envelope.time,
         "trigger": facts.trigger,
         "requested_at": facts.requested_at,
         "rounds_planned": facts.plan.rounds,

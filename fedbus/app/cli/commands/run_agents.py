@@ -141,10 +141,10 @@ def _parse_agents(text: str) -> list[AgentName]:
 
     """
     names = list(dict.fromkeys(text.split(",")))
-    known = [*SERVER_AGENTS, *CLIENT_AGENTS]
+    agent_names = [*SERVER_AGENTS, *CLIENT_AGENTS]
     for one in names:
-        if one not in known:
-            raise CliError(f"unknown agent {one!r}. Choose one of: {', '.join(known)}", ExitCode.USAGE)
+        if one not in agent_names:
+            raise CliError(f"unknown agent {one!r}. Choose one of: {', '.join(agent_names)}", ExitCode.USAGE)
     if not (SERVER_AGENTS.keys() >= set(names) or CLIENT_AGENTS.keys() >= set(names)):
         raise CliError(
             f"{text}: agents of the server side and of a client cannot share a process", ExitCode.USAGE

@@ -32,26 +32,26 @@ def schedule(
     async def load() -> list[StoredMessage]:
         async with connect_bus() as bus:
             return [
-                seen
-                for seen in await latest_transitions(bus, "schedule")
-                if task in (None, seen.message.task)
+                stored
+                for stored in await latest_transitions(bus, "schedule")
+                if task in (None, stored.message.task)
             ]
 
-    found = [_schedule_facts(seen) for seen in run_async(load())]
+    schedules = [_schedule_facts(stored) for stored in run_async(load())]
     if json:
-        print_json(found)
-    elif not found:
+        print_json(schedules)
+    elif not schedules:
         output.print_note(
             "no schedule: runs start on request only. See docs/scheduling.md, or start one: fedbus run start"
         )
     else:
-        for one in found:
+        for one in schedules:
             _print_schedule(one)
 
 
-def _schedule_facts(seen: StoredMessage) -> dict[str, Any]:
-    move = transition_of(seen)
-    facts = move.facts
+def _schedule_facts(stored: StoredMessage) -> dict[str, Any]:
+    transition = transition_of(stored)
+    facts = transition.facts
     assert isinstance(facts, ScheduleData)
     rule = facts.rule.model_dump() if facts.rule else None
     used_up = (
@@ -59,13 +59,13 @@ def _schedule_facts(seen: StoredMessage) -> dict[str, Any]:
     )
     return {
         "task": facts.task,
-        "state": move.target,
+        "state": transition.target,
         "rule": rule,
-        "next_at": move.deadline if move.target == "due" else None if used_up else facts.next_at,
+        "next_at": transition.deadline if transition.target == "due" else None if used_up else facts.next_at,
         "awaits": [] if used_up else list(facts.awaits),
         "used_up": used_up,
         "due_to": facts.cause,
-        "held_back_by": move.reason if move.event == ScheduleEvent.POSTPONED else "",
+        "held_back_by": transition.reason if transition.event == ScheduleEvent.POSTPONED else "",
         "started": facts.started,
         "run": facts.run,
         "fired_at": facts.fired_at,

@@ -40,7 +40,7 @@ def trace(
         Path | None,
         typer.Option("--otlp-json", help="Write the trace to this file as OTLP/JSON, for Grafana or Jaeger."),
     ] = None,
-    words: Annotated[
+    text_only: Annotated[
         bool, typer.Option("--words", help="Only the waiting times of each round, as text.")
     ] = False,
     width: Annotated[
@@ -59,7 +59,7 @@ def trace(
         return
     console = Console(width=width or (None if sys.stdout.isatty() else PIPED_WIDTH), highlight=False)
     status = run_status(tree, run, has_owner=span_reader.has_running_owner(directory, stored, run))
-    if not words:
+    if not text_only:
         console.print(describe_run(tree, run, status), style="bold", soft_wrap=True)
         summary = f"{_count_spans(tree)}, of {stored.processes} processes · trace {stored.trace_id}\n"
         console.print(summary, style="dim", soft_wrap=True)
@@ -68,7 +68,7 @@ def trace(
         console.print(*render_legend(tree), "", sep="\n", style="dim", soft_wrap=True)
     for sentence in describe_waits(tree):
         console.print(sentence, soft_wrap=True)
-    if status is RunStatus.ACTIVE and not words:
+    if status is RunStatus.ACTIVE and not text_only:
         console.print(
             f"live: fedbus run watch {run} · again: fedbus trace {run}", style="dim", soft_wrap=True
         )
@@ -89,14 +89,14 @@ def _find_trace(directory: Path, run: str) -> tuple[str, StoredTrace]:
     """
     if not directory.exists() and (of_demo := directory.parent / "demo" / directory.name).exists():
         directory = of_demo  # `fedbus demo` has its own FEDBUS_HOME
-    known = span_reader.list_runs(directory)
-    wanted = run or (known[-1] if known else "")
-    found = span_reader.find_trace_of_run(directory, wanted) if wanted else None
-    if found is None:
-        stored = f"stored runs: {', '.join(known[-10:])}" if known else "no runs are stored"
+    runs = span_reader.list_runs(directory)
+    run_id = run or (runs[-1] if runs else "")
+    trace_id = span_reader.find_trace_of_run(directory, run_id) if run_id else None
+    if trace_id is None:
+        stored = f"stored runs: {', '.join(runs[-10:])}" if runs else "no runs are stored"
         raise CliError(
             f"no trace of {run or 'any run'} in {directory}: {stored}. The machine that started the run has its "
             "trace, in FEDBUS_HOME/traces",
             ExitCode.NOT_FOUND,
         )
-    return wanted, span_reader.read_trace(directory, found)
+    return run_id, span_reader.read_trace(directory, trace_id)

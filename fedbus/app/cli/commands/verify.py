@@ -78,14 +78,17 @@ async def _check_run(run_log: RunLog, repo: str, url: str, step: Advance) -> dic
     else:
         step(0, "manifest")
         models = open_models(url, run_log.facts.task)
-        found = await model_provenance.load_stored_version(models, model_ref.version)
-        if isinstance(found, str):
-            findings.insert(1, ProvenanceFinding("manifest", CheckOutcome.MISMATCH, found))
+        stored_version = await model_provenance.load_stored_version(models, model_ref.version)
+        if isinstance(stored_version, str):
+            findings.insert(1, ProvenanceFinding("manifest", CheckOutcome.MISMATCH, stored_version))
         else:
-            stored, champion = found, await model_provenance.load_champion(models)
-            step(1, f"weights of v{model_ref.version}, {output.format_size(found.manifest.size_bytes)}")
-            about = [one async for one in model_provenance.check_version(models, run_log, stored, trusted)]
-            findings[1:1] = about
+            stored, champion = stored_version, await model_provenance.load_champion(models)
+            step(
+                1,
+                f"weights of v{model_ref.version}, {output.format_size(stored_version.manifest.size_bytes)}",
+            )
+            checks = [one async for one in model_provenance.check_version(models, run_log, stored, trusted)]
+            findings[1:1] = checks
     step(1, "code")
     code = await model_provenance.check_code(run_log, stored.manifest if stored else None, repo, settings)
     findings.insert(-2, code)

@@ -7,9 +7,9 @@ from fedbus.app.terminal.plain import print_json
 
 def version(*, json: output.JsonOption = False) -> None:
     """Print version information for bug reports."""
-    found = installed_versions()
+    versions = installed_versions()
     if json:
-        print_json(found)
+        print_json(versions)
     else:
-        for name, number in found.items():
+        for name, number in versions.items():
             print(f"{name:<12} {number}")

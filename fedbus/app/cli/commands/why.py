@@ -48,22 +48,22 @@ def why(
     json: output.JsonOption = False,
 ) -> None:
     """Show what a client does now, and why it does not take part in runs."""
-    found = run_async(_load_clients(client_id(client), task))
+    clients = run_async(_load_clients(client_id(client), task))
     if json:
-        print_json(found)
+        print_json(clients)
         return
-    for one in found:
+    for one in clients:
         _print_client(one)
 
 
 def _print_client(one: dict[str, Any]) -> None:
     console = output.console()
     console.print(f"[bold]{one['client']}[/] in task [bold]{one['task']}[/]")
-    for life in one["lives"]:
-        reason = f": {life['reason']}" if life["reason"] else ""
-        age = output.format_age(life["since"]).removesuffix(" ago")
-        line = f"{life['says']}, since {age} ({life['event']}{reason})"
-        console.print(f"  {LABELS[life['kind']]:<14}{escape(printable(line))}")
+    for lifecycle in one["lives"]:
+        reason = f": {lifecycle['reason']}" if lifecycle["reason"] else ""
+        age = output.format_age(lifecycle["since"]).removesuffix(" ago")
+        line = f"{lifecycle['says']}, since {age} ({lifecycle['event']}{reason})"
+        console.print(f"  {LABELS[lifecycle['kind']]:<14}{escape(printable(line))}")
     if trouble := one["trouble"]:
         line = f"the model repository is {trouble['kind']}, so no run can start: {trouble['reason']}"
         console.print(f"  {'server':<14}{escape(printable(line))}")
@@ -110,10 +110,10 @@ async def _load_clients(client: str, task: str | None) -> list[dict[str, Any]]:
         transitions = await latest_transitions(bus, *LABELS, key=f"{client}.{task or '*'}")
         if not transitions:
             raise CliError(await _missing_client_message(bus, client, task), ExitCode.NOT_FOUND)
-        tasks = sorted({transition_of(seen).task for seen in transitions})
+        tasks = sorted({transition_of(stored).task for stored in transitions})
         return [
             await _client_facts(
-                bus, client, one, [seen for seen in transitions if transition_of(seen).task == one]
+                bus, client, one, [stored for stored in transitions if transition_of(stored).task == one]
             )
             for one in tasks
         ]
@@ -122,7 +122,7 @@ async def _load_clients(client: str, task: str | None) -> list[dict[str, Any]]:
 async def _missing_client_message(bus: Bus, client: str, task: str | None) -> str:
     """Explain that the client does not exist, or that it exists in other tasks only."""
     tasks = sorted(
-        {transition_of(seen).task for seen in await latest_transitions(bus, *LABELS, key=f"{client}.*")}
+        {transition_of(stored).task for stored in await latest_transitions(bus, *LABELS, key=f"{client}.*")}
     )
     if not tasks:
         return f"no client {client} in this federation. See: fedbus clients ls"
@@ -133,16 +133,16 @@ async def _client_facts(bus: Bus, client: str, task: str, transitions: list[Stor
     declined = await _events_of_kind(bus, ClientDeclined, client, task)
     counted = await latest_messages(bus, DataCounted, client=client, task=task)
     checked = await latest_messages(bus, DataChecked, client=client, task=task)
-    reports = [seen for seen in await bus.last_per_device(DeviceReport) if _is_from(seen, client, task)]
+    reports = [stored for stored in await bus.last_per_device(DeviceReport) if _is_from(stored, client, task)]
     return {
         "client": client,
         "task": task,
         "device": _message_facts(reports[-1]) if reports else None,
-        "lives": [_lifecycle_facts(seen) for seen in transitions],
+        "lives": [_lifecycle_facts(stored) for stored in transitions],
         "trouble": await _store_problem(bus, task),
         "data": _message_facts(counted[-1]) if counted else None,
         "checked": _message_facts(checked[-1]) if checked else None,
-        "declined": [_message_facts(seen) for seen in reversed(declined[-MAX_DECLINES:])],
+        "declined": [_message_facts(stored) for stored in reversed(declined[-MAX_DECLINES:])],
     }
 
 
@@ -156,44 +156,44 @@ async def _store_problem(bus: Bus, task: str) -> dict[str, Any] | None:
     return None
 
 
-def _is_from(seen: StoredMessage, client: str, task: str) -> bool:
-    return (getattr(seen.message, "client", None), seen.message.task) == (client, task)
+def _is_from(stored: StoredMessage, client: str, task: str) -> bool:
+    return (getattr(stored.message, "client", None), stored.message.task) == (client, task)
 
 
 async def _events_of_kind(bus: Bus, kind: type[Any], client: str, task: str) -> list[StoredMessage]:
     """All messages of this *kind* from the client in the event stream."""
     stream, subject = events_stream(bus.fed), subjects.wildcard_for(bus.fed, kind, client=client, task=task)
     last = await bus.last_per_subject(stream, [subject])
-    found: list[StoredMessage] = []
+    events: list[StoredMessage] = []
     if last:
         async with bus.read_stream(stream, [subject], whole=True) as messages:
-            async for seen in messages:
-                found.append(seen)
-                if seen.sequence >= last[-1].sequence:
+            async for stored in messages:
+                events.append(stored)
+                if stored.sequence >= last[-1].sequence:
                     break
-    return found
+    return events
 
 
-def _message_facts(seen: StoredMessage) -> dict[str, Any]:
-    return seen.message.model_dump() | {"at": seen.envelope.time}
+def _message_facts(stored: StoredMessage) -> dict[str, Any]:
+    return stored.message.model_dump() | {"at": stored.envelope.time}
 
 
-def _lifecycle_facts(seen: StoredMessage) -> dict[str, Any]:
-    move = transition_of(seen)
+def _lifecycle_facts(stored: StoredMessage) -> dict[str, Any]:
+    transition = transition_of(stored)
     return {
-        "kind": move.kind,
-        "state": move.target,
-        "says": _describe_state(move),
-        "event": move.event,
-        "reason": move.reason,
-        "since": seen.envelope.time,
+        "kind": transition.kind,
+        "state": transition.target,
+        "says": _describe_state(transition),
+        "event": transition.event,
+        "reason": transition.reason,
+        "since": stored.envelope.time,
     }
 
 
-def _describe_state(move: Transition) -> str:
-    model = getattr(move.facts, "model", None)
-    return STATE_TEXT.get((move.kind, move.target), move.target).format(
-        run=getattr(move.facts, "run", None) or "a run",
+def _describe_state(transition: Transition) -> str:
+    model = getattr(transition.facts, "model", None)
+    return STATE_TEXT.get((transition.kind, transition.target), transition.target).format(
+        run=getattr(transition.facts, "run", None) or "a run",
         model=model.version if model else "?",
-        endpoint=getattr(move.facts, "endpoint", "") or "no address",
+        endpoint=getattr(transition.facts, "endpoint", "") or "no address",
     )

@@ -357,7 +357,7 @@ async def test_a_store_and_a_code_repository_that_do_not_answer_are_told(
     for what in ("models", "code"):
         assert (found[what]["health"], dead in found[what]["found"]) == ("ill", True)
         assert found[what]["advice"]
-    assert found["server's agents"]["found"] == "none answers"
+    assert found["server's agents"]["found"] == "none is running"
 
 
 @pytest.mark.parametrize("role", [*SERVER_ROLES, Role.SERVER, Role.GATEWAY, Role.USER, Role.OBSERVER])

@@ -153,7 +153,7 @@ async def test_on_a_terminal_it_tells_what_it_reads_and_in_a_pipe_nothing(
         async with asyncio.timeout(60):
             await shown.process.wait()
         await eventually(lambda: "verifying tiny-2: its code" in shown.raw)
-    assert re.search(r"reading the log of tiny-2 what c\d answered in round \d", shown.raw)
+    assert re.search(r"reading the log of tiny-2 reply of c\d in round \d", shown.raw)
     assert (await finished_federation.verify()).err == ""
 
 
@@ -260,8 +260,8 @@ def signer_gone(finished_federation: FinishedFederation) -> None:
         (other_configuration, "configuration", "pause-s is 0.01 in the run's plan and 5.0 in the manifest"),
         (other_code, "code", "the run was trained with"),
         (other_model, "manifest", "the log says that the run came to"),
-        (other_architecture, "architecture", f"the manifest says {'0' * 64}"),
-        (other_parent, "made from", "the run began with version 2, the manifest says 1"),
+        (other_architecture, "architecture", f"the manifest names {'0' * 64}"),
+        (other_parent, "made from", "the run started from version 2, the manifest names 1"),
         (parent_gone, "made from", "version 1, the parent of version 2, does not exist"),
         (parent_changed, "made from", "the manifest of version 2 of tiny was changed after it was signed"),
         (parent_unreadable, "made from", "version 2, the parent of version 3, does not exist"),
@@ -345,7 +345,7 @@ async def test_where_the_log_no_longer_keeps_the_updates_it_says_so(
     code, found = await finished_federation.findings()
     assert code == 0
     assert found["updates"][0] == "not checked"
-    assert "the log keeps 0; it goes back to" in found["updates"][1]
+    assert "the log has 0; it starts at" in found["updates"][1]
     assert found["manifest"][0] == "fits"  # the life of the run is kept longer
 
 

@@ -23,7 +23,9 @@ def tail(
     ] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     client: Annotated[str | None, typer.Option(help="Only this client.")] = None,
-    word: Annotated[str | None, typer.Option(help="Only this message type or lifecycle kind.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--word", help="Only this message type or lifecycle kind.")
+    ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Exit after this number of messages.")] = None,
     json: output.JsonOption = False,
 ) -> None:
@@ -33,13 +35,13 @@ def tail(
     async def follow() -> None:
         left, console = count, output.console()
         async with connect_bus() as bus, aclosing(follow_streams(bus, start)) as messages:
-            async for seen in messages:
-                if not _matches(seen, task, client, word):
+            async for stored in messages:
+                if not _matches(stored, task, client, name):
                     continue
                 if json:
-                    print(to_json(message_record(seen)), flush=True)
+                    print(to_json(message_record(stored)), flush=True)
                 else:
-                    console.print(render_line(seen, width=console.width))
+                    console.print(render_line(stored, width=console.width))
                 left = left - 1 if left is not None else None
                 if left == 0:
                     return
@@ -60,7 +62,9 @@ def replay(
     ] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     client: Annotated[str | None, typer.Option(help="Only this client.")] = None,
-    word: Annotated[str | None, typer.Option(help="Only this message type or lifecycle kind.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--word", help="Only this message type or lifecycle kind.")
+    ] = None,
     speed: Annotated[
         float, typer.Option(min=0, help="Speed factor, 1 for the original speed; 0: without pauses.")
     ] = 0,
@@ -80,24 +84,24 @@ def replay(
             window = await resolve_window(bus, first, last, run)
             with progress_bar("replaying", console=lines_at, wanted=not (json and lines_at)) as step:
                 async with aclosing(pace(read_window(bus, window), speed)) as messages:
-                    async for seen in messages:
+                    async for stored in messages:
                         step(
                             1,
-                            f"messages of {format_time(seen.envelope.time)}, until {format_time(window.until)}",
+                            f"messages of {format_time(stored.envelope.time)}, until {format_time(window.until)}",
                         )
-                        if not _matches(seen, task, client, word):
+                        if not _matches(stored, task, client, name):
                             continue
                         if json:
-                            print(to_json(message_record(seen)), flush=True)
+                            print(to_json(message_record(stored)), flush=True)
                         else:
-                            console.print(render_line(seen, width=console.width))
+                            console.print(render_line(stored, width=console.width))
 
     run_async(read())
 
 
-def _matches(seen: StoredMessage, task: str | None, client: str | None, word: str | None) -> bool:
+def _matches(stored: StoredMessage, task: str | None, client: str | None, name: str | None) -> bool:
     return (
-        (task is None or seen.message.task == task)
-        and (client is None or client in seen.subject.split("."))
-        and (word is None or word in (seen.message.name, message_name(seen.message)))
+        (task is None or stored.message.task == task)
+        and (client is None or client in stored.subject.split("."))
+        and (name is None or name in (stored.message.name, message_name(stored.message)))
     )

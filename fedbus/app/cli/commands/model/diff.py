@@ -26,10 +26,11 @@ def diff(
     """Compare the tensors and metrics of two versions."""
 
     async def read(models: ModelStore) -> list[tuple[Manifest, Arrays]]:
-        found = [await find_manifest(models, version) for version in (old, new)]
-        paths = [await models.local_path(one.sha256) for one in found]
+        manifests = [await find_manifest(models, version) for version in (old, new)]
+        paths = [await models.local_path(one.sha256) for one in manifests]
         return [
-            (one, await asyncio.to_thread(weights.load, path)) for one, path in zip(found, paths, strict=True)
+            (one, await asyncio.to_thread(weights.load, path))
+            for one, path in zip(manifests, paths, strict=True)
         ]
 
     with progress_bar(f"comparing {old} and {new}"):

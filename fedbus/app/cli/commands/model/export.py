@@ -40,10 +40,10 @@ def export(
         raise CliError(f"{path} already exists. Name another file, or use --force", ExitCode.USAGE)
 
     async def read(models: ModelStore) -> Manifest:
-        found = await find_manifest(models, version)
-        with progress_bar(f"exporting v{found.version}, {output.format_size(found.size_bytes)}"):
-            _copy(await models.local_path(found.sha256), path, found.sha256)
-        return found
+        manifest = await find_manifest(models, version)
+        with progress_bar(f"exporting v{manifest.version}, {output.format_size(manifest.size_bytes)}"):
+            _copy(await models.local_path(manifest.sha256), path, manifest.sha256)
+        return manifest
 
     manifest = run_with_store(read, task, store)
     if json:

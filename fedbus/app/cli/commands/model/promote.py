@@ -136,21 +136,23 @@ async def _watch_devices(
     *show_status* gets a text each time that the number of devices changes.
     """
     devices: dict[str, str | None] = {}
-    known = sorted(
-        await latest_transitions(bus, *WATCHED_KINDS, key=f"*.{task}"), key=lambda seen: seen.sequence
+    transitions = sorted(
+        await latest_transitions(bus, *WATCHED_KINDS, key=f"*.{task}"), key=lambda stored: stored.sequence
     )
-    for seen in known:
-        _record_device(devices, seen, model, end_of_stream)
+    for stored in transitions:
+        _record_device(devices, stored, model, end_of_stream)
     if None in devices.values():
-        wanted = [subjects.lifecycle(bus.fed, kind, f"*.{task}") for kind in WATCHED_KINDS]
+        wanted_subjects = [subjects.lifecycle(bus.fed, kind, f"*.{task}") for kind in WATCHED_KINDS]
         with contextlib.suppress(TimeoutError):
             async with (
                 asyncio.timeout(wait_s),
-                bus.read_stream(lifecycle_stream(bus.fed), wanted, after=known[-1].sequence) as stream,
+                bus.read_stream(
+                    lifecycle_stream(bus.fed), wanted_subjects, after=transitions[-1].sequence
+                ) as stream,
             ):
                 show_status(_describe_progress(devices, model))
-                async for seen in stream:
-                    _record_device(devices, seen, model, end_of_stream)
+                async for stored in stream:
+                    _record_device(devices, stored, model, end_of_stream)
                     if None not in devices.values():
                         break
                     show_status(_describe_progress(devices, model))
@@ -169,15 +171,15 @@ def _describe_progress(devices: dict[str, str | None], model: ModelRef) -> str:
 
 
 def _record_device(
-    devices: dict[str, str | None], seen: StoredMessage, model: ModelRef, end_of_stream: int
+    devices: dict[str, str | None], stored: StoredMessage, model: ModelRef, end_of_stream: int
 ) -> None:
     """Record the answer of a device: "" if it serves *model*, the reason of its rejection, or None."""
     rejections = (ClientEvent.INFER_REFUSED, InferenceEvent.LOAD_REFUSED, InferenceEvent.MODEL_RETURNED)
-    move = transition_of(seen)
-    client = move.key.split(".")[0]
-    if seen.sequence > end_of_stream and move.event in rejections:
-        devices[client] = move.reason or "no reason given"
-    elif move.kind == "inference":
-        served = move.facts.model  # type: ignore[union-attr]
-        serves = move.target == "serving" and served is not None and served.version == model.version
+    transition = transition_of(stored)
+    client = transition.key.split(".")[0]
+    if stored.sequence > end_of_stream and transition.event in rejections:
+        devices[client] = transition.reason or "no reason given"
+    elif transition.kind == "inference":
+        served = transition.facts.model  # type: ignore[union-attr]
+        serves = transition.target == "serving" and served is not None and served.version == model.version
         devices[client] = "" if serves else devices.get(client) or None

@@ -70,16 +70,16 @@ async def resolve_stored_task(url: str, task: str | None) -> str:
     """
     if task is not None:
         return task_id(task)
-    known = await list_tasks(url, patience_s=STORE_TIMEOUT_S)
-    if len(known) == 1:
-        return known[0]
-    if not known:
+    tasks = await list_tasks(url, patience_s=STORE_TIMEOUT_S)
+    if len(tasks) == 1:
+        return tasks[0]
+    if not tasks:
         raise CliError(
             f"no model repository at {url}. A server creates one (fedbus up); or name another with --store",
             ExitCode.NOT_FOUND,
         )
     raise CliError(
-        f"the repository has several tasks. Choose one with --task: {', '.join(known)}", ExitCode.USAGE
+        f"the repository has several tasks. Choose one with --task: {', '.join(tasks)}", ExitCode.USAGE
     )
 
 

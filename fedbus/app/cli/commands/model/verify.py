@@ -39,20 +39,20 @@ def verify(
         numbers = await models.list_version_numbers()
         latest = await models.read_latest()
         selected = [parse_version(one, latest.version if latest else 0) for one in versions or ()] or numbers
-        found = []
+        results = []
         with progress_bar("verifying", total=len(selected)) as step:
             for number in selected:
                 step(0, f"v{number}")
-                found.append(await _verify_version(models, number, numbers, trusted))
+                results.append(await _verify_version(models, number, numbers, trusted))
                 step(1, f"v{number}")
-        return found, await _champion_problem(models, numbers)
+        return results, await _champion_problem(models, numbers)
 
     trusted = Settings.from_environment().load_trusted_keys()
-    found, champion_problem = run_with_store(read, task, store)
-    problems = [f"v{one['version']}: {one['complaint']}" for one in found if one["complaint"]]
+    results, champion_problem = run_with_store(read, task, store)
+    problems = [f"v{one['version']}: {one['complaint']}" for one in results if one["complaint"]]
     problems += [champion_problem] if champion_problem else []
     if json:
-        print_json(found)
+        print_json(results)
     else:
         output.print_table(
             ("version", "sha256", "size", ""),
@@ -63,7 +63,7 @@ def verify(
                     output.format_size(one["size_bytes"]) if one["size_bytes"] else "",
                     "bad" if one["complaint"] else "retired" if one["retired"] else "sound",
                 )
-                for one in found
+                for one in results
             ],
             empty="no versions yet",
         )
@@ -72,7 +72,7 @@ def verify(
 
 
 async def _verify_version(
-    models: ModelStore, number: int, known: list[int], trusted: TrustedKeys | None
+    models: ModelStore, number: int, existing: list[int], trusted: TrustedKeys | None
 ) -> dict[str, Any]:
     """Verify a version; the complaint is empty if it is valid."""
     facts: dict[str, Any] = {"version": number, "sha256": None, "size_bytes": None}
@@ -82,7 +82,7 @@ async def _verify_version(
         facts |= {"sha256": manifest.sha256, "size_bytes": manifest.size_bytes}
         if trusted is not None:
             trusted.verify_manifest(manifest)
-        if manifest.parent is not None and manifest.parent not in known:
+        if manifest.parent is not None and manifest.parent not in existing:
             facts["complaint"] = f"its parent, version {manifest.parent}, is missing"
         await models.verify(manifest.sha256)
     except ArtifactRetired:
@@ -92,12 +92,12 @@ async def _verify_version(
     return facts
 
 
-async def _champion_problem(models: ModelStore, known: list[int]) -> str:
+async def _champion_problem(models: ModelStore, existing: list[int]) -> str:
     """The problem of the pointer to the champion; empty if there is none."""
     try:
         champion = await models.read_champion()
     except StoreCorrupt as error:
         return str(error)
-    if champion is not None and champion.version not in known:
+    if champion is not None and champion.version not in existing:
         return f"the champion is version {champion.version}, which is missing"
     return ""

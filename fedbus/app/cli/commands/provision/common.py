@@ -54,11 +54,11 @@ def check_free(path: Path) -> Path:
     return path
 
 
-def print_kit_steps(name: str, where: Path, use: str, *, needs_key: bool) -> None:
+def print_kit_steps(name: str, path: Path, use: str, *, needs_key: bool) -> None:
     """Print how to install the kit; *use* is the command to run with it."""
-    print(f"the kit of {name} is {where}. It contains a private key: copy it over an encrypted channel")
-    folder = where.stem if where.suffix == ".tar" else where.name
-    unpacked = f"tar xf {where.name} && " if where.suffix == ".tar" else ""
+    print(f"the kit of {name} is {path}. It contains a private key: copy it over an encrypted channel")
+    folder = path.stem if path.suffix == ".tar" else path.name
+    unpacked = f"tar xf {path.name} && " if path.suffix == ".tar" else ""
     start = "on the device, in the folder of the copy:"
     if needs_key:
         print(f"{start} {unpacked}fedbus provision complete {folder} --key device.nk")
@@ -66,12 +66,10 @@ def print_kit_steps(name: str, where: Path, use: str, *, needs_key: bool) -> Non
         print(f"{start} {unpacked}FEDBUS_KIT={folder} {use}")
 
 
-def print_site_steps(name: str, where: Path, federation: Federation) -> None:
+def print_site_steps(name: str, path: Path, federation: Federation) -> None:
     """Print how to install the leaf node of a site."""
     site = federation.registry.sites[name]
-    print(
-        f"the folder of site {name} is {where}. It contains private keys: copy it over an encrypted channel"
-    )
+    print(f"the folder of site {name} is {path}. It contains private keys: copy it over an encrypted channel")
     print(f"start the leaf node:  nats-server -c {Path(site.directory) / 'leaf.conf'}")
     client = site.clients[0]
     print(

@@ -76,9 +76,9 @@ def client(
     """
     name, federation = check_client_name(id), open_federation(trust)
     federation.registry.check_name_free(MemberKind.CLIENT, name)
-    where = check_free(out or Path("kits") / name)
-    federation.admit(name, public_key=public_key, days=days).write(where)
-    print_kit_steps(name, where, f"fedbus client up {name}", needs_key=bool(public_key))
+    path = check_free(out or Path("kits") / name)
+    federation.admit(name, public_key=public_key, days=days).write(path)
+    print_kit_steps(name, path, f"fedbus client up {name}", needs_key=bool(public_key))
 
 
 def user(
@@ -93,10 +93,10 @@ def user(
     """Create the credentials of a user of the command line, as a kit for FEDBUS_KIT."""
     user_name, federation = check_client_name(name), open_federation(trust)
     federation.registry.check_name_free(MemberKind.PERSON, user_name)
-    where = check_free(out or Path("kits") / user_name)
+    path = check_free(out or Path("kits") / user_name)
     role = Role.OBSERVER if observer else Role.USER
-    federation.admit_person(name, role, public_key=public_key, days=days).write(where)
-    print_kit_steps(name, where, "fedbus clients ls", needs_key=bool(public_key))
+    federation.admit_person(name, role, public_key=public_key, days=days).write(path)
+    print_kit_steps(name, path, "fedbus clients ls", needs_key=bool(public_key))
 
 
 def site(
@@ -119,12 +119,12 @@ def site(
     """Create a leaf node for a site: its clients connect to it, and it connects to the federation."""
     site, federation = check_id("site", name), open_federation(trust)
     federation.registry.check_name_free(MemberKind.SITE, site)
-    where = check_free(out or Path("sites") / site)
-    place = ServerLocation(at or where.absolute(), port)
+    path = check_free(out or Path("sites") / site)
+    location = ServerLocation(at or path.absolute(), port)
     federation.write_site(
-        name, client, task, where, place, hosts=host or ["localhost", "127.0.0.1"], days=days
+        name, client, task, path, location, hosts=host or ["localhost", "127.0.0.1"], days=days
     )
-    print_site_steps(name, where, federation)
+    print_site_steps(name, path, federation)
 
 
 def certificate(
@@ -134,9 +134,9 @@ def certificate(
     trust: TrustFolder = None,
 ) -> None:
     """Create a certificate for another server of the federation: S3 or the dashboard."""
-    federation, where = open_federation(trust), check_free(out)
-    federation.issue_certificate(host, where / "server.pem", where / "server.key")
-    print(f"server.pem and server.key for {', '.join(host)} are in {where}")
+    federation, path = open_federation(trust), check_free(out)
+    federation.issue_certificate(host, path / "server.pem", path / "server.key")
+    print(f"server.pem and server.key for {', '.join(host)} are in {path}")
 
 
 def list_(*, json: output.JsonOption = False, trust: TrustFolder = None) -> None:

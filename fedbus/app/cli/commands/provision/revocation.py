@@ -119,18 +119,18 @@ def _rotate_member(
     kind, _ = federation.registry.find(name)
     match kind:
         case MemberKind.ROLE:
-            where = federation.renew_role(Role(name), days=days, keep_old=keep_old)
-            return partial(print, f"the new credentials of {name} are {where}. Copy them to its machine")
+            path = federation.renew_role(Role(name), days=days, keep_old=keep_old)
+            return partial(print, f"the new credentials of {name} are {path}. Copy them to its machine")
         case MemberKind.SITE:
-            where = out or Path("sites") / name
-            federation.renew_site(name, where, days=days, keep_old=keep_old)
-            return partial(print_site_steps, name, where, federation)
+            path = out or Path("sites") / name
+            federation.renew_site(name, path, days=days, keep_old=keep_old)
+            return partial(print_site_steps, name, path, federation)
         case MemberKind.CLIENT | MemberKind.PERSON:
-            where = _check_free_or_kit(out or Path("kits") / name)
+            path = _check_free_or_kit(out or Path("kits") / name)
             kit = federation.reissue(name, public_key=public_key, days=days, keep_old=keep_old)
-            kit.write(where, replace=True)
+            kit.write(path, replace=True)
             use = f"fedbus client up {name}" if kind is MemberKind.CLIENT else "fedbus clients ls"
-            return partial(print_kit_steps, name, where, use, needs_key=bool(public_key))
+            return partial(print_kit_steps, name, path, use, needs_key=bool(public_key))
 
 
 def push(*, url: Url = "", trust: TrustFolder = None) -> None:
