@@ -1,7 +1,7 @@
-"""Imports point downward, each foreign library has one place, and a search for a name finds one thing.
+"""Imports point downward, each third-party library is used in one package, and class names are unique.
 
-The rules are read off the source of every file, imports inside functions included. Each test collects all
-violations of its rule and prints them as `file:line: what`.
+The tests read the source of every file, with imports inside functions. Each test collects all violations of its rule
+and prints them as `file:line: violation`.
 """
 
 import ast
@@ -17,20 +17,20 @@ from typing import Final
 REPOSITORY: Final = Path(__file__).parents[1]
 ROOT: Final = REPOSITORY / "fedbus"
 MODULES: Final = sorted(ROOT.rglob("*.py"))
-IN_THE_MIDDLE: Final = {"domain", "bus", "stores", "learning"}
+MIDDLE_LAYERS: Final = {"domain", "bus", "stores", "learning"}
 
-MAY_USE: Final = {
+ALLOWED_IMPORTS: Final = {
     "common": set[str](),
     "contracts": set[str](),
     "domain": {"contracts"},
     "bus": {"common", "contracts"},
     "stores": {"common", "contracts"},
     "learning": {"common", "contracts"},
-    "agents": {"common", "contracts", *IN_THE_MIDDLE},
-    "app": {"common", "contracts", *IN_THE_MIDDLE, "agents"},
+    "agents": {"common", "contracts", *MIDDLE_LAYERS},
+    "app": {"common", "contracts", *MIDDLE_LAYERS, "agents"},
 }
 
-MAY_USE_AT_THE_TOP: Final = {"__main__.py": {"app"}}
+ALLOWED_IMPORTS_OF_ROOT: Final = {"__main__.py": {"app"}}
 """The same for a module of `fedbus` itself."""
 
 AGENTS: Final = {
@@ -46,7 +46,7 @@ AGENTS: Final = {
 }
 """The packages of `fedbus.agents`, besides `common`, which all of them share."""
 
-ONLY_IN: Final = {
+LIBRARY_OWNERS: Final = {
     "flwr": "learning/flower",
     "torch": "learning",
     "nats": "bus",
@@ -59,7 +59,7 @@ ONLY_IN: Final = {
 """A library, and the package that may import it."""
 
 PURE: Final = {"contracts", "domain"}
-MAKES_IMPURE: Final = {
+IO_MODULES: Final = {
     "asyncio",
     "socket",
     "subprocess",
@@ -71,7 +71,7 @@ MAKES_IMPURE: Final = {
     "random",
 }
 
-DECIDES_ONLY: Final = {
+PURE_MODULES: Final = {
     "common": {"machine"},
     "client_manager": {"code_choice", "effects", "events", "machine", "model_choice", "steps"},
     "server_manager": {
@@ -94,7 +94,7 @@ DECIDES_ONLY: Final = {
         "trigger_inputs",
     },
 }
-"""The modules of an agent that decide, and leave it to the others to act."""
+"""The modules of each agent that decide without I/O."""
 
 SHARED_CLASS_NAMES: Final[dict[str, str]] = {}
 """A class name that may occur more than once, and the reason."""
@@ -114,8 +114,8 @@ def tree_of(module: Path) -> ast.Module:
     return ast.parse(module.read_text())
 
 
-def place(module: Path, node: ast.AST | None = None) -> str:
-    """The file as a reader finds it, with the line of *node*."""
+def location(module: Path, node: ast.AST | None = None) -> str:
+    """The path of the file in the repository, with the line of *node*."""
     path = str(module.relative_to(REPOSITORY))
     return path if node is None else f"{path}:{getattr(node, 'lineno', 1)}"
 
@@ -176,7 +176,7 @@ def assert_none(violations: Violations) -> None:
 
 def test_imports_are_absolute() -> None:
     assert_none(
-        f"{place(module, node)}: relative import"
+        f"{location(module, node)}: relative import"
         for module in MODULES
         for node in ast.walk(tree_of(module))
         if isinstance(node, ast.ImportFrom) and node.level
@@ -187,10 +187,10 @@ def test_imports_point_downward() -> None:
     def violations() -> Violations:
         for module in MODULES:
             own = package_of(module)
-            allowed = MAY_USE[own] | {own} if own else MAY_USE_AT_THE_TOP.get(module.name, set())
+            allowed = ALLOWED_IMPORTS[own] | {own} if own else ALLOWED_IMPORTS_OF_ROOT.get(module.name, set())
             for used, node in packages_used_by(module):
                 if used not in allowed:
-                    yield f"{place(module, node)}: {own or 'fedbus'} imports {used}"
+                    yield f"{location(module, node)}: {own or 'fedbus'} imports {used}"
 
     assert_none(violations())
 
@@ -200,9 +200,9 @@ def test_each_library_is_imported_in_one_package() -> None:
         for module in MODULES:
             for name, node in imports_of(module):
                 library = name.partition(".")[0]
-                package = ONLY_IN.get(library)
+                package = LIBRARY_OWNERS.get(library)
                 if package is not None and ROOT / package not in module.parents:
-                    yield f"{place(module, node)}: {library} outside fedbus/{package}"
+                    yield f"{location(module, node)}: {library} outside fedbus/{package}"
 
     assert_none(violations())
 
@@ -213,18 +213,18 @@ def test_contracts_and_domain_do_no_io() -> None:
             if package_of(module) not in PURE:
                 continue
             for name, node in imports_of(module):
-                if (library := name.partition(".")[0]) in MAKES_IMPURE:
-                    yield f"{place(module, node)}: imports {library}"
+                if (library := name.partition(".")[0]) in IO_MODULES:
+                    yield f"{location(module, node)}: imports {library}"
             for node in ast.walk(tree_of(module)):
                 if isinstance(node, ast.AsyncFunctionDef):
-                    yield f"{place(module, node)}: async def {node.name}"
+                    yield f"{location(module, node)}: async def {node.name}"
 
     assert_none(violations())
 
 
 def test_the_decisions_of_an_agent_do_no_io() -> None:
     def violations() -> Violations:
-        for agent, names in DECIDES_ONLY.items():
+        for agent, names in PURE_MODULES.items():
             own = {
                 "fedbus.agents.common.machine",
                 *(f"fedbus.agents.{agent}.{name}" for name in names),
@@ -233,12 +233,12 @@ def test_the_decisions_of_an_agent_do_no_io() -> None:
                 for name, node in imports_of(module):
                     is_pure = name.split(".")[:2] in [["fedbus", package] for package in PURE]
                     if name.startswith("fedbus.") and not is_pure and name.rpartition(".")[0] not in own:
-                        yield f"{place(module, node)}: imports {name}"
-                    if name.partition(".")[0] in {*MAKES_IMPURE, "structlog", "time"}:
-                        yield f"{place(module, node)}: imports {name}"
+                        yield f"{location(module, node)}: imports {name}"
+                    if name.partition(".")[0] in {*IO_MODULES, "structlog", "time"}:
+                        yield f"{location(module, node)}: imports {name}"
                 for node in ast.walk(tree_of(module)):
                     if isinstance(node, ast.AsyncFunctionDef):
-                        yield f"{place(module, node)}: async function {node.name}"
+                        yield f"{location(module, node)}: async function {node.name}"
 
     assert_none(violations())
 
@@ -255,7 +255,7 @@ def test_only_stores_runs_git() -> None:
                         | ast.Tuple(elts=[ast.Constant(value="git"), *_])
                         | ast.Call(args=[ast.Constant(value="git"), ast.Constant(), *_])
                     ) if package_of(module) != "stores":
-                        yield f"{place(module, node)}: git command"
+                        yield f"{location(module, node)}: git command"
 
     assert_none(violations())
 
@@ -273,7 +273,7 @@ def test_no_agent_imports_another() -> None:
                     continue
                 used = name.split(".")[2]
                 if used not in {own, "common"}:
-                    yield f"{place(module, node)}: {own or 'agents'} imports {used}"
+                    yield f"{location(module, node)}: {own or 'agents'} imports {used}"
 
     assert_none(violations())
 
@@ -295,7 +295,7 @@ def test_only_app_names_modules_in_strings() -> None:
             for node in ast.walk(tree):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
                     for path in filter(is_module, MODULE_PATH.findall(node.value)):
-                        yield f"{place(module, node)}: {path!r}"
+                        yield f"{location(module, node)}: {path!r}"
 
     assert_none(violations())
 
@@ -310,7 +310,7 @@ def test_programs_in_strings_import_what_exists() -> None:
                     for name, members in IMPORT_IN_A_STRING.findall(node.value):
                         for member in filter(None, re.split(r"[,\s]+", members)):
                             if not exists(name, member):
-                                yield f"{place(module, node)}: from {name} import {member}"
+                                yield f"{location(module, node)}: from {name} import {member}"
 
     assert_none(violations())
 
@@ -321,7 +321,7 @@ def test_class_names_are_unique() -> None:
         for module in sorted((REPOSITORY / top).rglob("*.py")):
             for node in ast.walk(tree_of(module)):
                 if isinstance(node, ast.ClassDef):
-                    places[node.name].append(place(module, node))
+                    places[node.name].append(location(module, node))
     repeated = {name: found for name, found in places.items() if len(found) > 1}
     assert_none(
         f"{name}: {', '.join(found)}" for name, found in repeated.items() if name not in SHARED_CLASS_NAMES
@@ -330,11 +330,11 @@ def test_class_names_are_unique() -> None:
 
 
 def test_every_package_has_a_layer() -> None:
-    assert {path.name for path in ROOT.iterdir() if is_package(path)} == MAY_USE.keys()
+    assert {path.name for path in ROOT.iterdir() if is_package(path)} == ALLOWED_IMPORTS.keys()
 
 
 def test_every_module_has_a_docstring() -> None:
-    assert_none(place(module) for module in MODULES if not ast.get_docstring(tree_of(module)))
+    assert_none(location(module) for module in MODULES if not ast.get_docstring(tree_of(module)))
 
 
 def exists(module: str, member: str) -> bool:

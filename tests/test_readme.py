@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to type is there."""
+"""The commands, tables and links of the README and the docs exist."""
 
 import re
 import subprocess
@@ -24,11 +24,11 @@ def test_each_command_of_the_readme_exists_with_its_options(command: str) -> Non
     options = [word for word in words if word.startswith("--")]
     names = [word for word in words[:2] if not word.startswith("--") and "/" not in word]
     for depth in (names, names[:1]):
-        shown = CliRunner().invoke(app, [*depth, "--help"], env={"COLUMNS": "200"})
-        if shown.exit_code == 0:
+        result = CliRunner().invoke(app, [*depth, "--help"], env={"COLUMNS": "200"})
+        if result.exit_code == 0:
             break
-    assert shown.exit_code == 0, shown.output
-    assert all(option in shown.output for option in options), shown.output
+    assert result.exit_code == 0, result.output
+    assert all(option in result.output for option in options), result.output
 
 
 @pytest.mark.parametrize("target", MAKE)

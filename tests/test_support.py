@@ -1,4 +1,4 @@
-"""What all tests build on: waiting for a condition, and which failures CI repeats."""
+"""The test support: waiting for a condition, which failures CI repeats, and processes."""
 
 import re
 from importlib.util import find_spec
@@ -25,27 +25,27 @@ async def test_a_timeout_error_of_the_condition_is_raised() -> None:
 
 def test_only_a_condition_not_met_is_repeated(pytestconfig: pytest.Config) -> None:
     (pattern,) = pytestconfig.getini("only_rerun")
-    assert repeated(pattern, ConditionNotMet(20, "the end of tiny-1"))
-    assert not repeated(pattern, TimeoutError())
-    assert not repeated(pattern, AssertionError("Condition not met within 20 s"))
+    assert is_repeated(pattern, ConditionNotMet(20, "the end of tiny-1"))
+    assert not is_repeated(pattern, TimeoutError())
+    assert not is_repeated(pattern, AssertionError("Condition not met within 20 s"))
 
 
-def repeated(pattern: str, error: Exception) -> bool:
-    """As pytest-rerunfailures decides it."""
+def is_repeated(pattern: str, error: Exception) -> bool:
+    """Whether pytest-rerunfailures repeats a test that fails with *error*."""
     return re.search(pattern, f"{type(error).__name__}: {error}") is not None
 
 
 def test_all_preloaded_modules_exist() -> None:
-    """The fork server of multiprocessing leaves out in silence what it cannot import."""
+    """The fork server of multiprocessing ignores modules that it cannot import."""
     assert [name for name in PRELOADED if find_spec(name) is None] == []
 
 
 def test_a_process_that_has_just_ended_has_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(self: psutil.Process) -> list[str]:
+    def raise_no_such_process(self: psutil.Process) -> list[str]:
         raise psutil.NoSuchProcess(self.pid)
 
-    monkeypatch.setattr(psutil.Process, "cmdline", gone)
-    monkeypatch.setattr(psutil.Process, "status", gone)
+    monkeypatch.setattr(psutil.Process, "cmdline", raise_no_such_process)
+    monkeypatch.setattr(psutil.Process, "status", raise_no_such_process)
     assert command_of(psutil.Process()) == []
     assert not is_running(psutil.Process())
     assert child_processes("trainer") == []

@@ -1,4 +1,4 @@
-"""The edge: every error that somebody foresaw has its exit code, and one line."""
+"""Every expected error has an exit code and is one line."""
 
 import importlib
 import subprocess
@@ -33,7 +33,7 @@ def test_every_class_in_the_table_exists(name: str) -> None:
         (NoResponse("start_run", "workflow-scheduler", "no agent serves it"), ExitCode.NO_ANSWER),
         (RequestRefused("start_run", "one is running"), ExitCode.FAILED),
         (PortTaken(4222), ExitCode.MACHINE),
-        (InvalidKey("fedbus.key holds no private key"), ExitCode.USAGE),
+        (InvalidKey("fedbus.key has no private key"), ExitCode.USAGE),
         (SignatureMissing("version 2 of mnist is not signed"), ExitCode.FAILED),
         (SignatureInvalid("version 2 of mnist is signed with another key"), ExitCode.FAILED),
         (FileNotFoundError(2, "No such file", "x"), ExitCode.NOT_FOUND),
@@ -62,24 +62,24 @@ def run_failing(command: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_process_exits_with_the_code_and_one_line() -> None:
-    left = run_failing("raise CliError('no run r here', ExitCode.NOT_FOUND)")
-    assert (left.returncode, left.stdout, left.stderr) == (5, "", "fedbus: no run r here\n")
+    result = run_failing("raise CliError('no run r here', ExitCode.NOT_FOUND)")
+    assert (result.returncode, result.stdout, result.stderr) == (5, "", "fedbus: no run r here\n")
 
 
 def test_an_interrupted_process_prints_nothing() -> None:
-    left = run_failing("raise KeyboardInterrupt")
-    assert (left.returncode, left.stdout, left.stderr) == (130, "", "")
+    result = run_failing("raise KeyboardInterrupt")
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
 
 def test_a_closed_pipe_is_not_an_error() -> None:
     code = "from fedbus.app.failures import *\ndef command():\n    while True: print('x' * 1000)\nrun_cli(command)"
     piped = f'{sys.executable} -c "$CODE" | head -c 10; echo ${{PIPESTATUS[0]}}'
-    left = subprocess.run(
+    result = subprocess.run(
         ["/bin/bash", "-c", piped],
         capture_output=True,
         text=True,
         check=False,
         env={"CODE": code, "PATH": "/usr/bin:/bin"},
     )
-    assert left.stdout == "x" * 10 + "0\n"
-    assert left.stderr == ""
+    assert result.stdout == "x" * 10 + "0\n"
+    assert result.stderr == ""

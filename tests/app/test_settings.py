@@ -1,4 +1,4 @@
-"""Settings: what the environment says, and one line where it says nonsense."""
+"""Settings from environment variables, and their validation."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("FEDBUS_FEDERATION", "All Clinics", "FEDBUS_FEDERATION: 'All Clinics' is not a valid federation id"),
         ("FEDBUS_FEDERATION", "*", r"FEDBUS_FEDERATION: '\*' is not a valid federation id"),
@@ -45,8 +45,8 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("FEDBUS_NATS_URL", "localhost", "FEDBUS_NATS_URL: 'localhost' is not the URL of a nats-server"),
     ],
 )
-def test_an_invalid_value_is_one_line_with_the_variable(name: str, value: str, said: str) -> None:
-    with pytest.raises(InvalidSetting, match=said) as caught:
+def test_an_invalid_value_is_one_line_with_the_variable(name: str, value: str, message: str) -> None:
+    with pytest.raises(InvalidSetting, match=message) as caught:
         Settings.from_environment({name: value})
 
     assert "\n" not in str(caught.value)
@@ -70,7 +70,7 @@ def test_the_url_of_a_successor_is_not_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "complaint"),
+    ("variables", "message"),
     [
         ({"OTEL_METRIC_EXPORT_INTERVAL": "abc"}, "'abc' must be a number of milliseconds, such as 15000"),
         ({"OTEL_EXPORTER_OTLP_TIMEOUT": "-1"}, "'-1' must be a number of seconds"),
@@ -91,12 +91,12 @@ def test_the_url_of_a_successor_is_not_removed(tmp_path: Path) -> None:
     ],
     ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
 )
-def test_an_invalid_setting_is_named_with_valid_values(asked: dict[str, str], complaint: str) -> None:
-    with pytest.raises(InvalidSetting) as refused:
-        Settings.from_environment(asked)
-    assert str(refused.value).startswith(f"{next(iter(asked))}: ")
-    assert complaint in str(refused.value)
-    assert "\n" not in str(refused.value)
+def test_an_invalid_setting_is_named_with_valid_values(variables: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidSetting) as error:
+        Settings.from_environment(variables)
+    assert str(error.value).startswith(f"{next(iter(variables))}: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_the_protocol_is_checked_only_with_a_collector() -> None:

@@ -1,4 +1,4 @@
-"""A device whose bus is away when it starts: it predicts all the same, if it has served before."""
+"""A device that has served before predicts without a connection to NATS."""
 
 import asyncio
 from pathlib import Path
@@ -23,8 +23,8 @@ UNREACHABLE_URL = "nats://127.0.0.1:1"
 
 
 def make_config(directory: Path, *, port: int = 0) -> ClientConfig:
-    site = AgentConfig(UNREACHABLE_URL, FED, directory / "home", tiny_task(directory))
-    return ClientConfig(site, client_id("c1"), {"partition-id": 0, "num-partitions": 1}, port=port)
+    config = AgentConfig(UNREACHABLE_URL, FED, directory / "home", tiny_task(directory))
+    return ClientConfig(config, client_id("c1"), {"partition-id": 0, "num-partitions": 1}, port=port)
 
 
 def all_agents(device: ClientConfig) -> dict[str, Any]:
@@ -32,13 +32,13 @@ def all_agents(device: ClientConfig) -> dict[str, Any]:
 
 
 def store_served_model(device: ClientConfig) -> None:
-    """As it was left when it stopped."""
+    """Write the files of a device that served a model when it stopped."""
     device.directory.mkdir(parents=True)
     path = device.directory / "1.safetensors"
     arrays = {"weight": np.ones((4, 3), np.float32), "bias": np.arange(4, dtype=np.float32)}
     model = ModelRef(**weights.save(arrays, path).model_dump(), version=1)
-    kept = InferStart(task=TASK, client="c1", model=model, path=str(path))
-    (device.directory / SERVED_MODEL_FILE).write_text(kept.model_dump_json())
+    served = InferStart(task=TASK, client="c1", model=model, path=str(path))
+    (device.directory / SERVED_MODEL_FILE).write_text(served.model_dump_json())
 
 
 async def test_a_device_that_has_served_predicts_without_the_bus(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `fedbus agent` takes for names: one agent, or a few of one side."""
+"""The names for `fedbus agent`: one agent, or several of one side."""
 
 import pytest
 from typer.testing import CliRunner

@@ -1,4 +1,4 @@
-"""The dashboard put together: its token, its models, and the command that serves it."""
+"""The composition of the dashboard: token, access, models, and the command that serves it."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ def test_a_short_or_unreadable_token_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "served",
+    "options",
     [
         {},
         {"host": "::1"},
@@ -55,17 +55,17 @@ def test_a_short_or_unreadable_token_is_refused(tmp_path: Path) -> None:
         {"host": "0.0.0.0", "token": "0123456789abcdef", "certificate": Path("c"), "key": Path("k")},
     ],
 )
-def test_a_local_or_authenticated_dashboard_is_allowed(served: Any) -> None:
-    Dashboard(Settings(), **served).check_access()
+def test_a_local_or_authenticated_dashboard_is_allowed(options: Any) -> None:
+    Dashboard(Settings(), **options).check_access()
 
 
-@pytest.mark.parametrize("served", [{}, {"token": "0123456789abcdef"}, {"certificate": Path("c")}])
-def test_a_remote_dashboard_without_authentication_is_refused(served: Any) -> None:
+@pytest.mark.parametrize("options", [{}, {"token": "0123456789abcdef"}, {"certificate": Path("c")}])
+def test_a_remote_dashboard_without_authentication_is_refused(options: Any) -> None:
     with pytest.raises(
         InvalidSetting,
         match=r"other machines can connect to 0\.0\.0\.0\. Set FEDBUS_GATEWAY_TOKEN, .*--insecure",
     ):
-        Dashboard(Settings(), host="0.0.0.0", **served).check_access()
+        Dashboard(Settings(), host="0.0.0.0", **options).check_access()
 
 
 def test_a_trace_url_without_a_placeholder_is_of_grafana() -> None:
@@ -87,21 +87,21 @@ async def test_the_versions_are_those_of_the_model_repository(tmp_path: Path) ->
     await store.prepare()
     weights = tmp_path / "weights"
     weights.write_bytes(b"weights")
-    made = make_model_ref(1).model_copy(update={"sha256": await store.put(weights), "size_bytes": 7})
+    model = make_model_ref(1).model_copy(update={"sha256": await store.put(weights), "size_bytes": 7})
     now = datetime.now(UTC)
-    await store.publish(Manifest(**dict(made), task="mnist", created=now, code_version=COMMIT))
+    await store.publish(Manifest(**dict(model), task="mnist", created=now, code_version=COMMIT))
     await store.set_champion(Champion(version=1, term=1, since=now))
-    told = await Dashboard(Settings(home=tmp_path)).list_models("mnist")
-    assert [one["version"] for one in told["versions"]] == [1]
-    assert told["champion"]["version"] == 1
-    assert told["error"] == ""
+    facts = await Dashboard(Settings(home=tmp_path)).list_models("mnist")
+    assert [one["version"] for one in facts["versions"]] == [1]
+    assert facts["champion"]["version"] == 1
+    assert facts["error"] == ""
 
 
 async def test_an_unavailable_repository_is_reported_as_an_error(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("not a directory")
-    told = await Dashboard(Settings(home=tmp_path)).list_models("mnist")
-    assert told["versions"] == []
-    assert told["error"]
+    facts = await Dashboard(Settings(home=tmp_path)).list_models("mnist")
+    assert facts["versions"] == []
+    assert facts["error"]
 
 
 async def test_the_command_serves_the_dashboard_and_prints_its_url(nats: NatsServer, tmp_path: Path) -> None:
@@ -114,14 +114,14 @@ async def test_the_command_serves_the_dashboard_and_prints_its_url(nats: NatsSer
     try:
         async with asyncio.timeout(60):
             while not (line := await process.stdout.readline()).startswith(b"the dashboard is on "):
-                assert line, "it ended"
+                assert line, "the command ended"
         url = line.decode().split()[-1]
 
-        async def it_answers() -> bool:
+        async def is_serving() -> bool:
             async with aiohttp.ClientSession() as session, session.get(f"{url}/app.js") as response:
                 return response.status == 200
 
-        await eventually(it_answers)
+        await eventually(is_serving)
     finally:
         process.terminate()
         assert await process.wait() == 0
@@ -132,49 +132,49 @@ async def test_a_stack_holds_the_port_of_its_dashboard(tmp_path: Path) -> None:
     async with run_stack(settings, ["nowhere"], clients=0, dashboard=True) as running:
         port = int(running.dashboard.rpartition(":")[2])
 
-        def taken() -> bool:
+        def is_taken() -> bool:
             try:
                 socket.create_server(("127.0.0.1", port)).close()
             except OSError:
                 return True
             return False
 
-        assert taken(), "while its gateway is not up yet"
+        assert is_taken(), "before the gateway runs"
 
-        async def it_answers() -> bool:
+        async def is_serving() -> bool:
             async with (
                 aiohttp.ClientSession() as session,
                 session.get(f"{running.dashboard}/app.js") as response,
             ):
                 return response.status == 200
 
-        await eventually(it_answers, within_s=60)
+        await eventually(is_serving, within_s=60)
         (gateway,) = gateways()
         gateway.kill()
         await eventually(lambda: "gateway" in running.restarts)
-        assert taken(), "while it is started again"
-        await eventually(it_answers, within_s=60)
+        assert is_taken(), "while the gateway restarts"
+        await eventually(is_serving, within_s=60)
 
 
 def gateways() -> list[psutil.Process]:
-    """The gateways that this process keeps."""
+    """The gateway processes of this process."""
     return [one for one in psutil.Process().children() if "gateway" in command_of(one)]
 
 
 async def test_if_the_default_port_is_taken_another_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setattr("fedbus.app.local.stack.DEFAULT_DASHBOARD_PORT", taken.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setattr("fedbus.app.local.stack.DEFAULT_DASHBOARD_PORT", listener.getsockname()[1])
         settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path)})
         async with run_stack(settings, ["nowhere"], clients=0, dashboard=True) as running:
             assert running.dashboard
-            assert not running.dashboard.endswith(f":{taken.getsockname()[1]}")
+            assert not running.dashboard.endswith(f":{listener.getsockname()[1]}")
 
 
 async def test_a_taken_port_is_an_error_before_anything_starts(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
         settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path), "FEDBUS_GATEWAY_PORT": port})
         with pytest.raises(PortTaken, match=f"port {port} is taken.*or set FEDBUS_GATEWAY_PORT"):
             async with run_stack(settings, ["nowhere"], clients=1, dashboard=True):

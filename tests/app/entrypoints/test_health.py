@@ -1,4 +1,4 @@
-"""A sign of life: in a file, and on a real socket as systemd has it."""
+"""Health reports in a file, and to systemd on a real socket."""
 
 import asyncio
 import os

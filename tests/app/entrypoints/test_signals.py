@@ -1,4 +1,4 @@
-"""Being asked to stop, by real signals to real processes."""
+"""Graceful shutdown by real signals to real processes."""
 
 import os
 import signal
@@ -25,28 +25,28 @@ asyncio.run(main())
 """
 
 
-def run_worker(said: list[str], *, forever: bool) -> ChildProcess:
-    return ChildProcess("worker", sys.executable, "-c", WORKER % forever, output=said.append)
+def run_worker(output: list[str], *, forever: bool) -> ChildProcess:
+    return ChildProcess("worker", sys.executable, "-c", WORKER % forever, output=output.append)
 
 
 async def test_one_signal_lets_the_process_finish() -> None:
-    for how in (signal.SIGINT, signal.SIGTERM):
-        said: list[str] = []
-        async with run_worker(said, forever=False) as worker:
-            await eventually(lambda said=said: "up" in said)  # type: ignore[misc]
-            os.kill(worker.pid, how)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        output: list[str] = []
+        async with run_worker(output, forever=False) as worker:
+            await eventually(lambda output=output: "up" in output)  # type: ignore[misc]
+            os.kill(worker.pid, number)
             assert await worker.wait() == 0
-        assert said[-2:] == ["asked", "done"]
+        assert output[-2:] == ["asked", "done"]
 
 
 async def test_a_second_signal_ends_the_process_at_once() -> None:
-    said: list[str] = []
-    async with run_worker(said, forever=True) as worker:
-        await eventually(lambda: "up" in said)
+    output: list[str] = []
+    async with run_worker(output, forever=True) as worker:
+        await eventually(lambda: "up" in output)
         os.kill(worker.pid, signal.SIGINT)
-        await eventually(lambda: "asked" in said)
+        await eventually(lambda: "asked" in output)
         os.kill(worker.pid, signal.SIGINT)
         assert await worker.wait() == 130
 
-    assert "stopping; press Ctrl-C again to end at once" in said
-    assert "done" not in said
+    assert "stopping; press Ctrl-C again to end at once" in output
+    assert "done" not in output

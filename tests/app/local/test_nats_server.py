@@ -1,4 +1,4 @@
-"""The embedded nats-server: a real one, killed, crowded out and left behind."""
+"""The embedded nats-server: ports, restarts, errors, and its end with the parent."""
 
 import asyncio
 import os
@@ -177,12 +177,12 @@ asyncio.run(main())
 
 
 async def test_a_killed_parent_leaves_no_server(tmp_path: Path) -> None:
-    said: list[str] = []
+    output: list[str] = []
     async with ChildProcess(
-        "parent", sys.executable, "-c", PARENT, str(tmp_path), output=said.append
+        "parent", sys.executable, "-c", PARENT, str(tmp_path), output=output.append
     ) as parent:
-        await eventually(lambda: len(said) == 1)
-        server = psutil.Process(int(said[0]))
+        await eventually(lambda: len(output) == 1)
+        server = psutil.Process(int(output[0]))
         os.kill(parent.pid, signal.SIGKILL)
         await eventually(lambda: not is_running(server))
 

@@ -1,4 +1,4 @@
-"""The embedded S3: a real SeaweedFS, killed, restarted, looked at from outside."""
+"""The embedded S3: data, ports, access and restarts."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ def bucket_of(s3: EmbeddedS3, *, signed: bool = True) -> Bucket:
 
 
 def logs_outside(s3: EmbeddedS3) -> list[Path]:
-    """Where SeaweedFS leaves them if it is not told."""
+    """Log files at the default location of SeaweedFS."""
     return list(Path(tempfile.gettempdir()).glob(f"weed.*.{s3.pid}"))
 
 
@@ -41,16 +41,16 @@ async def test_data_key_and_port_survive_a_restart(tmp_path: Path) -> None:
         await bucket_of(s3).write("models/kept", b"this")
     assert not psutil.pid_exists(s3.pid)
     assert not [
-        left
+        socket_file
         for port in (s3.port, *s3.internal_ports.values())
-        for left in SOCKET_DIRECTORY.glob(f"*-{port}.sock")
+        for socket_file in SOCKET_DIRECTORY.glob(f"*-{port}.sock")
     ]
 
     async with embedded_s3(tmp_path) as s3:
         assert (s3.port, s3.internal_ports, s3.credentials.read_text()) == first
-        kept = await bucket_of(s3).read("models/kept")
-        assert kept is not None
-        assert kept.content == b"this"
+        stored = await bucket_of(s3).read("models/kept")
+        assert stored is not None
+        assert stored.content == b"this"
 
 
 async def test_its_log_is_in_its_directory_only(tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ async def test_data_survives_a_change_of_internal_ports(tmp_path: Path) -> None:
 
     async with embedded_s3(tmp_path) as s3:
         assert s3.internal_ports != before
-        kept = await bucket_of(s3).read("models/kept")
-        assert kept is not None
-        assert len(kept.content) == 100_000
+        stored = await bucket_of(s3).read("models/kept")
+        assert stored is not None
+        assert len(stored.content) == 100_000
 
 
 async def test_it_listens_on_loopback_and_its_key_has_mode_600(tmp_path: Path) -> None:
@@ -89,21 +89,21 @@ async def test_it_is_private_unless_public_models_are_set(tmp_path: Path) -> Non
     for public in (True, False):
         async with embedded_s3(tmp_path, public_models=public) as s3:
             await bucket_of(s3).write("models/mnist/latest", b"1")
-            anybody = bucket_of(s3, signed=False)
+            anonymous = bucket_of(s3, signed=False)
             if public:
                 assert (
                     await asyncio.to_thread(fetch_page, f"{s3.endpoint}/fedbus/models/mnist/latest") == b"1"
                 )
             else:
                 with pytest.raises(StoreDenied):
-                    await anybody.read("models/mnist/latest")
+                    await anonymous.read("models/mnist/latest")
             with pytest.raises(StoreDenied):
-                await anybody.write("models/mnist/latest", b"2")
+                await anonymous.write("models/mnist/latest", b"2")
             with pytest.raises(StoreDenied):
-                await anybody.list_objects("models/")
+                await anonymous.list_objects("models/")
             await bucket_of(s3).write("elsewhere", b"private")
             with pytest.raises(StoreDenied):
-                await anybody.read("elsewhere")
+                await anonymous.read("elsewhere")
 
 
 async def test_a_killed_program_is_restarted_with_its_data(tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ async def test_a_killed_program_is_restarted_with_its_data(tmp_path: Path) -> No
         bucket = bucket_of(s3)
         await bucket.write("models/kept", b"this")
         os.kill(s3.pid, signal.SIGKILL)
-        kept = await bucket.read("models/kept")
-        assert kept is not None
+        stored = await bucket.read("models/kept")
+        assert stored is not None
         await eventually(lambda: s3.starts == 2)
 
 

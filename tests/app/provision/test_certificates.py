@@ -1,4 +1,4 @@
-"""One authority for all: the S3 and the dashboard show certificates that `fedbus provision` made, and are believed."""
+"""S3 and the dashboard over TLS, with certificates from `fedbus provision`."""
 
 import asyncio
 import ssl
@@ -35,22 +35,22 @@ def served_certificate(bus: TrustedBus) -> tuple[Path, Path]:
 
 @asynccontextmanager
 async def run_tls_proxy(port: int, certificate: Path, key: Path) -> AsyncIterator[int]:
-    """What listens on *port*, by TLS."""
+    """Run a TLS proxy to *port* until the block ends, and yield its port."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while piece := await reader.read(65536):
-                writer.write(piece)
+            while chunk := await reader.read(65536):
+                writer.write(chunk)
                 await writer.drain()
         except OSError:
             pass
         writer.close()
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(copy(reader, back), copy(there, writer))
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(copy(reader, server_writer), copy(server_reader, writer))
 
     server = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context)
     try:
@@ -98,11 +98,11 @@ async def test_the_dashboard_uses_https_and_gateway_credentials(
     serving = asyncio.create_task(dashboard.serve(stop))
     try:
         async with asyncio.timeout(30):
-            said = ""
-            while "https://" not in said and not serving.done():
+            output = ""
+            while "https://" not in output and not serving.done():
                 await asyncio.sleep(0.05)
-                said += capsys.readouterr().out
-        url = next(line for line in said.splitlines() if "dashboard is on" in line).rpartition(" ")[2]
+                output += capsys.readouterr().out
+        url = next(line for line in output.splitlines() if "dashboard is on" in line).rpartition(" ")[2]
         async with (
             aiohttp.ClientSession() as session,
             session.get(url.replace("127.0.0.1", "localhost"), ssl=access.tls_context()) as page,
@@ -128,13 +128,13 @@ def test_a_certificate_without_its_key_is_invalid(bus: TrustedBus, tmp_path: Pat
 
 def test_another_server_has_a_certificate_for_its_names(bus: TrustedBus, tmp_path: Path) -> None:
     trust, out = str(bus.federation.folder), tmp_path / "s3"
-    words = ["provision", "certificate", "--host", "s3", "--host", "127.0.0.1", "--out", str(out)]
+    arguments = ["provision", "certificate", "--host", "s3", "--host", "127.0.0.1", "--out", str(out)]
 
-    said = CliRunner().invoke(app, [*words, "--trust", trust])
+    output = CliRunner().invoke(app, [*arguments, "--trust", trust])
 
-    assert said.exit_code == 0, said.output
-    shown = read_certificate(out / "server.pem")
-    shown.verify_directly_issued_by(read_certificate(bus.federation.ca_path))
-    names = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert output.exit_code == 0, output.output
+    certificate = read_certificate(out / "server.pem")
+    certificate.verify_directly_issued_by(read_certificate(bus.federation.ca_path))
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["s3"]
     assert (out / "server.key").stat().st_mode & 0o777 == 0o600

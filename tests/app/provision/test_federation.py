@@ -1,4 +1,4 @@
-"""Letting in and putting out: keys, kits and claims, and a real nats-server that goes by them."""
+"""Members of a federation: keys, kits and claims, and how a real nats-server applies them."""
 
 import asyncio
 import os
@@ -66,7 +66,7 @@ async def rejected_connection(
 
 # --- names ---------------------------------------------------------------------------------------------
 
-hostile = st.one_of(
+invalid_names = st.one_of(
     st.text(max_size=80),
     st.sampled_from(
         [
@@ -98,7 +98,7 @@ def _is_valid_name(name: str) -> bool:
 
 
 @settings(max_examples=1000, deadline=None, suppress_health_check=list(Health))
-@given(name=hostile)
+@given(name=invalid_names)
 def test_an_invalid_client_name_is_refused(federation: Federation, name: str) -> None:
     with pytest.raises((BadId, CliError)):
         federation.admit(name)
@@ -110,7 +110,7 @@ def test_a_line_break_is_not_part_of_a_name() -> None:
         check_id("client", "c1\n")
 
 
-# --- what lies in files ------------------------------------------------------------------------------------
+# --- files -------------------------------------------------------------------------------------------------
 
 
 def test_secret_files_have_mode_600(federation: Federation, tmp_path: Path) -> None:
@@ -138,13 +138,17 @@ def test_a_kit_has_all_that_a_device_needs(federation: Federation, tmp_path: Pat
     (federation.folder / "allowed_signers").write_text("who ssh-ed25519 AAAA\n")
     federation.admit("kitted").write(tmp_path / "kit")
     environment = apply_kit({"FEDBUS_KIT": str(tmp_path / "kit")})
-    read = Settings.from_environment(environment)
+    settings_of_kit = Settings.from_environment(environment)
 
-    assert (read.nats_url, read.federation, read.client) == ("tls://localhost:4222", "test", "kitted")
-    assert read.access == BusAccess(tmp_path / "kit" / "client.creds", tmp_path / "kit" / "ca.pem")
+    assert (settings_of_kit.nats_url, settings_of_kit.federation, settings_of_kit.client) == (
+        "tls://localhost:4222",
+        "test",
+        "kitted",
+    )
+    assert settings_of_kit.access == BusAccess(tmp_path / "kit" / "client.creds", tmp_path / "kit" / "ca.pem")
     assert environment["AWS_CA_BUNDLE"] == environment["FEDBUS_CA"]
     assert Path(environment["FEDBUS_ALLOWED_SIGNERS"]).read_text() == "who ssh-ed25519 AAAA\n"
-    assert parse_user(read.access.creds.read_text()).name == "kitted"  # type: ignore[union-attr]
+    assert parse_user(settings_of_kit.access.creds.read_text()).name == "kitted"  # type: ignore[union-attr]
 
 
 def test_a_kit_does_not_override_the_environment(federation: Federation, tmp_path: Path) -> None:
@@ -214,10 +218,10 @@ def test_a_member_cannot_be_added_again(federation: Federation) -> None:
 
 
 def test_user_claims_have_no_permissions(federation: Federation) -> None:
-    """They stand with the key that signed: so none can be forged into a kit."""
-    said = decode_claims(extract_jwt(federation.admit("plain").creds))
-    assert set(said["nats"]) == {"type", "version", "issuer_account", "tags"}
-    assert said["nats"]["tags"] == ["federation:test", "role:device"], "which no template of a device reads"
+    """The signing key has them, so they cannot be forged in a kit."""
+    claims = decode_claims(extract_jwt(federation.admit("plain").creds))
+    assert set(claims["nats"]) == {"type", "version", "issuer_account", "tags"}
+    assert claims["nats"]["tags"] == ["federation:test", "role:device"], "tags that give no permission"
 
 
 # --- the running server -----------------------------------------------------------------------------------
@@ -239,8 +243,8 @@ async def test_a_revoked_client_is_disconnected_for_good(
             async with asyncio.timeout(20):
                 await trainer.wait_closed()
     assert "Connection rejected" in capfd.readouterr().out
-    refused = await rejected_connection(bus, access)
-    assert "revoked, forged or from another federation" in str(refused)
+    error = await rejected_connection(bus, access)
+    assert "revoked, forged or from another federation" in str(error)
 
 
 async def test_a_new_key_readmits_a_revoked_client(bus: TrustedBus, tmp_path: Path) -> None:
@@ -273,21 +277,21 @@ async def test_revocations_survive_a_restart_of_the_server(bus: TrustedBus) -> N
 
 async def test_a_denied_publish_fails_at_once_with_the_reason(bus: TrustedBus) -> None:
     async with Bus.connect(bus.url, TRAINER, access=bus.access_for("c1")) as trainer:
-        began = time.monotonic()
+        started = time.monotonic()
         with pytest.raises(PermissionDenied, match=r"publish on fedbus\.test\.client\.c2"):
             await trainer.publish(ClientJoined(task="mnist", client="c2", run="mnist-1"))
-        assert time.monotonic() - began < 60, "it does not wait for its time-out"
+        assert time.monotonic() - started < 60, "it waited for a timeout"
 
 
-# --- what is wrong with a kit -----------------------------------------------------------------------------
+# --- invalid kits -----------------------------------------------------------------------------------------
 
 
 async def test_an_expired_kit_is_reported_as_expired(bus: TrustedBus, tmp_path: Path) -> None:
     bus.federation.admit("c1", days=-1).write(tmp_path / "kit")
-    refused = await rejected_connection(
+    error = await rejected_connection(
         bus, BusAccess(tmp_path / "kit" / "client.creds", bus.federation.ca_path)
     )
-    assert "the credentials of c1 expired on" in str(refused)
+    assert "the credentials of c1 expired on" in str(error)
 
 
 async def test_credentials_that_expire_in_use_end_the_agent(bus: TrustedBus, tmp_path: Path) -> None:
@@ -300,15 +304,15 @@ async def test_credentials_that_expire_in_use_end_the_agent(bus: TrustedBus, tmp
 
 
 async def test_a_forged_kit_is_refused(bus: TrustedBus, tmp_path: Path) -> None:
-    """Signed by a key of the forger's own, as if by the account."""
+    """The JWT is signed with another key, but names the account as issuer."""
     own = Key.generate(KeyType.USER)
-    said = decode_claims(extract_jwt(bus.federation.admit("c1").creds))
+    claims = decode_claims(extract_jwt(bus.federation.admit("c1").creds))
     forged = jwt_claims.user_jwt(
-        Key.generate(KeyType.ACCOUNT), said["nats"]["issuer_account"], own.public, "c1"
+        Key.generate(KeyType.ACCOUNT), claims["nats"]["issuer_account"], own.public, "c1"
     )
     (tmp_path / "forged.creds").write_text(own.render_credentials(forged))
-    refused = await rejected_connection(bus, BusAccess(tmp_path / "forged.creds", bus.federation.ca_path))
-    assert "forged" in str(refused)
+    error = await rejected_connection(bus, BusAccess(tmp_path / "forged.creds", bus.federation.ca_path))
+    assert "forged" in str(error)
 
 
 async def test_a_stolen_jwt_without_its_key_is_refused(bus: TrustedBus, tmp_path: Path) -> None:
@@ -321,16 +325,16 @@ async def test_a_kit_of_another_federation_fails_tls_verification(bus: TrustedBu
     other = Federation.create(tmp_path / "other", FederationId("other"), hosts=["localhost"], port=1)
     other.admit("c1").write(tmp_path / "kit")
     access = BusAccess(tmp_path / "kit" / "client.creds", tmp_path / "kit" / "ca.pem")
-    refused = await rejected_connection(bus, access, replace(TRAINER, fed=FederationId("other")))
-    assert "its certificate is not signed by the CA in FEDBUS_CA" in str(refused)
-    assert "another federation" in str(refused)
-    believed = replace(access, ca=bus.federation.ca_path)
-    refused = await rejected_connection(bus, believed, replace(TRAINER, fed=FederationId("other")))
-    assert "from another federation" in str(refused)
+    error = await rejected_connection(bus, access, replace(TRAINER, fed=FederationId("other")))
+    assert "its certificate is not signed by the CA in FEDBUS_CA" in str(error)
+    assert "another federation" in str(error)
+    with_our_ca = replace(access, ca=bus.federation.ca_path)
+    error = await rejected_connection(bus, with_our_ca, replace(TRAINER, fed=FederationId("other")))
+    assert "from another federation" in str(error)
 
 
 @pytest.mark.parametrize(
-    ("who", "identity", "told_as"),
+    ("who", "identity", "message"),
     [
         ("c1", Identity(FED, "trainer", "c2"), "client c1 of federation test, but this is client c2 of"),
         (
@@ -344,16 +348,16 @@ async def test_a_kit_of_another_federation_fails_tls_verification(bus: TrustedBu
     ],
 )
 async def test_mismatched_credentials_are_refused_before_connecting(
-    bus: TrustedBus, who: Role | str, identity: Identity, told_as: str
+    bus: TrustedBus, who: Role | str, identity: Identity, message: str
 ) -> None:
     with pytest.raises(InvalidCredentialsFile, match="these are the credentials of") as caught:
         async with Bus.connect("tls://localhost:1", identity, access=bus.access_for(who)):
             pass
     line, code = describe_error(caught.value)
-    assert (told_as in line, code) == (True, ExitCode.DENIED), line
+    assert (message in line, code) == (True, ExitCode.DENIED), line
 
 
-# --- everybody can be put out, and renewed ----------------------------------------------------------------
+# --- revoke and renew -------------------------------------------------------------------------------------
 
 
 async def test_the_credentials_of_one_user_can_be_revoked(bus: TrustedBus, tmp_path: Path) -> None:
@@ -364,12 +368,12 @@ async def test_the_credentials_of_one_user_can_be_revoked(bus: TrustedBus, tmp_p
     ana, ben = (
         BusAccess(tmp_path / name / "client.creds", bus.federation.ca_path) for name in ("ana", "ben")
     )
-    async with Bus.connect(bus.url, person, access=ana) as dropped:
+    async with Bus.connect(bus.url, person, access=ana) as ana_bus:
         bus.federation.revoke("ana")
         await bus.push()
         with pytest.raises(AccessDenied, match="revoked"):
             async with asyncio.timeout(20):
-                await dropped.wait_closed()
+                await ana_bus.wait_closed()
     async with Bus.connect(bus.url, person, access=ben):
         pass
     assert {name: one.role for name, one in bus.federation.registry.people.items()} == {
@@ -408,12 +412,12 @@ async def test_revoke_includes_kept_old_keys(bus: TrustedBus, tmp_path: Path) ->
 
 
 def test_roles_missing_in_an_old_registry_can_be_revoked(tmp_path: Path) -> None:
-    made = Federation.create(tmp_path / "trust", FED, hosts=["localhost"], port=4222)
-    made.registry.roles.clear()
-    made.revoke_all_devices()  # writes the record
-    Federation.open(made.folder).revoke("gateway")
-    key = parse_user(made.creds_path(Role.GATEWAY).read_text()).sub
-    assert key in Federation.open(made.folder).registry.revocations
+    federation = Federation.create(tmp_path / "trust", FED, hosts=["localhost"], port=4222)
+    federation.registry.roles.clear()
+    federation.revoke_all_devices()  # writes the record
+    Federation.open(federation.folder).revoke("gateway")
+    key = parse_user(federation.creds_path(Role.GATEWAY).read_text()).sub
+    assert key in Federation.open(federation.folder).registry.revocations
 
 
 async def test_a_renewed_kit_trusts_the_old_and_the_new_ca(bus: TrustedBus) -> None:
@@ -517,14 +521,14 @@ async def test_the_system_key_of_a_leaf_node_permits_nothing_else(bus: TrustedBu
 
 async def test_credentials_from_the_future_hint_at_the_clock(bus: TrustedBus, tmp_path: Path) -> None:
     own = Key.generate(KeyType.USER)
-    said = decode_claims(extract_jwt(bus.federation.admit("c1").creds))
+    claims = decode_claims(extract_jwt(bus.federation.admit("c1").creds))
     signer = Key.generate(KeyType.ACCOUNT)  # the server refuses it anyway; what we say of it is what is asked
     jwt = jwt_claims.user_jwt(
-        signer, said["nats"]["issuer_account"], own.public, "c1", issued=int(time.time()) + 86400
+        signer, claims["nats"]["issuer_account"], own.public, "c1", issued=int(time.time()) + 86400
     )
     (tmp_path / "future.creds").write_text(own.render_credentials(jwt))
-    refused = await rejected_connection(bus, BusAccess(tmp_path / "future.creds", bus.federation.ca_path))
-    assert "Set its clock" in str(refused)
+    error = await rejected_connection(bus, BusAccess(tmp_path / "future.creds", bus.federation.ca_path))
+    assert "Set its clock" in str(error)
 
 
 async def test_a_host_missing_in_the_certificate_is_reported(bus: TrustedBus) -> None:
@@ -570,20 +574,20 @@ async def test_a_wrong_clock_is_logged_once(
         for _ in range(2):
             async with agent.advertise_service(task="mnist", version="1.0.0"):
                 await agent.last_on_subject(subjects.lifecycle(FED, "client", "c1.mnist"))
-    said = capfd.readouterr().out
-    assert said.count("Clock skew against the NATS server") == 1
-    assert "-600" in said
+    output = capfd.readouterr().out
+    assert output.count("Clock skew against the NATS server") == 1
+    assert "-600" in output
 
 
 class SlowClock(datetime):
-    """The clock of the agent; the server's is right."""
+    """The clock of the agent, 10 minutes behind that of the server."""
 
     @classmethod
     def now(cls, tz: Any = None) -> Any:
         return datetime.now(tz) - timedelta(minutes=10)
 
 
-# --- a server that comes back ----------------------------------------------------------------------------
+# --- reconnecting ----------------------------------------------------------------------------------------
 
 
 async def test_a_client_with_credentials_reconnects(bus: TrustedBus) -> None:
