@@ -80,10 +80,11 @@ class ScheduleTable(ConfigSection):
     quiet: Annotated[str, AfterValidator(_validate_clock_rule)] | None = None
     """Quiet hours, as a rule with ``hour`` and ``weekday``. A run that becomes due in them starts at their end."""
     overlap: Literal["skip", "queue", "cancel-running"] = "queue"
-    """What happens when a run becomes due while another one is active: skip the new run, queue it, or cancel the
-    active one."""
+    """What happens when a run becomes due while another one is active. ``skip``: skip the new run. ``queue``: start it
+    afterwards. ``cancel-running``: cancel the active run."""
     missed: Literal["skip", "once", "all"] = "once"
-    """How many runs start for ``cron`` times that passed while no scheduler was running: none, one, or one for each."""
+    """How many runs start for ``cron`` times that passed while no scheduler was running. ``skip``: none. ``once``: one.
+    ``all``: one for each."""
     on_new_code: bool = True
     """If true, a trial run starts as soon as the clients of a rollout stage have the candidate code."""
 

@@ -57,7 +57,7 @@ def envelope(message: Message) -> Envelope:
 
 
 TRANSITIONS = [
-    Transition(task="mnist", event="told", source="", target="somewhere", facts=facts) for facts in FACTS
+    Transition(task="mnist", event="started", source="", target="somewhere", facts=facts) for facts in FACTS
 ]
 
 
