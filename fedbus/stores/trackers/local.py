@@ -29,8 +29,8 @@ CREATE TABLE IF NOT EXISTS runs (
     ended TEXT, state TEXT, reason TEXT, model_version INTEGER, promoted INTEGER, PRIMARY KEY (task, run));
 CREATE TABLE IF NOT EXISTS rounds (
     task TEXT, run TEXT, round INTEGER, step INTEGER, at TEXT, figures TEXT, PRIMARY KEY (task, run, round));
-CREATE TABLE IF NOT EXISTS told (
-    tracker TEXT, task TEXT, run TEXT, what TEXT, PRIMARY KEY (tracker, task, run, what));
+CREATE TABLE IF NOT EXISTS delivered (
+    tracker TEXT, task TEXT, run TEXT, event TEXT, PRIMARY KEY (tracker, task, run, event));
 """
 
 
@@ -93,7 +93,7 @@ class LocalTracker:
     def was_delivered(self, tracker: str, run: str, event: str) -> bool:
         """Return whether *tracker* has received the event *event* of *run*, from this process or an earlier one."""
         rows = self._database.execute(
-            "SELECT 1 FROM told WHERE tracker = ? AND task = ? AND run = ? AND what = ?",
+            "SELECT 1 FROM delivered WHERE tracker = ? AND task = ? AND run = ? AND event = ?",
             (tracker, self._task, run, event),
         )
         return rows.fetchone() is not None
@@ -101,7 +101,7 @@ class LocalTracker:
     def mark_delivered(self, tracker: str, run: str, event: str) -> None:
         """Record that *tracker* has received the event *event* of *run*."""
         self._database.execute(
-            "INSERT OR IGNORE INTO told VALUES (?, ?, ?, ?)", (tracker, self._task, run, event)
+            "INSERT OR IGNORE INTO delivered VALUES (?, ?, ?, ?)", (tracker, self._task, run, event)
         )
 
 

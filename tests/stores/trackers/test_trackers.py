@@ -1,4 +1,4 @@
-"""The trackers, each asked afterwards by its own library what it was told."""
+"""The trackers: each test reads back by the library itself what the tracker recorded."""
 
 from datetime import UTC, datetime
 from pathlib import Path
