@@ -30,7 +30,7 @@ HOLD = """
 import signal, sys
 from pathlib import Path
 from fedbus.agents.client_manager.training_slots import TrainingSlots
-slot = TrainingSlots(Path(sys.argv[1]), 1).take("mnist-1")
+slot = TrainingSlots(Path(sys.argv[1]), 1).acquire("mnist-1")
 print("taken" if slot else "not taken", flush=True)
 signal.pause()
 """
