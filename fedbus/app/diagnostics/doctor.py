@@ -1,7 +1,7 @@
-"""What this machine has and lacks: one finding a line, each with what to do.
+"""The checks of `fedbus doctor`: one finding a line, each with advice.
 
-A *lack* that only narrows what can be done here (no torch on a machine that only watches) is
-a remark; one that stops fedbus from working is an ailment, and the exit code tells.
+What only limits the use of this machine (no torch on a machine that only observes) is a warning. What prevents fedbus
+from working is an error, and sets the exit code.
 """
 
 import asyncio
@@ -33,11 +33,11 @@ MIN_FREE_BYTES: Final = 1024**3
 ANSWER_TIMEOUT_S: Final = 10.0
 DEFAULT_PORT: Final = 4222
 DATA_SETS: Final = ("mnist", "fashion-mnist", "cifar10")
-DIGITS_FALLBACK: Final = "until then the example learns scikit-learn's digits"
+DIGITS_FALLBACK: Final = "without it, the example uses the digits of scikit-learn"
 
 
 def run_checks(settings: Settings, *, offline: bool = False) -> list[DoctorFinding]:
-    """All findings, in the order in which one would mend them."""
+    """Run all checks, in the order in which a user would fix their findings."""
     return [
         _check_python(),
         _check_nats_server(),
@@ -85,7 +85,7 @@ def _check_nats_server() -> DoctorFinding:
 def _check_torch() -> DoctorFinding:
     version = installed_version("torch")
     if version is None:
-        advice = "pip install 'fedbus[torch]' where models are trained or served"
+        advice = "to train or serve models here: pip install 'fedbus[torch]'"
         return DoctorFinding("torch", Severity.WARNING, "not installed", advice)
     return DoctorFinding("torch", Severity.OK, version)
 
@@ -93,8 +93,8 @@ def _check_torch() -> DoctorFinding:
 def _check_scipy() -> DoctorFinding:
     version = installed_version("scipy")
     if version is None:
-        advice = "pip install 'fedbus[drift]' where devices are to look for drift"
-        return DoctorFinding("SciPy", Severity.WARNING, "not installed: drift is not looked for", advice)
+        advice = "to detect drift on this device: pip install 'fedbus[drift]'"
+        return DoctorFinding("SciPy", Severity.WARNING, "not installed: no drift detection", advice)
     return DoctorFinding("SciPy", Severity.OK, version)
 
 
@@ -110,13 +110,13 @@ def _check_disk_space(home: Path) -> DoctorFinding:
     existing = next(path for path in (home, *home.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < MIN_FREE_BYTES:
-        advice = "make room: the bus takes no more events when it is full"
+        advice = "free disk space: nats-server stores no events when the disk is full"
         return DoctorFinding("disk", Severity.ERROR, f"{format_size(free)} free", advice)
     return DoctorFinding("disk", Severity.OK, f"{format_size(free)} free")
 
 
 def _check_data_sets(settings: Settings) -> DoctorFinding:
-    """What lies in the data directory; nothing there is no ailment, since the example brings its own digits."""
+    """Look for the data sets of the examples. None is a warning only, because the example has other data."""
     found = [name for name in DATA_SETS if any((settings.data_dir / name).glob("*"))]
     if not found:
         advice = f"put mnist/*.gz there, or set FEDBUS_DATA_DIR; {DIGITS_FALLBACK}"
@@ -124,18 +124,18 @@ def _check_data_sets(settings: Settings) -> DoctorFinding:
     return DoctorFinding("data sets", Severity.OK, f"{', '.join(found)} in {settings.data_dir}")
 
 
-# --- who we are to the bus -----------------------------------------------------------------------
+# --- credentials -----------------------------------------------------------------------
 
 
 def _check_credentials(settings: Settings) -> list[DoctorFinding]:
-    """What the files of a kit are worth; nothing is found where none are set, as on a laptop."""
+    """Check the credentials and the CA; a laptop federation has neither."""
     now = datetime.now(UTC)
-    found = []
+    findings = []
     if settings.creds:
-        found.append(
+        findings.append(
             credential_checks.check_credentials(settings.creds, now, fed=settings.fed, client=settings.client)
         )
-    return found + ([credential_checks.check_authority(settings.ca, now)] if settings.ca else [])
+    return findings + ([credential_checks.check_authority(settings.ca, now)] if settings.ca else [])
 
 
 # --- the bus -------------------------------------------------------------------------------------
@@ -146,99 +146,96 @@ def _check_bus(settings: Settings) -> list[DoctorFinding]:
 
 
 async def _check_bus_and_certificate(settings: Settings) -> list[DoctorFinding]:
-    shown = None
+    certificate = None
     if settings.nats_url.startswith("tls://") or settings.ca is not None:
-        shown = await credential_checks.check_server(settings.nats_url, settings.ca, datetime.now(UTC))
+        certificate = await credential_checks.check_server(settings.nats_url, settings.ca, datetime.now(UTC))
     return [
-        *filter(None, [shown]),
+        *filter(None, [certificate]),
         *await _check_bus_services(settings),
         *await services.check_repositories(settings),
     ]
 
 
 async def _check_bus_services(settings: Settings) -> list[DoctorFinding]:
-    """Whether a nats-server answers, keeps streams, and holds what the federation needs."""
+    """Check the connection, the streams, the clock and the agents."""
     where = f"{settings.nats_url} ({settings.nats_url_source})"
-    well = DoctorFinding("bus", Severity.OK, where)
+    connected = DoctorFinding("bus", Severity.OK, where)
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S), connect_bus(settings) as bus:
-            if settings.client:  # a device may not look into the streams, and needs not
-                return [well, await _check_client_clock(settings, bus)]
-            kept = _check_streams(settings, await bus.list_streams(), stream_names(settings.fed))
+            if settings.client:  # a device has no permission to read stream information
+                return [connected, await _check_client_clock(settings, bus)]
+            streams = _check_streams(settings, await bus.list_streams(), stream_names(settings.fed))
             ahead_s = await bus.measure_clock_skew_s()
             clock = [] if ahead_s is None else [check_clock(ahead_s)]
-            if not can_discover_agents(settings) or kept.is_error:
-                return [well, kept, *clock]
-            return [well, kept, *clock, *services.check_agents(await bus.discover_agents())]
+            if not can_discover_agents(settings) or streams.is_error:
+                return [connected, streams, *clock]
+            return [connected, streams, *clock, *services.check_agents(await bus.discover_agents())]
     except PermissionDenied as error:
         return [
-            well,
-            DoctorFinding("JetStream", Severity.WARNING, "not for these credentials to look at", str(error)),
+            connected,
+            DoctorFinding(
+                "JetStream", Severity.WARNING, "not checked: these credentials may not", str(error)
+            ),
         ]
     except AccessDenied as error:
-        advice = error.advice.removesuffix(f"; {DOCTOR_HINT}")  # which this is
+        advice = error.advice.removesuffix(f"; {DOCTOR_HINT}")  # this is the doctor
         return [
             DoctorFinding(
                 "bus", Severity.ERROR, f"{where}: {error.reason}", f"{advice[0].lower()}{advice[1:]}"
             )
         ]
-    except InvalidCredentialsFile:  # which is a finding of its own
+    except InvalidCredentialsFile:  # already a finding of the credentials check
         return []
     except BusError as error:
         known = settings.configured_nats_url or settings.local_nats_url
-        # Nothing runs and nothing was said to run: that is how every machine is before `fedbus up`.
+        # without a configured or local nats-server, it has just not been started
         return [DoctorFinding("bus", Severity.ERROR if known else Severity.WARNING, where, str(error))]
     except TimeoutError:
-        return [
-            DoctorFinding(
-                "bus", Severity.ERROR, where, f"it does not answer within {ANSWER_TIMEOUT_S:g} s: see its log"
-            )
-        ]
+        found = f"{where}: no answer within {ANSWER_TIMEOUT_S:g} s"
+        return [DoctorFinding("bus", Severity.ERROR, found, "check the log of nats-server")]
 
 
 async def _check_client_clock(settings: Settings, bus: Bus) -> DoctorFinding:
-    """Told by the server's side of the task that the device takes part in, which is all that it may ask."""
+    """Compare the clock with that of the task's server side; a device has permission for no other request."""
     try:
         task = read_task(Path(settings.task)).id
     except TaskInvalid:
-        advice = "set FEDBUS_TASK to the directory of its task"
-        return DoctorFinding(
-            "clock", Severity.WARNING, "not compared: no task here whose server could be asked", advice
-        )
+        advice = "set FEDBUS_TASK to the task's directory"
+        return DoctorFinding("clock", Severity.WARNING, "not compared: the task is not known here", advice)
     ahead_s = await bus.measure_clock_skew_s(task)
     if ahead_s is None:
-        advice = "start its server's side, or see its log"
+        advice = "start its server side, or check its log"
         return DoctorFinding(
-            "clock", Severity.WARNING, f"not compared: nobody answers for task {task}", advice
+            "clock", Severity.WARNING, f"not compared: no answer from the server of task {task}", advice
         )
     return check_clock(ahead_s)
 
 
-def _check_streams(settings: Settings, there: dict[str, int] | None, wanted: list[str]) -> DoctorFinding:
-    if there is None:
-        advice = "start nats-server with -js, or with a jetstream section in its settings"
+def _check_streams(settings: Settings, existing: dict[str, int] | None, wanted: list[str]) -> DoctorFinding:
+    if existing is None:
+        advice = "start nats-server with -js, or with a jetstream section in its configuration"
         return DoctorFinding("JetStream", Severity.ERROR, "not enabled", advice)
-    if missing := [name for name in wanted if name not in there]:
-        advice = f"the server manager makes them when it starts: fedbus up (federation {settings.fed})"
+    if missing := [name for name in wanted if name not in existing]:
+        advice = f"the server manager creates them at its start: fedbus up (federation {settings.fed})"
         return DoctorFinding("JetStream", Severity.WARNING, f"enabled, without {', '.join(missing)}", advice)
     return DoctorFinding(
-        "JetStream", Severity.OK, ", ".join(f"{name}: {there[name]} messages" for name in wanted)
+        "JetStream", Severity.OK, ", ".join(f"{name}: {existing[name]} messages" for name in wanted)
     )
 
 
 def check_clock(ahead_s: float) -> DoctorFinding:
-    """Deadlines, credentials and traces are told by several clocks: they have to agree about the time."""
+    """Check the clock of this machine. Deadlines, credentials and traces need clocks that agree."""
     if abs(ahead_s) <= CLOCK_SKEW_WARNING_S:
-        return DoctorFinding("clock", Severity.OK, f"as the bus's, give or take {CLOCK_SKEW_WARNING_S:g} s")
-    off = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of the bus"
-    return DoctorFinding(
-        "clock", Severity.ERROR, off, f"{SET_CLOCK_ADVICE}, or that of the bus, whichever is wrong"
-    )
+        return DoctorFinding(
+            "clock", Severity.OK, f"differs from the bus by less than {CLOCK_SKEW_WARNING_S:g} s"
+        )
+    off = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} the bus (limit {CLOCK_SKEW_WARNING_S:g} s)"
+    return DoctorFinding("clock", Severity.ERROR, off, f"{SET_CLOCK_ADVICE}, or that of nats-server")
 
 
 def _check_port(settings: Settings) -> DoctorFinding:
-    """The usual port, where no bus of ours runs: somebody else on it is worth knowing."""
+    """Check whether another program uses the default port, if no nats-server of fedbus does."""
     if settings.configured_nats_url or settings.local_nats_url or is_port_free(DEFAULT_PORT):
-        return DoctorFinding("ports", Severity.OK, "fedbus chooses free ones on the loopback interface")
-    advice = "fedbus chooses another; set FEDBUS_NATS_URL to use what runs there"
-    return DoctorFinding("ports", Severity.WARNING, f"{DEFAULT_PORT} is taken", advice)
+        return DoctorFinding("ports", Severity.OK, "fedbus uses free ports of the loopback interface")
+    advice = "fedbus uses another port; to use that server, set FEDBUS_NATS_URL"
+    return DoctorFinding("ports", Severity.WARNING, f"{DEFAULT_PORT} is in use", advice)

@@ -1,7 +1,7 @@
-"""Where a run's model came from, as far as it can still be known: read off the bus, the models and the code.
+"""The provenance of a run's model: read the log, the model repository and the code repository, and compare them.
 
-The log says who was asked and who answered with which bytes; the repository holds what came of it. Each check
-reads what is at rest anew, and what it finds is a `Finding`: see `fedbus.domain.provenance`.
+The log contains the messages of the run and the digests of its updates; the repository contains the result. Each check
+reads the stored files again and returns a `ProvenanceFinding`: see `fedbus.domain.provenance`.
 """
 
 import asyncio
@@ -53,30 +53,28 @@ from fedbus.stores.models.signing import (
 from fedbus.stores.tasks.task_directory import TaskInvalid
 
 FIRST_EVENT_TIMEOUT_S: Final = 2.0
-"""How long the oldest event that is kept may take to come."""
-NO_TRUSTED_KEYS: Final = (
-    "whose signature is to be believed is not said: name the public keys in FEDBUS_TRUSTED_KEYS"
-)
+"""The wait for the oldest event of the stream."""
+NO_TRUSTED_KEYS: Final = "no key is trusted here: set FEDBUS_TRUSTED_KEYS to the public keys"
 
 
-# --- what the bus keeps ----------------------------------------------------------------------------
+# --- the log ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RunLog:
-    """What the log tells of a run."""
+    """The messages of a run."""
 
     last_transition: Transition
     since: datetime
-    """When it came to the state that it is in."""
+    """When the run entered its current state."""
     transitions: Sequence[Transition]
     messages: Sequence[Message]
     base_model: ModelRef | None
-    """The version that it began with, as the server said."""
+    """The version that the run started from, according to the server."""
     code_source: str
-    """Where the server has its code from."""
+    """The code repository of the server."""
     log_begins: datetime | None
-    """Where the log begins, if that is after the run did."""
+    """The time of the oldest event; None if the log contains the whole run."""
 
     @property
     def facts(self) -> RunData:
@@ -93,30 +91,40 @@ class RunLog:
 
 
 async def load_run_log(bus: Bus, run: str, *, read: Callable[[str], None] = lambda _: None) -> RunLog:
-    """All that the bus keeps of *run*; raises Failure where it knows of none. *read* hears whose update was read."""
+    """Read all messages of *run*.
+
+    Args:
+        bus: The federation.
+        run: The run.
+        read: Called with a description of each reply that was read.
+
+    Raises:
+        CliError: There is no such run.
+
+    """
     last = await bus.last_on_subject(subjects.lifecycle(bus.fed, RUN.kind, run))
     if last is None:
         raise CliError(f"no run {run} in federation {bus.fed}: see fedbus run ls", ExitCode.NOT_FOUND)
-    move = transition_of(last)
-    assert isinstance(move.facts, RunData)
-    since = move.facts.requested_at - CLOCK_RESOLUTION
+    transition = transition_of(last)
+    assert isinstance(transition.facts, RunData)
+    since = transition.facts.requested_at - CLOCK_RESOLUTION
     life, events = lifecycle_stream(bus.fed), events_stream(bus.fed)
-    moves = await _read_since(bus, life, subjects.lifecycle(bus.fed, RUN.kind, run), since)
-    of_server = await _read_since(bus, life, subjects.lifecycle(bus.fed, SERVER.kind, move.task), since)
-    said = [
+    transitions = await _read_since(bus, life, subjects.lifecycle(bus.fed, RUN.kind, run), since)
+    of_server = await _read_since(bus, life, subjects.lifecycle(bus.fed, SERVER.kind, transition.task), since)
+    messages = [
         one
-        for kind in (RoundMessage, RoundReply, ClientJoined)  # one at a time, see _since
+        for kind in (RoundMessage, RoundReply, ClientJoined)  # one at a time, see _read_since
         for one in await _read_since(
-            bus, events, subjects.wildcard_for(bus.fed, kind, task=move.task), since, read
+            bus, events, subjects.wildcard_for(bus.fed, kind, task=transition.task), since, read
         )
         if is_about_run(run, one)
     ]
-    code = await bus.last_on_subject(subjects.lifecycle(bus.fed, CODE.kind, move.task))
+    code = await bus.last_on_subject(subjects.lifecycle(bus.fed, CODE.kind, transition.task))
     return RunLog(
-        last_transition=move,
+        last_transition=transition,
         since=last.envelope.time,
-        transitions=[transition_of(one) for one in moves],
-        messages=[one.message for one in said],
+        transitions=[transition_of(one) for one in transitions],
+        messages=[one.message for one in messages],
         base_model=next(
             _base_models([transition_of(one) for one in of_server if is_about_run(run, one)]), None
         ),
@@ -132,63 +140,62 @@ async def _read_since(
     since: datetime,
     read: Callable[[str], None] = lambda _: None,
 ) -> list[StoredMessage]:
-    """What *stream* holds of one subject since then.
+    """Read the messages of one subject since a time.
 
-    One at a time: nats-server 2.15.1 leaves messages out where a start time meets many filters.
+    Only one subject, because nats-server 2.15.1 omits messages if a consumer has a start time and several filters.
     """
     newest = [one for one in await bus.last_per_subject(stream, [subject]) if one.envelope.time >= since]
     found: list[StoredMessage] = []
     if newest:
         last = max(one.sequence for one in newest)
-        async with bus.read_stream(stream, [subject], since=since) as held:
-            async for seen in held:
-                found.append(seen)
-                if isinstance(seen.message, RoundReply):
-                    read(f"what {seen.message.client} answered in round {seen.message.round}")
-                if seen.sequence >= last:
+        async with bus.read_stream(stream, [subject], since=since) as messages:
+            async for stored in messages:
+                found.append(stored)
+                if isinstance(stored.message, RoundReply):
+                    read(f"reply of {stored.message.client} in round {stored.message.round}")
+                if stored.sequence >= last:
                     break
     return found
 
 
-def _base_models(lives: Sequence[Transition]) -> Iterator[ModelRef]:
-    for one in lives:
+def _base_models(transitions: Sequence[Transition]) -> Iterator[ModelRef]:
+    for one in transitions:
         if isinstance(one.facts, ServerData) and one.facts.base is not None:
             yield one.facts.base
 
 
-def _code_source(move: Transition) -> str:
-    assert isinstance(move.facts, CodeData)
-    return move.facts.source
+def _code_source(transition: Transition) -> str:
+    assert isinstance(transition.facts, CodeData)
+    return transition.facts.source
 
 
 async def _log_begin(bus: Bus, requested: datetime) -> datetime | None:
-    """When the events begin that are kept, where that is after *requested*; None where nothing is lacking."""
+    """Return the time of the oldest event if it is after *requested*; None if the log contains the whole run."""
     stream = events_stream(bus.fed)
     first, last = await bus.sequence_range(stream)
     if first <= 1 <= last:
         return None
-    async with bus.read_stream(stream, stream_subjects(bus.fed), whole=True) as seen:
-        begins = await _first_time(seen) if first <= last else None
-    if begins is None:
+    async with bus.read_stream(stream, stream_subjects(bus.fed), whole=True) as messages:
+        begin = await _first_time(messages) if first <= last else None
+    if begin is None:
         return datetime.now(requested.tzinfo)
-    return begins if begins > requested else None
+    return begin if begin > requested else None
 
 
-async def _first_time(seen: AsyncIterator[object]) -> datetime | None:
+async def _first_time(messages: AsyncIterator[StoredMessage]) -> datetime | None:
     try:
-        one = await wait_within(FIRST_EVENT_TIMEOUT_S, anext(seen))
+        first = await wait_within(FIRST_EVENT_TIMEOUT_S, anext(messages))
     except TimeoutError:
         return None
-    time: datetime = one.envelope.time  # type: ignore[attr-defined]
-    return time
+    return first.envelope.time
 
 
-# --- what the repository keeps ---------------------------------------------------------------------
+# --- the model repository ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class StoredVersion:
-    """A version of the model, and all that could be read of the others."""
+    """The manifest of a version, and those of all other versions that could be read."""
 
     manifest: Manifest
     manifests: dict[int, Manifest]
@@ -196,7 +203,7 @@ class StoredVersion:
 
 
 async def load_stored_version(models: ModelStore, version: int) -> StoredVersion | str:
-    """What the repository has of *version*, or why it has nothing that can be used."""
+    """Load the manifest of *version*; return the reason as text if it cannot be used."""
     unreadable: dict[int, str] = {}
     try:
         known = {one.version: one for one in await models.list_versions()}
@@ -204,12 +211,12 @@ async def load_stored_version(models: ModelStore, version: int) -> StoredVersion
         known, unreadable = await _read_each_manifest(models)
     if version in known:
         return StoredVersion(known[version], known, unreadable)
-    there = sorted({*known, *unreadable})
-    return unreadable.get(version) or str(VersionMissing(version, there))
+    existing = sorted({*known, *unreadable})
+    return unreadable.get(version) or str(VersionMissing(version, existing))
 
 
 async def load_champion(models: ModelStore) -> Champion | None:
-    """The version that is served; None also where its pointer cannot be read: `fedbus model verify` tells of that."""
+    """Load the champion. None if its pointer is corrupt, which `fedbus model verify` reports."""
     try:
         return await models.read_champion()
     except StoreCorrupt:
@@ -227,65 +234,65 @@ async def _read_each_manifest(models: ModelStore) -> tuple[dict[int, Manifest], 
     return known, unreadable
 
 
-# --- what is checked -------------------------------------------------------------------------------
+# --- checks -------------------------------------------------------------------------------
 
 
-def check_run(told: RunLog) -> Iterator[ProvenanceFinding]:
-    """What the log alone can answer: the run, its configuration, its rounds, its clients and their updates."""
-    facts, moves = told.facts, told.transitions
-    how = f"{told.last_transition.target}, after {len(moves)} transitions that the table allows"
-    yield make_finding("run", how, provenance.lifecycle_violations(moves))
-    done = [one for one in told.rounds if one.round > 0]
+def check_run(log: RunLog) -> Iterator[ProvenanceFinding]:
+    """Check what the log alone contains: the run, its clients and their updates."""
+    facts, transitions = log.facts, log.transitions
+    text = f"{log.last_transition.target}, after {len(transitions)} legal transitions"
+    yield make_finding("run", text, provenance.lifecycle_violations(transitions))
+    done = [one for one in log.rounds if one.round > 0]
     clients = sorted({client for one in done for client in one.participants})
     yield make_finding(
         "clients",
-        f"{_name_clients(clients)}, all of them with the code of the run",
-        provenance.code_mismatches(facts, told.messages),
+        f"{_name_clients(clients)}, all with the code of the run",
+        provenance.code_mismatches(facts, log.messages),
     )
-    yield _check_updates(told)
+    yield _check_updates(log)
 
 
-def _check_updates(told: RunLog) -> ProvenanceFinding:
-    wanting = list(provenance.missing_updates(told.rounds, told.updates))
-    came = sum(not one.error for one in told.updates)
-    if told.log_begins is not None:
-        begins = f"{told.log_begins:%Y-%m-%d %H:%M} UTC"
-        says = f"the log keeps {came}; it goes back to {begins} only, when the run was under way or over"
-        return ProvenanceFinding("updates", CheckOutcome.UNCHECKED, says)
-    return make_finding("updates", f"{came}, one from each client of each round, by their digests", wanting)
+def _check_updates(log: RunLog) -> ProvenanceFinding:
+    missing = list(provenance.missing_updates(log.rounds, log.updates))
+    count = sum(not one.error for one in log.updates)
+    if log.log_begins is not None:
+        begin = f"{log.log_begins:%Y-%m-%d %H:%M} UTC"
+        text = f"the log has {count}; it starts at {begin}, after the start of the run"
+        return ProvenanceFinding("updates", CheckOutcome.UNCHECKED, text)
+    return make_finding("updates", f"{count}, one from each client of each round, by their digests", missing)
 
 
 async def check_version(
-    models: ModelStore, told: RunLog, kept: StoredVersion, trusted: TrustedKeys | None
+    models: ModelStore, log: RunLog, stored: StoredVersion, trusted: TrustedKeys | None
 ) -> AsyncIterator[ProvenanceFinding]:
-    """The version that the run came to: its manifest, its bytes, its signature, and what it was made from."""
-    manifest = kept.manifest
-    last = told.rounds[-1] if told.rounds else None
+    """Check the version that the run made: its manifest, weights, signature, ancestors and configuration."""
+    manifest = stored.manifest
+    last = log.rounds[-1] if log.rounds else None
     yield make_finding(
         "manifest",
-        f"version {manifest.version} of {manifest.task}, as the log tells of it",
-        provenance.manifest_mismatches(manifest, told.facts, last),
+        f"version {manifest.version} of {manifest.task}, as in the log",
+        provenance.manifest_mismatches(manifest, log.facts, last),
     )
     for one in await _check_bytes(models, manifest):
         yield one
     yield _check_signature(manifest, trusted)
-    yield await _check_base_model(models, told.base_model)
-    yield _check_ancestry(told, kept, trusted)
+    yield await _check_base_model(models, log.base_model)
+    yield _check_ancestry(log, stored, trusted)
     config = ", ".join(f"{name}={value}" for name, value in manifest.config.items())
-    plan = told.facts.plan
+    plan = log.facts.plan
     yield make_finding(
         "configuration",
-        f"{plan.rounds} rounds, quorum {plan.quorum}, {config or 'nothing of the app overridden'}",
-        provenance.config_mismatches(manifest, told.facts),
+        f"{plan.rounds} rounds, quorum {plan.quorum}, {config or 'no overrides of the app'}",
+        provenance.config_mismatches(manifest, log.facts),
     )
 
 
 async def _check_base_model(models: ModelStore, base: ModelRef | None) -> ProvenanceFinding:
-    """The digest of what the run began with, taken anew: of spoilt weights nothing good can have come."""
+    """Compute the digest of the weights that the run started from."""
     about = "began with"
     if base is None:
         return ProvenanceFinding(
-            about, CheckOutcome.UNCHECKED, "the log no longer keeps what the server said of it"
+            about, CheckOutcome.UNCHECKED, "the log no longer contains the server's transition"
         )
     try:
         await models.verify(base.sha256)
@@ -294,7 +301,7 @@ async def _check_base_model(models: ModelStore, base: ModelRef | None) -> Proven
     except (ArtifactMissing, StoreCorrupt) as error:
         return ProvenanceFinding(about, CheckOutcome.MISMATCH, f"v{base.version}; {error}")
     return ProvenanceFinding(
-        about, CheckOutcome.MATCH, f"v{base.version}, {_describe_bytes(base)}, the digest taken anew"
+        about, CheckOutcome.MATCH, f"v{base.version}, {_describe_bytes(base)}, the digest is correct"
     )
 
 
@@ -303,7 +310,7 @@ def _describe_bytes(artifact: Artifact) -> str:
 
 
 async def _check_bytes(models: ModelStore, manifest: Manifest) -> list[ProvenanceFinding]:
-    """The digest of what is at rest, taken anew, and the architecture of what it holds."""
+    """Compute the digest and the architecture of the stored weights."""
     try:
         await models.verify(manifest.sha256)
         path = await models.local_path(manifest.sha256)
@@ -315,10 +322,10 @@ async def _check_bytes(models: ModelStore, manifest: Manifest) -> list[Provenanc
     except (ArtifactMissing, StoreCorrupt) as error:
         return [ProvenanceFinding("weights", CheckOutcome.MISMATCH, str(error))]
     size = path.stat().st_size
-    wrong = [f"there are {size} bytes, the manifest says {manifest.size_bytes}"]
+    wrong = [f"the file has {size} bytes, the manifest names {manifest.size_bytes}"]
     content = make_finding(
         "weights",
-        f"{_describe_bytes(manifest)}, the digest taken anew",
+        f"{_describe_bytes(manifest)}, the digest is correct",
         wrong if size != manifest.size_bytes else (),
     )
     return [content, await asyncio.to_thread(_check_architecture, path, manifest)]
@@ -330,9 +337,9 @@ def _check_architecture(path: Path, manifest: Manifest) -> ProvenanceFinding:
     except weights.BadWeights as error:
         return ProvenanceFinding("architecture", CheckOutcome.MISMATCH, str(error))
     found = weights.architecture_digest(arrays)
-    wrong = [f"the weights are of the architecture {found}, the manifest says {manifest.architecture}"]
-    says = f"{len(arrays)} tensors, {sum(one.size for one in arrays.values()):,} numbers"
-    return make_finding("architecture", says, wrong if found != manifest.architecture else ())
+    wrong = [f"the weights have the architecture {found}, the manifest names {manifest.architecture}"]
+    text = f"{len(arrays)} tensors, {sum(one.size for one in arrays.values()):,} numbers"
+    return make_finding("architecture", text, wrong if found != manifest.architecture else ())
 
 
 def _check_signature(manifest: Manifest, trusted: TrustedKeys | None) -> ProvenanceFinding:
@@ -341,12 +348,10 @@ def _check_signature(manifest: Manifest, trusted: TrustedKeys | None) -> Provena
             checked = trusted.verify_manifest(manifest)
         except (SignatureMissing, SignatureInvalid) as error:
             return ProvenanceFinding("signature", CheckOutcome.MISMATCH, str(error))
-        return ProvenanceFinding(
-            "signature", CheckOutcome.MATCH, f"by the key {checked.key}, which is trusted here"
-        )
+        return ProvenanceFinding("signature", CheckOutcome.MATCH, f"by the trusted key {checked.key}")
     seal = manifest.seal
     if seal is None:
-        return ProvenanceFinding("signature", CheckOutcome.UNCHECKED, "there is none")
+        return ProvenanceFinding("signature", CheckOutcome.UNCHECKED, "not signed")
     if seal.manifest != compute_manifest_digest(manifest):
         return ProvenanceFinding(
             "signature", CheckOutcome.MISMATCH, "the manifest was changed after it was signed"
@@ -354,16 +359,16 @@ def _check_signature(manifest: Manifest, trusted: TrustedKeys | None) -> Provena
     return ProvenanceFinding("signature", CheckOutcome.UNCHECKED, f"by the key {seal.key}; {NO_TRUSTED_KEYS}")
 
 
-def _check_ancestry(told: RunLog, kept: StoredVersion, trusted: TrustedKeys | None) -> ProvenanceFinding:
-    manifest = kept.manifest
-    line, broken = provenance.trace_ancestry(manifest, kept.manifests)
+def _check_ancestry(log: RunLog, stored: StoredVersion, trusted: TrustedKeys | None) -> ProvenanceFinding:
+    manifest = stored.manifest
+    line, broken = provenance.trace_ancestry(manifest, stored.manifests)
     wrong = [broken] if broken else []
-    if told.base_model is not None and told.base_model.version != manifest.parent:
+    if log.base_model is not None and log.base_model.version != manifest.parent:
         wrong.append(
-            f"the run began with version {told.base_model.version}, the manifest says {manifest.parent}"
+            f"the run started from version {log.base_model.version}, the manifest names {manifest.parent}"
         )
-    if told.base_model is not None and line and line[0].ref != told.base_model:
-        wrong.append(f"version {line[0].version} is not the one that the run began with")
+    if log.base_model is not None and line and line[0].ref != log.base_model:
+        wrong.append(f"version {line[0].version} is not the model that the run started from")
     unsigned: list[str] = []
     for one in line if trusted else ():
         assert trusted is not None
@@ -373,26 +378,26 @@ def _check_ancestry(told: RunLog, kept: StoredVersion, trusted: TrustedKeys | No
             unsigned.append(f"v{one.version}")
         except SignatureInvalid as error:
             wrong.append(str(error))
-    says = ", ".join(f"v{one.version}" for one in line) or "nothing"
+    text = ", ".join(f"v{one.version}" for one in line) or "nothing"
     if line and not broken:
-        says += f", the first of lineage {line[-1].lineage}"
+        text += f", the first of lineage {line[-1].lineage}"
     if unsigned and not wrong:
         return ProvenanceFinding(
-            "made from", CheckOutcome.UNCHECKED, f"{says}; not signed: {', '.join(unsigned)}"
+            "made from", CheckOutcome.UNCHECKED, f"{text}; not signed: {', '.join(unsigned)}"
         )
-    return make_finding("made from", says, wrong)
+    return make_finding("made from", text, wrong)
 
 
 async def check_code(
-    told: RunLog, manifest: Manifest | None, repo: str, settings: Settings
+    log: RunLog, manifest: Manifest | None, repo: str, settings: Settings
 ) -> ProvenanceFinding:
-    """Whether the code is what the version says, and its commit one that may be run."""
-    version = told.facts.code_version
+    """Check that the code of the run is that of the manifest, and that its commit is valid."""
+    version = log.facts.code_version
     if manifest is not None and manifest.code_version != version:
-        wrong = f"the run was trained with {version or 'no code'}, the manifest says {manifest.code_version}"
+        wrong = f"the run was trained with {version or 'no code'}, the manifest names {manifest.code_version}"
         return ProvenanceFinding("code", CheckOutcome.MISMATCH, wrong)
     try:
-        code = _open_repository(told, repo, settings)
+        code = _open_repository(log, repo, settings)
     except (InvalidCodeSource, GitNotInstalled) as error:
         if repo:
             raise
@@ -404,13 +409,13 @@ async def check_code(
     return await _check_commit(code, version)
 
 
-def _open_repository(told: RunLog, repo: str, settings: Settings) -> CodeRepository | None:
-    """The one that was named, else the one that the server follows; None where neither can be found here."""
-    if repo or is_address(settings.task) or is_address(told.code_source):
-        return code_from_settings(settings, repo or code_address(settings, told.code_source))
+def _open_repository(log: RunLog, repo: str, settings: Settings) -> CodeRepository | None:
+    """Open the repository *repo*, or else that of the server; None if this machine cannot access either."""
+    if repo or is_address(settings.task) or is_address(log.code_source):
+        return code_from_settings(settings, repo or code_address(settings, log.code_source))
     return (
-        code_from_settings(settings, told.code_source)
-        if told.code_source and Path(told.code_source).is_dir()
+        code_from_settings(settings, log.code_source)
+        if log.code_source and Path(log.code_source).is_dir()
         else None
     )
 
@@ -427,30 +432,33 @@ async def _check_commit(code: CodeRepository, version: str) -> ProvenanceFinding
         return ProvenanceFinding(
             "code",
             CheckOutcome.UNCHECKED,
-            f"{name}; {code.source} is a directory, and holds another version now",
+            f"{name}; the directory {code.source} now contains another version",
         )
     if not code.can_update:
-        return ProvenanceFinding("code", CheckOutcome.MATCH, f"{name}, which {code.source} still holds")
+        return ProvenanceFinding("code", CheckOutcome.MATCH, f"{name}, the present content of {code.source}")
     if not code.requires_signatures:
-        unsaid = "who may sign it is not said: FEDBUS_ALLOWED_SIGNERS"
+        advice = "to check its signature, set FEDBUS_ALLOWED_SIGNERS"
         return ProvenanceFinding(
-            "code", CheckOutcome.UNCHECKED, f"{name}, on the history of {code.source}; {unsaid}"
+            "code", CheckOutcome.UNCHECKED, f"{name}, in the history of {code.source}; {advice}"
         )
     return ProvenanceFinding(
-        "code", CheckOutcome.MATCH, f"{name}, of an allowed signer, on the history of {code.source}"
+        "code", CheckOutcome.MATCH, f"{name}, by an allowed signer, in the history of {code.source}"
     )
 
 
-def missing_version_finding(told: RunLog) -> ProvenanceFinding:
-    """A run that has no version to show."""
-    reason = f": {told.last_transition.reason}" if told.last_transition.reason else ""
-    over = told.last_transition.target in RUN.final and told.last_transition.target != RunState.FINISHED
-    says = f"the run made no version, it is {told.last_transition.target}{reason}"
-    return ProvenanceFinding("manifest", CheckOutcome.MISMATCH if over else CheckOutcome.UNCHECKED, says)
+def missing_version_finding(log: RunLog) -> ProvenanceFinding:
+    """Return the finding of a run that has made no version."""
+    reason = f": {log.last_transition.reason}" if log.last_transition.reason else ""
+    state = log.last_transition.target
+    has_failed = state in RUN.final and state != RunState.FINISHED
+    text = f"the run made no version, it is {state}{reason}"
+    return ProvenanceFinding(
+        "manifest", CheckOutcome.MISMATCH if has_failed else CheckOutcome.UNCHECKED, text
+    )
 
 
-def _name_clients(clients: Sequence[str], most: int = 8) -> str:
+def _name_clients(clients: Sequence[str], limit: int = 8) -> str:
     if not clients:
         return "none"
-    more = f" and {len(clients) - most} more" if len(clients) > most else ""
-    return f"{len(clients)}: {', '.join(clients[:most])}{more}"
+    more = f" and {len(clients) - limit} more" if len(clients) > limit else ""
+    return f"{len(clients)}: {', '.join(clients[:limit])}{more}"

@@ -1,6 +1,6 @@
-"""A context of the `nats` program, as natscli keeps them: one JSON file each, and a file that names the one in use.
+"""A context of the `nats` CLI: natscli stores each in a JSON file, and the name of the selected one in another file.
 
-The inbox is people's own: with credentials, answers go nowhere else.
+The inbox prefix is that of users, because their credentials allow no other.
 """
 
 import json
@@ -15,7 +15,7 @@ INBOX: Final = subjects.inbox(subjects.USERS, "nats")
 
 
 def render_context(settings: Settings) -> str:
-    """The context's JSON."""
+    """Return the context as JSON."""
     return json.dumps(
         {
             "description": f"federation {settings.fed}, by fedbus",
@@ -29,7 +29,7 @@ def render_context(settings: Settings) -> str:
 
 
 def context_folder() -> Path:
-    """Where the `nats` program keeps its contexts."""
+    """Return the directory in which the `nats` CLI stores its contexts."""
     home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     return Path(home) / "nats"
 

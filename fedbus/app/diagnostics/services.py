@@ -1,7 +1,4 @@
-"""What a fedbus leans on beyond its machine and its bus: the model repository, the code, who else is at work.
-
-Findings for `fedbus doctor`, each in plain words with what to do.
-"""
+"""The checks of `fedbus doctor` beyond the machine and the bus: model repository, code repository and agents."""
 
 import asyncio
 from collections.abc import Sequence
@@ -19,7 +16,7 @@ from fedbus.stores.errors import StoreError
 from fedbus.stores.models.open import list_tasks
 
 STORE_TIMEOUT_S: Final = 3.0
-"""How long a repository that is afar is asked."""
+"""The retry budget for a remote model repository."""
 CODE_TIMEOUT_S: Final = 15.0
 SERVER_AGENT_NAMES: Final = (
     AgentName.REGISTRAR,
@@ -33,7 +30,7 @@ CLIENT_MANAGER_NAME: Final = AgentName.CLIENT_MANAGER
 
 
 async def check_repositories(settings: Settings) -> list[DoctorFinding]:
-    """The model repository and the code, where they are named: what is only a folder of our own is here anyway."""
+    """Check the configured model repository and code repository; a local default directory needs no check."""
     store = [await _check_store(settings)] if settings.configured_store and not settings.client else []
     return store + ([await _check_code(settings)] if is_address(settings.task) else [])
 
@@ -44,10 +41,10 @@ async def _check_store(settings: Settings) -> DoctorFinding:
         tasks = await list_tasks(url, patience_s=STORE_TIMEOUT_S)
     except (StoreError, OSError) as error:
         return DoctorFinding(
-            "models", Severity.ERROR, str(error), "see FEDBUS_STORE; no run can keep a model until then"
+            "models", Severity.ERROR, str(error), "check FEDBUS_STORE; until then no run can store a model"
         )
-    held = f"models of {', '.join(tasks)}" if tasks else "no models yet"
-    return DoctorFinding("models", Severity.OK, f"{url}: {held}")
+    content = f"models of {', '.join(tasks)}" if tasks else "no models yet"
+    return DoctorFinding("models", Severity.OK, f"{url}: {content}")
 
 
 async def _check_code(settings: Settings) -> DoctorFinding:
@@ -61,53 +58,54 @@ async def _check_code(settings: Settings) -> DoctorFinding:
         async with asyncio.timeout(CODE_TIMEOUT_S):
             newest = await code.fetch_latest()
     except TimeoutError:
-        advice = "see whether this machine reaches it, and FEDBUS_TASK"
+        advice = "check FEDBUS_TASK, and whether this machine can reach the repository"
         return DoctorFinding(
             "code", Severity.ERROR, f"{settings.task}: no answer within {CODE_TIMEOUT_S:g} s", advice
         )
     except (StoreError, InvalidCodeSource, GitNotInstalled) as error:
         return DoctorFinding(
-            "code", Severity.ERROR, str(error), "see FEDBUS_TASK; no new commit comes here until then"
+            "code",
+            Severity.ERROR,
+            str(error),
+            "check FEDBUS_TASK; until then this machine gets no new commits",
         )
     found = f"{settings.task}, newest commit {newest[:12]}"
     if settings.allowed_signers is None:
-        advice = "name who may sign commits in FEDBUS_ALLOWED_SIGNERS: until then anybody's are run"
+        advice = "set FEDBUS_ALLOWED_SIGNERS; without it, fedbus runs commits of any author"
         return DoctorFinding("code", Severity.WARNING, f"{found}, not verified", advice)
-    return DoctorFinding("code", Severity.OK, f"{found}, signed by those in {settings.allowed_signers}")
+    return DoctorFinding("code", Severity.OK, f"{found}, signed by a key in {settings.allowed_signers}")
 
 
-def check_agents(answering: Sequence[ServiceInfo]) -> list[DoctorFinding]:
-    """Who is at work in the federation, and who should be and is not."""
-    server = {one.name.removeprefix("fedbus-") for one in answering if one.owner == SERVER_SIDE}
-    devices = sorted({one.owner for one in answering if one.name == f"fedbus-{CLIENT_MANAGER_NAME}"})
+def check_agents(agents: Sequence[ServiceInfo]) -> list[DoctorFinding]:
+    """Check which of the federation's agents are running. *agents*: those that have replied."""
+    server = {one.name.removeprefix("fedbus-") for one in agents if one.owner == SERVER_SIDE}
+    clients = {one.owner for one in agents if one.name == f"fedbus-{CLIENT_MANAGER_NAME}"}
     return [
         _check_server_agents(server),
-        _check_clients(devices),
-        _check_dashboard(answers=GATEWAY_NAME in server),
+        _check_clients(len(clients)),
+        _check_dashboard(is_running=GATEWAY_NAME in server),
     ]
 
 
-def _check_server_agents(there: set[str]) -> DoctorFinding:
-    missing = [name for name in SERVER_AGENT_NAMES if name not in there]
+def _check_server_agents(running: set[str]) -> DoctorFinding:
+    missing = [name for name in SERVER_AGENT_NAMES if name not in running]
     if not missing:
-        return DoctorFinding("server's agents", Severity.OK, f"all answer: {', '.join(SERVER_AGENT_NAMES)}")
+        return DoctorFinding("server's agents", Severity.OK, f"all running: {', '.join(SERVER_AGENT_NAMES)}")
     if len(missing) == len(SERVER_AGENT_NAMES):
         return DoctorFinding(
-            "server's agents", Severity.WARNING, "none answers", "start them: fedbus server up"
+            "server's agents", Severity.WARNING, "none is running", "start them: fedbus server up"
         )
-    advice = "see the log of the process that it runs in, or start it: fedbus agent NAME"
+    advice = "check the log of its process, or start it: fedbus agent NAME"
     return DoctorFinding("server's agents", Severity.ERROR, f"no answer from {', '.join(missing)}", advice)
 
 
-def _check_clients(there: list[str]) -> DoctorFinding:
-    if there:
-        return DoctorFinding("devices", Severity.OK, f"{len(there)} answer")
-    return DoctorFinding("devices", Severity.WARNING, "none answers", "start one: fedbus client up ID")
+def _check_clients(count: int) -> DoctorFinding:
+    if count:
+        return DoctorFinding("devices", Severity.OK, f"{count} running")
+    return DoctorFinding("devices", Severity.WARNING, "none is running", "start one: fedbus client up ID")
 
 
-def _check_dashboard(*, answers: bool) -> DoctorFinding:
-    if answers:
-        return DoctorFinding("dashboard", Severity.OK, "it answers")
-    return DoctorFinding(
-        "dashboard", Severity.WARNING, "none runs", "fedbus gateway starts one, where one is wanted"
-    )
+def _check_dashboard(*, is_running: bool) -> DoctorFinding:
+    if is_running:
+        return DoctorFinding("dashboard", Severity.OK, "running")
+    return DoctorFinding("dashboard", Severity.WARNING, "not running", "to start it: fedbus gateway")

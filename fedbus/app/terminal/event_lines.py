@@ -40,7 +40,7 @@ COLOURS: Final = {
 def render_line(stored: StoredMessage, *, width: int = WIDE_TERMINAL) -> Text:
     """Render a message for people, in columns if *width* has room for them."""
     message, envelope = stored.message, stored.envelope
-    is_failure = any(word in message.name for word in ("fail", "refused", "lost", "declined"))
+    is_failure = any(part in message.name for part in ("fail", "refused", "lost", "declined"))
     columns = COLUMN_WIDTHS if width >= WIDE_TERMINAL else (0, 0, 0)
     name, sender, entity = (
         f"{text:<{column}} " for text, column in zip(_line_head(stored), columns, strict=True)

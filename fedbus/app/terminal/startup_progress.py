@@ -60,13 +60,13 @@ class StartupProgress:
         if not self._missing_clients:
             return f"{serve}, model v{self._version}" if self._has_one_task and self._version else serve
         if self._start_errors:
-            thing, reason = next(iter(sorted(self._start_errors.items())))
-            return f"{serve}; {self._name(thing)} did not start and is restarted: {reason}"
-        missing = [self._name(thing) for thing in sorted(self._missing_clients)]
+            key, reason = next(iter(sorted(self._start_errors.items())))
+            return f"{serve}; {self._name(key)} did not start and is restarted: {reason}"
+        missing = [self._name(key) for key in sorted(self._missing_clients)]
         return f"{serve}; waiting for {shorten_names(missing)}"
 
-    def _name(self, thing: str) -> str:
-        client, _, task = thing.partition(".")
+    def _name(self, key: str) -> str:
+        client, _, task = key.partition(".")
         return client if self._has_one_task else f"{client} in {task}"
 
 

@@ -387,7 +387,7 @@ def test_of_the_agents_of_the_server_those_are_told_that_do_not_answer() -> None
     server, devices, dashboard = check_agents([*some, ServiceInfo("fedbus-client-manager", "c1", "mnist")])
     assert server.is_error
     assert server.found == "no answer from workflow-scheduler, flower-server, training-monitor"
-    assert (devices.found, dashboard.found) == ("1 answer", "it answers")
+    assert (devices.found, dashboard.found) == ("1 running", "running")
 
 
 async def test_a_device_whose_clock_is_off_is_told_so_by_the_doctor(
@@ -408,7 +408,7 @@ async def test_a_device_whose_clock_is_off_is_told_so_by_the_doctor(
         monkeypatch.setattr("fedbus.bus.bus.time", ahead)
         ill = {one.what: one for one in await _check_credentials(settings)}
     assert well["clock"].health is Severity.OK
-    assert ill["clock"].found == "600 s behind that of the bus"
+    assert ill["clock"].found == "600 s behind the bus (limit 3 s)"
 
 
 # --- the nats program ---------------------------------------------------------------------------------------

@@ -152,8 +152,8 @@ async def test_on_a_terminal_it_tells_what_it_reads_and_in_a_pipe_nothing(
     ) as shown:
         async with asyncio.timeout(60):
             await shown.process.wait()
-        await eventually(lambda: "verifying tiny-2: its code" in shown.raw)
-    assert re.search(r"reading the log of tiny-2 reply of c\d in round \d", shown.raw)
+        await eventually(lambda: "verifying tiny-2: code" in shown.raw)
+    assert re.search(r"reading the messages of tiny-2 reply of c\d in round \d", shown.raw)
     assert (await finished_federation.verify()).err == ""
 
 
@@ -255,11 +255,11 @@ def signer_gone(finished_federation: FinishedFederation) -> None:
         (other_beginning, "began with", "is corrupt: its bytes have digest"),
         (better_metrics, "manifest", "the manifest and the log differ in accuracy, loss"),
         (better_metrics, "signature", "was changed after it was signed"),
-        (other_participants, "manifest", "says that c1, c9 were in the last round, the log c1, c2"),
+        (other_participants, "manifest", "names c1, c9 as clients of the last round, the log c1, c2"),
         (no_signature, "signature", "is not signed"),
         (other_configuration, "configuration", "pause-s is 0.01 in the run's plan and 5.0 in the manifest"),
         (other_code, "code", "the run was trained with"),
-        (other_model, "manifest", "the log says that the run came to"),
+        (other_model, "manifest", "as the run's result, the manifest"),
         (other_architecture, "architecture", f"the manifest names {'0' * 64}"),
         (other_parent, "made from", "the run started from version 2, the manifest names 1"),
         (parent_gone, "made from", "version 1, the parent of version 2, does not exist"),
