@@ -75,7 +75,7 @@ def can_discover_agents(settings: Settings) -> bool:
 
 
 async def _check_reachable(url: str) -> None:
-    """Fail at once if nobody listens on *url*; `Bus.connect` itself retries, for agents."""
+    """Fail at once if no server listens on *url*; `Bus.connect` itself retries, for agents."""
     address = urlsplit(url)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):

@@ -569,15 +569,15 @@ class Bus:
         """Return the number of messages in each stream of the federation; None if JetStream is disabled."""
         return await streams.list_streams(self._js, self.fed)
 
-    async def current_states(self, kind: str, thing: str = ">") -> list[Transition]:
+    async def current_states(self, kind: str, key: str = ">") -> list[Transition]:
         """Return the last transition of every entity of *kind*, or of one entity."""
-        stored = await self.last_transitions(kind, thing)
+        stored = await self.last_transitions(kind, key)
         return [one.message for one in stored if isinstance(one.message, Transition)]
 
-    async def last_transitions(self, kind: str, thing: str = ">") -> list[StoredMessage]:
+    async def last_transitions(self, kind: str, key: str = ">") -> list[StoredMessage]:
         """Return the last transitions as stored messages, with envelope and sequence."""
         return await self.last_per_subject(
-            streams.lifecycle_stream(self.fed), [subjects.lifecycle(self.fed, kind, thing)]
+            streams.lifecycle_stream(self.fed), [subjects.lifecycle(self.fed, kind, key)]
         )
 
     async def last_per_sender(self, kind: type[Message], *, task: str) -> list[Message]:

@@ -58,18 +58,18 @@ class BusClosed(BusError):
 class NoResponse(BusError):
     """No agent serves the request, or its reply did not arrive in time."""
 
-    def __init__(self, word: str, server: str, reason: str) -> None:
-        super().__init__(f"no reply to {word}: {reason}. Check that the {server} is running")
-        self.message_name = word
+    def __init__(self, message_name: str, server: str, reason: str) -> None:
+        super().__init__(f"no reply to {message_name}: {reason}. Check that the {server} is running")
+        self.message_name = message_name
         self.server = server
 
 
 class RequestRefused(BusError):
     """The reply is a refusal; *kind* names who can resolve it."""
 
-    def __init__(self, word: str, reason: str, *, kind: RefusalKind = RefusalKind.CALLER) -> None:
+    def __init__(self, message_name: str, reason: str, *, kind: RefusalKind = RefusalKind.CALLER) -> None:
         super().__init__(reason)
-        self.message_name = word
+        self.message_name = message_name
         self.reason = reason
         self.kind = kind
 
@@ -85,13 +85,13 @@ class PublishRefused(BusError):
 class StaleOwner(BusError):
     """Another owner has published a transition of this entity; this agent must exit."""
 
-    def __init__(self, kind: str, thing: str) -> None:
+    def __init__(self, kind: str, key: str) -> None:
         super().__init__(
-            f"another owner changed {kind} {thing}: two agents with the same identity are running. "
+            f"another owner changed {kind} {key}: two agents with the same identity are running. "
             "This one exits; stop one of the two"
         )
         self.kind = kind
-        self.key = thing
+        self.key = key
 
 
 class LeaseLost(BusError):

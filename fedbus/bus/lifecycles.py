@@ -322,8 +322,8 @@ class LifecycleStore:
             raise StaleOwner(kind, entity)
         return stored.sequence
 
-    def _subject(self, kind: str, thing: str) -> str:
-        return subjects.lifecycle(self._bus.fed, kind, thing)
+    def _subject(self, kind: str, key: str) -> str:
+        return subjects.lifecycle(self._bus.fed, kind, key)
 
 
 def _remove_from_outbox(outbox: TransitionOutbox, subject: str) -> None:

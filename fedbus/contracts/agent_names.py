@@ -9,7 +9,7 @@ class AgentName(StrEnum):
     # server side
     SERVER_MANAGER = "server-manager"
     WORKFLOW_SCHEDULER = "workflow-scheduler"
-    WORKFLOW_SCHEDULER_NEWS = "workflow-scheduler-news"
+    WORKFLOW_SCHEDULER_INPUTS = "workflow-scheduler-news"
     """The workflow scheduler's consumer of the events that its triggers depend on."""
     FLOWER_SERVER = "flower-server"
     FLOWER_SERVER_GRID = "flower-server-grid"

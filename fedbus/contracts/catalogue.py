@@ -183,7 +183,7 @@ SUBSCRIBES: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
         client.RoundReply,
         client.FailTrain,
     ),
-    AgentName.WORKFLOW_SCHEDULER_NEWS: (
+    AgentName.WORKFLOW_SCHEDULER_INPUTS: (
         serving.DataCounted,
         serving.DataChecked,
         serving.DriftDetected,

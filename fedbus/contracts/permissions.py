@@ -78,7 +78,7 @@ ROLE_DESCRIPTIONS: Final = {
 ROLE_AGENTS: Final = {
     Role.DEVICE: (*catalogue.CLIENT_CONSUMERS, AgentName.DEVICE_MONITOR),
     Role.SERVER_MANAGER: (AgentName.SERVER_MANAGER, AgentName.REGISTRAR, AgentName.DEVICE_MONITOR),
-    Role.WORKFLOW_SCHEDULER: (AgentName.WORKFLOW_SCHEDULER, AgentName.WORKFLOW_SCHEDULER_NEWS),
+    Role.WORKFLOW_SCHEDULER: (AgentName.WORKFLOW_SCHEDULER, AgentName.WORKFLOW_SCHEDULER_INPUTS),
     Role.FLOWER_SERVER: (AgentName.FLOWER_SERVER, AgentName.FLOWER_SERVER_GRID),
     Role.TRAINING_MONITOR: (AgentName.TRAINING_MONITOR,),
     Role.GATEWAY: (AgentName.GATEWAY, AgentName.USER),
@@ -96,7 +96,7 @@ SERVICE_NAMES: Final[Mapping[AgentName, tuple[str, ...]]] = {
     AgentName.INFERENCE: (AgentName.INFERENCE, "predict"),
     AgentName.TRAINER: (),
     AgentName.FLOWER_SERVER_GRID: (),
-    AgentName.WORKFLOW_SCHEDULER_NEWS: (),
+    AgentName.WORKFLOW_SCHEDULER_INPUTS: (),
     AgentName.USER: (),
 }
 """The names of an agent's NATS micro services, if they differ from the agent's name."""

@@ -211,9 +211,9 @@ def _condition_time(condition: TriggerCondition, inputs: TriggerInputs) -> datet
             return first_cron_time(condition, inputs.clock_since, inputs.zone)
         case IntervalCondition(seconds=seconds):
             return _end_of_interval(seconds, inputs)
-        case RowCountCondition(kind=word, min_rows=least, clients=clients):
-            counts = inputs.labelled if word == "labelled" else inputs.unlabelled
-            return _nth([one.at for one in counts.values() if one.rows >= least], clients)
+        case RowCountCondition(kind=kind, min_rows=min_rows, clients=clients):
+            counts = inputs.labelled if kind == "labelled" else inputs.unlabelled
+            return _nth([one.at for one in counts.values() if one.rows >= min_rows], clients)
         case DriftCondition(clients=clients):
             return _enough_drifted(inputs.drifted, inputs.drifted_before, clients, inputs)
         case LiveAccuracyCondition(below=below, clients=clients):
@@ -280,9 +280,11 @@ def _next_condition_time(condition: TriggerCondition, inputs: TriggerInputs) -> 
 
 def _describe_fired(condition: TriggerCondition, inputs: TriggerInputs) -> str:
     match condition:
-        case RowCountCondition(kind=word, min_rows=least):
-            counts = inputs.labelled if word == "labelled" else inputs.unlabelled
-            reached = [f"{client}: {one.rows}" for client, one in sorted(counts.items()) if one.rows >= least]
+        case RowCountCondition(kind=kind, min_rows=min_rows):
+            counts = inputs.labelled if kind == "labelled" else inputs.unlabelled
+            reached = [
+                f"{client}: {one.rows}" for client, one in sorted(counts.items()) if one.rows >= min_rows
+            ]
             return f"{condition} ({_format_names(reached)})"
         case DriftCondition():
             return f"{condition} ({_format_names(sorted(inputs.drifted))})"
@@ -301,9 +303,9 @@ def _describe_fired(condition: TriggerCondition, inputs: TriggerInputs) -> str:
 
 def _describe_progress(condition: TriggerCondition, inputs: TriggerInputs) -> str:
     match condition:
-        case RowCountCondition(kind=word, min_rows=least, clients=clients) if clients > 1:
-            counts = inputs.labelled if word == "labelled" else inputs.unlabelled
-            return f"{condition} ({sum(one.rows >= least for one in counts.values())} so far)"
+        case RowCountCondition(kind=kind, min_rows=min_rows, clients=clients) if clients > 1:
+            counts = inputs.labelled if kind == "labelled" else inputs.unlabelled
+            return f"{condition} ({sum(one.rows >= min_rows for one in counts.values())} so far)"
         case DriftCondition(clients=clients) if clients > 1:
             return f"{condition} ({sum(at > inputs.since for at in inputs.drifted.values())} so far)"
         case IntervalCondition() if inputs.is_running:

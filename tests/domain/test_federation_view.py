@@ -32,7 +32,7 @@ TASK = "mnist"
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-class Delivery(NamedTuple):
+class DeliveredMessage(NamedTuple):
     """A message as a stream delivers it."""
 
     message: Message
@@ -93,11 +93,11 @@ def view_of(*messages: Message) -> FederationView:
     return fold(number_deliveries(messages))
 
 
-def number_deliveries(messages: Iterable[Message]) -> list[Delivery]:
-    return [Delivery(message, sequence) for sequence, message in enumerate(messages, start=1)]
+def number_deliveries(messages: Iterable[Message]) -> list[DeliveredMessage]:
+    return [DeliveredMessage(message, sequence) for sequence, message in enumerate(messages, start=1)]
 
 
-def fold(deliveries: Iterable[Delivery], view: FederationView | None = None) -> FederationView:
+def fold(deliveries: Iterable[DeliveredMessage], view: FederationView | None = None) -> FederationView:
     view = view or FederationView(max_history=100)
     for one in deliveries:
         view.apply(one.message, at=one.at, sequence=one.sequence)
@@ -158,7 +158,7 @@ def random_round_messages(draw: st.DrawFn) -> Message:
     return draw(st.sampled_from([round_message(number, client, message_id), round_reply(client, message_id)]))
 
 
-def logs_of(*kinds: st.SearchStrategy[Message]) -> st.SearchStrategy[list[Delivery]]:
+def logs_of(*kinds: st.SearchStrategy[Message]) -> st.SearchStrategy[list[DeliveredMessage]]:
     """Up to 20 messages about few entities, in the order of the stream.
 
     A message id occurs once, and a reply comes after its message.
@@ -173,7 +173,7 @@ def logs_of(*kinds: st.SearchStrategy[Message]) -> st.SearchStrategy[list[Delive
             case _:
                 return True
 
-    def possible_log(messages: list[Message]) -> list[Delivery]:
+    def possible_log(messages: list[Message]) -> list[DeliveredMessage]:
         return number_deliveries(one for at, one in enumerate(messages) if is_possible(one, messages[:at]))
 
     return st.lists(st.one_of(*kinds), max_size=20).map(possible_log)
@@ -185,7 +185,9 @@ LOGS_OF_ROUNDS = logs_of(random_round_messages())
 
 
 @given(log=LOGS | LOGS_OF_ROUNDS, data=st.data())
-def test_redelivery_of_a_prefix_does_not_change_the_view(log: list[Delivery], data: st.DataObject) -> None:
+def test_redelivery_of_a_prefix_does_not_change_the_view(
+    log: list[DeliveredMessage], data: st.DataObject
+) -> None:
     applied = data.draw(st.integers(0, len(log)))
     redelivered = data.draw(st.integers(0, applied))
     again = [*log[:applied], *log[:redelivered], *log[applied:]]
@@ -193,7 +195,9 @@ def test_redelivery_of_a_prefix_does_not_change_the_view(log: list[Delivery], da
 
 
 @given(log=LOGS_OF_RUNS, data=st.data())
-def test_redelivery_holds_when_the_view_forgets_runs(log: list[Delivery], data: st.DataObject) -> None:
+def test_redelivery_holds_when_the_view_forgets_runs(
+    log: list[DeliveredMessage], data: st.DataObject
+) -> None:
     applied = data.draw(st.integers(0, len(log)))
     redelivered = data.draw(st.integers(0, applied))
     small, again = (FederationView(max_finished_runs=1, max_history=100) for _ in range(2))
@@ -203,19 +207,21 @@ def test_redelivery_holds_when_the_view_forgets_runs(log: list[Delivery], data: 
 
 
 @given(log=LOGS, data=st.data())
-def test_entities_do_not_depend_on_the_order_of_delivery(log: list[Delivery], data: st.DataObject) -> None:
+def test_entities_do_not_depend_on_the_order_of_delivery(
+    log: list[DeliveredMessage], data: st.DataObject
+) -> None:
     shuffled = data.draw(st.permutations(log))
     assert entities(fold(shuffled)) == entities(fold(log))
 
 
 @given(log=LOGS)
-def test_a_snapshot_gives_the_same_entities_as_the_whole_log(log: list[Delivery]) -> None:
+def test_a_snapshot_gives_the_same_entities_as_the_whole_log(log: list[DeliveredMessage]) -> None:
     last_per_subject = {one.subject: one for one in log}
     assert entities(fold(last_per_subject.values())) == entities(fold(log))
 
 
 @given(log=LOGS)
-def test_apply_reports_whether_the_view_changed(log: list[Delivery]) -> None:
+def test_apply_reports_whether_the_view_changed(log: list[DeliveredMessage]) -> None:
     view = FederationView(max_history=100)
     for one in log:
         before = repr((entities(view), view.rounds))
@@ -228,12 +234,12 @@ def test_apply_reports_whether_the_view_changed(log: list[Delivery]) -> None:
 
 def test_a_view_forgets_the_runs_that_finished_first() -> None:
     view = FederationView(max_finished_runs=2)
-    running = Delivery(transition(run_data(1), "running"), 1)
-    finished = [Delivery(transition(run_data(number), "finished"), number) for number in range(2, 6)]
+    running = DeliveredMessage(transition(run_data(1), "running"), 1)
+    finished = [DeliveredMessage(transition(run_data(number), "finished"), number) for number in range(2, 6)]
     fold([running, *finished], view)
     assert list(view.runs) == ["mnist-1", "mnist-4", "mnist-5"]
 
-    redelivered = Delivery(transition(run_data(2), "running"), 2)
+    redelivered = DeliveredMessage(transition(run_data(2), "running"), 2)
     assert not view.apply(redelivered.message, at=redelivered.at, sequence=redelivered.sequence)
     assert list(view.runs) == ["mnist-1", "mnist-4", "mnist-5"]
 

@@ -189,7 +189,7 @@ class ModelSwap:
             self._engine.end_comparison(pair)
         if not outcome.verdict.passed:
             reason = _append_cause(outcome.verdict.reason, pair)
-            self._publish_rejected(pair.new.ref, step, reason, beside=outcome.comparison)
+            self._publish_rejected(pair.new.ref, step, reason, comparison=outcome.comparison)
             raise ModelRefused(reason)
         return outcome
 
@@ -237,7 +237,7 @@ class ModelSwap:
         reason: str,
         *,
         result: EvaluationResult | None = None,
-        beside: ModelComparison | None = None,
+        comparison: ModelComparison | None = None,
     ) -> None:
         serving = self._engine.current
         self._publish(
@@ -250,7 +250,7 @@ class ModelSwap:
                 reason=reason[:500],
                 old_score=result.old_score if result else None,
                 new_score=result.new_score if result else None,
-                beside=beside,
+                beside=comparison,
             )
         )
 

@@ -117,7 +117,7 @@ from fedbus.stores.code.open import (
 )
 
 AGENT: Final = AgentName.WORKFLOW_SCHEDULER
-INPUTS_CONSUMER: Final = AgentName.WORKFLOW_SCHEDULER_NEWS
+INPUTS_CONSUMER: Final = AgentName.WORKFLOW_SCHEDULER_INPUTS
 SERVER_REPLY_S: Final = 45.0
 """The limit of one reply of the server manager to open_run and cancel_run."""
 
