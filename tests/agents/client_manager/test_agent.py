@@ -86,8 +86,8 @@ async def send_fin_train(fed: FederationHarness, run: str = RUN) -> None:
 
 
 async def send_fail_train(fed: FederationHarness, run: str = RUN, *, lost: bool = False) -> None:
-    said = FailTrain(task=TASK, client=CLIENT_NAME, run=run, reason="it broke", trainer_lost=lost)
-    await fed.publish(said, sender="flower-client")
+    message = FailTrain(task=TASK, client=CLIENT_NAME, run=run, reason="it broke", trainer_lost=lost)
+    await fed.publish(message, sender="flower-client")
 
 
 async def begin_learning(fed: FederationHarness, server: FakeServer) -> None:
@@ -139,8 +139,8 @@ async def test_a_client_without_a_server_ends_at_its_limit(fed: FederationHarnes
     async with fed.run_agent(make_manager(fed.client_config(CLIENT_NAME), bootstrap_s=0.3)) as agent:
         with pytest.RaisesGroup(BootstrapFailed, allow_unwrapped=True, flatten_subgroups=True):
             await agent.wait_for_end()
-    told = await fed.wait_for_state("client", "terminated")
-    assert told.reason == "no server of tiny answered within 0.3 s"
+    transition = await fed.wait_for_state("client", "terminated")
+    assert transition.reason == "no server of tiny answered within 0.3 s"
 
 
 async def test_a_client_that_found_no_model_starts_after_a_restart(
@@ -159,7 +159,7 @@ async def test_a_client_that_found_no_model_starts_after_a_restart(
 async def test_a_server_without_a_model_is_logged_once_as_info(
     fed: FederationHarness,
 ) -> None:
-    with capture_logs() as said:
+    with capture_logs() as lines:
         async with (
             FakeServer(fed).serve() as server,
             fed.run_agent(make_manager(fed.client_config(CLIENT_NAME))),
@@ -167,7 +167,7 @@ async def test_a_server_without_a_model_is_logged_once_as_info(
             await eventually(lambda: server.info_request_count >= 3)
             await server.set_model(1)
             await wait_for_infer_start(fed)
-    assert [one["log_level"] for one in said if one["event"] == "No model yet"] == ["info"]
+    assert [one["log_level"] for one in lines if one["event"] == "No model yet"] == ["info"]
 
 
 async def test_a_refused_client_ends_with_the_reason(fed: FederationHarness, server: FakeServer) -> None:
@@ -216,8 +216,8 @@ async def test_a_failure_in_training_leaves_the_client_serving(
 ) -> None:
     await begin_learning(fed, server)
     await send_fail_train(fed, lost=lost)
-    told = await fed.wait_for_event("client", event)
-    assert (told.target, told.reason) == ("serving", "it broke")
+    transition = await fed.wait_for_event("client", event)
+    assert (transition.target, transition.reason) == ("serving", "it broke")
 
 
 async def test_a_client_leaves_a_run_that_does_not_end(
@@ -225,8 +225,8 @@ async def test_a_client_leaves_a_run_that_does_not_end(
 ) -> None:
     monkeypatch.setattr("fedbus.agents.client_manager.machine.SPARE_S", 0.1)
     await server.send_invitation(plan=RunPlan(rounds=1, recruit_s=0.1, round_s=0.1))
-    told = await fed.wait_for_event("client", "client_start")
-    assert told.deadline is not None
+    transition = await fed.wait_for_event("client", "client_start")
+    assert transition.deadline is not None
     assert (await fed.wait_for_event("client", "deadline")).target == "serving"
 
 
@@ -259,8 +259,8 @@ async def test_after_a_refused_model_the_next_one_is_applied(
     second = await server.publish_model(2)
     await fed.wait_for_message(InferUpdate)
     await send_infer_refused(fed, second, serving=1)
-    told = await fed.wait_for_event("client", "infer_refused")
-    assert (told.target, told.reason, served_version(fed)) == ("serving", "NaN", 1)
+    transition = await fed.wait_for_event("client", "infer_refused")
+    assert (transition.target, transition.reason, served_version(fed)) == ("serving", "NaN", 1)
     third = await server.publish_model(3)
     await fed.wait_for_message(InferUpdate, times=2)
     await send_infer_ready(fed, third)
@@ -308,8 +308,8 @@ async def test_a_silent_inference_agent_is_awaited_within_a_limit(
 ) -> None:
     monkeypatch.setattr("fedbus.agents.client_manager.machine.APPLY_S", 0.2)
     await server.publish_model(2)
-    told = await fed.wait_for_event("client", "infer_refused")
-    assert "did not answer in time (limit 0.2 s)" in told.reason
+    transition = await fed.wait_for_event("client", "infer_refused")
+    assert "did not answer in time (limit 0.2 s)" in transition.reason
     assert served_version(fed) == 1
 
 
@@ -333,12 +333,12 @@ async def test_a_code_directory_cannot_follow_a_new_version(
     fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     await fed.publish(CodePublished(task=TASK, code_version="sha256:abcdef0123456"), sender="server-manager")
-    told = await fed.wait_for_event("client", "code_refused")
-    assert told.reason.startswith("code abcdef012345: ")
-    assert "is a directory with one version; to follow new versions, give git+https" in told.reason
-    assert told.target == "serving"
-    said = await fed.wait_for_message(CodeRefused)
-    assert (said.code_version, said.stays_on) == ("sha256:abcdef0123456", fed.config.task.code_version)
+    transition = await fed.wait_for_event("client", "code_refused")
+    assert transition.reason.startswith("code abcdef012345: ")
+    assert "is a directory with one version; to follow new versions, give git+https" in transition.reason
+    assert transition.target == "serving"
+    message = await fed.wait_for_message(CodeRefused)
+    assert (message.code_version, message.stays_on) == ("sha256:abcdef0123456", fed.config.task.code_version)
 
 
 # --- a client manager that is killed, or is not alone -------------------------------------------------------------
@@ -357,8 +357,8 @@ async def test_a_client_killed_while_applying_starts_again(
     fed: FederationHarness, server: FakeServer, starting: RunningAgent
 ) -> None:
     await starting.restart()
-    told = await fed.wait_for_event("client", "restarted")
-    assert told.source == "pending_application"
+    transition = await fed.wait_for_event("client", "restarted")
+    assert transition.source == "pending_application"
     await wait_for_infer_start(fed, times=2)
 
 

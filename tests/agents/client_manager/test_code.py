@@ -59,8 +59,8 @@ async def client(fed: FederationHarness, server: FakeServer) -> AsyncIterator[Ru
 
 
 async def publish(fed: FederationHarness, stable: str, candidate: str = "", **more: object) -> None:
-    said = {"task": TASK, "code_version": stable, "candidate": candidate, **more}
-    await fed.publish(CodePublished.model_validate(said), sender="server-manager")
+    message = {"task": TASK, "code_version": stable, "candidate": candidate, **more}
+    await fed.publish(CodePublished.model_validate(message), sender="server-manager")
 
 
 def version_of(fed: FederationHarness) -> str:
@@ -83,8 +83,8 @@ async def test_new_code_is_checked_and_tried_before_it_is_ready(
     assert (update.model.version, update.code_version) == (1, new)
     assert fed.messages_of(CodeReady) == []
     await send_infer_ready(fed, update.model, new)
-    said = await fed.wait_for_message(CodeReady)
-    assert (said.client, said.code_version) == (CLIENT_NAME, new)
+    message = await fed.wait_for_message(CodeReady)
+    assert (message.client, message.code_version) == (CLIENT_NAME, new)
     await fed.wait_for_event("client", "code_ready")
     assert fed.events_of("client")[3:] == ["code_published", "code_ready"]
     assert version_of(fed) == new
@@ -102,8 +102,8 @@ async def test_code_that_cannot_serve_is_refused(
     await publish(fed, old, new)
     update = await fed.wait_for_message(InferUpdate)
     await send_infer_refused(fed, update.model, serving=1, code_version=new)
-    said = await fed.wait_for_message(CodeRefused)
-    assert (said.reason, said.stays_on) == ("NaN", old)
+    message = await fed.wait_for_message(CodeRefused)
+    assert (message.reason, message.stays_on) == ("NaN", old)
     await fed.wait_for_event("client", "code_refused")
     assert version_of(fed) == old
 
@@ -111,7 +111,7 @@ async def test_code_that_cannot_serve_is_refused(
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({"tiny/client_app.py": "import a_library_that_nobody_has\n"}, "a_library_that_nobody_has"),
+        ({"tiny/client_app.py": "import a_missing_library\n"}, "a_missing_library"),
         ({"tiny/model.py": "class Net: pass\n"}, "cannot build a model"),
         ({"pyproject.toml": "[tool.fedbus]\n"}, "pyproject.toml"),
     ],
@@ -256,8 +256,8 @@ async def test_a_device_with_trusted_keys_refuses_an_unsigned_model(
         await fed.wait_for_state("client", "serving")
         server.signer = None
         await server.publish_model(2)
-        told = await fed.wait_for_event("client", "infer_refused")
-        assert "is not signed" in told.reason
+        transition = await fed.wait_for_event("client", "infer_refused")
+        assert "is not signed" in transition.reason
         assert fed.messages_of(InferUpdate) == []
 
 
@@ -272,6 +272,6 @@ async def test_a_model_signed_with_another_key_is_refused(
         generate_key(tmp_path / "stranger.key")
         server.signer = ModelSigner.load(tmp_path / "stranger.key")
         await server.publish_model(2)
-        told = await fed.wait_for_event("client", "infer_refused")
-        assert "is signed with the key" in told.reason
+        transition = await fed.wait_for_event("client", "infer_refused")
+        assert "is signed with the key" in transition.reason
         assert fed.messages_of(InferUpdate) == []

@@ -1,4 +1,4 @@
-"""The facts of a device, and a device whose task has an eligibility rule."""
+"""The facts of a device, and the eligibility rule of its task."""
 
 import os
 import time
@@ -90,5 +90,5 @@ async def test_an_ineligible_client_joins_the_run_when_it_may(
             start = await federation_with_rule.wait_for_message(ClientStart)
             assert (start.run, start.task) == (RUN, TASK)
             assert len(federation_with_rule.messages_of(ClientDeclined)) == 1, (
-                "the same no is not said again and again"
+                "the same reason is not published repeatedly"
             )

@@ -9,14 +9,14 @@ from support.client_machine import (
     LEARN_S,
     RUN_TRACE,
     ClientDriver,
-    model_announced,
     applying_client,
     infer_ready,
     infer_refused,
-    make_invitation,
     learning_client,
-    new_client,
+    make_invitation,
+    model_announced,
     model_rolled_back,
+    new_client,
     server_info,
     serving_client,
     starting_client,
@@ -89,7 +89,7 @@ JOINS = [
 
 
 def begins(run: str = RUN) -> list[object]:
-    """A client that may take part takes a slot."""
+    """The effects of a client that may join: it takes a slot."""
     return [JoinTrace(RUN_TRACE), TakeSlot(run)]
 
 
@@ -129,8 +129,8 @@ def moves(event: ClientEvent, version: int, reason: str = "", **more: str) -> Mo
     return MoveClient(event, {"model": model(version), **more}, reason)  # type: ignore[typeddict-item]
 
 
-def ignored(word: str, state: ClientState) -> list[Log]:
-    return [Log("debug", "Ignoring message", {"message": word, "state": str(state)})]
+def ignored(name: str, state: ClientState) -> list[Log]:
+    return [Log("debug", "Ignoring message", {"message": name, "state": str(state)})]
 
 
 def code_published(stable: str = OLD, candidate: str = "", **more: object) -> CodePublished:
@@ -264,7 +264,7 @@ def test_a_device_changes_its_code_before_it_serves() -> None:
     assert client.handle(ModelFetched(model(1)))[0] == moves(ClientEvent.MODEL_FETCHED, 1, code_version=NEW)
 
 
-def test_a_device_starts_with_its_old_code_where_the_new_is_unusable() -> None:
+def test_a_device_starts_with_old_code_if_the_new_is_unusable() -> None:
     client = new_client()
     client.handle(ClientManagerStarted(), EnrollmentAnswered())
     client.handle(server_info(1, code=CodePlan(code_version=NEW)))
@@ -506,7 +506,7 @@ def test_a_lower_version_is_applied_where_its_term_is_higher() -> None:
     assert client.handle(model_announced(1, 3)) == [moves(ClientEvent.MODEL_PUBLISHED, 1), fetches(1, term=3)]
 
 
-def test_a_model_announced_during_an_application_is_applied_after_it() -> None:
+def test_a_model_announced_while_another_is_applied_comes_next() -> None:
     client = applying_client()
     assert client.handle(model_announced(3)) == []
     assert client.handle(infer_ready(2)) == [
@@ -557,7 +557,7 @@ def test_a_refusal_is_logged() -> None:
     )
 
 
-def test_a_model_that_cannot_be_fetched_leaves_the_old_one_serving() -> None:
+def test_an_unavailable_model_leaves_the_old_one_serving() -> None:
     client = serving_client()
     client.handle(model_announced(2))
     assert client.handle(ModelNotFetched(model(2), "it is not signed")) == [
@@ -574,7 +574,7 @@ def test_a_restarted_client_learns_from_a_refusal_what_is_served() -> None:
     assert moves(ClientEvent.INFER_REFUSED, 1, "NaN") in effects
 
 
-def test_a_refused_first_model_is_searched_again_until_one_is_accepted() -> None:
+def test_a_refused_first_model_is_searched_until_one_is_accepted() -> None:
     client = starting_client()
     refused = infer_refused(1, serving=None)
     for attempt in (0, 1):
@@ -606,7 +606,7 @@ def test_an_inference_agent_without_a_model_has_no_deadline() -> None:
     assert client.handle(fired(ClientTimer.APPLY)) == []
 
 
-def test_a_roll_back_is_recorded_and_its_model_is_not_applied_again() -> None:
+def test_a_rolled_back_model_is_recorded_and_not_applied_again() -> None:
     client = applying_client()
     client.handle(infer_ready(2))
     back = model_rolled_back(2, to=1)
@@ -615,7 +615,7 @@ def test_a_roll_back_is_recorded_and_its_model_is_not_applied_again() -> None:
     assert client.handle(model_announced(3)) == [moves(ClientEvent.MODEL_PUBLISHED, 3), fetches(3)]
 
 
-def test_a_rolled_back_model_is_applied_when_it_is_promoted_again() -> None:
+def test_a_rolled_back_model_is_applied_when_promoted_again() -> None:
     client = applying_client()
     client.handle(infer_ready(2), model_rolled_back(2, to=1))
     assert client.handle(model_announced(2, 5)) == [
@@ -789,7 +789,7 @@ def test_a_reverted_rollout_takes_the_device_back() -> None:
     assert client.handle(code_published(OLD)) == begins_sync(OLD)
 
 
-def test_a_plan_that_changes_while_code_is_prepared_is_followed_next() -> None:
+def test_a_plan_that_changes_during_preparation_is_followed_next() -> None:
     client = syncing_client()
     assert client.handle(code_published(OLD)) == []
     client.handle(infer_ready(1, NEW))

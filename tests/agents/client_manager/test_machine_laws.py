@@ -7,10 +7,10 @@ import pytest
 from support.client_machine import (
     CLIENT_ID,
     LABELS,
-    model_announced,
     infer_ready,
     infer_refused,
     make_invitation,
+    model_announced,
     model_rolled_back,
     server_info,
 )
@@ -77,7 +77,7 @@ WAITS_FOR_TIMER = {
 
 
 class ClientWalk:
-    """An agent that performs effects in no time, and whose jobs end in any order, well or badly.
+    """An agent that performs effects at once, and whose jobs succeed or fail in any order.
 
     The inference agent serves what it accepted last; it may refuse a model, roll back, and lose everything.
     """

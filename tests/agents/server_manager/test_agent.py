@@ -66,7 +66,7 @@ class StatefulFlowerServer(FakeFlowerServer):
     """It reports when a Flower server is up, and knows whether one is."""
 
     running_run: str = ""
-    """The run whose server is up."""
+    """The run that has a Flower server."""
     refusal: str = ""
 
     async def lose_server(self) -> None:
@@ -77,19 +77,19 @@ class StatefulFlowerServer(FakeFlowerServer):
         """A round comes to its end."""
         result = RoundResult(round=number, metrics={"loss": 1.0 / number}, participants=participants)
         checkpoint = await self.make_model(number)
-        said = RoundFinished(task=TASK, run=RUN, round=number, result=result, checkpoint=checkpoint)
-        await self.fed.publish(said, sender="flower-server")
+        message = RoundFinished(task=TASK, run=RUN, round=number, result=result, checkpoint=checkpoint)
+        await self.fed.publish(message, sender="flower-server")
 
     async def fail_round(self, number: int, **failures: str) -> None:
         """A round without any update."""
-        said = RoundFinished(
+        message = RoundFinished(
             task=TASK, run=RUN, round=number, result=RoundResult(round=number, failures=failures)
         )
-        await self.fed.publish(said, sender="flower-server")
+        await self.fed.publish(message, sender="flower-server")
 
     async def finish_training(self, rounds: int = 2) -> None:
-        said = RunFinished(task=TASK, run=RUN, rounds=rounds, artifact=await self.make_model(rounds))
-        await self.fed.publish(said, sender="flower-server")
+        message = RunFinished(task=TASK, run=RUN, rounds=rounds, artifact=await self.make_model(rounds))
+        await self.fed.publish(message, sender="flower-server")
         self.running_run = ""
 
     async def init(self, request: InitModel) -> Body:
@@ -158,7 +158,7 @@ async def train(fed: FederationHarness) -> None:
 # --- a whole run ---------------------------------------------------------------------------------
 
 
-async def test_a_run_goes_from_the_request_to_a_version_that_everyone_is_told_of(
+async def test_a_run_ends_with_a_published_version(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
@@ -193,19 +193,19 @@ async def test_a_run_that_no_update_is_in_fails_and_the_model_stays(
 ) -> None:
     await train(fed)
     for number in (1, 2):
-        await flower.fail_round(number, c1="its update cannot be had", c2="out of memory")
+        await flower.fail_round(number, c1="update unavailable", c2="out of memory")
     await flower.finish_training()
     closed = await fed.wait_for_message(ServerClosed)
     assert (closed.outcome, fed.events_of("server")[-1]) == ("failed", "run_failed")
     assert "no client's update is in any of the 2 rounds" in closed.reason
-    assert "c1: its update cannot be had; c2: out of memory" in closed.reason
+    assert "c1: update unavailable; c2: out of memory" in closed.reason
     assert fed.messages_of(ModelPublished) == []
     latest = await flower.store.read_latest()
     assert latest is not None
     assert latest.version == 1
 
 
-async def test_the_model_that_is_told_of_can_be_fetched_as_it_is(
+async def test_the_announced_model_can_be_fetched(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer, tmp_path: Path
 ) -> None:
     info = await fed.bus.request(GetServerInfo(task=TASK))
@@ -214,7 +214,7 @@ async def test_the_model_that_is_told_of_can_be_fetched_as_it_is(
     assert (info.model.version, info.code_version) == (1, fed.config.task.code_version)
 
 
-async def test_health_says_which_run_takes_in_clients(
+async def test_health_names_the_run_that_accepts_clients(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     assert (await fed.bus.request(HealthCheck(task=TASK))).open_run is None
@@ -227,7 +227,7 @@ async def test_health_says_which_run_takes_in_clients(
     assert fed.server_facts().cohort == ("c1", "c2", "late")
 
 
-# --- beginning -----------------------------------------------------------------------------------
+# --- start ---------------------------------------------------------------------------------------
 
 
 class UnavailableModelStore(ModelRepository):
@@ -249,7 +249,7 @@ class UnavailableModelStore(ModelRepository):
 
     def _check_available(self) -> None:
         if self.is_unavailable:
-            raise StoreUnavailable(Path(self.url), "the volume is away")
+            raise StoreUnavailable(Path(self.url), "the volume is not mounted")
 
 
 def make_manager(fed: FederationHarness, store: ModelStore) -> Any:
@@ -260,7 +260,7 @@ def make_manager(fed: FederationHarness, store: ModelStore) -> Any:
     return run
 
 
-async def test_a_model_that_cannot_be_built_is_told_once_and_tried_again(
+async def test_a_failed_model_build_is_published_once_and_retried(
     fed: FederationHarness, flower: StatefulFlowerServer
 ) -> None:
     flower.refusal = "tiny.model:Net cannot build a model: NameError"
@@ -271,7 +271,7 @@ async def test_a_model_that_cannot_be_built_is_told_once_and_tried_again(
         await fed.wait_for_state("server", "waiting")
 
 
-async def test_a_client_is_enrolled_and_nobody_may_be_called_server(
+async def test_a_client_is_enrolled_and_a_reserved_name_is_refused(
     fed: FederationHarness, manager: RunningAgent
 ) -> None:
     enrolled = await fed.bus.request(Enroll(task=TASK, client="c1"))
@@ -283,7 +283,7 @@ async def test_a_client_is_enrolled_and_nobody_may_be_called_server(
 # --- recruiting ------------------------------------------------------------------------------------
 
 
-async def test_recruiting_that_expires_says_who_declined_and_why(
+async def test_expired_recruiting_names_the_clients_that_declined(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await open_run(fed, recruit_s=1)
@@ -293,8 +293,8 @@ async def test_recruiting_that_expires_says_who_declined_and_why(
             ClientDeclined(task=TASK, client=client, run=run, reason=reason), sender="client-manager"
         )
     await join(fed, "c2")  # which has looked again
-    told = await fed.wait_for_event("server", "recruiting_expired")
-    assert told.reason == ("1 of 2 clients joined in time (c2); c1 declined: c1 trains for another task")
+    transition = await fed.wait_for_event("server", "recruiting_expired")
+    assert transition.reason == ("1 of 2 clients joined in time (c2); c1 declined: c1 trains for another task")
 
 
 async def test_a_run_is_opened_once_however_often_it_is_asked_for(
@@ -310,7 +310,7 @@ async def test_a_run_is_opened_once_however_often_it_is_asked_for(
     assert len(flower.start_requests) == 1
 
 
-async def test_a_flower_server_that_does_not_start_fails_the_run_and_says_why(
+async def test_a_flower_server_that_does_not_start_fails_the_run(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     flower.refusal = "no such app"
@@ -370,8 +370,8 @@ async def test_a_version_that_another_has_published_is_not_overwritten(
     versions = Path(fed.config.store_url) / TASK / "versions"
     (versions / "1.json").write_text("not a manifest")
     await flower.finish_training()
-    told = await fed.wait_for_event("server", "version_refused")
-    assert "is corrupt" in told.reason
+    transition = await fed.wait_for_event("server", "version_refused")
+    assert "is corrupt" in transition.reason
     assert (await fed.wait_for_message(ServerClosed)).outcome == "failed"
     assert not fed.messages_of(ModelPublished)
 
@@ -379,7 +379,7 @@ async def test_a_version_that_another_has_published_is_not_overwritten(
 # --- a Flower server that is lost ----------------------------------------------------------------------
 
 
-async def test_a_lost_flower_server_is_taken_up_from_the_last_round_that_was_kept(
+async def test_a_lost_flower_server_resumes_from_the_last_checkpoint(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
@@ -393,10 +393,10 @@ async def test_a_lost_flower_server_is_taken_up_from_the_last_round_that_was_kep
     assert fed.events_of("server")[-3:] == ["round_finished", "server_lost", "server_recovered"]
     assert [start.first_round for start in flower.start_requests] == [1, 2]
     assert flower.start_requests[1].artifact == await flower.make_model(1)
-    assert set(again.cohort) == {"c1", "c2", "late"}  # who joined it while it died, too
+    assert set(again.cohort) == {"c1", "c2", "late"}  # including the client that joined while the server was lost
 
 
-async def test_a_second_owner_ends_the_manager_also_when_a_request_shows_it(
+async def test_a_second_owner_ends_the_manager_during_a_request_too(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
@@ -413,7 +413,7 @@ async def test_a_second_owner_ends_the_manager_also_when_a_request_shows_it(
 # --- a manager that is killed goes on from the log ---------------------------------------------------------
 
 
-async def test_restarted_while_waiting_it_waits_and_tells_its_code_and_its_model(
+async def test_a_restart_while_waiting_publishes_code_and_model(
     fed: FederationHarness, manager: RunningAgent
 ) -> None:
     await fed.wait_for_message(CodePublished)
@@ -423,7 +423,7 @@ async def test_restarted_while_waiting_it_waits_and_tells_its_code_and_its_model
     await train(fed)
 
 
-async def test_restarted_while_recruiting_it_counts_who_had_joined(
+async def test_a_restart_while_recruiting_keeps_joined_clients(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await open_run(fed)
@@ -442,22 +442,22 @@ async def test_restarted_while_recruiting_it_still_gives_up_in_time(
 ) -> None:
     await open_run(fed, recruit_s=1.5)
     await manager.restart()
-    told = await fed.wait_for_event("server", "recruiting_expired")
-    assert told.reason == "0 of 2 clients joined in time (none)"
+    transition = await fed.wait_for_event("server", "recruiting_expired")
+    assert transition.reason == "0 of 2 clients joined in time (none)"
 
 
-async def test_restarted_while_recruiting_without_its_flower_server_it_fails_the_run(
+async def test_a_restart_while_recruiting_without_flower_server_fails_the_run(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await open_run(fed)
     await manager.kill()
     flower.running_run = ""
     manager.start()
-    told = await fed.wait_for_event("server", "run_failed")
-    assert told.reason == "it is gone, while the server was recruiting"
+    transition = await fed.wait_for_event("server", "run_failed")
+    assert transition.reason == "it is gone, while the server was recruiting"
 
 
-async def test_restarted_in_training_it_leaves_a_flower_server_alone_that_is_up(
+async def test_a_restart_in_training_keeps_a_running_flower_server(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
@@ -465,7 +465,7 @@ async def test_restarted_in_training_it_leaves_a_flower_server_alone_that_is_up(
     await flower.finish_round(1)
     await flower.finish_round(2)
     await flower.finish_training()
-    flower.running_run = RUN  # its process takes a moment to leave
+    flower.running_run = RUN  # its process needs a moment to end
     manager.start()
     await fed.wait_for_message(ModelPublished)
     assert fed.events_of("server")[3:] == [
@@ -478,7 +478,7 @@ async def test_restarted_in_training_it_leaves_a_flower_server_alone_that_is_up(
     assert len(flower.start_requests) == 1
 
 
-async def test_restarted_in_training_without_its_flower_server_it_starts_another(
+async def test_a_restart_in_training_replaces_a_lost_flower_server(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
@@ -494,7 +494,7 @@ async def test_restarted_in_training_without_its_flower_server_it_starts_another
     )  # the first report was out of date when it was delivered
 
 
-async def test_restarted_in_training_after_its_flower_server_had_finished_it_publishes(
+async def test_a_restart_after_training_publishes_the_version(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
@@ -528,7 +528,7 @@ async def test_restarted_while_publishing_it_publishes_once(
     assert fed.last_transition("server").event == "version_published"
 
 
-async def test_killed_before_it_could_say_that_the_run_is_over_it_says_so_when_it_is_back(
+async def test_a_restart_publishes_the_end_of_a_run_that_was_missed(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
@@ -541,23 +541,23 @@ async def test_killed_before_it_could_say_that_the_run_is_over_it_says_so_when_i
     assert (again.run, again.outcome) == (RUN, "finished")
 
 
-async def test_what_is_told_again_of_a_run_that_is_over_is_not_in_its_trace(
+async def test_a_repeated_end_of_a_run_is_not_in_its_trace(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     with record_spans() as spans:
-        with trace.get_tracer("test").start_as_current_span("a run") as begun:
+        with trace.get_tracer("test").start_as_current_span("a run") as span:
             await train(fed)
             await flower.finish_training()
         await fed.wait_for_message(ServerClosed)
         await manager.restart()
         await fed.wait_for_message(ServerClosed, times=2)
-    of_the_run = begun.get_span_context().trace_id
-    told = {
-        word: [
-            one.context.trace_id == of_the_run
+    run_trace = span.get_span_context().trace_id
+    in_trace = {
+        name: [
+            one.context.trace_id == run_trace
             for one in spans.get_finished_spans()
-            if one.name == word and one.context
+            if one.name == name and one.context
         ]
-        for word in ("publish model_published", "publish server_closed")
+        for name in ("publish model_published", "publish server_closed")
     }
-    assert told == {"publish model_published": [True, False], "publish server_closed": [True, False]}
+    assert in_trace == {"publish model_published": [True, False], "publish server_closed": [True, False]}

@@ -99,7 +99,7 @@ def announced(candidate: str = NEW, **more: object) -> Publish:
 
 
 def rolling(*stages: str, own: Task | None = None, new_lineage: bool = False) -> ServerDriver:
-    """A rollout of NEW whose first stage has begun with c1 and c2."""
+    """A rollout of NEW in its first stage, with c1 and c2."""
     driver = ServerDriver(running_machine(ServerState.WAITING))
     proposed = ProposedVersion(own or task_at(NEW), stages or ("100%",), new_lineage)
     driver.handle(CodeProposed(proposed), FLEET)
@@ -207,7 +207,7 @@ def test_a_version_is_rejected_once_for_each_reason() -> None:
     assert driver.machine.rollout.is_known(NEW)
 
 
-def test_what_hinders_the_following_is_published_once_and_when_it_is_over() -> None:
+def test_a_pause_of_following_is_published_once() -> None:
     driver = ServerDriver(running_machine(ServerState.WAITING))
     assert driver.handle(FollowingResumed()) == []
     paused = FollowingPaused("the repository does not answer")
@@ -225,7 +225,7 @@ def test_what_hinders_the_following_is_published_once_and_when_it_is_over() -> N
 # --- a stage ------------------------------------------------------------------------------------------
 
 
-def test_a_run_tries_the_candidate_when_every_client_of_the_stage_has_it() -> None:
+def test_a_run_tries_the_candidate_when_the_stage_is_ready() -> None:
     driver = rolling()
     assert driver.handle(ready("c1")) == []
     assert driver.handle(ready("c2")) == [
@@ -249,7 +249,7 @@ def test_a_task_may_leave_the_trial_to_the_schedule() -> None:
     )
 
 
-def test_an_answer_of_an_earlier_rollout_or_another_version_does_not_count() -> None:
+def test_an_answer_about_another_rollout_does_not_count() -> None:
     driver = rolling()
     driver.handle(ready("c1", OLD), ready("c2", attempt=9), refuses("c1", "no", attempt=9))
     assert driver.handle(ready("c1", attempt=1)) == []
@@ -261,7 +261,7 @@ def test_too_many_refusals_revert_the_rollout_before_any_run() -> None:
     assert rolling().handle(refuses("c1", "it needs scikit-learn")) == reverted(reason)
 
 
-def test_a_stage_goes_on_without_the_clients_that_do_not_answer() -> None:
+def test_a_stage_continues_without_the_clients_that_do_not_answer() -> None:
     driver = rolling()
     driver.handle(ready("c1"))
     assert driver.handle(TimerFired(TimerName.STAGE)) == [
@@ -272,7 +272,7 @@ def test_a_stage_goes_on_without_the_clients_that_do_not_answer() -> None:
     assert driver.handle(TimerFired(TimerName.STAGE)) == []
 
 
-def test_a_stage_without_any_answer_is_published_once_and_waits_on() -> None:
+def test_an_unanswered_stage_is_published_once_and_keeps_waiting() -> None:
     driver = rolling()
     timer = StartTimer(TimerName.STAGE, 300.0)
     move, again = driver.handle(TimerFired(TimerName.STAGE))
@@ -284,7 +284,7 @@ def test_a_stage_without_any_answer_is_published_once_and_waits_on() -> None:
 # --- the run of the candidate -------------------------------------------------------------------------
 
 
-def test_a_run_is_made_of_the_candidate_with_a_quorum_that_its_cohort_can_bring() -> None:
+def test_a_candidate_run_has_a_quorum_that_its_cohort_can_reach() -> None:
     driver = rolling(own=task_at(NEW, rounds=5))
     driver.handle(ready("c1"), TimerFired(TimerName.STAGE))
     request = OpenRun(task=NAME, run=RUN, plan=PLAN, overrides=RunOverrides(quorum=2))
@@ -339,7 +339,7 @@ def test_a_run_that_a_store_hindered_is_repeated_after_a_pause() -> None:
     assert effects[-1] == StartTimer(TimerName.CANDIDATE, training_run.HINDERED_S)
 
 
-def test_a_model_that_was_not_compared_has_the_candidate_tried_again() -> None:
+def test_a_model_that_was_not_compared_repeats_the_trial() -> None:
     driver = in_training_of_the_candidate()
     driver.machine._server.state = ServerState.PUBLISHING
     verdict = PromotionVerdict(promote=False, was_compared=False, reason="another was promoted meanwhile")
@@ -374,7 +374,7 @@ def test_the_next_stage_begins_after_a_good_run() -> None:
 # --- a new lineage ------------------------------------------------------------------------------------
 
 
-def test_a_candidate_of_another_architecture_begins_with_its_own_first_model() -> None:
+def test_a_candidate_of_another_architecture_gets_a_first_model() -> None:
     driver = rolling(new_lineage=True)
     driver.handle(ready("c1"), ready("c2"))
     assert driver.handle(TimerFired(TimerName.CANDIDATE)) == [BuildLineage(NEW)]
@@ -413,12 +413,12 @@ def test_a_new_lineage_waits_for_the_end_of_a_run() -> None:
 def test_a_person_ends_a_rollout() -> None:
     driver = rolling()
     revert = RevertRequested(ID, "users complain")
-    begun = Reply(ID, RolloutBegun(code_version=OLD))
-    assert driver.handle(revert) == [*reverted("users complain"), begun]
+    reply = Reply(ID, RolloutBegun(code_version=OLD))
+    assert driver.handle(revert) == [*reverted("users complain"), reply]
     assert driver.handle(revert) == [Reply(ID, Refused(reason="no rollout is under way"))]
 
 
-def test_what_is_abandoned_for_a_version_is_rejected_when_that_begins() -> None:
+def test_an_abandoned_candidate_is_rejected() -> None:
     driver = rolling()
     back = ProposedVersion(task_at(NEXT), ("100%",), revert_reason="both are bad")
     driver.handle(CodeProposed(back), FLEET)
@@ -459,7 +459,7 @@ def test_a_restart_reverts_a_candidate_that_cannot_be_loaded(candidate: CodeUnus
     assert driver.code_events == ["rollout_reverted"]
 
 
-def test_a_restart_deploys_its_own_code_where_that_of_the_log_is_gone() -> None:
+def test_a_restart_without_the_logs_code_deploys_its_own() -> None:
     driver = ServerDriver(make_machine(ServerState.WAITING, code=ROLLING, own=task_at(NEXT)))
     started(driver, ManagerStarted(CodeUnusable("no such commit")))
     reason = f"{OLD[:12]} is no longer available: no such commit"

@@ -172,7 +172,7 @@ def test_the_first_start_builds_a_model_before_anything_else() -> None:
     ]
 
 
-def test_a_model_that_cannot_be_built_is_published_once_and_built_again() -> None:
+def test_a_failed_build_is_published_once_and_repeated() -> None:
     driver = ServerDriver(make_machine(ServerState.MODEL_INIT))
     driver.handle(ManagerStarted(task_at(OLD)))
     failure = FirstModelFailed("NameError", None)
@@ -188,7 +188,7 @@ def test_a_model_that_cannot_be_built_is_published_once_and_built_again() -> Non
     assert driver.handle(failure) == [RetryLater(TimerName.STORE, 1)]
 
 
-def test_a_restarted_manager_compares_the_store_with_the_log_first() -> None:
+def test_a_restart_first_compares_the_store_with_the_log() -> None:
     driver = ServerDriver(make_machine(ServerState.WAITING))
     assert driver.handle(ManagerStarted(task_at(OLD))) == [CheckStore(model(1), 1)]
     assert driver.handle(store_is_usable(1)) == [OfferModel(model(1), receivers=0)]
@@ -225,7 +225,7 @@ def test_a_restart_publishes_the_end_of_the_last_run_again() -> None:
     ]
 
 
-def test_a_restart_while_recruiting_counts_who_has_joined() -> None:
+def test_a_restart_while_recruiting_counts_the_joined_clients() -> None:
     driver = ServerDriver(make_machine(ServerState.RECRUITING, **RUN_DATA))
     assert driver.handle(ManagerStarted(task_at(OLD))) == [ReadJoined()]
     read = JoinedRead((joined("c1"), joined("c9", run="tiny-9")))
@@ -248,7 +248,7 @@ def test_a_restart_in_training_has_a_lost_server_reported() -> None:
     assert driver.handle(JoinedRead(())) == [ReportFlowerServer(RUN), CheckStore(model(1), 1)]
 
 
-def test_a_restart_while_publishing_publishes_before_it_looks_at_the_store() -> None:
+def test_a_restart_while_publishing_publishes_before_the_store_check() -> None:
     driver = ServerDriver(make_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
     (publish,) = driver.handle(ManagerStarted(task_at(OLD)))
     assert isinstance(publish, PublishVersion)
@@ -283,7 +283,7 @@ def test_a_misfit_at_the_start_is_only_logged() -> None:
 # --- opening a run ------------------------------------------------------------------------------------
 
 
-def test_a_run_opens_when_its_code_fits_and_its_flower_server_starts() -> None:
+def test_a_run_opens_if_its_code_fits_and_its_server_starts() -> None:
     driver = ServerDriver(running_machine(ServerState.WAITING))
     assert driver.handle(OPEN) == [CheckFit(OLD, model(1))]
     assert driver.handle(FitChecked()) == [
@@ -317,7 +317,7 @@ def test_a_run_opens_when_its_code_fits_and_its_flower_server_starts() -> None:
     assert driver.handle(OPEN) == [Reply(ID, RunOpened(recruit_until=RECRUIT_UNTIL))], "a repeated request"
 
 
-def test_a_run_whose_code_does_not_fit_is_refused_with_the_tensor() -> None:
+def test_a_run_whose_code_does_not_fit_names_the_tensor() -> None:
     driver = ServerDriver(running_machine(ServerState.WAITING))
     driver.handle(OPEN)
     (reply,) = replies_in(driver.handle(FitChecked("w is float32 (3,) there")))
@@ -347,7 +347,7 @@ def test_a_flower_server_that_does_not_start_fails_the_run(kind: RefusalKind) ->
     ]
 
 
-def test_a_server_that_starts_after_its_run_was_cancelled_is_stopped() -> None:
+def test_a_server_that_starts_after_a_cancellation_is_stopped() -> None:
     driver = ServerDriver(running_machine(ServerState.WAITING))
     driver.handle(OPEN, FitChecked())
     cancel = CancelRequested(RequestId(8), CancelRun(task=NAME, run=RUN, reason="enough"))
@@ -386,7 +386,7 @@ def test_a_flower_server_that_is_up_invites_the_clients() -> None:
     assert driver.machine.health(NOW).open_run == invitation
 
 
-def test_the_quorum_begins_the_training_and_each_client_counts_once() -> None:
+def test_the_quorum_starts_the_training_and_counts_clients_once() -> None:
     driver = ServerDriver(running_machine(ServerState.RECRUITING, **RUN_DATA))
     assert driver.handle(joined("c1")) == []
     assert driver.handle(joined("c1")) == []
@@ -400,7 +400,7 @@ def test_the_quorum_begins_the_training_and_each_client_counts_once() -> None:
     ]
 
 
-def test_recruiting_that_expires_names_who_came_and_who_declined() -> None:
+def test_expired_recruiting_names_joined_and_declined_clients() -> None:
     driver = ServerDriver(running_machine(ServerState.RECRUITING, **RUN_DATA))
     driver.handle(joined("c1"))
     assert driver.handle(TimerFired(TimerName.RECRUITING)) == [ReadDeclined(RUN)]
@@ -498,7 +498,7 @@ def test_a_server_that_is_lost_while_recruiting_fails_the_run() -> None:
 # --- the end of a run, in one direction ---------------------------------------------------------------
 
 
-def test_a_finished_run_becomes_the_champion_and_then_the_clients_hear_of_it() -> None:
+def test_a_finished_run_becomes_champion_before_it_is_announced() -> None:
     driver = ServerDriver(running_machine(ServerState.TRAINING, **TRAINED))
     deadline = NOW + timedelta(seconds=training_run.PUBLISH_S)
     finished = RunFinished(task=NAME, run=RUN, rounds=2, artifact=artifact(2))
@@ -545,7 +545,7 @@ def test_a_finished_run_becomes_the_champion_and_then_the_clients_hear_of_it() -
     assert driver.machine.accepts(other)
 
 
-def test_a_version_that_the_gate_rejects_is_kept_and_the_champion_stays() -> None:
+def test_a_version_that_the_gate_rejects_leaves_the_champion() -> None:
     driver = ServerDriver(running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
     verdict = PromotionVerdict(promote=False, reason="loss 0.8, champion 0.5")
     reason = "version 2 is not promoted: loss 0.8, champion 0.5"
@@ -568,7 +568,7 @@ def test_a_store_that_takes_no_version_fails_the_run() -> None:
     ]
 
 
-def test_a_champion_that_cannot_be_offered_is_not_announced_and_the_run_ends() -> None:
+def test_a_champion_that_cannot_be_offered_is_not_announced() -> None:
     driver = ServerDriver(running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
     verdict = PromotionVerdict(promote=True, reason="better")
     driver.handle(VersionPublished(manifest(2), verdict, champion(2), keep=20))
@@ -615,7 +615,7 @@ def test_a_promotion_is_checked_made_announced_and_then_answered() -> None:
     ]
 
 
-def test_a_rollback_without_a_version_goes_to_the_champion_before() -> None:
+def test_a_rollback_without_a_version_uses_the_previous_champion() -> None:
     driver = ServerDriver(running_machine(ServerState.WAITING))
     assert driver.handle(ROLL_BACK) == [CheckPromotion(None, model(1), OLD)]
     assert driver.handle(PromotionRefused("there is none")) == [refused("there is none")]
@@ -669,7 +669,7 @@ def unusable(reason: str, trouble: StoreProblem, *, has_file: bool = False) -> S
     return StoreChecked(model(1), None, has_file, reason, trouble)
 
 
-def test_trouble_is_published_once_and_checked_again_until_it_is_over() -> None:
+def test_an_unusable_store_is_published_once_and_checked_again() -> None:
     driver = ServerDriver(make_machine(ServerState.WAITING))
     driver.handle(ManagerStarted(task_at(OLD)))
     trouble = unusable("it does not answer", StoreProblem.UNAVAILABLE)
@@ -700,7 +700,7 @@ def test_trouble_is_published_once_and_checked_again_until_it_is_over() -> None:
     assert (info.model, info.blob) == (model(1), blob(1))
 
 
-def test_a_copy_on_this_machine_is_offered_while_the_store_is_down() -> None:
+def test_a_local_copy_is_offered_while_the_store_is_down() -> None:
     driver = ServerDriver(make_machine(ServerState.WAITING))
     driver.handle(ManagerStarted(task_at(OLD)))
     trouble = unusable("it does not answer", StoreProblem.UNAVAILABLE, has_file=True)
@@ -719,7 +719,7 @@ def test_a_check_of_a_former_champion_is_repeated() -> None:
 # --- which events wait --------------------------------------------------------------------------------
 
 
-def test_requests_wait_while_a_version_is_published_and_messages_do_not() -> None:
+def test_requests_wait_while_a_version_is_published() -> None:
     machine = running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED)
     waiting: list[Event] = [OPEN, PROMOTE, LineageRequested(ID, StartLineage(task=NAME)), store_is_usable(1)]
     assert not [event for event in waiting if machine.accepts(event)]
@@ -736,7 +736,7 @@ def test_a_finished_run_waits_for_the_check_of_a_promotion() -> None:
     assert driver.machine.accepts(RunFinished(task=NAME, run=RUN, rounds=2, artifact=artifact(2)))
 
 
-def test_neither_code_nor_champion_changes_while_the_fit_is_checked() -> None:
+def test_code_and_champion_do_not_change_during_the_fit_check() -> None:
     driver = ServerDriver(running_machine(ServerState.WAITING))
     driver.handle(OPEN)
     proposal = CodeProposed(ProposedVersion(task_at(NEW), ("100%",)))

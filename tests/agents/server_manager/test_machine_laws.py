@@ -114,7 +114,7 @@ SMALL = PLAN.model_copy(update={"quorum": 1})
 
 
 class ServerWalk:
-    """An agent that performs effects in no time, and whose jobs end in any order, well or badly."""
+    """An agent that performs effects at once, and whose jobs succeed or fail in any order."""
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
@@ -215,7 +215,7 @@ class ServerWalk:
             is_idle = self.machine.health(NOW).state is ServerState.WAITING
             choices += [
                 (5 if is_idle else 0, self.open_a_run),
-                (6, self.hear_of_the_run),
+                (6, self.receive_run_message),
                 (2, self.ask_for_something),
                 (0 if self.machine.rollout.is_rolling else 2, self.propose_code),
                 (4, self.answer_for_a_client),
@@ -273,7 +273,7 @@ class ServerWalk:
         request = OpenRun(task=NAME, run=self.run, plan=SMALL)
         self.decide(RunRequested(self.next_id(), request, ""))
 
-    def hear_of_the_run(self) -> None:
+    def receive_run_message(self) -> None:
         run, client = self.run, self.random.choice(CLIENTS)
         version = self.machine._server.data.code_version
         result = RoundResult(round=1, participants={client: 1})
@@ -384,6 +384,6 @@ def test_no_order_of_events_breaks_the_server(seed: int) -> None:
     walked(seed)
 
 
-def test_the_walks_take_every_arrow_of_the_server_and_of_the_code() -> None:
+def test_the_walks_take_every_arrow_of_server_and_code() -> None:
     taken = {arrow for seed in range(100) for arrow in walked(seed).arrows}
     assert {(str(state), str(event)) for state, event in (*SERVER.arrows, *CODE.arrows)} - taken == set()

@@ -152,7 +152,7 @@ class S3Store:
 
 StoreUnderTest = DirectoryStore | S3Store
 DIRECTORY_TROUBLES = [StoreProblem.UNAVAILABLE, StoreProblem.DAMAGED, StoreProblem.EMPTY]
-"""Whom the file system denies something finds it unavailable: that it is there cannot be seen then."""
+"""A directory without permission counts as unavailable: whether it exists cannot be seen."""
 ERROR_TEXT = {
     StoreProblem.UNAVAILABLE: "cannot use ",
     StoreProblem.DENIED: " denied: ",
@@ -170,15 +170,15 @@ async def store_under_test(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[StoreUnderTest]:
     """Where the models of the federation lie; each manager that starts finds its cache empty."""
-    beside = tmp_path / "beside"
-    beside.mkdir()
+    local = tmp_path / "local"
+    local.mkdir()
     if request.param == "directory":
-        yield DirectoryStore(fed.config.store_url, beside)
+        yield DirectoryStore(fed.config.store_url, local)
         return
     async with run_faulty_proxy(s3_server.port) as way:
         url = f"s3://fedbus/{tmp_path.name}?endpoint=http://127.0.0.1:{way.port}&cache={tmp_path / 'cache'}"
         fed.config = replace(fed.config, store=url)
-        store_under_test = S3Store(url, s3_server, way, monkeypatch, beside)
+        store_under_test = S3Store(url, s3_server, way, monkeypatch, local)
         yield store_under_test
         await store_under_test.repair()
 
@@ -188,7 +188,7 @@ def for_each_store(in_directory: list[StoreProblem], in_s3: list[StoreProblem]) 
     return pytest.mark.parametrize(("store_under_test", "trouble"), cases, indirect=["store_under_test"])
 
 
-# --- who is there --------------------------------------------------------------------------------------------------
+# --- fixtures ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def request_run(fed: FederationHarness) -> Callable[[], Awaitable[Any]]:
 
 
 @pytest.mark.parametrize("store_under_test", ["directory", "s3"], indirect=True)
-async def test_an_empty_repository_of_a_federation_that_never_had_a_model_is_begun(
+async def test_an_empty_repository_of_a_new_federation_gets_a_first_model(
     fed: FederationHarness, builder: FakeFlowerServer
 ) -> None:
     async with run_manager(fed):
@@ -253,19 +253,19 @@ async def test_an_empty_repository_of_a_federation_that_never_had_a_model_is_beg
 
 
 @for_each_store([StoreProblem.DAMAGED], [StoreProblem.UNAVAILABLE, StoreProblem.DENIED, StoreProblem.DAMAGED])
-async def test_a_first_start_tells_which_trouble_it_is_begins_no_model_and_takes_up_what_there_is(
+async def test_a_first_start_waits_for_an_unusable_store(
     fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer, trouble: StoreProblem
 ) -> None:
     await open_model_store(fed.config.store_url, TASK).prepare()
     there = await publish_version(fed, builder, 1)
     await store_under_test.break_store(trouble)
     async with run_manager(fed):
-        told = await fed.wait_for_event("server", "store_unavailable")
-        assert (told.target, fed.server_facts().trouble) == (ServerState.MODEL_INIT, trouble)
-        assert ERROR_TEXT[trouble] in told.reason
-        assert "hush" not in told.reason
+        transition = await fed.wait_for_event("server", "store_unavailable")
+        assert (transition.target, fed.server_facts().trouble) == (ServerState.MODEL_INIT, trouble)
+        assert ERROR_TEXT[trouble] in transition.reason
+        assert "hush" not in transition.reason
         for asks in (request_run(fed), lambda: fed.bus.request(GetServerInfo(task=TASK))):
-            assert told.reason in await refusal_reason(asks)
+            assert transition.reason in await refusal_reason(asks)
         await store_under_test.repair()
         await fed.wait_for_state("server", "waiting")
         assert (fed.server_facts().model, fed.server_facts().trouble) == (there.ref, None)
@@ -274,14 +274,14 @@ async def test_a_first_start_tells_which_trouble_it_is_begins_no_model_and_takes
 
 
 @pytest.mark.parametrize("store_under_test", ["directory"], indirect=True)
-async def test_a_directory_that_cannot_be_one_is_unavailable_and_the_manager_stays(
+async def test_an_impossible_directory_is_reported_as_unavailable(
     fed: FederationHarness, builder: FakeFlowerServer, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("not a directory")
     fed.config = replace(fed.config, store=str(tmp_path / "file" / "models"))
     async with run_manager(fed) as manager:
-        told = await fed.wait_for_event("server", "store_unavailable")
-        assert "make it a directory that exists" in told.reason
+        transition = await fed.wait_for_event("server", "store_unavailable")
+        assert "make it a directory that exists" in transition.reason
         assert fed.server_facts().trouble is StoreProblem.UNAVAILABLE
         assert not manager.error
     assert builder.model_count == 0
@@ -291,7 +291,7 @@ async def test_a_directory_that_cannot_be_one_is_unavailable_and_the_manager_sta
 
 
 @for_each_store(DIRECTORY_TROUBLES, list(StoreProblem))
-async def test_a_restarted_manager_tells_which_trouble_it_is_stays_begins_nothing_and_goes_on_when_it_is_over(
+async def test_a_restart_waits_for_an_unusable_store(
     fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer, trouble: StoreProblem
 ) -> None:
     async with run_manager(fed) as manager:
@@ -300,14 +300,14 @@ async def test_a_restarted_manager_tells_which_trouble_it_is_stays_begins_nothin
         await manager.kill()
         await store_under_test.break_store(trouble)
         manager.start()
-        told = await fed.wait_for_event("server", "store_unavailable")
-        assert (told.target, fed.server_facts().trouble) == (ServerState.WAITING, trouble)
-        assert ERROR_TEXT[trouble] in told.reason
-        assert await refusal_reason(request_run(fed)) == told.reason
-        if trouble is not StoreProblem.DAMAGED:  # then the champion itself can be had
-            assert told.reason in await refusal_reason(lambda: fed.bus.request(GetServerInfo(task=TASK)))
+        transition = await fed.wait_for_event("server", "store_unavailable")
+        assert (transition.target, fed.server_facts().trouble) == (ServerState.WAITING, trouble)
+        assert ERROR_TEXT[trouble] in transition.reason
+        assert await refusal_reason(request_run(fed)) == transition.reason
+        if trouble is not StoreProblem.DAMAGED:  # corrupt: the champion itself is available
+            assert transition.reason in await refusal_reason(lambda: fed.bus.request(GetServerInfo(task=TASK)))
         if trouble is StoreProblem.UNAVAILABLE and isinstance(store_under_test, DirectoryStore):
-            assert not store_under_test.home.exists(), "nothing is made in the place of what is away"
+            assert not store_under_test.home.exists(), "nothing is created in place of the unavailable store"
 
         await store_under_test.repair()
         await fed.wait_for_event("server", "store_recovered")
@@ -318,7 +318,7 @@ async def test_a_restarted_manager_tells_which_trouble_it_is_stays_begins_nothin
 
 
 @pytest.mark.parametrize("store_under_test", ["directory", "s3"], indirect=True)
-async def test_where_only_latest_is_damaged_the_champion_is_given_out_all_the_same(
+async def test_a_corrupt_latest_pointer_does_not_stop_the_champion(
     fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer
 ) -> None:
     async with run_manager(fed) as manager:
@@ -332,7 +332,7 @@ async def test_where_only_latest_is_damaged_the_champion_is_given_out_all_the_sa
 
 
 @for_each_store([], [StoreProblem.UNAVAILABLE, StoreProblem.DENIED])
-async def test_of_an_s3_that_cannot_be_asked_a_copy_on_this_machine_is_given_out(
+async def test_a_local_copy_is_offered_while_s3_is_unavailable(
     fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer, trouble: StoreProblem
 ) -> None:
     async with run_manager(fed, keeps_copies=True) as manager:
@@ -340,13 +340,13 @@ async def test_of_an_s3_that_cannot_be_asked_a_copy_on_this_machine_is_given_out
         await manager.kill()
         await store_under_test.break_store(trouble)
         manager.start()
-        told = await fed.wait_for_event("server", "store_unavailable")
+        transition = await fed.wait_for_event("server", "store_unavailable")
         await eventually(lambda: is_model_served(fed))
-        assert await refusal_reason(request_run(fed)) == told.reason
+        assert await refusal_reason(request_run(fed)) == transition.reason
 
 
 @pytest.mark.parametrize("store_under_test", ["directory", "s3"], indirect=True)
-async def test_damaged_weights_of_the_champion_are_told_and_another_version_may_be_served_instead(
+async def test_corrupt_weights_can_be_replaced_by_another_version(
     fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer
 ) -> None:
     async with run_manager(fed) as manager:
@@ -356,8 +356,8 @@ async def test_damaged_weights_of_the_champion_are_told_and_another_version_may_
         other = await publish_version(fed, builder, 2)
         await store_under_test.overwrite(f"{champion.sha256}.safetensors", b"\xff" * champion.size_bytes)
         await manager.restart()
-        told = await fed.wait_for_event("server", "store_unavailable")
-        assert "its bytes have digest" in told.reason
+        transition = await fed.wait_for_event("server", "store_unavailable")
+        assert "its bytes have digest" in transition.reason
         assert fed.server_facts().trouble is StoreProblem.DAMAGED
         await fed.bus.request(PromoteModel(task=TASK, model_version=2))
         assert (await fed.wait_for_message(ModelPublished)).model == other.ref
@@ -365,7 +365,7 @@ async def test_damaged_weights_of_the_champion_are_told_and_another_version_may_
 
 
 @pytest.mark.parametrize("store_under_test", ["directory"], indirect=True)
-async def test_another_repository_than_the_log_s_is_damage_and_not_taken_for_it(
+async def test_another_repository_than_the_logs_counts_as_corrupt(
     fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer
 ) -> None:
     async with run_manager(fed) as manager:
@@ -374,14 +374,14 @@ async def test_another_repository_than_the_log_s_is_damage_and_not_taken_for_it(
         await store_under_test.break_store(StoreProblem.EMPTY)
         await publish_version(fed, builder, 1)
         manager.start()
-        told = await fed.wait_for_event("server", "store_unavailable")
-        assert "its version 1 is another model" in told.reason
+        transition = await fed.wait_for_event("server", "store_unavailable")
+        assert "its version 1 is another model" in transition.reason
         assert fed.server_facts().trouble is StoreProblem.DAMAGED
         assert not await is_model_served(fed)
 
 
 class DeniedAfterPromotion(ModelRepository):
-    """A directory whose weights may not be read any more from the moment in which a version is crowned."""
+    """A directory whose weights cannot be read any more after a version was promoted."""
 
     should_deny = False
     is_denied = False
@@ -398,7 +398,7 @@ class DeniedAfterPromotion(ModelRepository):
 
 
 @pytest.mark.parametrize("store_under_test", ["directory"], indirect=True)
-async def test_a_new_champion_whose_weights_cannot_be_had_is_given_out_when_they_can_and_the_manager_stays(
+async def test_a_new_champion_is_offered_when_its_weights_are_available(
     fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer
 ) -> None:
     store = DeniedAfterPromotion(DirectoryObjectStore(Path(store_under_test.url), TaskId(TASK)))
@@ -412,9 +412,9 @@ async def test_a_new_champion_whose_weights_cannot_be_had_is_given_out_when_they
         other = await publish_version(fed, builder, 2)
         store.should_deny = True
         await fed.bus.request(PromoteModel(task=TASK, model_version=2))
-        told = await fed.wait_for_event("server", "store_unavailable")
+        transition = await fed.wait_for_event("server", "store_unavailable")
         assert fed.server_facts().trouble is StoreProblem.DENIED
-        assert told.reason in await refusal_reason(lambda: fed.bus.request(GetServerInfo(task=TASK)))
+        assert transition.reason in await refusal_reason(lambda: fed.bus.request(GetServerInfo(task=TASK)))
         assert fed.messages_of(ModelPublished) == []
         store.is_denied = False
         assert (await fed.wait_for_message(ModelPublished)).model == other.ref
@@ -423,7 +423,7 @@ async def test_a_new_champion_whose_weights_cannot_be_had_is_given_out_when_they
 
 @pytest.mark.parametrize("training", [False, True], ids=["recruiting", "training"])
 @pytest.mark.parametrize("store_under_test", ["directory"], indirect=True)
-async def test_a_run_under_way_goes_on_while_the_repository_is_in_trouble(
+async def test_an_active_run_continues_while_the_repository_is_unusable(
     fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer, training: bool
 ) -> None:
     async with run_manager(fed) as manager:
@@ -434,8 +434,8 @@ async def test_a_run_under_way_goes_on_while_the_repository_is_in_trouble(
         await manager.kill()
         await store_under_test.break_store(StoreProblem.UNAVAILABLE)
         manager.start()
-        told = await fed.wait_for_event("server", "store_unavailable")
-        assert told.target == ("training" if training else "recruiting")
+        transition = await fed.wait_for_event("server", "store_unavailable")
+        assert transition.target == ("training" if training else "recruiting")
         if not training:
             await store_under_test.repair()
             await fed.wait_for_event("server", "store_recovered")
@@ -446,6 +446,6 @@ async def test_a_run_under_way_goes_on_while_the_repository_is_in_trouble(
 
 
 async def send_joined(fed: FederationHarness) -> None:
-    said = ClientJoined(task=TASK, client="c1", run=RUN, code_version=fed.config.task.code_version)
-    await fed.publish(said, sender="trainer")
+    message = ClientJoined(task=TASK, client="c1", run=RUN, code_version=fed.config.task.code_version)
+    await fed.publish(message, sender="trainer")
     await fed.wait_for_message(BeginTraining)

@@ -89,17 +89,17 @@ async def publish_first_version(flower: OneClientFlowerServer, *, code_version: 
 
 
 async def served_version(fed: FederationHarness) -> tuple[int, int]:
-    """The version that clients are given, and the term."""
-    told: list[tuple[int, int]] = []
+    """Return the version and the term that clients get."""
+    offered: list[tuple[int, int]] = []
 
-    async def is_given_out() -> bool:
+    async def is_offered() -> bool:
         with suppress(RequestRefused):  # a manager that has come back asks its repository first
             info = await fed.bus.request(GetServerInfo(task=TASK))
-            told.append((info.model.version, info.term))
-        return bool(told)
+            offered.append((info.model.version, info.term))
+        return bool(offered)
 
-    await eventually(is_given_out)
-    return told[0]
+    await eventually(is_offered)
+    return offered[0]
 
 
 async def read_champion(flower: OneClientFlowerServer) -> Champion:
@@ -111,7 +111,7 @@ async def read_champion(flower: OneClientFlowerServer) -> Champion:
 # --- the gate --------------------------------------------------------------------------------------
 
 
-async def test_a_model_that_is_no_worse_is_served_and_everybody_hears_of_it(
+async def test_a_model_that_is_not_worse_is_promoted_and_announced(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.complete_run(1, loss=0.5)
@@ -122,13 +122,13 @@ async def test_a_model_that_is_no_worse_is_served_and_everybody_hears_of_it(
     assert (await read_champion(flower)).before == (2, 1)
 
 
-async def test_a_worse_model_is_a_version_that_is_kept_back_and_the_old_one_is_served_on(
+async def test_a_worse_model_is_stored_but_not_promoted(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.complete_run(1, loss=0.5)
     await flower.complete_run(2, loss=0.8)
-    kept = await fed.wait_for_event("server", "candidate_kept")
-    assert "loss 0.8, champion 0.5: 60.0 % worse (limit 10 %)" in kept.reason
+    transition = await fed.wait_for_event("server", "candidate_kept")
+    assert "loss 0.8, champion 0.5: 60.0 % worse (limit 10 %)" in transition.reason
     assert await served_version(fed) == (2, 2)
     assert len(fed.messages_of(ModelPublished)) == 1
     assert not fed.messages_of(ServerClosed)[-1].new_model
@@ -138,7 +138,7 @@ async def test_a_worse_model_is_a_version_that_is_kept_back_and_the_old_one_is_s
     assert (facts.candidate.version, facts.model and facts.model.version) == (3, 2)
 
 
-async def test_the_next_run_begins_with_the_model_that_is_served_and_not_with_the_one_that_was_kept_back(
+async def test_the_next_run_starts_from_the_champion(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.complete_run(1, loss=0.5)
@@ -150,7 +150,7 @@ async def test_the_next_run_begins_with_the_model_that_is_served_and_not_with_th
     assert await served_version(fed) == (4, 3)
 
 
-async def test_a_model_whose_loss_is_no_number_is_never_served(
+async def test_a_model_with_a_loss_of_nan_is_never_promoted(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.complete_run(1, loss=float("nan"))
@@ -158,45 +158,45 @@ async def test_a_model_whose_loss_is_no_number_is_never_served(
     assert await served_version(fed) == (1, 1)
 
 
-async def test_what_was_made_of_a_model_that_is_not_served_any_more_waits_for_a_person(
+async def test_a_version_based_on_a_former_champion_is_not_promoted(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.complete_run(1, loss=0.5)
     await flower.begin_training_run(2)
     await fed.bus.request(RollBackModel(task=TASK, reason="version 2 was poisoned"))
     await flower.finish_with_metrics(2, loss=0.1)
-    kept = await fed.wait_for_event("server", "candidate_kept")
-    assert "it was made from version 2, and version 1 has been served since" in kept.reason
+    transition = await fed.wait_for_event("server", "candidate_kept")
+    assert "it was made from version 2, and version 1 has been served since" in transition.reason
     assert (await served_version(fed))[0] == 1
 
 
 # --- by hand ---------------------------------------------------------------------------------------
 
 
-async def test_a_version_that_was_kept_back_is_promoted_by_hand(
+async def test_a_version_that_was_not_promoted_can_be_promoted_by_hand(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.complete_run(1, loss=0.5)
     await flower.complete_run(2, loss=0.8)
     answer: ModelPromoted = await fed.bus.request(
-        PromoteModel(task=TASK, model_version=3, reason="it is right where it counts")
+        PromoteModel(task=TASK, model_version=3, reason="better on rare classes")
     )
     assert (answer.model.version, answer.instead_of) == (3, 2)
-    told = await fed.wait_for_message(ModelPublished, times=2)
-    assert (told.model.version, told.term, told.reason) == (3, 3, "it is right where it counts")
-    assert (await read_champion(flower)).reason == "it is right where it counts"
+    message = await fed.wait_for_message(ModelPublished, times=2)
+    assert (message.model.version, message.term, message.reason) == (3, 3, "better on rare classes")
+    assert (await read_champion(flower)).reason == "better on rare classes"
     assert fed.events_of("server")[-1] == "model_promoted"
 
 
-async def test_a_rollback_goes_to_the_champion_before_and_everybody_hears_of_it(
+async def test_a_rollback_announces_the_previous_champion(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.complete_run(1, loss=0.5)
     await flower.complete_run(2, loss=0.4)
     answer: ModelPromoted = await fed.bus.request(RollBackModel(task=TASK))
     assert (answer.model.version, answer.instead_of) == (2, 3)
-    told = await fed.wait_for_message(ModelPublished, times=3)
-    assert (told.model.version, told.term) == (2, 4)
+    message = await fed.wait_for_message(ModelPublished, times=3)
+    assert (message.model.version, message.term) == (2, 4)
     assert await served_version(fed) == (2, 4)
 
 
@@ -225,7 +225,7 @@ async def test_what_is_served_may_change_while_a_run_is_under_way(
     assert (await fed.wait_for_event("server", "model_promoted")).target == state
 
 
-async def test_what_cannot_be_served_is_refused_in_words(
+async def test_an_impossible_promotion_is_refused_with_a_reason(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     for request, reason in (
@@ -238,19 +238,19 @@ async def test_what_cannot_be_served_is_refused_in_words(
     assert await served_version(fed) == (1, 1)
 
 
-async def test_to_promote_the_version_that_is_served_names_it_anew_to_the_devices_that_went_back_from_it(
+async def test_a_champion_can_be_promoted_again_after_device_rollbacks(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     answer: ModelPromoted = await fed.bus.request(PromoteModel(task=TASK, model_version=1, reason="again"))
     assert (answer.model.version, answer.instead_of) == (1, 1)
-    told = await fed.wait_for_message(ModelPublished)
-    assert (told.model.version, told.term, told.reason) == (1, 2, "again")
+    message = await fed.wait_for_message(ModelPublished)
+    assert (message.model.version, message.term, message.reason) == (1, 2, "again")
     assert await served_version(fed) == (1, 2)
     with pytest.raises(RequestRefused, match="no champion before this one"):
         await fed.bus.request(RollBackModel(task=TASK))
 
 
-async def test_a_version_that_does_not_fit_the_code_is_refused_and_the_tensor_is_named(
+async def test_a_version_that_does_not_fit_the_code_is_refused(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     flower.width = 5
@@ -261,7 +261,7 @@ async def test_a_version_that_does_not_fit_the_code_is_refused_and_the_tensor_is
     assert await served_version(fed) == (2, 2)
 
 
-async def test_a_run_whose_code_makes_another_model_is_refused_with_the_tensor_and_the_way_out(
+async def test_a_run_whose_code_makes_another_model_is_refused(
     fed: FederationHarness, flower: OneClientFlowerServer
 ) -> None:
     await publish_first_version(flower, code_version="of yesterday")
@@ -282,7 +282,7 @@ async def test_a_run_whose_code_makes_another_model_is_refused_with_the_tensor_a
         assert len(flower.check_requests) == 1
 
 
-async def test_a_run_of_new_code_that_makes_the_same_model_begins(
+async def test_a_run_of_new_code_that_makes_the_same_model_starts(
     fed: FederationHarness, flower: OneClientFlowerServer
 ) -> None:
     await publish_first_version(flower, code_version="of yesterday")
@@ -310,7 +310,7 @@ async def test_a_new_lineage_begins_with_a_first_model_and_no_parent(
 # --- signatures, and a manager that comes back -----------------------------------------------------
 
 
-async def test_every_version_is_signed_and_its_seal_goes_with_every_word_of_it(
+async def test_every_announcement_has_the_signature_of_its_version(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer, tmp_path: Path
 ) -> None:
     trusted = TrustedKeys.load(tmp_path / "fedbus.key.pub")
@@ -319,11 +319,11 @@ async def test_every_version_is_signed_and_its_seal_goes_with_every_word_of_it(
         trusted.verify_manifest(manifest)
     info = await fed.bus.request(GetServerInfo(task=TASK))
     trusted.verify(TASK, info.model, info.seal)
-    told = fed.messages_of(ModelPublished)[0]
-    trusted.verify(TASK, told.model, told.seal)
+    transition = fed.messages_of(ModelPublished)[0]
+    trusted.verify(TASK, transition.model, transition.seal)
 
 
-async def test_a_manager_that_died_between_pointer_and_word_says_the_word_when_it_is_back(
+async def test_a_restart_announces_a_champion_that_was_not_announced(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.complete_run(1, loss=0.5)
@@ -336,7 +336,7 @@ async def test_a_manager_that_died_between_pointer_and_word_says_the_word_when_i
     assert await served_version(fed) == (1, 3)
 
 
-async def test_a_repository_of_before_there_were_champions_serves_its_newest_version(
+async def test_a_repository_without_a_champion_serves_its_newest_version(
     fed: FederationHarness, flower: OneClientFlowerServer
 ) -> None:
     await publish_first_version(flower, code_version="x")

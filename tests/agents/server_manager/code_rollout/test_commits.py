@@ -18,7 +18,7 @@ from fedbus.contracts.server import BeginTraining, OpenRun, RunFinished
 # --- all clients at once ---------------------------------------------------------------------------
 
 
-async def test_a_commit_comes_to_everybody_is_tried_by_a_run_and_stays(
+async def test_a_commit_is_rolled_out_tried_by_a_run_and_deployed(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -29,8 +29,8 @@ async def test_a_commit_comes_to_everybody_is_tried_by_a_run_and_stays(
     await peers.create_clients("c1", "c2")
     new = repository.commit(REVISED_FILES, by=ada)
     await server.look_for_code()
-    told = await fed.wait_for_message(CodePublished, times=2)
-    assert (told.code_version, told.candidate, told.cohort.up_to) == (old, new, 1.0)
+    message = await fed.wait_for_message(CodePublished, times=2)
+    assert (message.code_version, message.candidate, message.cohort.up_to) == (old, new, 1.0)
 
     await peers.send_code_ready("c1", new)
     await peers.send_code_ready("c2", new)
@@ -42,12 +42,12 @@ async def test_a_commit_comes_to_everybody_is_tried_by_a_run_and_stays(
     assert fed.events_of("code") == ["started", "code_found", "stage_ready", "rollout_finished"]
     assert (server.facts.code_version, server.facts.previous, server.facts.candidate) == (new, (old,), "")
     await fed.wait_until(
-        lambda: fed.messages_of(CodePublished)[-1].code_version == new, "everybody to be told"
+        lambda: fed.messages_of(CodePublished)[-1].code_version == new, "all clients to get the version"
     )
     assert (peers.start_requests[0].code_version, fed.server_facts().code_version) == (new, new)
 
 
-async def test_the_first_model_and_each_run_name_the_code_that_they_are_made_of(
+async def test_the_first_model_and_each_run_name_their_code_version(
     fed: FederationHarness, server: RolloutServer, peers: FakePeers, repository: Repository
 ) -> None:
     await peers.complete_run(1, repository.head, "c1", "c2")
@@ -112,14 +112,14 @@ async def test_a_commit_during_a_run_waits_for_its_end(
 # --- what is no version --------------------------------------------------------------------------
 
 
-async def test_an_unsigned_commit_is_rejected_and_nobody_is_told_to_take_it(
+async def test_an_unsigned_commit_is_rejected_and_not_published(
     fed: FederationHarness, server: RolloutServer, repository: Repository
 ) -> None:
     unsigned = repository.commit(REVISED_FILES)
     assert "it is not signed" in await server.look_for_code()
     await fed.wait_for_event("code", "code_rejected")
     assert unsigned in server.facts.rejected
-    assert all(told.candidate != unsigned for told in fed.messages_of(CodePublished))
+    assert all(message.candidate != unsigned for message in fed.messages_of(CodePublished))
 
 
 async def test_a_stranger_s_commit_is_rejected(
@@ -132,7 +132,7 @@ async def test_a_stranger_s_commit_is_rejected(
     assert forged in server.facts.rejected
 
 
-async def test_a_commit_whose_check_fails_is_rejected_once_and_not_again(
+async def test_a_commit_whose_check_fails_is_rejected_once(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -147,7 +147,7 @@ async def test_a_commit_whose_check_fails_is_rejected_once_and_not_again(
     assert len(peers.check_requests) == 1
 
 
-async def test_another_architecture_is_rejected_with_the_tensor_that_differs_and_how_to_begin_anew(
+async def test_another_architecture_is_rejected_with_the_remedy(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -162,7 +162,7 @@ async def test_another_architecture_is_rejected_with_the_tensor_that_differs_and
     assert "--new-lineage" in reason
 
 
-async def test_a_history_that_was_rewritten_behind_us_is_not_followed_until_somebody_says_so(
+async def test_a_rewritten_history_needs_a_manual_rollout(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -181,7 +181,7 @@ async def test_a_history_that_was_rewritten_behind_us_is_not_followed_until_some
 # --- what passes ---------------------------------------------------------------------------------
 
 
-async def test_a_commit_that_cannot_be_checked_now_is_not_rejected_and_taken_when_it_can(
+async def test_a_commit_that_cannot_be_checked_now_is_retried(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -192,9 +192,9 @@ async def test_a_commit_that_cannot_be_checked_now_is_not_rejected_and_taken_whe
     peers.blocked_reason = "cannot use s3://models: it does not answer"
     with pytest.raises(RequestRefused, match="cannot be checked: cannot use s3://models"):
         await server.look_for_code()
-    told = await fed.wait_for_event("code", "following_held_up")
-    assert "does not answer" in told.reason
-    assert server.facts.held_up == told.reason
+    transition = await fed.wait_for_event("code", "following_held_up")
+    assert "does not answer" in transition.reason
+    assert server.facts.held_up == transition.reason
     peers.blocked_reason = ""
     await server.look_for_code()
     await fed.wait_for_event("code", "following_resumed")
@@ -207,9 +207,9 @@ async def test_a_commit_that_cannot_be_checked_now_is_not_rejected_and_taken_whe
         ("cannot use s3://models: it does not answer", True),
         ("models/1.safetensors is corrupt: restore it from a copy", False),
     ],
-    ids=["away", "damaged"],
+    ids=["unavailable", "damaged"],
 )
-async def test_a_run_that_a_store_hinders_is_no_fault_of_its_code_and_another_one_tries_it(
+async def test_a_run_that_a_store_blocks_is_repeated(
     hindrance: str,
     passes: bool,
     fed: FederationHarness,
@@ -230,21 +230,21 @@ async def test_a_run_that_a_store_hinders_is_no_fault_of_its_code_and_another_on
     assert (server.facts.candidate, server.facts.rejected) == (new, {})
 
 
-async def test_a_repository_that_is_away_is_said_once_and_when_it_is_back(
+async def test_an_unavailable_repository_is_published_once(
     fed: FederationHarness, server: RolloutServer, peers: FakePeers, repository: Repository
 ) -> None:
-    away = repository.path.rename(repository.path.with_name("away"))
+    moved = repository.path.rename(repository.path.with_name("moved"))
     for _ in range(3):
         with pytest.raises(RequestRefused, match="check that it exists"):
             await server.look_for_code()
     await fed.wait_for_event("code", "following_held_up")
-    away.rename(repository.path)
+    moved.rename(repository.path)
     await server.look_for_code()
     await fed.wait_for_event("code", "following_resumed")
     assert fed.events_of("code") == ["started", "following_held_up", "following_resumed"]
 
 
-async def test_a_commit_whose_signer_becomes_an_allowed_one_is_looked_at_again(
+async def test_a_commit_whose_signer_becomes_allowed_is_checked_again(
     fed: FederationHarness, server: RolloutServer, peers: FakePeers, repository: Repository, tmp_path: Path
 ) -> None:
     bob = make_signer("bob", tmp_path)
@@ -257,7 +257,7 @@ async def test_a_commit_whose_signer_becomes_an_allowed_one_is_looked_at_again(
     assert (server.facts.candidate, server.facts.rejected, server.facts.not_signed) == (new, {}, ())
 
 
-async def test_a_restarted_manager_looks_again_at_what_nobody_allowed_had_signed_and_rejects_it_without_a_word(
+async def test_a_restart_rejects_an_unsigned_commit_silently(
     fed: FederationHarness, server: RolloutServer, peers: FakePeers, repository: Repository, tmp_path: Path
 ) -> None:
     repository.commit(REVISED_FILES, by=make_signer("bob", tmp_path))
@@ -272,7 +272,7 @@ async def test_a_restarted_manager_looks_again_at_what_nobody_allowed_had_signed
 # --- while another commit is rolled out ----------------------------------------------------------
 
 
-async def test_a_bad_commit_in_a_rollout_is_rejected_and_the_rollout_goes_on(
+async def test_a_bad_commit_in_a_rollout_does_not_stop_the_rollout(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -301,7 +301,7 @@ async def test_a_newer_commit_in_a_rollout_becomes_the_candidate(
     assert (found.source, found.target) == ("rolling", "rolling")
 
 
-async def test_a_repository_that_is_away_in_a_rollout_does_not_end_it(
+async def test_an_unavailable_repository_does_not_end_a_rollout(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -309,14 +309,14 @@ async def test_a_repository_that_is_away_in_a_rollout_does_not_end_it(
     ada: CommitSigner,
 ) -> None:
     new = await peers.prepare_candidate(server, REVISED_FILES, repository, ada)
-    repository.path.rename(repository.path.with_name("away"))
+    repository.path.rename(repository.path.with_name("moved"))
     with pytest.raises(RequestRefused, match="check that it exists"):
         await server.look_for_code()
     assert (await fed.wait_for_event("code", "following_held_up")).target == "rolling"
     assert server.facts.candidate == new
 
 
-async def test_a_restarted_manager_whose_version_is_gone_goes_back_to_its_own(
+async def test_a_restart_without_its_code_version_deploys_its_own(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,

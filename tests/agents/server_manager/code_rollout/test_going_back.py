@@ -13,7 +13,7 @@ from fedbus.contracts.server import GetServerInfo
 # --- back ----------------------------------------------------------------------------------------
 
 
-async def test_failing_trainings_send_everybody_back_by_themselves(
+async def test_failed_trainings_roll_all_clients_back(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -30,7 +30,7 @@ async def test_failing_trainings_send_everybody_back_by_themselves(
     assert (await server.look_for_code()).startswith("nothing new: it was rejected")
 
 
-async def test_a_model_that_is_worse_sends_everybody_back_and_is_not_served(
+async def test_a_worse_model_rolls_all_clients_back(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -46,7 +46,7 @@ async def test_a_model_that_is_worse_sends_everybody_back_and_is_not_served(
     assert info.model.version == 2
 
 
-async def test_a_promotion_by_hand_in_the_candidate_s_run_is_not_laid_at_its_code_s_door_and_it_is_tried_again(
+async def test_a_manual_promotion_during_a_trial_repeats_the_trial(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -73,8 +73,8 @@ async def test_a_person_goes_back_to_the_version_before(
 ) -> None:
     old = repository.head
     new = await peers.roll_out_candidate(server, REVISED_FILES, repository, ada)
-    begun = await fed.bus.request(RevertCode(task=TASK, reason="users complain"), timeout_s=30)
-    assert (begun.code_version, begun.stages) == (old, ("100%",))
+    reply = await fed.bus.request(RevertCode(task=TASK, reason="users complain"), timeout_s=30)
+    assert (reply.code_version, reply.stages) == (old, ("100%",))
     assert server.facts.candidate == old
     assert server.facts.rejected == {new: "users complain"}
 
@@ -100,7 +100,7 @@ async def test_going_back_twice_does_not_lead_to_what_was_left(
         await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
 
 
-async def test_going_back_to_another_architecture_changes_nothing_and_names_the_way(
+async def test_a_revert_to_another_architecture_is_refused(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -110,13 +110,13 @@ async def test_going_back_to_another_architecture_changes_nothing_and_names_the_
     old = repository.head
     await peers.roll_out_candidate(server, REVISED_FILES, repository, ada)
     peers.differences[old] = "weight is float32 (4, 3) there and float32 (5, 3) here"
-    before, told = server.facts, fed.events_of("code")
+    before, events = server.facts, fed.events_of("code")
     with pytest.raises(RequestRefused, match=r"nothing was changed: .* --new-lineage"):
         await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
-    assert (server.facts, fed.events_of("code")) == (before, told)
+    assert (server.facts, fed.events_of("code")) == (before, events)
 
 
-async def test_a_person_goes_back_while_the_repository_is_away(
+async def test_a_user_reverts_while_the_repository_is_unavailable(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -126,11 +126,11 @@ async def test_a_person_goes_back_while_the_repository_is_away(
     old = repository.head
     await peers.roll_out_candidate(server, REVISED_FILES, repository, ada)
     repository.path.rename(repository.path.with_name("elsewhere"))
-    begun = await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
-    assert begun.code_version == server.facts.candidate == old
+    reply = await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
+    assert reply.code_version == server.facts.candidate == old
 
 
-async def test_who_goes_back_during_a_run_leaves_the_version_when_the_run_is_over(
+async def test_a_revert_during_a_run_takes_effect_at_its_end(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -158,12 +158,12 @@ async def test_a_person_ends_a_rollout(
     repository.commit(REVISED_FILES, by=ada)
     await server.look_for_code()
     await fed.wait_for_event("code", "code_found")
-    begun = await fed.bus.request(RevertCode(task=TASK))
-    assert begun.code_version == old
+    reply = await fed.bus.request(RevertCode(task=TASK))
+    assert reply.code_version == old
     await fed.wait_for_event("code", "rollout_reverted")
 
 
-async def test_what_is_not_there_is_refused_in_words(fed: FederationHarness, server: RolloutServer) -> None:
+async def test_a_revert_without_a_target_is_refused_with_a_reason(fed: FederationHarness, server: RolloutServer) -> None:
     with pytest.raises(RequestRefused, match="there is no version before"):
         await fed.bus.request(RevertCode(task=TASK))
     with pytest.raises(RequestRefused):
@@ -173,7 +173,7 @@ async def test_what_is_not_there_is_refused_in_words(fed: FederationHarness, ser
 # --- a manager that comes back ---------------------------------------------------------------------
 
 
-async def test_a_manager_that_comes_back_in_a_rollout_goes_on_with_it(
+async def test_a_restarted_manager_continues_a_rollout(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -193,7 +193,7 @@ async def test_a_manager_that_comes_back_in_a_rollout_goes_on_with_it(
     await fed.wait_for_event("code", "rollout_finished")
 
 
-async def test_a_new_lineage_is_begun_with_the_code_that_makes_it(
+async def test_a_new_lineage_starts_with_the_code_that_makes_it(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,

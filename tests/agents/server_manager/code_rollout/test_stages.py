@@ -12,7 +12,7 @@ from fedbus.contracts.run import RunOverrides
 from fedbus.contracts.server import BeginTraining, OpenRun
 
 
-async def test_a_share_of_the_clients_comes_first_and_the_others_after_a_good_run(
+async def test_a_percentage_of_clients_is_first_and_the_rest_follow(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -42,7 +42,7 @@ async def test_a_share_of_the_clients_comes_first_and_the_others_after_a_good_ru
     await fed.wait_for_event("code", "rollout_finished")
 
 
-async def test_a_run_of_the_candidate_is_as_its_own_task_says_and_what_was_asked_for_stands_over_that(
+async def test_a_candidate_run_uses_its_own_task_and_the_overrides(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -64,7 +64,7 @@ async def test_a_run_of_the_candidate_is_as_its_own_task_says_and_what_was_asked
     assert fed.server_facts().plan == started.plan
 
 
-async def test_a_client_with_the_old_code_does_not_join_the_candidate_s_run(
+async def test_a_client_with_old_code_does_not_join_the_candidates_run(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -96,7 +96,7 @@ async def test_labels_choose_a_stage_s_clients(
     assert facts.clients == ("c3",)
 
 
-async def test_a_stage_that_nobody_is_in_is_refused_by_hand_with_the_labels_that_there_are(
+async def test_a_stage_without_clients_is_refused_with_the_known_labels(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -110,7 +110,7 @@ async def test_a_stage_that_nobody_is_in_is_refused_by_hand_with_the_labels_that
         await fed.bus.request(request, timeout_s=30)
 
 
-async def test_a_stage_that_nobody_answers_in_is_told_once_and_goes_on_with_who_comes(
+async def test_an_unanswered_stage_is_published_once_and_waits(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -120,15 +120,15 @@ async def test_a_stage_that_nobody_answers_in_is_told_once_and_goes_on_with_who_
     await peers.create_clients("c1", site="ward")
     new = repository.commit({"pyproject.toml": rollout_table("site=lab", "100%", wait_s=0.3)}, by=ada)
     await server.look_for_code()
-    told = await fed.wait_for_event("code", "stage_unanswered")
-    assert told.reason.startswith("stage site=lab: the stage has no client; the rollout keeps waiting")
+    transition = await fed.wait_for_event("code", "stage_unanswered")
+    assert transition.reason.startswith("stage site=lab: the stage has no client; the rollout keeps waiting")
     await peers.create_clients("c2", site="lab")
     await peers.send_code_ready("c2", new)
     await fed.wait_for_event("code", "stage_ready")
     assert fed.events_of("code").count("stage_unanswered") == 1
 
 
-async def test_what_a_device_refused_in_an_earlier_rollout_counts_no_more_over_a_restart(
+async def test_refusals_of_an_earlier_rollout_do_not_count(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
@@ -142,8 +142,8 @@ async def test_what_a_device_refused_in_an_earlier_rollout_counts_no_more_over_a
     await peers.send_code_refused("c1", new, "it is not installed", attempt=1)
     await fed.wait_for_event("code", "rollout_reverted")
     await fed.bus.request(RollOutCode(task=TASK, code_version=new), timeout_s=30)
-    told = await fed.wait_for_message(CodePublished, times=4)
-    assert (told.candidate, told.attempt) == (new, 2)
+    message = await fed.wait_for_message(CodePublished, times=4)
+    assert (message.candidate, message.attempt) == (new, 2)
     await server.agent.restart()
     await peers.send_code_ready("c1", new)
     await fed.wait_for_event("code", "stage_ready")
