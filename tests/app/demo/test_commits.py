@@ -1,4 +1,4 @@
-"""What the demonstration commits between two runs: small, real, and still a task."""
+"""The commits of `fedbus demo --commit`."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from fedbus.stores.code.open import open_code
 from fedbus.stores.tasks.task_directory import read_task
 
 
-def rate(task: Path) -> float:
+def learning_rate(task: Path) -> float:
     found = re.search(
         r"^(?:lr|learning-rate)\s*=\s*(\S+)", (task / "pyproject.toml").read_text(), re.MULTILINE
     )
@@ -22,22 +22,22 @@ def rate(task: Path) -> float:
     return float(found[1])
 
 
-async def test_each_commit_halves_the_steps_and_counts_the_revision(tmp_path: Path) -> None:
+async def test_each_commit_halves_the_learning_rate(tmp_path: Path) -> None:
     commits = DemoCommits(tmp_path / "home", read_task(mnist_path()))
     code = open_code(commits.source, tmp_path / "fetched", signers=commits.allowed_signers)
-    before = rate(Path((await code.load_task(await code.fetch_latest())).path))
+    before = learning_rate(Path((await code.load_task(await code.fetch_latest())).path))
     for number in (1, 2):
         commits.commit_change()
         assert await code.fetch_latest() == commits.shas[-1]
         task = await code.load_task(commits.shas[-1])
-        assert rate(Path(task.path)) == pytest.approx(before / 2**number)
+        assert learning_rate(Path(task.path)) == pytest.approx(before / 2**number)
         package = Path(task.path) / task.clientapp.partition(":")[0].partition(".")[0] / "__init__.py"
         assert package.read_text().count("REVISION = ") == 1
         assert package.read_text().endswith(f"REVISION = {number + 1}\n")
     assert len(set(commits.shas)) == 2
 
 
-async def test_an_app_without_a_learning_rate_and_of_one_module_is_changed_all_the_same(
+async def test_an_app_of_one_module_gets_a_revision_line(
     tmp_path: Path,
 ) -> None:
     source = tmp_path / "one"
@@ -51,7 +51,7 @@ async def test_an_app_without_a_learning_rate_and_of_one_module_is_changed_all_t
     assert (Path(task.path) / "alone.py").read_text().endswith("\n\nREVISION = 2\n")
 
 
-async def test_the_task_that_is_shown_is_left_as_it_was(tmp_path: Path) -> None:
+async def test_the_original_task_does_not_change(tmp_path: Path) -> None:
     source = tmp_path / "mine"
     shutil.copytree(TINY_TASK, source, ignore=shutil.ignore_patterns("__pycache__"))
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
@@ -59,8 +59,8 @@ async def test_the_task_that_is_shown_is_left_as_it_was(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
 
 
-async def test_without_git_the_demo_says_so_in_one_line(tmp_path: Path) -> None:
+async def test_without_git_the_error_is_one_line(tmp_path: Path) -> None:
     fedbus = FedbusCli(tmp_path / "home", PATH=str(tmp_path))
-    said = await fedbus("demo", "--commit", "--task", str(TINY_TASK), "--clients", "1")
-    assert said.code == 6
-    assert said.err == "fedbus: cannot commit without git; install it, or omit --commit\n"
+    result = await fedbus("demo", "--commit", "--task", str(TINY_TASK), "--clients", "1")
+    assert result.code == 6
+    assert result.err == "fedbus: cannot commit without git; install it, or omit --commit\n"

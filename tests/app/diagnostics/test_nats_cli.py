@@ -1,4 +1,4 @@
-"""Looking with the nats CLI: the page's commands where the program is, and what they need everywhere."""
+"""The commands in docs/nats-cli.md, and what they need from fedbus."""
 
 import asyncio
 import json
@@ -34,12 +34,12 @@ COMMANDS = [
     if re.match(r" {4}(nats|fedbus) ", line)
 ]
 WITHOUT_WORDS = ("nats sub 'fedbus.dev.client", "nats req ")
-"""Need a run, or a task of that name, and are tried elsewhere."""
+"""These need a run, or a task of that name."""
 
 
 @pytest.fixture
 async def site(nats: NatsServer, tmp_path: Path) -> AsyncIterator[AgentConfig]:
-    """A server and one client at work."""
+    """A running server side and one client."""
     site = AgentConfig(nats.url, DEV, tmp_path / "home", tiny_task(tmp_path))
     device = ClientConfig(site, client_id("c1"), {"partition-id": 0, "num-partitions": 1})
     agents = [partial(run, site) for run in SERVER_AGENTS.values()]
@@ -51,18 +51,18 @@ async def site(nats: NatsServer, tmp_path: Path) -> AsyncIterator[AgentConfig]:
             stack.push_async_callback(agent.stop)
         bus = await stack.enter_async_context(Bus.connect(nats.url, Identity(DEV, "cli", USERS)))
 
-        async def serves() -> bool:
+        async def is_serving() -> bool:
             try:
                 return [one.target for one in await bus.current_states("client")] == ["serving"]
             except (FederationNotFound, NoResponse):
                 return False
 
-        await eventually(serves, within_s=60)
+        await eventually(is_serving, within_s=60)
         yield site
 
 
 async def request_all(url: str, verb: str) -> list[dict[str, Any]]:
-    """What the micro services on the bus answer to PING, INFO or STATS."""
+    """Return the replies of all micro services to PING, INFO or STATS."""
     connection = await nats_py.connect(url)
     inbox = connection.new_inbox()
     answers = await connection.subscribe(inbox)
@@ -71,9 +71,8 @@ async def request_all(url: str, verb: str) -> list[dict[str, Any]]:
     try:
         while True:
             answer = await answers.next_msg(timeout=0.5)
-            found += (
-                [json.loads(answer.data)] if answer.data else []
-            )  # nobody is there: an answer without content
+            if answer.data:  # without any service, NATS sends an empty reply
+                found.append(json.loads(answer.data))
     except nats_py.errors.TimeoutError:
         await connection.close()
     return found
@@ -82,10 +81,10 @@ async def request_all(url: str, verb: str) -> list[dict[str, Any]]:
 async def test_every_agent_answers_ping_info_and_stats(site: AgentConfig) -> None:
     wanted = {f"fedbus-{agent}" for agent in (*SERVER_AGENTS, *CLIENT_AGENTS, "registrar")}
 
-    async def all_there() -> bool:
+    async def are_all_running() -> bool:
         return wanted <= {one["name"] for one in await request_all(site.nats_url, "PING")}
 
-    await eventually(all_there, within_s=60)
+    await eventually(are_all_running, within_s=60)
     for verb in ("INFO", "STATS"):
         assert wanted <= {one["name"] for one in await request_all(site.nats_url, verb)}
     for one in await request_all(site.nats_url, "INFO"):
@@ -93,17 +92,17 @@ async def test_every_agent_answers_ping_info_and_stats(site: AgentConfig) -> Non
         assert one["metadata"]["federation"] == "dev", one
 
 
-async def test_streams_and_consumers_say_what_they_are_for(site: AgentConfig) -> None:
+async def test_streams_and_consumers_have_descriptions(site: AgentConfig) -> None:
     connection = await nats_py.connect(site.nats_url)
     js = connection.jetstream()
 
-    async def enrolled() -> bool:
+    async def is_enrolled() -> bool:
         try:
             return len(await js.consumers_info("FEDBUS_dev_EVENTS")) >= 6
         except nats_py.js.errors.NotFoundError:
             return False
 
-    await eventually(enrolled, within_s=60)
+    await eventually(is_enrolled, within_s=60)
     for stream in await js.streams_info():
         assert stream.config.description, stream.config.name
         assert (stream.config.metadata or {}).get("fedbus-federation") == "dev", stream.config.name
@@ -114,7 +113,7 @@ async def test_streams_and_consumers_say_what_they_are_for(site: AgentConfig) ->
     await connection.close()
 
 
-@pytest.mark.skipif(shutil.which("nats") is None, reason="the nats program is not on this machine")
+@pytest.mark.skipif(shutil.which("nats") is None, reason="the nats CLI is not installed")
 @pytest.mark.parametrize("command", [one for one in COMMANDS if not one.startswith(WITHOUT_WORDS)])
 async def test_a_command_of_the_page_works(site: AgentConfig, tmp_path: Path, command: str) -> None:
     environment = os.environ | {
@@ -126,37 +125,37 @@ async def test_a_command_of_the_page_works(site: AgentConfig, tmp_path: Path, co
     process = await asyncio.create_subprocess_exec(
         "bash", "-c", line, env=environment, stderr=subprocess.PIPE
     )
-    _, said = await process.communicate()
-    assert process.returncode == 0, said.decode()
+    _, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
 
 
 def test_the_page_has_commands() -> None:
     assert len(COMMANDS) > 10
 
 
-def test_every_stream_subject_and_service_on_the_page_is_one_that_there_is() -> None:
+def test_the_page_names_existing_streams_and_subjects() -> None:
     text = "\n".join(one for one in COMMANDS if one.startswith("nats "))
     streams = set(re.findall(r"FEDBUS_\w+", text))
-    asked = set(re.findall(r"fedbus\.dev\.[^\s']+", text))
+    named = set(re.findall(r"fedbus\.dev\.[^\s']+", text))
     services = set(re.findall(r"fedbus-[a-z-]+", text))
     assert len(streams) > 3
-    assert len(asked) > 2
+    assert len(named) > 2
     assert len(services) > 0
     assert streams <= set(stream_names(DEV))
     readable = permissions_for(DEV, Role.USER)
-    for subject in asked:
+    for subject in named:
         assert any(_is_covered(one, subject) for one in (*readable.subscribe, *readable.publish)), subject
     assert services <= {f"fedbus-{agent}" for agent in (*SERVER_AGENTS, *CLIENT_AGENTS)}
-    lasting = [one for one in COMMANDS if one.startswith("nats sub")]
-    assert all(re.search(r" --(count|wait) ", one) for one in lasting), "each ends by itself"
+    subscriptions = [one for one in COMMANDS if one.startswith("nats sub")]
+    assert all(re.search(r" --(count|wait) ", one) for one in subscriptions), "each ends by itself"
 
 
 def _is_covered(allowed: str, subject: str) -> bool:
-    """Whether all that *subject* stands for is among what is *allowed*."""
-    ours, theirs = allowed.split("."), subject.split(".")
-    for place, token in enumerate(ours):
+    """Return whether the pattern *allowed* covers all subjects that the pattern *subject* matches."""
+    pattern, tokens = allowed.split("."), subject.split(".")
+    for place, token in enumerate(pattern):
         if token == ">":
-            return len(theirs) > place
-        if place >= len(theirs) or theirs[place] == ">" or token not in ("*", theirs[place]):
+            return len(tokens) > place
+        if place >= len(tokens) or tokens[place] == ">" or token not in ("*", tokens[place]):
             return False
-    return len(ours) == len(theirs)
+    return len(pattern) == len(tokens)

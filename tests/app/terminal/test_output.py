@@ -10,8 +10,8 @@ from fedbus.app.terminal import output
 from fedbus.app.terminal.plain import to_json
 from fedbus.bus.errors import RequestRefused
 
-HOSTILE = "[/] [bold]x[/bold] \x1b]0;owned\x07\x1b[2J\x9b31m\u202e\nsaid"
-SHOWN = "[/] [bold]x[/bold]  ]0;owned  [2J 31m  said"
+HOSTILE = "[/] [bold]x[/bold] \x1b]0;owned\x07\x1b[2J\x9b31m\u202e\nend"
+SHOWN = "[/] [bold]x[/bold]  ]0;owned  [2J 31m  end"
 
 
 def test_a_cell_of_a_table_is_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,8 +21,8 @@ def test_a_cell_of_a_table_is_text(capsys: pytest.CaptureFixture[str]) -> None:
 
     _, *rows = capsys.readouterr().out.splitlines()
     assert [" ".join(row.split()) for row in rows] == [
-        "[/] [bold]x[/bold] ]0;owned [2J 31m said running",
-        "[/] [bold]x[/bold] ]0;owned [2J 31m said 1",
+        "[/] [bold]x[/bold] ]0;owned [2J 31m end running",
+        "[/] [bold]x[/bold] ]0;owned [2J 31m end 1",
     ]
 
 

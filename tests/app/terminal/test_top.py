@@ -254,7 +254,7 @@ async def test_a_pipe_gets_one_whole_snapshot(simulation: SimulatedFederation, f
     assert result.code == 0
     assert "\x1b" not in result.out
     assert len([line for line in result.out.splitlines() if line.startswith("c")]) == 41
-    assert result.err == "no run yet\n"
+    assert result.err == "no runs yet\n"
     assert [one["client"] for one in facts][-1] == "c39"
     assert facts[0]["why_not"] == "no run is under way"
     assert facts[0]["device"] is None
