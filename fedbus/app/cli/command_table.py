@@ -86,7 +86,7 @@ _CODE: Final[CommandTable] = {
     ),
     "look": Command(
         "fedbus.app.cli.commands.code:look",
-        "Fetch the code repository now, for example in a hook after a push.",
+        "Poll the code repository now, for example in a hook after a push.",
     ),
     "rollout": Command(
         "fedbus.app.cli.commands.code:rollout", "Roll out a code version to the clients, stage by stage."

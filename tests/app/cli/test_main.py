@@ -397,7 +397,9 @@ async def test_the_doctor_finds_a_healthy_machine_healthy(fedbus: FedbusCli, bus
 
 def test_the_doctor_says_which_way_a_clock_is_wrong() -> None:
     assert check_clock(2.5).health is Severity.OK
-    assert "42 s ahead of the bus (limit 3 s): set the clock of this machine" in str(check_clock(42.4).render())
+    assert "42 s ahead of the bus (limit 3 s): set the clock of this machine" in str(
+        check_clock(42.4).render()
+    )
     assert "3600 s behind the bus (limit 3 s)" in str(check_clock(-3600).render())
 
 

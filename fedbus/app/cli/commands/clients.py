@@ -74,7 +74,7 @@ def show(
         heading = f"[bold]{client}[/] in task [bold]{one['task']}[/]  {serving}"
         output.console().print(heading)
         output.print_table(
-            ("lifecycle", "state", "on", "reason", "waits for", "until", "since"),
+            ("lifecycle", "state", "event", "reason", "waits for", "deadline", "since"),
             [
                 (
                     lifecycle["kind"],

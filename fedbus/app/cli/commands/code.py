@@ -95,7 +95,7 @@ def status(*, task: TaskId = None, json: output.JsonOption = False) -> None:
 
 
 def look(*, task: TaskId = None) -> None:
-    """Fetch the code repository now, for example in a hook after a push."""
+    """Poll the code repository now, for example in a hook after a push."""
     reply: CodeLookedFor = _send_request(task, lambda name: LookForCode(task=name))
     typer.echo(f"{reply.found[:SHORT_LENGTH]}: {reply.news}")
 

@@ -28,9 +28,7 @@ from fedbus.app.settings import Settings
 from fedbus.app.terminal.startup_progress import StartupProgress, wait_until_serving
 
 INSPECT_HINT = "next: fedbus clients ls · fedbus run start · fedbus run watch · fedbus events tail"
-FOLLOW_HINT = (
-    "new commits are fetched periodically; fetch now: fedbus code look · rollout: fedbus code status"
-)
+FOLLOW_HINT = "new commits are polled for; poll now: fedbus code look · rollout: fedbus code status"
 
 
 def up(

@@ -106,7 +106,7 @@ async def test_ls_finds_the_repository_by_itself_and_says_what_each_commit_is_an
         (old, "current", 2, "the task"),
     ]
     lines = (await server.fedbus("code", "ls")).out.splitlines()
-    assert lines[0].split() == ["version", "is", "clients", "made", "subject", "author"]
+    assert lines[0].split() == ["version", "state", "clients", "committed", "subject", "author"]
     assert lines[3].split()[:3] == [old[:12], "current", "2"]
     assert len((await server.fedbus("code", "ls", "--limit", "1", "--json")).facts) == 1
 
@@ -118,7 +118,7 @@ async def test_status_says_in_words_where_everybody_is_and_how_far_a_rollout_is(
     await server.create_client("c1", old)
     lines = (await server.fedbus("code", "status")).out.splitlines()
     assert lines[0] == f"{TASK} follows file://{repository.path} main"
-    assert lines[1].split() == ["everybody", "is", "on", old[:12], "·", "1", "client"]
+    assert lines[1].split() == ["all", "clients", old[:12], "·", "1", "client"]
 
     new = repository.commit(REVISED, by=ada)
     await server.fedbus("code", "look")

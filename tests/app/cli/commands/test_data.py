@@ -70,7 +70,7 @@ async def test_which_share_is_held_out_may_be_said_and_must_be_where_an_older_fe
     with closing(sqlite3.connect(tmp_path / "clients" / "c1" / "mnist" / "captured.db")) as database:
         database.execute("DROP TABLE ever")
     unknown = run_cli(tmp_path, "data", "export", path)
-    assert (unknown.code, "as in --holdout 0.2" in unknown.err) == (2, True)
+    assert (unknown.code, "for example --holdout 0.2" in unknown.err) == (2, True)
     assert run_cli(tmp_path, "data", "export", path, "--holdout", "0").code == 0
     assert pq.read_table(path)["held_out"].to_pylist() == [False] * 3
 
@@ -106,7 +106,7 @@ async def test_rows_are_exported_while_more_are_captured(tmp_path: Path) -> None
 
 async def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
     missing = run_cli(tmp_path, "data", "export", tmp_path / "rows.parquet")
-    assert (missing.code, "no such client" in missing.err) == (5, True)
+    assert (missing.code, "no captured rows of such a client" in missing.err) == (5, True)
     await capture_rows(tmp_path, "c1", [1])
     await capture_rows(tmp_path, "c2", [1])
     several = run_cli(tmp_path, "data", "export", tmp_path / "rows.parquet")

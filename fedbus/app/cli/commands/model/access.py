@@ -9,6 +9,7 @@ from fedbus.app.bus_session import run_async
 from fedbus.app.cli.commands.model.repository import STORE_TIMEOUT_S, Store, store_address
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
+from fedbus.stores.models.open import open_model_store
 from fedbus.app.terminal.plain import print_json
 
 
@@ -30,15 +31,16 @@ def access(
 
     Public access allows reading only: no listing, no writing. Other rules of the bucket policy are kept.
     """
-    from fedbus.stores.s3.bucket import Bucket, BucketAddress  # noqa: PLC0415  # needs the extra
-    from fedbus.stores.s3.public_access import is_public, set_public  # noqa: PLC0415
-
     url = store_address(store)
     if not url.startswith("s3://"):
         raise CliError(
             f"{url} is a directory. Its file permissions control access; this command is for s3:// URLs",
             ExitCode.USAGE,
         )
+    open_model_store(url, "any")  # reports an invalid URL and missing packages
+    from fedbus.stores.s3.bucket import Bucket, BucketAddress  # noqa: PLC0415  # needs the extra
+    from fedbus.stores.s3.public_access import is_public, set_public  # noqa: PLC0415
+
     bucket = Bucket(BucketAddress.parse(url), patience_s=STORE_TIMEOUT_S)
 
     async def change() -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
@@ -9,9 +10,11 @@ from urllib.request import urlopen
 import pytest
 from support.cli import FedbusCli
 from support.s3_server import run_seaweed
+from typer.testing import CliRunner
 
+from fedbus.app.cli.main import app
 from fedbus.app.local.seaweedfs import EmbeddedS3
-from fedbus.stores.errors import StoreDenied
+from fedbus.stores.errors import StoreDenied, UnknownStore
 from fedbus.stores.s3.bucket import Bucket, BucketAddress
 
 OTHERS = {
@@ -114,3 +117,11 @@ async def test_who_may_not_say_so_is_told_what_the_key_needs(fedbus: FedbusCli, 
 async def test_a_directory_has_permissions_of_its_own(fedbus: FedbusCli, tmp_path: Path) -> None:
     said = await fedbus("model", "access", "public", "--store", str(tmp_path))
     assert (said.code, "file permissions" in said.err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["access", "bucket"])
+def test_without_the_s3_extra_the_error_names_it(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fedbus.stores.models.s3", None)
+    error = CliRunner().invoke(app, ["model", command, "--store", "s3://models/fedbus"]).exception
+    assert isinstance(error, UnknownStore)
+    assert "pip install 'fedbus[s3]'" in str(error)

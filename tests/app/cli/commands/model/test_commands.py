@@ -94,7 +94,7 @@ async def test_on_a_narrow_terminal_columns_are_left_out_and_nothing_is_cut(
         async with asyncio.timeout(60):
             assert await shown.process.wait() == 0
         await eventually(lambda: "a wider terminal" in " ".join(shown.text.split()))
-    assert shown.lines[0].split() == ["version", "run", "metrics", "made"]
+    assert shown.lines[0].split() == ["version", "run", "metrics", "created"]
     assert "…" not in shown.text
     assert max(map(len, shown.lines)) <= 60  # a longer one the terminal would break within a word
     said = "the terminal is too narrow for signed, weights, size, lineage, rounds, sha256, parent, clients (samples), code"

@@ -134,7 +134,7 @@ async def test_what_the_server_refuses_is_one_line_and_changes_nothing(live: Liv
         (("rollback", "--to", "v2"), 1, "version 2 is served already"),
         (("promote", "9"), 1, "has no version 9; it has 1 to 2"),
         (("rollback", "--to", "v9"), 1, "has no version 9"),
-        (("promote", "newest"), 2, "'newest' is no version"),
+        (("promote", "newest"), 2, "'newest' is not a version"),
         (("promote", "1", "--task", "cifar"), 5, f"federation test has no task cifar. Choose one of: {TASK}"),
     ):
         said = await live.model(*words)
