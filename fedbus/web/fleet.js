@@ -64,7 +64,7 @@ export class FleetPage {
       tile("Clients", clients.length, !clients.length ? "none yet" : clientTasks.size === 1 ? `of task ${clip([...clientTasks][0], 40)}` : `of ${clientTasks.size} tasks`),
       tile("Serving", serving, !clients.length ? "no clients" : serving === clients.length ? "all clients" : `${clients.length - serving} not serving`, serving === clients.length ? "none" : "wait"),
       tile("Training", training, open.length ? `in ${open.join(", ")}` : "no run in progress", training ? "busy" : "none"),
-      tile("Silent", silent, `no message for ${LATE_S} s during a run`, silent ? "wait" : "none"),
+      tile("Silent", silent, `for ${LATE_S} s during a run`, silent ? "wait" : "none"),
       tasks.map((task) => this.server(task)));
     put(this.states, h("option", { value: "" }, "All states"), [...states].sort().map(([state, count]) => h("option", { value: state, selected: state === this.state }, `${stateName(state)} (${count})`)));
     const rows = clients.filter((one) => (!this.state || clientState(one) === this.state) && this.matches(one));

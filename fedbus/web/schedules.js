@@ -36,7 +36,7 @@ export class SchedulesPage {
       h("div", { class: "head" }, h("h2", {}, task), record ? badge(record.body.target) : null),
       h("div", { class: "columns" }, h("div", {}, record ? schedule(record) : h("p", { class: "muted" }, "No schedule: runs start on request only.")),
       h("div", {}, h("h3", {}, "Triggers of its runs"),
-      triggers.size ? h("ul", { class: "latest" }, [...triggers].sort((a, b) => b[1] - a[1]).map(([trigger, count]) => h("li", {}, h("strong", {}, clip(trigger, 80)), ` ${count} ${count === 1 ? "run" : "runs"}`))) : h("p", { class: "muted" }, "No run yet."),
+      triggers.size ? h("ul", { class: "latest" }, [...triggers].sort((a, b) => b[1] - a[1]).map(([trigger, count]) => h("li", {}, h("strong", {}, clip(trigger, 80)), ` ${runCount(count)}`))) : h("p", { class: "muted" }, "No run yet."),
       h("h3", {}, "Newest runs"),
       runs.length ? h("ul", { class: "latest" }, runs.slice(0, 5).map((one) => h("li", {}, h("a", { href: `#/runs/${encodeURIComponent(one.body.facts.run)}` }, one.body.facts.run), " ", badge(one.body.target), h("span", { class: "muted" }, ` ${ago(one.body.facts.requested_at)}, by ${clip(one.body.facts.trigger, 60)}`)))) : h("p", { class: "muted" }, "No run yet."),
       this.start(task, this.store.openRun(task)))));
@@ -59,6 +59,8 @@ export class SchedulesPage {
   }
 }
 
+const runCount = (count) => `${count} ${count === 1 ? "run" : "runs"}`;
+
 /** The next run, the schedule, and its history. */
 function schedule({ body }) {
   const { facts } = body;
@@ -66,7 +68,7 @@ function schedule({ body }) {
   return [
     next(body),
     rule ? [h("h3", {}, "Schedule"), h("dl", {}, [["When", h("code", {}, clip(rule.when, 400))], ["Time zone", rule.timezone], ["Quiet hours", rule.quiet && h("code", {}, clip(rule.quiet, 200))], ["Debounce", rule.debounce_s ? `no new event for ${span(rule.debounce_s)}` : ""],
-      ["Overlap", `the next run ${OVERLAP[rule.overlap] ?? rule.overlap}`], ["Missed times", MISSED[rule.missed] ?? rule.missed], ["At most", rule.at_most ? `${rule.at_most} runs` : ""]].filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]))] : null,
+      ["Overlap", `the next run ${OVERLAP[rule.overlap] ?? rule.overlap}`], ["Missed times", MISSED[rule.missed] ?? rule.missed], ["At most", rule.at_most ? runCount(rule.at_most) : ""]].filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]))] : null,
     h("h3", {}, "History"),
     h("dl", {}, [["Last run", facts.fired_at ? `${facts.run}, ${clock(facts.fired_at)} (${ago(facts.fired_at)})` : facts.run ?? "none yet"], ["Trigger", clip(facts.fired_for || "–", 300)], ["Runs started", String(shown(facts.started))], ["Scheduler", facts.holder || "–"]].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
   ];
@@ -76,7 +78,7 @@ function next(body) {
   const { facts, target, reason, deadline } = body;
   if (target === "due") return h("div", { class: "note wait" }, h("strong", {}, deadline ? `A run starts ${until(deadline)}` : "A run is due"), `; trigger: ${clip(facts.cause || "the schedule", 300)}. `, reason && reason !== facts.cause ? `Postponed: ${clip(reason, 300)}.` : "");
   const done = facts.rule?.at_most && facts.started >= facts.rule.at_most;
-  if (done) return h("div", { class: "note none" }, h("strong", {}, "No further runs"), `: ${facts.rule.at_most} of ${facts.rule.at_most} were started.`);
+  if (done) return h("div", { class: "note none" }, h("strong", {}, "No further runs"), `: ${facts.rule.at_most} of ${facts.rule.at_most} started.`);
   const awaits = facts.awaits.filter((one) => !facts.next_at || one !== facts.rule?.when);
   return h("div", { class: "note good" }, h("strong", {}, facts.next_at ? `The next run starts ${until(facts.next_at)}` : "The next run starts when the trigger fires"), awaits.length ? ["; waiting for", h("ul", { class: "plain" }, awaits.map((one) => h("li", {}, clip(one, 200))))] : "");
 }
