@@ -1,41 +1,52 @@
-"""The decisions of the client manager: each test hands in events and compares the whole list of effects."""
-
-from datetime import timedelta
+"""The decisions of the client manager at its start and in a run: events in, effects out."""
 
 import pytest
+from support.client_effects import (
+    ENDS_RUN,
+    JOINS,
+    STARTS_APPLY,
+    STARTS_BOOTSTRAP,
+    STARTS_SEARCH,
+    STOPS_APPLY,
+    code_ready,
+    code_refused,
+    declines,
+    fail_train,
+    fetches,
+    fetches_first,
+    fin_train,
+    fired,
+    ignored,
+    moves,
+    starts,
+    starts_join,
+    updates,
+)
 from support.client_machine import (
-    CLIENT_ID,
     LABELS,
     LEARN_S,
     RUN_TRACE,
-    ClientDriver,
-    applying_client,
     infer_ready,
     infer_refused,
     learning_client,
     make_invitation,
     model_announced,
-    model_rolled_back,
     new_client,
     server_info,
     serving_client,
     starting_client,
 )
-from support.server_machine import NAME, NEW, NOW, OLD, PLAN, RUN, model, task_at
+from support.server_machine import NEW, OLD, RUN, model, task_at
 
 from fedbus.agents.client_manager.effects import (
     EnrollClient,
     Fail,
-    FetchModel,
-    HandOverModel,
     JoinTrace,
     MoveClient,
     OpenInbox,
     PrepareCode,
     ReadDeviceFacts,
     ReadOpenRun,
-    ReadServerInfo,
-    ReleaseSlot,
     SwitchCode,
     TakeSlot,
 )
@@ -54,110 +65,21 @@ from fedbus.agents.client_manager.events import (
     SlotsBusy,
     SlotTaken,
 )
-from fedbus.agents.client_manager.machine import APPLY_S, FETCH_ATTEMPTS, SLOT_AGAIN_S, SYNC_S
+from fedbus.agents.client_manager.machine import APPLY_S, SLOT_AGAIN_S, SYNC_S
 from fedbus.agents.common.machine import (
     CancelTimer,
     FinishStartup,
     Log,
-    Publish,
     RetryLater,
     StartTimer,
-    TimerFired,
 )
 from fedbus.contracts.client import (
-    ClientDeclined,
     ClientEvent,
-    ClientStart,
     ClientState,
     FailTrain,
     FinTrain,
 )
-from fedbus.contracts.code import CodePlan, CodePublished, CodeReady, CodeRefused, RolloutCohort
-
-BEGINS_SEARCH = [ReadServerInfo(until_answered=True)]
-STARTS_BOOTSTRAP = StartTimer(ClientTimer.BOOTSTRAP, 10.0)
-STOPS_APPLY = CancelTimer(ClientTimer.APPLY)
-STARTS_APPLY = StartTimer(ClientTimer.APPLY, APPLY_S)
-STARTS_TRAINING = ClientStart(task=NAME, client=CLIENT_ID, run=RUN, plan=PLAN, code_version=OLD)
-ENDS_RUN = [CancelTimer(ClientTimer.LEARN), ReleaseSlot()]
-NO_ANSWER = f"the inference agent did not answer in time (limit {APPLY_S:g} s)"
-JOINS = [
-    MoveClient(ClientEvent.CLIENT_START, {"run": RUN}, deadline=NOW + timedelta(seconds=LEARN_S)),
-    StartTimer(ClientTimer.LEARN, LEARN_S),
-    Publish(STARTS_TRAINING),
-]
-
-
-def begins(run: str = RUN) -> list[object]:
-    """The effects of a client that may join: it takes a slot."""
-    return [JoinTrace(RUN_TRACE), TakeSlot(run)]
-
-
-def declines(reason: str, run: str = RUN, **more: object) -> Publish:
-    content = {"task": NAME, "client": CLIENT_ID, "run": run, "reason": reason, **more}
-    return Publish(ClientDeclined.model_validate(content))
-
-
-def fin_train(run: str = RUN, *, new_model: bool = True) -> FinTrain:
-    return FinTrain(task=NAME, client=CLIENT_ID, run=run, new_model=new_model)
-
-
-def fail_train(run: str = RUN, *, lost: bool = False) -> FailTrain:
-    return FailTrain(task=NAME, client=CLIENT_ID, run=run, reason="it broke", trainer_lost=lost)
-
-
-def fetches(version: int, attempts: int = FETCH_ATTEMPTS, term: int | None = None) -> FetchModel:
-    return FetchModel(model_announced(version, term).announcement, attempts)
-
-
-def fetches_first(version: int) -> FetchModel:
-    return FetchModel(model_announced(version, traceparent="").announcement, attempts=1)
-
-
-def updates(version: int, term: int | None = None, code: str = OLD) -> HandOverModel:
-    """The model is handed to an inference agent that serves another one."""
-    number = version if term is None else term
-    return HandOverModel(model(version), code, term=number, published_in="00-model")
-
-
-def starts(version: int, code: str = OLD) -> HandOverModel:
-    """The model is handed to an inference agent that serves none."""
-    return HandOverModel(model(version), code, is_first=True, term=version)
-
-
-def moves(event: ClientEvent, version: int, reason: str = "", **more: str) -> MoveClient:
-    return MoveClient(event, {"model": model(version), **more}, reason)  # type: ignore[typeddict-item]
-
-
-def ignored(name: str, state: ClientState) -> list[Log]:
-    return [Log("debug", "Ignoring message", {"message": name, "state": str(state)})]
-
-
-def code_published(stable: str = OLD, candidate: str = "", **more: object) -> CodePublished:
-    content = {"task": NAME, "code_version": stable, "candidate": candidate, **more}
-    return CodePublished.model_validate(content)
-
-
-def code_ready(version: str, attempt: int | None = 0) -> Publish:
-    return Publish(CodeReady(task=NAME, client=CLIENT_ID, code_version=version, attempt=attempt))
-
-
-def code_refused(version: str, reason: str, attempt: int | None = 0) -> list[Log | Publish]:
-    refused = CodeRefused(
-        task=NAME, client=CLIENT_ID, code_version=version, reason=reason, stays_on=OLD, attempt=attempt
-    )
-    return [Log("warning", "New code refused", {"code": version, "reason": reason}), Publish(refused)]
-
-
-def begins_sync(version: str = NEW) -> list[object]:
-    deadline = NOW + timedelta(seconds=SYNC_S)
-    move = MoveClient(ClientEvent.CODE_PUBLISHED, reason=f"code {version[:12]}", deadline=deadline)
-    return [move, PrepareCode(version, SYNC_S)]
-
-
-def fired(timer: ClientTimer) -> TimerFired[ClientTimer]:
-    return TimerFired(timer)
-
+from fedbus.contracts.code import CodePlan
 
 # --- the start ------------------------------------------------------------------------------------
 
@@ -165,7 +87,7 @@ def fired(timer: ClientTimer) -> TimerFired[ClientTimer]:
 def test_a_new_client_enrolls_before_it_subscribes() -> None:
     client = new_client()
     assert client.handle(ClientManagerStarted()) == [STARTS_BOOTSTRAP, EnrollClient()]
-    assert client.handle(EnrollmentAnswered()) == [OpenInbox(), STARTS_BOOTSTRAP, *BEGINS_SEARCH]
+    assert client.handle(EnrollmentAnswered()) == [OpenInbox(), STARTS_BOOTSTRAP, *STARTS_SEARCH]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +141,7 @@ def test_a_missing_first_model_is_logged_once_and_awaited() -> None:
         Log("info", "No model yet", {"reason": "no model yet"}),
         RetryLater(ClientTimer.MODEL, 0),
     ]
-    assert client.handle(fired(ClientTimer.MODEL)) == BEGINS_SEARCH
+    assert client.handle(fired(ClientTimer.MODEL)) == STARTS_SEARCH
     assert client.handle(none_yet) == [RetryLater(ClientTimer.MODEL, 1)]
     client.handle(fired(ClientTimer.MODEL), server_info(1))
     assert client.handle(ModelNotFetched(model(1), "it is not signed")) == [
@@ -286,7 +208,7 @@ def test_an_answer_of_an_earlier_start_is_ignored() -> None:
 
 def test_an_invited_client_joins_in_the_trace_of_the_run() -> None:
     client = serving_client()
-    assert client.handle(make_invitation()) == begins()
+    assert client.handle(make_invitation()) == starts_join()
     assert client.handle(SlotTaken()) == JOINS
     assert client.data.run == RUN
 
@@ -323,7 +245,7 @@ def test_a_run_that_has_stopped_recruiting_is_declined() -> None:
 def test_an_invitation_waits_until_the_client_serves() -> None:
     client = starting_client()
     assert client.handle(make_invitation()) == []
-    assert client.handle(infer_ready(1)) == [STOPS_APPLY, moves(ClientEvent.INFER_READY, 1), *begins()]
+    assert client.handle(infer_ready(1)) == [STOPS_APPLY, moves(ClientEvent.INFER_READY, 1), *starts_join()]
 
 
 def test_an_invitation_that_waited_is_used_once() -> None:
@@ -335,7 +257,7 @@ def test_an_invitation_that_waited_is_used_once() -> None:
 def test_a_client_asks_for_an_open_run_when_it_serves() -> None:
     client = serving_client()
     assert client.handle(OpenRunRead(None)) == []
-    assert client.handle(OpenRunRead(make_invitation())) == begins()
+    assert client.handle(OpenRunRead(make_invitation())) == starts_join()
 
 
 def test_a_run_ends_with_its_model_being_served() -> None:
@@ -412,13 +334,13 @@ def test_a_failed_training_leaves_the_client_serving(event: Event, move: ClientE
 def test_a_client_that_failed_twice_in_a_run_stays_out_of_it() -> None:
     client = learning_client()
     client.handle(fail_train())
-    assert client.handle(OpenRunRead(make_invitation())) == begins()
+    assert client.handle(OpenRunRead(make_invitation())) == starts_join()
     client.handle(SlotTaken(), fail_train())
     assert client.handle(OpenRunRead(make_invitation())) == [
         JoinTrace(RUN_TRACE),
         declines("this client has failed 2 times in tiny-1"),
     ]
-    assert client.handle(make_invitation("tiny-2")) == begins("tiny-2")
+    assert client.handle(make_invitation("tiny-2")) == starts_join("tiny-2")
 
 
 @pytest.mark.parametrize("message", [fin_train("tiny-7"), fail_train("tiny-7")])
@@ -477,346 +399,3 @@ def test_a_client_without_a_slot_declines_and_looks_again() -> None:
     assert client.handle(SlotsBusy(("fashion-1",), 1)) == [again]
     client.handle(fired(ClientTimer.ELIGIBLE), OpenRunRead(make_invitation()))
     assert client.handle(SlotTaken()) == JOINS
-
-
-# --- models ---------------------------------------------------------------------------------------
-
-
-def test_an_announced_model_is_applied_while_the_old_one_serves() -> None:
-    client = serving_client()
-    assert client.handle(model_announced(2)) == [moves(ClientEvent.MODEL_PUBLISHED, 2), fetches(2)]
-    assert client.handle(ModelFetched(model(2))) == [STARTS_APPLY, updates(2)]
-    assert client.handle(infer_ready(2)) == [STOPS_APPLY, moves(ClientEvent.INFER_READY, 2), ReadOpenRun()]
-
-
-@pytest.mark.parametrize("term", [0, 1, 7])
-def test_the_served_version_is_not_applied_again(term: int) -> None:
-    assert serving_client().handle(model_announced(1, term)) == []
-
-
-def test_an_older_announcement_does_not_replace_a_newer_one() -> None:
-    client = learning_client()
-    client.handle(model_announced(3), model_announced(2))
-    assert fetches(3) in client.handle(fin_train())
-
-
-def test_a_lower_version_is_applied_where_its_term_is_higher() -> None:
-    client = applying_client()
-    client.handle(infer_ready(2))
-    assert client.handle(model_announced(1, 3)) == [moves(ClientEvent.MODEL_PUBLISHED, 1), fetches(1, term=3)]
-
-
-def test_a_model_announced_while_another_is_applied_comes_next() -> None:
-    client = applying_client()
-    assert client.handle(model_announced(3)) == []
-    assert client.handle(infer_ready(2)) == [
-        STOPS_APPLY,
-        moves(ClientEvent.INFER_READY, 2),
-        moves(ClientEvent.MODEL_PUBLISHED, 3),
-        fetches(3),
-    ]
-
-
-def test_a_term_that_changes_during_the_download_is_handed_over() -> None:
-    client = serving_client()
-    client.handle(model_announced(2, 4), model_announced(2, 5))
-    assert client.handle(ModelFetched(model(2))) == [STARTS_APPLY, updates(2, 5)]
-
-
-def test_an_answer_before_the_hand_over_is_ignored() -> None:
-    client = serving_client()
-    client.handle(model_announced(2))
-    assert client.handle(infer_ready(2)) == ignored("infer_ready", ClientState.PENDING_APPLICATION)
-
-
-def test_an_answer_about_an_older_model_is_ignored() -> None:
-    client = applying_client()
-    assert client.handle(infer_ready(1)) == ignored("infer_ready", ClientState.PENDING_APPLICATION)
-
-
-@pytest.mark.parametrize(
-    ("event", "reason"),
-    [(infer_refused(2, serving=1), "NaN"), (fired(ClientTimer.APPLY), NO_ANSWER)],
-    ids=["refused", "no answer"],
-)
-def test_a_refused_model_leaves_the_old_one_serving(event: Event, reason: str) -> None:
-    client = applying_client()
-    effects = client.handle(event)
-    assert [one for one in effects if not isinstance(one, Log)] == [
-        STOPS_APPLY,
-        moves(ClientEvent.INFER_REFUSED, 1, reason),
-        ReadOpenRun(),
-    ]
-    assert client.handle(model_announced(3)) == [moves(ClientEvent.MODEL_PUBLISHED, 3), fetches(3)]
-
-
-def test_a_refusal_is_logged() -> None:
-    data = {"version": "2", "reason": "NaN"}
-    assert applying_client().handle(infer_refused(2, serving=1))[0] == Log(
-        "warning", "Inference agent refused the model", data
-    )
-
-
-def test_an_unavailable_model_leaves_the_old_one_serving() -> None:
-    client = serving_client()
-    client.handle(model_announced(2))
-    assert client.handle(ModelNotFetched(model(2), "it is not signed")) == [
-        STOPS_APPLY,
-        moves(ClientEvent.INFER_REFUSED, 1, "it is not signed"),
-        ReadOpenRun(),
-    ]
-
-
-def test_a_restarted_client_learns_from_a_refusal_what_is_served() -> None:
-    client = new_client()
-    client.handle(ClientManagerStarted(), EnrollmentAnswered(), server_info(2), ModelFetched(model(2)))
-    effects = client.handle(infer_refused(2, serving=1, still=model(1)))
-    assert moves(ClientEvent.INFER_REFUSED, 1, "NaN") in effects
-
-
-def test_a_refused_first_model_is_searched_until_one_is_accepted() -> None:
-    client = starting_client()
-    refused = infer_refused(1, serving=None)
-    for attempt in (0, 1):
-        assert client.handle(refused)[1:] == [
-            STOPS_APPLY,
-            moves(ClientEvent.INFER_RETRIED, 1, "NaN"),
-            RetryLater(ClientTimer.REFUSED, attempt),
-        ]
-        assert client.handle(refused) == ignored("infer_refused", ClientState.PENDING_APPLICATION)
-        assert client.handle(fired(ClientTimer.REFUSED)) == BEGINS_SEARCH
-        assert client.handle(server_info(1)) == [fetches_first(1)]
-        assert client.handle(ModelFetched(model(1))) == [starts(1)]
-    assert client.handle(infer_ready(1))[1] == moves(ClientEvent.INFER_READY, 1)
-
-
-def test_code_that_is_changed_in_a_search_is_recorded() -> None:
-    client = starting_client()
-    client.handle(infer_refused(1, serving=None), fired(ClientTimer.REFUSED))
-    client.handle(server_info(1, code=CodePlan(code_version=NEW)), CodePrepared(task_at(NEW)))
-    assert client.handle(ModelFetched(model(1))) == [starts(1, NEW)]
-    assert client.handle(infer_ready(1, NEW))[1] == moves(ClientEvent.INFER_READY, 1, code_version=NEW)
-    assert client.data.code_version == NEW
-
-
-def test_an_inference_agent_without_a_model_has_no_deadline() -> None:
-    client = applying_client()
-    client.handle(infer_refused(2, serving=None))
-    assert client.state is ClientState.PENDING_APPLICATION
-    assert client.handle(fired(ClientTimer.APPLY)) == []
-
-
-def test_a_rolled_back_model_is_recorded_and_not_applied_again() -> None:
-    client = applying_client()
-    client.handle(infer_ready(2))
-    back = model_rolled_back(2, to=1)
-    assert client.handle(back) == [moves(ClientEvent.MODEL_RETURNED, 1, "it errs")]
-    assert client.handle(back) == ignored("model_returned", ClientState.SERVING)
-    assert client.handle(model_announced(3)) == [moves(ClientEvent.MODEL_PUBLISHED, 3), fetches(3)]
-
-
-def test_a_rolled_back_model_is_applied_when_promoted_again() -> None:
-    client = applying_client()
-    client.handle(infer_ready(2), model_rolled_back(2, to=1))
-    assert client.handle(model_announced(2, 5)) == [
-        moves(ClientEvent.MODEL_PUBLISHED, 2),
-        fetches(2, term=5),
-    ]
-
-
-def test_a_roll_back_during_a_run_is_recorded_at_its_end() -> None:
-    client = applying_client()
-    client.handle(infer_ready(2), make_invitation(), SlotTaken())
-    assert client.handle(model_rolled_back(2, to=1)) == []
-    assert MoveClient(ClientEvent.FAIL_TRAIN, {"run": None, "model": model(1)}, "it broke") in (
-        client.handle(fail_train())
-    )
-
-
-def test_a_roll_back_during_an_application_does_not_stop_it() -> None:
-    client = applying_client()
-    client.handle(infer_ready(2), model_announced(3), ModelFetched(model(3)))
-    assert client.handle(model_rolled_back(2, to=1)) == []
-    assert client.handle(fired(ClientTimer.APPLY))[1] == moves(ClientEvent.INFER_REFUSED, 1, NO_ANSWER)
-
-
-def test_a_model_accepted_after_a_roll_back_is_recorded() -> None:
-    client = applying_client()
-    client.handle(infer_ready(2), model_announced(3), ModelFetched(model(3)), model_rolled_back(2, to=1))
-    assert client.handle(infer_ready(3))[1] == moves(ClientEvent.INFER_READY, 3)
-
-
-# --- code -----------------------------------------------------------------------------------------
-
-
-def syncing_client() -> ClientDriver:
-    """A client that has prepared new code and waits for the inference agent."""
-    client = serving_client()
-    client.handle(code_published(OLD, NEW), CodePrepared(task_at(NEW)))
-    client.effects.clear()
-    return client
-
-
-def test_new_code_is_prepared_tried_and_then_used() -> None:
-    client, new = serving_client(), task_at(NEW)
-    assert client.handle(code_published(OLD, NEW)) == begins_sync()
-    assert client.handle(CodePrepared(new)) == [
-        STARTS_APPLY,
-        HandOverModel(model(1), NEW, term=1),
-    ]
-    assert client.handle(infer_ready(1, NEW)) == [
-        STOPS_APPLY,
-        SwitchCode(new),
-        code_ready(NEW),
-        ReadServerInfo(),
-    ]
-    assert client.handle(server_info(1)) == [
-        STOPS_APPLY,
-        moves(ClientEvent.CODE_READY, 1, code_version=NEW),
-        ReadOpenRun(),
-    ]
-    assert client.machine.task == new
-
-
-def test_own_code_needs_no_change() -> None:
-    assert serving_client().handle(code_published(OLD)) == [ReadOpenRun()]
-
-
-@pytest.mark.parametrize(
-    ("event", "reason"),
-    [(infer_refused(1, serving=1, code_version=NEW), "NaN"), (fired(ClientTimer.APPLY), NO_ANSWER)],
-    ids=["refused", "no answer"],
-)
-def test_code_that_the_inference_agent_cannot_use_is_refused(event: Event, reason: str) -> None:
-    assert syncing_client().handle(event) == [
-        STOPS_APPLY,
-        moves(ClientEvent.CODE_REFUSED, 1, f"code bbbbbbbbbbbb: {reason}"),
-        *code_refused(NEW, reason),
-        ReadOpenRun(),
-    ]
-
-
-def test_code_that_cannot_be_prepared_is_refused() -> None:
-    client = serving_client()
-    client.handle(code_published(OLD, NEW))
-    assert client.handle(CodeNotPrepared(NEW, "not signed")) == [
-        STOPS_APPLY,
-        moves(ClientEvent.CODE_REFUSED, 1, "code bbbbbbbbbbbb: not signed"),
-        *code_refused(NEW, "not signed"),
-        ReadOpenRun(),
-    ]
-
-
-def test_an_answer_without_the_new_code_is_not_one_about_it() -> None:
-    client = syncing_client()
-    assert client.handle(infer_ready(1)) == ignored("infer_ready", ClientState.SYNCING)
-
-
-def test_refused_code_is_not_tried_again_in_its_rollout() -> None:
-    client = syncing_client()
-    client.handle(infer_refused(1, serving=1, code_version=NEW))
-    assert client.handle(code_published(OLD, NEW)) == [*code_refused(NEW, "NaN"), ReadOpenRun()]
-
-
-def test_refused_code_is_tried_in_another_rollout() -> None:
-    client = syncing_client()
-    client.handle(infer_refused(1, serving=1, code_version=NEW))
-    assert client.handle(code_published(OLD, NEW, attempt=1)) == begins_sync()
-
-
-def test_a_client_with_the_candidate_answers_again() -> None:
-    client = syncing_client()
-    client.handle(infer_ready(1, NEW), server_info(1))
-    assert client.handle(code_published(OLD, NEW)) == [code_ready(NEW), ReadOpenRun()]
-
-
-def test_a_client_outside_the_cohort_keeps_its_code() -> None:
-    client = serving_client()
-    cohort = RolloutCohort(labels={"site": "garden"}).model_dump()
-    assert client.handle(code_published(OLD, NEW, cohort=cohort)) == [ReadOpenRun()]
-
-
-def test_a_label_makes_a_client_one_of_the_cohort() -> None:
-    client = serving_client()
-    cohort = RolloutCohort(labels=LABELS).model_dump()
-    assert client.handle(code_published(OLD, NEW, cohort=cohort)) == begins_sync()
-
-
-def test_code_waits_for_the_end_of_a_run() -> None:
-    client = learning_client()
-    assert client.handle(code_published(OLD, NEW)) == []
-    assert client.handle(fin_train(new_model=False))[-2:] == begins_sync()
-
-
-def test_code_goes_before_a_model_and_a_model_before_a_run() -> None:
-    client = applying_client()
-    client.handle(model_announced(3), code_published(OLD, NEW), make_invitation())
-    assert client.handle(infer_ready(2))[2:] == begins_sync()
-    client.handle(CodePrepared(task_at(NEW)), infer_ready(2, NEW))
-    assert client.handle(ServerInfoRead(None, "it does not answer"))[2:] == [
-        moves(ClientEvent.MODEL_PUBLISHED, 3),
-        fetches(3),
-    ]
-    client.handle(ModelFetched(model(3)))
-    assert client.handle(infer_ready(3))[2] == JoinTrace(RUN_TRACE)
-
-
-def test_code_of_a_new_lineage_is_not_tried_with_the_old_model() -> None:
-    client, new = serving_client(), task_at(NEW)
-    client.handle(code_published(OLD, NEW, new_lineage=True))
-    assert client.handle(CodePrepared(new)) == [
-        STOPS_APPLY,
-        SwitchCode(new),
-        code_ready(NEW),
-        ReadServerInfo(),
-    ]
-
-
-def test_a_model_that_the_old_code_refused_is_tried_with_the_new() -> None:
-    client = applying_client()
-    client.handle(infer_refused(2, serving=1))
-    client.handle(code_published(OLD, NEW), CodePrepared(task_at(NEW)), infer_ready(1, NEW))
-    announcement = model_announced(2, traceparent="").announcement
-    assert client.handle(server_info(2))[2:] == [
-        moves(ClientEvent.MODEL_PUBLISHED, 2),
-        FetchModel(announcement, FETCH_ATTEMPTS),
-    ]
-
-
-def test_a_reverted_rollout_takes_the_device_back() -> None:
-    client = syncing_client()
-    client.handle(infer_ready(1, NEW), server_info(1))
-    assert client.handle(code_published(OLD)) == begins_sync(OLD)
-
-
-def test_a_plan_that_changes_during_preparation_is_followed_next() -> None:
-    client = syncing_client()
-    assert client.handle(code_published(OLD)) == []
-    client.handle(infer_ready(1, NEW))
-    assert client.handle(server_info(1))[2:] == begins_sync(OLD)
-
-
-def test_a_late_result_of_other_code_changes_nothing() -> None:
-    client = serving_client()
-    client.handle(code_published(OLD, NEW))
-    assert client.handle(CodePrepared(task_at("c" * 40))) == []
-    assert client.handle(CodeNotPrepared("c" * 40, "not signed")) == []
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        SlotTaken(),
-        SlotsBusy((), 1),
-        DeviceFactsRead({}),
-        server_info(2),
-        ModelFetched(model(2)),
-        ModelNotFetched(model(2), "no"),
-        CodePrepared(task_at(NEW)),
-        CodeNotPrepared(NEW, "no"),
-        *(fired(timer) for timer in ClientTimer if timer is not ClientTimer.ELIGIBLE),
-    ],
-    ids=lambda event: getattr(event, "timer", type(event).__name__),
-)
-def test_a_result_that_nothing_waits_for_changes_nothing(event: Event) -> None:
-    assert serving_client().handle(event) == []
