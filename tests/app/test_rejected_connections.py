@@ -91,7 +91,7 @@ async def test_credentials_of_another_federation_are_one_line(bus: TrustedBus, t
     kit = str(bus.access_for("c1").creds)
     result = await make_cli(bus, tmp_path)("client", "up", "c2", FEDBUS_CREDS=kit, FEDBUS_FEDERATION="other")
     assert (result.code, result.err.count("\n")) == (ExitCode.DENIED, 1), result.err
-    assert "of client c1 of federation test, and this is client c2 of federation other" in result.err
+    assert "of client c1 of federation test, but this is client c2 of federation other" in result.err
 
 
 def test_of_several_errors_the_denied_access_is_reported() -> None:

@@ -123,21 +123,21 @@ class FakeKubernetes:
         variables = {one["name"]: one["value"] for one in container["env"]}
         program, *arguments = container["command"]
         assert program == "python3"
-        log, last_word = self.directory / f"{name}.log", self.directory / f"{name}.last-word"
+        log, termination_log = self.directory / f"{name}.log", self.directory / f"{name}.last-word"
         assert variables[ANSWER_VARIABLE] == container.get("terminationMessagePath", "/dev/termination-log")
         if self.pending_pod_status is not None or self.pod_creation_error:
-            self.jobs[name] = FakeJob(manifest, None, log, last_word)
+            self.jobs[name] = FakeJob(manifest, None, log, termination_log)
             return web.json_response(manifest, status=201)
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *arguments,
-                env=os.environ | variables | {ANSWER_VARIABLE: str(last_word)} | self.environment,
+                env=os.environ | variables | {ANSWER_VARIABLE: str(termination_log)} | self.environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
             )
-        job = FakeJob(manifest, process, log, last_word)
+        job = FakeJob(manifest, process, log, termination_log)
         self.jobs[name] = job
         job.watch = asyncio.create_task(self._watch_process(job))
         return web.json_response(manifest, status=201)

@@ -253,7 +253,7 @@ def with_refusals(agent: str, answers: dict[Any, Any]) -> dict[Any, Any]:
     """Complete *answers* with a refusal of every other request of *agent*, for a fake of it."""
 
     async def refuse(request: Request) -> Body:
-        return Refused(reason=f"nobody plays {request.name} here")
+        return Refused(reason=f"the test has no fake for {request.name}")
 
     return {kind: answers.get(kind, refuse) for kind in requests_answered_by(agent)}
 
@@ -263,23 +263,23 @@ async def open_federation(
     url: str, directory: Path, *, task: Task | None = None
 ) -> AsyncIterator[FederationHarness]:
     """Open a federation without agents, and check all lifecycles when it ends."""
-    site = AgentConfig(url, FED, directory / "home", task or tiny_task(directory))
+    config = AgentConfig(url, FED, directory / "home", task or tiny_task(directory))
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(Bus.connect(url, Identity(FED, "test")))
         await bus.create_streams()
-        fed = FederationHarness(site, bus, _open=stack)
-        lives = bus.read_stream(lifecycle_stream(FED), [subjects.wildcard_for(FED, Transition)])
-        words = bus.read_stream(events_stream(FED), stream_subjects(FED))
-        hearing = [  # no TaskGroup: a fixture's two halves run in two tasks
-            asyncio.ensure_future(_apply_transitions(await stack.enter_async_context(lives), fed.view)),
-            asyncio.ensure_future(_collect(await stack.enter_async_context(words), fed.messages)),
+        fed = FederationHarness(config, bus, _open=stack)
+        transitions = bus.read_stream(lifecycle_stream(FED), [subjects.wildcard_for(FED, Transition)])
+        events = bus.read_stream(events_stream(FED), stream_subjects(FED))
+        readers = [  # no TaskGroup: the two halves of a fixture run in two tasks
+            asyncio.ensure_future(_apply_transitions(await stack.enter_async_context(transitions), fed.view)),
+            asyncio.ensure_future(_collect(await stack.enter_async_context(events), fed.messages)),
         ]
         try:
             yield fed
         finally:
-            for ear in hearing:
-                ear.cancel()
-            await asyncio.wait(hearing)
+            for reader in readers:
+                reader.cancel()
+            await asyncio.wait(readers)
         check_lifecycles(await read_transitions(bus))
 
 
@@ -298,31 +298,31 @@ async def _collect(stored: AsyncIterator[Any], messages: list[Any]) -> None:
 
 async def read_transitions(bus: Bus) -> list[Transition]:
     """Read all transitions of the lifecycle stream, in order."""
-    held = (await bus.list_streams() or {})[lifecycle_stream(bus.fed)]
-    told: list[Transition] = []
+    count = (await bus.list_streams() or {})[lifecycle_stream(bus.fed)]
+    transitions: list[Transition] = []
     async with bus.read_stream(
         lifecycle_stream(bus.fed), [subjects.wildcard_for(bus.fed, Transition)], whole=True
-    ) as seen:
-        while len(told) < held:
-            one = (await asyncio.wait_for(anext(seen), 10)).message
+    ) as stored:
+        while len(transitions) < count:
+            one = (await asyncio.wait_for(anext(stored), 10)).message
             assert isinstance(one, Transition)
-            told.append(one)
-    return told
+            transitions.append(one)
+    return transitions
 
 
-def check_lifecycles(told: list[Transition]) -> None:
+def check_lifecycles(transitions: list[Transition]) -> None:
     """Check that each entity started in its initial state, and that its transitions are legal and without gaps."""
-    things: dict[tuple[str, str], list[Transition]] = defaultdict(list)
-    for one in told:
-        things[one.kind, one.key].append(one)
-    for (kind, thing), life in things.items():
+    entities: dict[tuple[str, str], list[Transition]] = defaultdict(list)
+    for one in transitions:
+        entities[one.kind, one.key].append(one)
+    for (kind, key), history in entities.items():
         lifecycle = LIFECYCLES[kind]
-        assert (life[0].source, life[0].target) == ("", lifecycle.initial), (
-            f"{kind} {thing} began with {life[0]}"
+        assert (history[0].source, history[0].target) == ("", lifecycle.initial), (
+            f"{kind} {key} began with {history[0]}"
         )
-        for before, after in pairwise(life):
+        for before, after in pairwise(history):
             assert after.source == before.target, (
-                f"{kind} {thing} jumped from {before.target} to {after.source}"
+                f"{kind} {key} jumped from {before.target} to {after.source}"
             )
-            assert after.is_legal, f"{kind} {thing}: no arrow {after.source} –{after.event}→ {after.target}"
+            assert after.is_legal, f"{kind} {key}: no arrow {after.source} –{after.event}→ {after.target}"
             OBSERVED.add((kind, after.source, after.event, after.target))

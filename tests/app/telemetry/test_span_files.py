@@ -182,7 +182,7 @@ def test_the_sampler_of_the_standard_variable_is_used(tmp_path: Path) -> None:
 
 
 def test_a_tracer_made_before_the_provider_uses_it_later(tmp_path: Path) -> None:
-    said = run_python(
+    output = run_python(
         tmp_path,
         """
 from fedbus.contracts.telemetry import get_tracer
@@ -196,8 +196,8 @@ with configure_telemetry("fedbus-server"), tracer.start_as_current_span("kept") 
 """,
     )
 
-    ((_, (kept,)),) = span_reader.read_trace(tmp_path / "traces", said.stdout.strip()).blocks
-    assert (kept.name, kept.scope) == ("kept", "a module")
+    ((_, (record,)),) = span_reader.read_trace(tmp_path / "traces", output.stdout.strip()).blocks
+    assert (record.name, record.scope) == ("kept", "a module")
 
 
 def test_a_span_continues_a_remote_one(tmp_path: Path) -> None:
@@ -239,10 +239,10 @@ def test_the_file_written_to_longest_ago_is_dropped_first(tmp_path: Path) -> Non
 
 def test_a_full_disk_stops_no_process_and_is_logged_once(tmp_path: Path) -> None:
     (tmp_path / "traces").write_text("in the way")
-    said = run_python(tmp_path, WRITES_SPANS + WRITES_SPANS.partition("\n\n")[2], "fedbus-server")
+    output = run_python(tmp_path, WRITES_SPANS + WRITES_SPANS.partition("\n\n")[2], "fedbus-server")
 
-    assert said.stderr.count("Cannot store spans") <= 2
-    assert "Traceback" not in said.stderr
+    assert output.stderr.count("Cannot store spans") <= 2
+    assert "Traceback" not in output.stderr
 
 
 def test_truncated_and_foreign_blocks_are_skipped(tmp_path: Path) -> None:
@@ -315,12 +315,12 @@ async def test_a_run_in_progress_is_one_tree_of_open_spans(tmp_path: Path, colle
             "run • → requested": SpanStatus.ENDED,
             "round": SpanStatus.OPEN,
         }
-        said = run_trace(tmp_path, RUN)
-        assert said.startswith(f"{RUN} is requested: ")
-        assert "\n3 spans (2 under way), of 1 processes" in said
-        assert "\nround 1 has taken " in said
-        assert "\nunder way: round 1 for " in said
-        assert said.endswith(f"live: fedbus run watch {RUN} · again: fedbus trace {RUN}\n")
+        output = run_trace(tmp_path, RUN)
+        assert output.startswith(f"{RUN} is requested: ")
+        assert "\n3 spans (2 under way), of 1 processes" in output
+        assert "\nround 1 has taken " in output
+        assert "\nin progress: round 1 for " in output
+        assert output.endswith(f"live: fedbus run watch {RUN} · again: fedbus trace {RUN}\n")
 
         process.communicate("")
         assert set(read_endings(tmp_path).values()) == {SpanStatus.ENDED}
@@ -333,10 +333,12 @@ async def test_the_open_spans_of_a_killed_process_are_cut_off(tmp_path: Path) ->
         process.wait()
 
     assert read_endings(tmp_path)["round"] is SpanStatus.CUT_OFF
-    said = run_trace(tmp_path, RUN)
-    assert said.startswith(f"{RUN} was left requested: whoever ran it is gone, last heard of at ")
-    assert "✗ was cut off: its process ended before it did" in said
-    assert "fedbus run watch" not in said
+    output = run_trace(tmp_path, RUN)
+    assert output.startswith(
+        f"{RUN} was abandoned while requested: its process has ended; the last span ended at "
+    )
+    assert "✗ is cut off: its process ended before the span did" in output
+    assert "fedbus run watch" not in output
 
 
 async def test_an_export_gives_open_spans_an_end_and_marks_them(
@@ -344,9 +346,9 @@ async def test_an_export_gives_open_spans_an_end_and_marks_them(
 ) -> None:
     with run_waiting_process(tmp_path):
         await eventually(lambda: len(read_endings(tmp_path)) == 3)
-        said = run_trace(tmp_path, RUN, "--otlp-json", str(tmp_path / "trace.json"))
+        output = run_trace(tmp_path, RUN, "--otlp-json", str(tmp_path / "trace.json"))
 
-    assert said == f"3 spans (2 under way) are in {tmp_path / 'trace.json'}\n"
+    assert output == f"3 spans (2 under way) are in {tmp_path / 'trace.json'}\n"
     exported = TracesData()
     Parse((tmp_path / "trace.json").read_text().replace("\n", ""), exported)
     spans = [span for one in exported.resource_spans for scope in one.scope_spans for span in scope.spans]
@@ -386,11 +388,11 @@ def run_trace(home: Path, *arguments: str) -> str:
 
 
 def test_a_run_is_drawn_with_every_span_by_name(home: Path) -> None:
-    said = run_trace(home, RUN, "--width", "100")
+    output = run_trace(home, RUN, "--width", "100")
 
-    assert "run • → requested" in said
-    assert "round 1 took" in said
-    assert all(len(line) <= 100 for line in said.splitlines()[2:])
+    assert "run • → requested" in output
+    assert "round 1 took" in output
+    assert all(len(line) <= 100 for line in output.splitlines()[2:])
 
 
 def test_without_a_name_the_newest_run_is_drawn(home: Path) -> None:
@@ -406,9 +408,9 @@ def test_the_words_option_prints_the_words_only(home: Path) -> None:
 
 def test_the_export_is_otlp_that_a_collector_reads(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "trace.json"
-    said = run_trace(home, RUN, "--otlp-json", str(file))
+    output = run_trace(home, RUN, "--otlp-json", str(file))
 
-    assert said == f"2 spans are in {file}\n"
+    assert output == f"2 spans are in {file}\n"
     document = json.loads(file.read_text())
     ((resource,),) = (document["resourceSpans"],)
     assert {"key": "fedbus.client", "value": {"stringValue": "c1"}} in resource["resource"]["attributes"]

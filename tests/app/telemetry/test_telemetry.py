@@ -72,10 +72,10 @@ def run_python(code: str, **environment: str) -> "subprocess.CompletedProcess[st
 
 
 def test_without_a_terminal_each_line_is_json_with_its_trace() -> None:
-    said = run_python(LOGS_AND_TRACES)
-    ours, theirs = (json.loads(line) for line in said.stderr.splitlines())
+    output = run_python(LOGS_AND_TRACES)
+    ours, theirs = (json.loads(line) for line in output.stderr.splitlines())
 
-    assert said.stdout == ""
+    assert output.stdout == ""
     assert (ours["event"], ours["round"], ours["level"]) == ("round finished", 2, "info")
     assert (ours["agent"], ours["client"], ours["logger"]) == ("trainer", "c1", "fedbus.test")
     assert (theirs["event"], theirs["level"]) == ("beware of this", "warning")
@@ -107,11 +107,11 @@ def test_an_exception_stays_one_line() -> None:
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_a_logged_exception_has_no_local_variables(form: str) -> None:
-    said = run_python(HOLDS_DATA, FEDBUS_LOG_FORMAT=form).stderr
+    output = run_python(HOLDS_DATA, FEDBUS_LOG_FORMAT=form).stderr
 
-    assert "ValueError" in said
-    assert "train" in said
-    assert SECRET not in said
+    assert "ValueError" in output
+    assert "train" in output
+    assert SECRET not in output
 
 
 def test_a_logged_exception_is_limited() -> None:
@@ -128,11 +128,11 @@ def test_a_logged_exception_is_limited() -> None:
 
 def test_an_absent_collector_costs_no_time_and_no_stack_trace() -> None:
     began = time.monotonic()
-    said = run_python(LOGS_AND_TRACES, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
+    output = run_python(LOGS_AND_TRACES, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
 
     assert time.monotonic() - began < 10
-    assert "Traceback" not in said.stderr
-    assert len(said.stderr.splitlines()) <= 5
+    assert "Traceback" not in output.stderr
+    assert len(output.stderr.splitlines()) <= 5
 
 
 class SpanReceiver(HTTPServer):
@@ -178,10 +178,10 @@ def test_spans_reach_the_collector_before_the_process_ends(collector: SpanReceiv
 
 
 def test_the_format_is_a_setting() -> None:
-    said = run_python(LOGS_AND_TRACES, FEDBUS_LOG_FORMAT="console").stderr
+    output = run_python(LOGS_AND_TRACES, FEDBUS_LOG_FORMAT="console").stderr
 
-    assert "round finished" in said
-    assert not said.startswith("{")
+    assert "round finished" in output
+    assert not output.startswith("{")
     assert run_python(LOGS_AND_TRACES, FEDBUS_LOG_FORMAT="json").stderr.startswith("{")
 
 
@@ -201,9 +201,9 @@ flwr.supercore.logger.log(logging.INFO, "a round")
 
 
 def test_a_library_with_its_own_handler_is_logged_once() -> None:
-    said = run_python(FLOWER)
+    output = run_python(FLOWER)
 
-    assert (said.stdout + said.stderr).count("a round") == 1
+    assert (output.stdout + output.stderr).count("a round") == 1
 
 
 def test_a_library_with_its_own_level_uses_the_configured_one() -> None:
@@ -212,7 +212,7 @@ def test_a_library_with_its_own_level_uses_the_configured_one() -> None:
 
 def test_blank_lines_of_a_library_are_dropped() -> None:
     """Flower separates its lines with them."""
-    said = run_python(
+    output = run_python(
         """
 import logging
 from fedbus.app import telemetry
@@ -221,12 +221,12 @@ for words in ("", "\\t", "Final results:"):
     logging.getLogger("flwr").info(words)
 """
     )
-    assert [json.loads(line)["event"] for line in said.stderr.splitlines()] == ["Final results:"]
+    assert [json.loads(line)["event"] for line in output.stderr.splitlines()] == ["Final results:"]
 
 
 def test_a_library_with_its_own_file_formats_it_itself() -> None:
     """Weights & Biases does; a formatting error would print twenty lines to standard error."""
-    said = run_python(
+    output = run_python(
         """
 import logging, sys
 from fedbus.app import telemetry
@@ -237,10 +237,10 @@ logging.getLogger("wandb").addHandler(own)
 logging.getLogger("wandb").warning("a round")
 """
     )
-    (line,) = said.stderr.splitlines()
+    (line,) = output.stderr.splitlines()
     assert json.loads(line)["event"] == "a round"
-    assert said.stdout.startswith("MainThread:")
-    assert said.stdout.endswith(" MainProcess a round\n")
+    assert output.stdout.startswith("MainThread:")
+    assert output.stdout.endswith(" MainProcess a round\n")
 
 
 ORDERED: Final = """
@@ -265,9 +265,11 @@ def test_lines_are_in_order_and_formatted_when_logged() -> None:
 
 
 def test_all_lines_are_written_when_a_process_exits_at_once() -> None:
-    said = run_python(ORDERED.format(then='log.error("the disk is full"); __import__("os")._exit(0)')).stderr
+    output = run_python(
+        ORDERED.format(then='log.error("the disk is full"); __import__("os")._exit(0)')
+    ).stderr
 
-    assert [json.loads(line)["event"] for line in said.splitlines()] == ["first []", "the disk is full"]
+    assert [json.loads(line)["event"] for line in output.splitlines()] == ["first []", "the disk is full"]
 
 
 def test_all_lines_of_a_block_are_written_before_it_ends() -> None:

@@ -1,1 +1,1 @@
-"""A task as small as one can be: training adds one to every weight, so that a model tells how often it was trained."""
+"""A minimal task: training adds one to every weight, so the weights are the number of trainings."""

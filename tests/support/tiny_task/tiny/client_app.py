@@ -1,4 +1,4 @@
-"""Trains by adding one; torch is not needed for that, so a training process is up in a second."""
+"""A ClientApp that trains by adding one. It does not import torch, so a training process starts fast."""
 
 import os
 import time
@@ -17,7 +17,7 @@ def train(message: Message, context: Context) -> Message:
     if number == config["dies"] and current == config["dies-in"]:
         os._exit(3)
     if number == config["raises"]:
-        raise ValueError("this client was told to raise")
+        raise ValueError("the run config makes this client fail")
     time.sleep(float(config["slow-s"] if number == config["slow"] else config["pause-s"]))
     step = float("nan") if config["poison"] else 1.0
     trained = message.content.array_records["arrays"].items()

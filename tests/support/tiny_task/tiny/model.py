@@ -1,4 +1,4 @@
-"""Three numbers in, four out. All weights begin at zero."""
+"""A linear model with three inputs and four outputs, whose weights are zero at first."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What clients are asked to predict."""
+"""Samples for predictions."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""FedAvg that goes on as long as one client is left; the loss falls by one with every round."""
+"""FedAvg that needs one client only; the loss falls by one in each round."""
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, MetricRecord
@@ -17,10 +17,10 @@ def main(grid: Grid, context: Context) -> None:
         grid=grid,
         initial_arrays=initial,
         num_rounds=int(context.run_config["num-server-rounds"]),
-        evaluate_fn=judge,
+        evaluate_fn=evaluate,
     )
 
 
-def judge(_: int, arrays: ArrayRecord) -> MetricRecord:
+def evaluate(_: int, arrays: ArrayRecord) -> MetricRecord:
     trained = float(arrays["bias"].numpy().mean())
     return MetricRecord({"loss": 100.0 - trained, "accuracy": trained / 100.0})
