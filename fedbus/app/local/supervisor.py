@@ -81,15 +81,15 @@ class AlreadyRunning(EmbeddedError):
 class ProgramNotReady(EmbeddedError):
     """The program was started and did not become ready."""
 
-    def __init__(self, name: str, what: str, home: "ProgramDirectory") -> None:
-        super().__init__(f"{name} {what}. Its log ({home.log}) ends: {home.log_tail()}")
-        self.problem = what
+    def __init__(self, name: str, problem: str, home: "ProgramDirectory") -> None:
+        super().__init__(f"{name} {problem}. Its log ({home.log}) ends: {home.log_tail()}")
+        self.problem = problem
 
 
 class CrashLooping(EmbeddedError):
-    def __init__(self, name: str, deaths: int, home: "ProgramDirectory") -> None:
+    def __init__(self, name: str, exits: int, home: "ProgramDirectory") -> None:
         super().__init__(
-            f"{name} exited {deaths} times in a row within {QUICK_EXIT_S:g} s of its start. "
+            f"{name} exited {exits} times in a row within {QUICK_EXIT_S:g} s of its start. "
             f"Its log ({home.log}) ends: {home.log_tail()}"
         )
 

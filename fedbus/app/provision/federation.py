@@ -243,8 +243,8 @@ class Federation:
             )
         if not keep_old:
             self.revoke(name)
-        kept = {"earlier_keys": site.all_keys} if keep_old else {"earlier_keys": (), "system_keys": ()}
-        renewed = site.model_copy(update=kept | {"revoked": None, "issued": datetime.now(UTC)})
+        old_keys = {"earlier_keys": site.all_keys} if keep_old else {"earlier_keys": (), "system_keys": ()}
+        renewed = site.model_copy(update=old_keys | {"revoked": None, "issued": datetime.now(UTC)})
         self._write_site(name, renewed, where, days)
         return renewed
 
