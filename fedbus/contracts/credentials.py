@@ -80,7 +80,7 @@ class UserClaims(BaseModel):
     def mismatch(self, fed: str, client: str) -> str:
         """Describe why they cannot be used in *fed* as *client*; empty if they can.
 
-        An empty *client* stands for an agent that belongs to no client.
+        An empty *client* means an agent that belongs to no client.
         """
         is_device = self.role == Role.DEVICE
         other_federation = bool(self.federation) and self.federation != fed

@@ -27,6 +27,6 @@ def test_a_message_keeps_few_finite_metrics_of_any_input(
 
 def test_loss_and_accuracy_are_kept_among_too_many_metrics() -> None:
     many = {f"train_{letter}": 1.0 for letter in "abcdefghij"}
-    kept = reply_with(many | {"train_loss": 0.5, "train_accuracy": 0.75}).figures
-    assert list(kept)[:2] == ["train_accuracy", "train_loss"]
-    assert len(kept) == MAX_METRICS
+    metrics = reply_with(many | {"train_loss": 0.5, "train_accuracy": 0.75}).figures
+    assert list(metrics)[:2] == ["train_accuracy", "train_loss"]
+    assert len(metrics) == MAX_METRICS
