@@ -119,9 +119,8 @@ class TriggerInputTracker:
 
 def _new_rows(counted: DataCounted, kind: str, since: int, database: str) -> int:
     total = _total_rows(counted, kind)
-    if (
-        not database
-    ):  # an older device may have reported the rows that it stores, and fewer of these are no new rows
+    # Without a database, an older device reported the rows that it stored. Fewer of these are not new rows.
+    if not database:
         return max(0, total - since)
     is_new_database = database != counted.database or total < since
     return total if is_new_database else total - since

@@ -120,6 +120,18 @@ def test_a_reply_does_not_outlast_the_next_request() -> None:
     assert replies_in(scheduler.handle(OpeningAnswered(SECOND_RUN))) == [RunStarted(run=SECOND_RUN)]
 
 
+def test_an_answer_about_an_earlier_run_changes_nothing() -> None:
+    scheduler = leading_scheduler()
+    scheduler.request_run()
+    scheduler.fail_run()
+    scheduler.request_run()
+    assert scheduler.handle(OpeningAnswered(FIRST_RUN)) == []
+    log, *rest = scheduler.handle(OpeningAnswered(FIRST_RUN, "no such app"))
+    assert isinstance(log, Log)
+    assert rest == []
+    assert scheduler.run_state == RunState.REQUESTED
+
+
 def test_a_request_overrides_the_options_and_these_the_plan_of_the_task() -> None:
     options = RunOverrides(rounds=7, config={"lr": 0.1})
     scheduler = leading_scheduler(overrides=options)
@@ -168,6 +180,15 @@ def test_a_run_needs_the_model_store() -> None:
     assert scheduler.request_run() == refused(2, reason)
     scheduler.move_server(ServerEvent.STORE_RECOVERED, trouble=None)
     assert len(scheduler.causes) == 1, "the run that is due starts at once"
+
+
+def test_the_reason_of_a_store_problem_outlasts_a_round() -> None:
+    scheduler = scheduler_with_run(RunState.RUNNING)
+    trouble = {"trouble": StoreProblem.UNAVAILABLE}
+    scheduler.move_server(ServerEvent.STORE_UNAVAILABLE, reason="no route to host", **trouble)
+    scheduler.finish_round(1)
+    scheduler.move_server(ServerEvent.RUN_FAILED)
+    assert scheduler.request_run() == refused(2, f"task {NAME} cannot start a run now: no route to host")
 
 
 def test_a_scheduler_that_missed_the_reason_names_the_store_problem() -> None:
@@ -243,6 +264,22 @@ def test_a_repeated_transition_of_the_server_changes_nothing() -> None:
     scheduler.move_server(ServerEvent.SERVER_LOST)
     assert scheduler.server.last is not None
     assert scheduler.handle(scheduler.server.last) == []
+
+
+def test_a_transition_about_another_run_moves_no_run() -> None:
+    scheduler = scheduler_with_run(RunState.REQUESTED)
+    opened = scheduler.move_server(ServerEvent.RUN_REQUESTED, run="tiny-7", plan=RunPlan())
+    assert opened == [CancelServerRun(cancels("the run was stopped before it was opened", "tiny-7"))]
+    assert scheduler.move_server(ServerEvent.QUORUM_REACHED, cohort=("c1",)) == []
+    assert scheduler.run_state == RunState.REQUESTED
+
+
+def test_a_step_of_a_run_does_not_evaluate_the_schedule() -> None:
+    scheduler = leading_scheduler("drift")
+    scheduler.request_run()
+    scheduler.open_run()
+    quorum = scheduler.move_server(ServerEvent.QUORUM_REACHED, cohort=("c1", "c2"))
+    assert quorum == [MoveRun(RunEvent.QUORUM_REACHED, {"cohort": ("c1", "c2")})]
 
 
 def test_a_recovered_run_repeats_the_round_without_checkpoint() -> None:

@@ -34,6 +34,7 @@ from fedbus.agents.workflow_scheduler.effects import (
 from fedbus.agents.workflow_scheduler.events import DeployedCodeLoaded, SchedulerTimer, ServiceStarted
 from fedbus.agents.workflow_scheduler.runs import SCHEDULED
 from fedbus.agents.workflow_scheduler.schedule import MAX_EVALUATE_DELAY
+from fedbus.agents.workflow_scheduler.trigger_inputs import TriggerInputTracker
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.scheduling import ScheduleData, ScheduleEvent, ScheduleRule, ScheduleState
 from fedbus.contracts.server import CancelRun, OpenRun, ServerEvent
@@ -140,6 +141,22 @@ def test_rows_count_from_zero_in_a_new_database() -> None:
     assert scheduler.data.databases == {"c1": "c"}
 
 
+def test_a_total_that_fell_counts_from_zero() -> None:
+    """The device restored an older copy of its database."""
+    scheduler = leading_scheduler("labelled >= 20")
+    scheduler.receive(counted("c1", 100, ever=100, database="a"))
+    scheduler.fail_run()
+    scheduler.receive(counted("c1", 30, ever=30, database="a"))
+    assert scheduler.causes[1:] == ["labelled >= 20 on 1 client (c1: 30)"]
+
+
+def test_code_that_is_published_again_is_not_newer() -> None:
+    tracker = TriggerInputTracker(scheduled_task())
+    tracker.record(code_published(NEW), NOW)
+    tracker.record(code_published(NEW), NOW + timedelta(hours=1))
+    assert tracker.code == (NEW, NOW)
+
+
 def test_conditions_joined_by_and_are_kept_over_a_restart() -> None:
     scheduler = leading_scheduler("drift and labelled >= 5")
     scheduler.receive(drift("c1"))
@@ -211,7 +228,7 @@ def test_new_code_a_metric_and_another_task_start_runs() -> None:
     scheduler.finish_other_run()
     scheduler.fail_run()
     scheduler.wait(1)
-    scheduler.finish_other_run(NAME)
+    assert scheduler.finish_other_run(NAME) == []
     assert scheduler.causes == ["new_code", "manual", "accuracy drops 0.1 (0.9 → 0.75)", "after other"]
 
 
@@ -245,6 +262,7 @@ def test_the_schedule_starts_at_most_as_many_runs_as_it_may() -> None:
 
 def test_an_interval_begins_when_a_run_ends_and_outlasts_a_restart() -> None:
     scheduler = leading_scheduler(every_s=10)
+    scheduler.wait(3)
     assert evaluates_in(10) in scheduler.fail_run()
     scheduler.wait(4)
     assert evaluates_in(6) in scheduler.restart()
