@@ -1,4 +1,4 @@
-"""The command line, as a person or a script uses it: real processes, a real bus, exit codes and one-line errors."""
+"""The command line as separate processes with a real nats-server: output, exit codes and one-line errors."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def fedbus(tmp_path: Path) -> FedbusCli:
 
 @pytest.fixture
 async def bus(nats: NatsServer, fedbus: FedbusCli) -> AsyncIterator[Bus]:
-    """The server side's bus, with a federation on it that `fedbus` finds."""
+    """The bus of the server side; `fedbus` finds its federation."""
     fedbus.environment["FEDBUS_NATS_URL"] = nats.url
     async with Bus.connect(nats.url, Identity(DEV, "workflow-scheduler")) as bus:
         await bus.create_streams()
@@ -49,7 +49,7 @@ RUNS = {1: "recruiting_started quorum_reached", 2: "recruiting_started", 10: "re
 
 
 async def simulate_runs(bus: Bus) -> None:
-    """Run 1 has finished, run 10 recruits, run 2 has failed."""
+    """Create three runs: 1 has finished, 2 has failed, 10 is recruiting."""
     async with LifecycleStore.open(bus) as lives:
         server = await lives.load(SERVER, ServerData(task="mnist"))
         await server.create()
@@ -68,46 +68,46 @@ async def simulate_runs(bus: Bus) -> None:
                 await run.transition(RunEvent.RECRUITING_EXPIRED, reason="c2 and c3 did not come")
 
 
-# --- the frame -----------------------------------------------------------------------------------
+# --- main ----------------------------------------------------------------------------------------
 
 
-async def test_help_says_what_there_is_and_what_exit_codes_mean(fedbus: FedbusCli) -> None:
+async def test_help_lists_the_commands_and_the_exit_codes(fedbus: FedbusCli) -> None:
     began = time.monotonic()
-    said = await fedbus("--help")
+    result = await fedbus("--help")
 
-    assert said.code == 0
+    assert result.code == 0
     assert time.monotonic() - began < 5
-    assert all(word in said.out for word in ("run", "clients", "events", "task", "doctor", "version"))
-    assert "nats-server unreachable" in said.out
+    assert all(name in result.out for name in ("run", "clients", "events", "task", "doctor", "version"))
+    assert "nats-server unreachable" in result.out
 
 
-async def test_version_names_what_a_report_should(fedbus: FedbusCli) -> None:
-    said = await fedbus("version", "--json")
-    assert said.facts["fedbus"] == __version__
-    assert said.facts["nats-server"].startswith("2.")
+async def test_version_prints_what_a_bug_report_needs(fedbus: FedbusCli) -> None:
+    result = await fedbus("version", "--json")
+    assert result.facts["fedbus"] == __version__
+    assert result.facts["nats-server"].startswith("2.")
 
 
-async def test_a_command_that_there_is_not_is_a_mistake_in_usage(fedbus: FedbusCli) -> None:
-    said = await fedbus("rnu", "ls")
-    assert said.code == 2
-    assert "No such command 'rnu'" in said.err
+async def test_an_unknown_command_is_a_usage_error(fedbus: FedbusCli) -> None:
+    result = await fedbus("rnu", "ls")
+    assert result.code == 2
+    assert "No such command 'rnu'" in result.err
 
 
 @pytest.mark.parametrize("words", [("run", "ls"), ("events", "tail")])
 async def test_no_bus_is_one_line_and_code_3(fedbus: FedbusCli, words: tuple[str, ...]) -> None:
-    said = await fedbus(*words, FEDBUS_NATS_URL="nats://127.0.0.1:9")
+    result = await fedbus(*words, FEDBUS_NATS_URL="nats://127.0.0.1:9")
 
-    assert (said.code, said.out) == (3, "")
-    assert said.err == (
+    assert (result.code, result.out) == (3, "")
+    assert result.err == (
         "fedbus: no nats-server at nats://127.0.0.1:9: Connection refused. "
         "Start one (fedbus up) or set FEDBUS_NATS_URL\n"
     )
 
 
 async def test_a_bad_setting_is_one_line_and_code_2(fedbus: FedbusCli) -> None:
-    said = await fedbus("run", "ls", FEDBUS_FEDERATION="All Clinics")
-    assert said.code == 2
-    assert said.err.startswith(
+    result = await fedbus("run", "ls", FEDBUS_FEDERATION="All Clinics")
+    assert result.code == 2
+    assert result.err.startswith(
         "fedbus: FEDBUS_FEDERATION: 'All Clinics' is not a valid federation id: use 1 to 63"
     )
 
@@ -115,15 +115,17 @@ async def test_a_bad_setting_is_one_line_and_code_2(fedbus: FedbusCli) -> None:
 async def test_a_bus_without_the_federation_is_one_line_and_code_5(
     fedbus: FedbusCli, nats: NatsServer
 ) -> None:
-    said = await fedbus("run", "ls", FEDBUS_NATS_URL=nats.url)
-    assert said.code == 5
-    assert said.err.startswith("fedbus: federation dev not found on this NATS server. Start its server side")
+    result = await fedbus("run", "ls", FEDBUS_NATS_URL=nats.url)
+    assert result.code == 5
+    assert result.err.startswith(
+        "fedbus: federation dev not found on this NATS server. Start its server side"
+    )
 
 
-async def test_where_an_error_comes_from_is_shown_to_whoever_asks(fedbus: FedbusCli) -> None:
-    said = await fedbus("run", "ls", FEDBUS_NATS_URL="nats://127.0.0.1:9", FEDBUS_DEBUG="1")
-    assert said.code == 1
-    assert "Traceback" in said.err
+async def test_debug_shows_the_traceback(fedbus: FedbusCli) -> None:
+    result = await fedbus("run", "ls", FEDBUS_NATS_URL="nats://127.0.0.1:9", FEDBUS_DEBUG="1")
+    assert result.code == 1
+    assert "Traceback" in result.err
 
 
 async def test_a_running_bus_is_found_without_a_flag(fedbus: FedbusCli, bus: Bus) -> None:
@@ -150,27 +152,30 @@ async def test_runs_are_listed_in_the_order_of_their_numbers(fedbus: FedbusCli, 
     assert "0.2500" in shown[1]
 
 
-async def test_no_runs_yet_is_said_with_how_to_start_one(fedbus: FedbusCli, bus: Bus) -> None:
-    said = await fedbus("run", "ls")
-    assert (said.code, said.out, said.err) == (0, "", "no runs yet. Start one: fedbus run start\n")
+async def test_without_runs_the_note_shows_how_to_start_one(fedbus: FedbusCli, bus: Bus) -> None:
+    result = await fedbus("run", "ls")
+    assert (result.code, result.out, result.err) == (0, "", "no runs yet. Start one: fedbus run start\n")
 
 
 async def test_a_run_is_shown_round_by_round(fedbus: FedbusCli, bus: Bus) -> None:
     await simulate_runs(bus)
-    said = await fedbus("run", "show", "mnist-1")
+    result = await fedbus("run", "show", "mnist-1")
 
-    assert said.code == 0
-    assert "c1 (18000), c2 (18000)" in said.out
-    assert "c3: no reply within 120 s" in said.out
+    assert result.code == 0
+    assert "c1 (18000), c2 (18000)" in result.out
+    assert "c3: no reply within 120 s" in result.out
 
 
-async def test_a_run_that_there_is_not_is_one_line_and_code_5(fedbus: FedbusCli, bus: Bus) -> None:
+async def test_an_unknown_run_is_one_line_and_code_5(fedbus: FedbusCli, bus: Bus) -> None:
     for words in (("show",), ("watch",), ("stop",)):
-        said = await fedbus("run", *words, "mnist-7")
-        assert (said.code, said.err) == (5, "fedbus: no run mnist-7 in this federation. See: fedbus run ls\n")
+        result = await fedbus("run", *words, "mnist-7")
+        assert (result.code, result.err) == (
+            5,
+            "fedbus: no run mnist-7 in this federation. See: fedbus run ls\n",
+        )
 
 
-async def test_watching_a_run_tells_its_life_and_ends_with_it(fedbus: FedbusCli, bus: Bus) -> None:
+async def test_watch_prints_all_transitions_and_ends_with_the_run(fedbus: FedbusCli, bus: Bus) -> None:
     await simulate_runs(bus)
     finished, failed = await asyncio.gather(
         fedbus("run", "watch", "mnist-1"), fedbus("run", "watch", "mnist-2", "--json")
@@ -187,21 +192,21 @@ async def test_watching_a_run_tells_its_life_and_ends_with_it(fedbus: FedbusCli,
     assert (failed.code, failed.err) == (1, "fedbus: run mnist-2 failed: c2 and c3 did not come\n")
 
 
-async def test_a_wish_goes_to_the_scheduler_and_its_answer_comes_back(fedbus: FedbusCli, bus: Bus) -> None:
+async def test_a_request_reaches_the_scheduler_and_is_answered(fedbus: FedbusCli, bus: Bus) -> None:
     await simulate_runs(bus)
-    asked: list[Body] = []
+    requests: list[Body] = []
 
-    async def start(wish: StartRun) -> Body:
-        asked.append(wish)
+    async def start(request: StartRun) -> Body:
+        requests.append(request)
         return (
             RunStarted(run="mnist-11")
-            if wish.rounds != 99
+            if request.rounds != 99
             else Refused(reason="run mnist-10 is still recruiting")
         )
 
-    async def stop(wish: StopRun) -> Body:
-        asked.append(wish)
-        return RunStopped(run=wish.run)
+    async def stop(request: StopRun) -> Body:
+        requests.append(request)
+        return RunStopped(run=request.run)
 
     async with bus.serve({StartRun: start, StopRun: stop}, task="mnist", version=__version__):
         started = await fedbus("run", "start", "--rounds", "4", "-c", "lr=0.1", "-c", "name=x", "--json")
@@ -209,31 +214,34 @@ async def test_a_wish_goes_to_the_scheduler_and_its_answer_comes_back(fedbus: Fe
         stopped = await fedbus("run", "stop", "mnist-10", "--reason", "enough")
 
     assert (started.code, started.facts) == (0, {"run": "mnist-11"})
-    assert asked[0] == StartRun(task="mnist", rounds=4, config={"lr": 0.1, "name": "x"})
+    assert requests[0] == StartRun(task="mnist", rounds=4, config={"lr": 0.1, "name": "x"})
     assert (refused.code, refused.err) == (1, "fedbus: run mnist-10 is still recruiting\n")
     assert (stopped.code, stopped.out) == (0, "run mnist-10 is being cancelled\n")
-    assert asked[2] == StopRun(task="mnist", run="mnist-10", reason="enough")
+    assert requests[2] == StopRun(task="mnist", run="mnist-10", reason="enough")
 
 
-async def test_nobody_who_answers_is_one_line_and_code_4(fedbus: FedbusCli, bus: Bus) -> None:
+async def test_a_missing_agent_is_one_line_and_code_4(fedbus: FedbusCli, bus: Bus) -> None:
     await simulate_runs(bus)
-    said = await fedbus("run", "start")
-    assert (said.code, said.err) == (
+    result = await fedbus("run", "start")
+    assert (result.code, result.err) == (
         4,
         "fedbus: no reply to start_run: no agent serves it. Check that the workflow-scheduler is running\n",
     )
 
 
-async def test_an_unknown_task_is_named_with_those_that_there_are(fedbus: FedbusCli, bus: Bus) -> None:
+async def test_an_unknown_task_is_reported_with_the_known_ones(fedbus: FedbusCli, bus: Bus) -> None:
     await simulate_runs(bus)
-    said = await fedbus("run", "start", "--task", "cifar")
-    assert (said.code, said.err) == (5, "fedbus: federation dev has no task cifar. Choose one of: mnist\n")
+    result = await fedbus("run", "start", "--task", "cifar")
+    assert (result.code, result.err) == (
+        5,
+        "fedbus: federation dev has no task cifar. Choose one of: mnist\n",
+    )
 
 
-async def test_an_override_without_a_value_is_a_mistake_in_usage(fedbus: FedbusCli) -> None:
-    said = await fedbus("run", "start", "-c", "lr")
-    assert said.code == 2
-    assert said.err == "fedbus: 'lr' is not an override. Use name=value, for example --config lr=0.1\n"
+async def test_an_override_without_a_value_is_a_usage_error(fedbus: FedbusCli) -> None:
+    result = await fedbus("run", "start", "-c", "lr")
+    assert result.code == 2
+    assert result.err == "fedbus: 'lr' is not an override. Use name=value, for example --config lr=0.1\n"
 
 
 # --- clients ---------------------------------------------------------------------------------------------
@@ -262,7 +270,10 @@ async def test_clients_are_listed_and_shown_with_what_they_wait_for(
 
     (facts,) = listed.facts
     assert (facts["client"], facts["task"], facts["state"]) == ("c1", "mnist", "pending_application")
-    assert (facts["model_version"], facts["sha256"]) == (None, None)  # its inference agent has not said so
+    assert (facts["model_version"], facts["sha256"]) == (
+        None,
+        None,
+    )  # its inference agent has not reported one
     assert (facts["standing"]["rounds"], facts["standing"]["contribution"]) == (1, 0.125)
     assert "the inference agent to load the model" in shown.out
     assert "so far: 1 round, 0 failed, reliability 0.67, 18000 samples, 4.50 s per training" in shown.out
@@ -272,7 +283,7 @@ async def test_clients_are_listed_and_shown_with_what_they_wait_for(
 # --- events ----------------------------------------------------------------------------------------------
 
 
-async def test_what_was_said_is_told_in_the_order_of_time_over_both_streams(
+async def test_tail_orders_the_messages_of_both_streams_by_time(
     fedbus: FedbusCli, bus: Bus, nats: NatsServer
 ) -> None:
     await bus.publish(CodePublished(task="mnist", code_version="a" * 40))
@@ -296,46 +307,46 @@ async def test_what_was_said_is_told_in_the_order_of_time_over_both_streams(
         "rounds=4",
         "new_model=True",
     ]
-    told = [json.loads(line) for line in records.out.splitlines()]
-    assert [one["word"] for one in told] == ["code_published", "transition", "fin_train"]
-    assert told[2]["subject"] == "fedbus.dev.client.c1.mnist.fin_train"
+    messages = [json.loads(line) for line in records.out.splitlines()]
+    assert [one["word"] for one in messages] == ["code_published", "transition", "fin_train"]
+    assert messages[2]["subject"] == "fedbus.dev.client.c1.mnist.fin_train"
     body = {"task": "mnist", "client": "c1", "run": "mnist-1", "rounds": 4, "new_model": True}
-    assert told[2]["body"] == body
+    assert messages[2]["body"] == body
     assert of_c1_alone.out.split()[1] == "fin_train"
 
 
-async def test_what_is_said_now_is_told_at_once(fedbus: FedbusCli, bus: Bus) -> None:
-    said: list[str] = []
+async def test_tail_prints_a_new_message_at_once(fedbus: FedbusCli, bus: Bus) -> None:
+    lines: list[str] = []
     command = (sys.executable, "-m", "fedbus.app.cli.main", "events", "tail", "--json")
-    async with ChildProcess("tail", *command, environment=fedbus.environment, output=said.append) as tail:
+    async with ChildProcess("tail", *command, environment=fedbus.environment, output=lines.append) as tail:
 
-        async def heard() -> bool:
+        async def is_printed() -> bool:
             await bus.publish(CodePublished(task="mnist", code_version="b" * 40))
             await asyncio.sleep(0.05)
-            return bool(said)
+            return bool(lines)
 
-        await eventually(heard)
-        assert json.loads(said[0])["word"] == "code_published"
+        await eventually(is_printed)
+        assert json.loads(lines[0])["word"] == "code_published"
         assert tail.returncode is None
 
 
-async def test_nonsense_for_a_time_is_a_mistake_in_usage(fedbus: FedbusCli) -> None:
-    said = await fedbus("events", "tail", "--since", "yesterday")
-    assert (said.code, said.err) == (
+async def test_an_invalid_time_is_a_usage_error(fedbus: FedbusCli) -> None:
+    result = await fedbus("events", "tail", "--since", "yesterday")
+    assert (result.code, result.err) == (
         2,
         "fedbus: 'yesterday' is not a time. Use for example 90s, 10m, 2h, 1d or 2026-01-31T12:00\n",
     )
 
 
-async def test_a_body_is_decoded_with_times_and_bytes_that_can_be_read(fedbus: FedbusCli) -> None:
+async def test_decode_makes_times_and_bytes_readable(fedbus: FedbusCli) -> None:
     body = msgpack.packb(
         {"at": datetime(2026, 3, 14, 12, tzinfo=UTC), "raw": bytes(20), "loss": float("nan"), b"k": [1]},
         datetime=True,
     )
-    said = await fedbus("events", "decode", stdin=body)
+    result = await fedbus("events", "decode", stdin=body)
 
-    assert said.code == 0
-    assert said.facts == {
+    assert result.code == 0
+    assert result.facts == {
         "at": "2026-03-14T12:00:00+00:00",
         "raw": "<20 bytes: 00000000000000000000000000000000…>",
         "loss": "nan",
@@ -344,11 +355,11 @@ async def test_a_body_is_decoded_with_times_and_bytes_that_can_be_read(fedbus: F
 
 
 @pytest.mark.parametrize("body", [b"hello", b"", b"\xc0" * 300_000])
-async def test_what_is_no_body_is_refused_in_one_line(fedbus: FedbusCli, body: bytes) -> None:
-    said = await fedbus("events", "decode", stdin=body)
-    assert (said.code, said.out) == (1, "")
-    assert said.err.startswith("fedbus: ")
-    assert said.err.count("\n") == 1
+async def test_an_invalid_body_is_one_line(fedbus: FedbusCli, body: bytes) -> None:
+    result = await fedbus("events", "decode", stdin=body)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("fedbus: ")
+    assert result.err.count("\n") == 1
 
 
 async def test_the_catalogue_is_listed(fedbus: FedbusCli) -> None:
@@ -361,9 +372,7 @@ async def test_the_catalogue_is_listed(fedbus: FedbusCli) -> None:
 # --- tasks -------------------------------------------------------------------------------------------------
 
 
-async def test_a_new_task_is_valid_and_a_broken_one_is_told_line_by_line(
-    fedbus: FedbusCli, tmp_path: Path
-) -> None:
+async def test_a_new_task_is_valid_and_each_error_is_one_line(fedbus: FedbusCli, tmp_path: Path) -> None:
     made = await fedbus("task", "new", str(tmp_path / "fresh"), "--json")
     valid = await fedbus("task", "validate", str(tmp_path / "fresh"))
     pyproject = tmp_path / "fresh" / "pyproject.toml"
@@ -376,26 +385,26 @@ async def test_a_new_task_is_valid_and_a_broken_one_is_told_line_by_line(
     assert "ruonds" in broken.out
 
 
-async def test_a_directory_that_is_not_there_is_code_5(fedbus: FedbusCli, tmp_path: Path) -> None:
-    said = await fedbus("task", "validate", str(tmp_path / "nowhere"))
-    assert said.code == 5
-    assert "is not a directory. Name the directory with the task's pyproject.toml" in said.err
+async def test_a_missing_directory_is_code_5(fedbus: FedbusCli, tmp_path: Path) -> None:
+    result = await fedbus("task", "validate", str(tmp_path / "nowhere"))
+    assert result.code == 5
+    assert "is not a directory. Name the directory with the task's pyproject.toml" in result.err
 
 
 # --- doctor -------------------------------------------------------------------------------------------------
 
 
-async def test_the_doctor_finds_a_healthy_machine_healthy(fedbus: FedbusCli, bus: Bus) -> None:
-    said = await fedbus("doctor", "--json")
-    findings = {one["what"]: one for one in said.facts}
+async def test_doctor_finds_no_problem_on_a_healthy_machine(fedbus: FedbusCli, bus: Bus) -> None:
+    result = await fedbus("doctor", "--json")
+    findings = {one["what"]: one for one in result.facts}
 
-    assert said.code == 0, said.out
+    assert result.code == 0, result.out
     assert findings["nats-server"]["health"] == "well"
     assert "FEDBUS_dev_EVENTS: 0 messages" in findings["JetStream"]["found"]
     assert findings["clock"]["health"] == "well"
 
 
-def test_the_doctor_says_which_way_a_clock_is_wrong() -> None:
+def test_doctor_reports_the_direction_of_a_clock_skew() -> None:
     assert check_clock(2.5).health is Severity.OK
     assert "42 s ahead of the bus (limit 3 s): set the clock of this machine" in str(
         check_clock(42.4).render()
@@ -403,12 +412,12 @@ def test_the_doctor_says_which_way_a_clock_is_wrong() -> None:
     assert "3600 s behind the bus (limit 3 s)" in str(check_clock(-3600).render())
 
 
-async def test_the_doctor_names_what_is_wrong_and_what_to_do(fedbus: FedbusCli, tmp_path: Path) -> None:
+async def test_doctor_reports_each_problem_with_its_fix(fedbus: FedbusCli, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file where the directory should be")
-    said = await fedbus("doctor", FEDBUS_NATS_URL="nats://127.0.0.1:9")
+    result = await fedbus("doctor", FEDBUS_NATS_URL="nats://127.0.0.1:9")
 
-    assert said.code == 1
-    assert "✗ data directory" in said.out
-    assert "set FEDBUS_HOME to another" in said.out
-    assert "✗ bus" in said.out
-    assert said.err == "fedbus: 2 problems found\n"
+    assert result.code == 1
+    assert "✗ data directory" in result.out
+    assert "set FEDBUS_HOME to another" in result.out
+    assert "✗ bus" in result.out
+    assert result.err == "fedbus: 2 problems found\n"

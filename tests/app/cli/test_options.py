@@ -1,4 +1,4 @@
-"""Options that stand in the place of what a task says: of just that, and of nothing else."""
+"""Options that override single keys of a task's schedule."""
 
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,13 @@ def make_table(**keys: Any) -> ScheduleTable:
     return ScheduleTable.model_validate(keys)
 
 
-def test_at_most_leaves_the_rest_of_the_schedule_as_the_task_has_it() -> None:
+def test_at_most_replaces_one_key_of_the_schedule() -> None:
     assert apply_schedule_options(make_table(**FULL_SCHEDULE), None, 3) == make_table(
         **{**FULL_SCHEDULE, "at-most": 3}
     )
 
 
-def test_every_leaves_the_rest_of_the_schedule_as_the_task_has_it() -> None:
+def test_every_replaces_one_key_of_the_schedule() -> None:
     own = {name: value for name, value in FULL_SCHEDULE.items() if name != "when"}
     assert apply_schedule_options(make_table(**own, **{"every-s": 9}), "90s", None) == make_table(
         **own, **{"every-s": 90}
@@ -44,20 +44,18 @@ def test_without_options_the_schedule_is_the_tasks() -> None:
     assert apply_schedule_options(make_table(**FULL_SCHEDULE), None, None) == make_table(**FULL_SCHEDULE)
 
 
-def test_every_beside_when_is_refused_with_what_to_write_instead() -> None:
+def test_every_with_when_is_refused_with_the_fix() -> None:
     with pytest.raises(CliError, match=r"use only when = .* or every 90s") as caught:
         apply_schedule_options(make_table(**FULL_SCHEDULE), "90s", None)
     assert caught.value.code is ExitCode.USAGE
 
 
 @pytest.mark.parametrize("command", [("up",), ("server", "up"), ("agent", "workflow-scheduler")])
-async def test_a_command_with_every_says_so_before_anything_begins(
-    tmp_path: Path, command: tuple[str, ...]
-) -> None:
+async def test_a_conflicting_every_fails_before_the_start(tmp_path: Path, command: tuple[str, ...]) -> None:
     task = Path(tiny_task(tmp_path).path)
     settings = task / "pyproject.toml"
     settings.write_text(f'{settings.read_text()}\n[tool.fedbus.schedule]\nwhen = "after other"\n')
-    said = await FedbusCli(tmp_path / "home")(*command, "--task", str(task), "--every", "90s")
-    assert (said.code, said.out) == (ExitCode.USAGE, "")
-    assert 'when = "(after other) or every 90s"' in said.err
-    assert said.err.count("\n") == 1
+    result = await FedbusCli(tmp_path / "home")(*command, "--task", str(task), "--every", "90s")
+    assert (result.code, result.out) == (ExitCode.USAGE, "")
+    assert 'when = "(after other) or every 90s"' in result.err
+    assert result.err.count("\n") == 1

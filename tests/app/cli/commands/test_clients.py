@@ -1,4 +1,4 @@
-"""`fedbus clients`: what the log and the devices' last reports say of each client."""
+"""`fedbus clients`: the state of each client, from the lifecycle stream and the last device reports."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -36,10 +36,10 @@ def make_report(client: str, cpu: float = 0.25, **more: object) -> DeviceReport:
     return DeviceReport.model_validate(known | more)
 
 
-# --- which model -----------------------------------------------------------------------------------
+# --- the model -------------------------------------------------------------------------------------
 
 
-async def test_the_model_that_is_told_is_the_one_that_answers_and_not_the_one_that_is_tried(
+async def test_the_listed_model_is_the_one_that_serves(
     fedbus: FedbusCli, simulation: SimulatedFederation
 ) -> None:
     await simulation.create_clients(["c1"], version=1)
@@ -59,7 +59,7 @@ async def test_the_model_that_is_told_is_the_one_that_answers_and_not_the_one_th
     assert "serves nothing" in (await fedbus("clients", "show", "c1")).out
 
 
-async def test_on_a_narrow_terminal_columns_are_left_out_and_none_is_cut(
+async def test_a_narrow_terminal_omits_columns_and_cuts_none(
     fedbus: FedbusCli, simulation: SimulatedFederation
 ) -> None:
     await simulation.create_clients(["c1"], version=1)
@@ -76,7 +76,7 @@ async def test_on_a_narrow_terminal_columns_are_left_out_and_none_is_cut(
         assert "…" not in shown.text
 
 
-async def test_how_often_the_models_of_a_client_were_right_is_told_by_version(
+async def test_show_prints_the_live_accuracy_of_each_version(
     fedbus: FedbusCli, simulation: SimulatedFederation
 ) -> None:
     await simulation.create_clients(["c1", "c2"])
@@ -87,13 +87,13 @@ async def test_how_often_the_models_of_a_client_were_right_is_told_by_version(
     assert "no labelled predictions" in (await fedbus("clients", "show", "c2")).out
 
 
-async def test_what_a_client_says_of_itself_is_text(
+async def test_reported_text_is_printed_without_control_characters(
     fedbus: FedbusCli, simulation: SimulatedFederation
 ) -> None:
     hostile = "[/] \x1b]0;owned\x07\x1b[2J\x9b31m"
     await simulation.create_clients(["c1"])
-    stands = InferenceData(task=TASK, client="c1", model=make_model_ref(1), endpoint=f"http://{hostile}")
-    await simulation.transition(stands, "model_loaded", "updating", "serving", hostile)
+    inference = InferenceData(task=TASK, client="c1", model=make_model_ref(1), endpoint=f"http://{hostile}")
+    await simulation.transition(inference, "model_loaded", "updating", "serving", hostile)
     await simulation.publish(make_report("c1", errors=1, last_error=hostile, agents={hostile: False}))
     for command in ("show c1", "ls", "ls --wide", "ls --json"):
         shown = (await fedbus("clients", *command.split())).out
@@ -101,12 +101,10 @@ async def test_what_a_client_says_of_itself_is_text(
         assert "[/]" in shown, command
 
 
-# --- how the devices are ---------------------------------------------------------------------------
+# --- devices ---------------------------------------------------------------------------------------
 
 
-async def test_how_a_device_is_can_be_read_at_once_as_it_said_last(
-    fedbus: FedbusCli, simulation: SimulatedFederation
-) -> None:
+async def test_the_last_device_report_is_shown(fedbus: FedbusCli, simulation: SimulatedFederation) -> None:
     await simulation.create_clients(["c1", "c2"])
     gpu = GpuUse(name="orin", utilization=0.4)
     for cpu in (0.99, 0.25):
@@ -125,10 +123,10 @@ async def test_how_a_device_is_can_be_read_at_once_as_it_said_last(
     assert (first["device"]["cpu"], second["device"]) == (0.25, None)
 
 
-async def test_of_each_device_one_report_is_kept_and_of_a_beat_none(simulation: SimulatedFederation) -> None:
+async def test_one_report_per_device_and_no_heartbeat_is_stored(simulation: SimulatedFederation) -> None:
     for number in range(1, 4):
         for _ in range(3):
             await simulation.publish(make_report(f"c{number}"))
-    kept = await simulation.bus.last_per_device(DeviceReport)
-    assert sorted(seen.subject.split(".")[3] for seen in kept) == ["c1", "c2", "c3"]
+    reports = await simulation.bus.last_per_device(DeviceReport)
+    assert sorted(stored.subject.split(".")[3] for stored in reports) == ["c1", "c2", "c3"]
     assert (await simulation.bus.list_streams() or {})["FEDBUS_dev_DEVICES"] == 3

@@ -1,4 +1,4 @@
-"""`fedbus code`, as a person or a script uses it: a real bus, a real repository, a real server manager."""
+"""`fedbus code` with a real nats-server, Git repository and server manager."""
 
 import asyncio
 import shutil
@@ -26,7 +26,7 @@ REVISED = {"tiny/__init__.py": "REVISION = 2\n"}
 
 @dataclass
 class CodeServer:
-    """A server manager at work, and who is asked about it."""
+    """A running server manager and a command line."""
 
     fed: FederationHarness
     flower: FakeFlowerServer
@@ -46,8 +46,8 @@ class CodeServer:
             await (await lives.load(CLIENT, facts)).create()
 
     async def send_code_ready(self, client: str, version: str) -> None:
-        said = CodeReady(task=TASK, client=client, code_version=version)
-        await self.fed.publish(said, sender="client-manager")
+        result = CodeReady(task=TASK, client=client, code_version=version)
+        await self.fed.publish(result, sender="client-manager")
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def code(repository: Repository, signers: Path, tmp_path: Path) -> CodeRepositor
 
 @asynccontextmanager
 async def run_server(nats: NatsServer, directory: Path, code: CodeRepository) -> AsyncIterator[CodeServer]:
-    """The server manager of *code*, which is on its bus and has a model."""
+    """Run the server manager of *code* until it is connected and has a model."""
     async with open_federation(nats.url, directory) as fed:
         flower = FakeFlowerServer(fed)
         await flower.store.prepare()
@@ -84,10 +84,10 @@ async def server(nats: NatsServer, tmp_path: Path, code: CodeRepository) -> Asyn
         yield server
 
 
-# --- looking ---------------------------------------------------------------------------------
+# --- status ----------------------------------------------------------------------------------
 
 
-async def test_ls_finds_the_repository_by_itself_and_says_what_each_commit_is_and_who_is_on_it(
+async def test_ls_lists_commits_with_states_and_clients(
     server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
     old = repository.head
@@ -111,7 +111,7 @@ async def test_ls_finds_the_repository_by_itself_and_says_what_each_commit_is_an
     assert len((await server.fedbus("code", "ls", "--limit", "1", "--json")).facts) == 1
 
 
-async def test_status_says_in_words_where_everybody_is_and_how_far_a_rollout_is(
+async def test_status_shows_the_clients_and_the_rollout(
     server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
     old = repository.head
@@ -122,25 +122,25 @@ async def test_status_says_in_words_where_everybody_is_and_how_far_a_rollout_is(
 
     new = repository.commit(REVISED, by=ada)
     await server.fedbus("code", "look")
-    said = await server.fedbus("code", "status")
-    assert f"{new[:12]}, stage 1 of 1 (100%): 0 of 1 clients have it" in said.out
-    assert said.out.splitlines()[1].split() == ["other", "clients", old[:12], "·", "1", "client"]
+    result = await server.fedbus("code", "status")
+    assert f"{new[:12]}, stage 1 of 1 (100%): 0 of 1 clients have it" in result.out
+    assert result.out.splitlines()[1].split() == ["other", "clients", old[:12], "·", "1", "client"]
     facts = (await server.fedbus("code", "status", "--json")).facts
     assert (facts["state"], facts["candidate"], facts["clients_on"]) == ("rolling", new, {old: 1})
 
 
-async def test_a_reason_with_brackets_in_it_is_shown_as_it_is(
+async def test_a_reason_with_brackets_is_shown_unchanged(
     server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
     broken = repository.commit(REVISED, by=ada)
     server.flower.check_errors[broken] = "expected [/4, 3] but found [bold]"
     await server.fedbus("code", "look")
-    said = await server.fedbus("code", "status")
-    assert (said.code, said.err) == (0, "")
-    assert f"{broken[:12]}: expected [/4, 3] but found [bold]" in said.out
+    result = await server.fedbus("code", "status")
+    assert (result.code, result.err) == (0, "")
+    assert f"{broken[:12]}: expected [/4, 3] but found [bold]" in result.out
 
 
-async def test_look_says_what_was_found_and_what_comes_of_it(
+async def test_look_prints_the_commit_and_what_follows(
     server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
     old = repository.head
@@ -155,50 +155,50 @@ async def test_look_says_what_was_found_and_what_comes_of_it(
     assert unsigned in server.facts.rejected
 
 
-async def test_a_repository_that_is_away_is_said_and_what_is_known_is_listed(
+async def test_an_unavailable_repository_still_lists_commits(
     server: CodeServer, repository: Repository
 ) -> None:
     assert (await server.fedbus("code", "ls")).code == 0
     repository.path.rename(repository.path.with_name("elsewhere"))
-    said = await server.fedbus("code", "ls")
-    assert said.code == 0
-    assert "check that it exists" in said.err
-    assert "the task" in said.out
+    result = await server.fedbus("code", "ls")
+    assert result.code == 0
+    assert "check that it exists" in result.err
+    assert "the task" in result.out
     assert (await server.fedbus("code", "look")).code == 1
     await server.fed.wait_for_event("code", "following_held_up")
     assert "no new code: cannot use" in (await server.fedbus("code", "status")).out.replace("\n", " ")
 
 
-# --- forwards and back -----------------------------------------------------------------------
+# --- rollout and revert ----------------------------------------------------------------------
 
 
-async def test_a_commit_is_rolled_out_by_hand_in_stages_of_one_s_own(
+async def test_a_manual_rollout_uses_the_given_stages(
     server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
     await server.create_client("c1", repository.head)
     repository.git("checkout", "--quiet", "-b", "later")
     new = repository.commit(REVISED, by=ada)
     repository.git("update-ref", "refs/heads/main", new)
-    said = await server.fedbus("code", "rollout", new[:8], "--stage", "50%", "--stage", "100%")
-    assert (said.code, said.err) == (0, "")
-    assert said.out == f"rolling out {new[:12]} to 50%, then 100%. See: fedbus code status\n"
+    result = await server.fedbus("code", "rollout", new[:8], "--stage", "50%", "--stage", "100%")
+    assert (result.code, result.err) == (0, "")
+    assert result.out == f"rolling out {new[:12]} to 50%, then 100%. See: fedbus code status\n"
     assert server.facts.stages == ("50%", "100%")
 
 
-async def test_revert_ends_a_rollout_and_says_where_everybody_goes_and_why(
+async def test_revert_cancels_a_rollout_with_the_reason(
     server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
     old = repository.head
     await server.create_client("c1", old)
     new = repository.commit(REVISED, by=ada)
     await server.fedbus("code", "look")
-    said = await server.fedbus("code", "revert", "--reason", "users complain")
-    assert said.out == f"deploying {old[:12]} to all clients. See: fedbus code status\n"
+    result = await server.fedbus("code", "revert", "--reason", "users complain")
+    assert result.out == f"deploying {old[:12]} to all clients. See: fedbus code status\n"
     assert server.facts.rejected == {new: "users complain"}
     assert (await server.fedbus("code", "status")).out.count("users complain") == 2
 
 
-async def test_what_cannot_be_done_is_one_line_and_an_exit_code(
+async def test_a_refused_command_is_one_line_and_an_exit_code(
     server: CodeServer, repository: Repository
 ) -> None:
     nothing_before = await server.fedbus("code", "revert")
@@ -222,9 +222,7 @@ async def test_what_cannot_be_done_is_one_line_and_an_exit_code(
 # --- no repository, no server --------------------------------------------------------------------
 
 
-async def test_a_task_from_a_directory_is_said_to_be_one_and_to_stay_so(
-    nats: NatsServer, tmp_path: Path
-) -> None:
+async def test_a_task_from_a_directory_has_no_commits(nats: NatsServer, tmp_path: Path) -> None:
     directory = tmp_path / "task"
     shutil.copytree(TINY_TASK, directory, ignore=shutil.ignore_patterns("__pycache__"))
     fixed = open_code(str(directory), tmp_path / "server")
@@ -240,8 +238,8 @@ async def test_a_task_from_a_directory_is_said_to_be_one_and_to_stay_so(
         assert "start the server with --task git+URL" in looked.err
 
 
-async def test_where_no_server_is_up_it_says_so(nats: NatsServer, tmp_path: Path) -> None:
+async def test_without_a_server_the_error_names_the_task(nats: NatsServer, tmp_path: Path) -> None:
     fedbus = FedbusCli(tmp_path, FEDBUS_NATS_URL=nats.url)
-    said = await fedbus("code", "status")
-    assert said.code == 5
-    assert said.err.count("\n") == 1
+    result = await fedbus("code", "status")
+    assert result.code == 5
+    assert result.err.count("\n") == 1

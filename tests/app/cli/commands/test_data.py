@@ -1,4 +1,4 @@
-"""`fedbus data`: a person at a device looks at what it has captured, and takes it out as a table."""
+"""`fedbus data`: list the captured rows of a device and export them."""
 
 import sqlite3
 from contextlib import closing
@@ -32,7 +32,7 @@ def files_in(directory: Path) -> list[str]:
     return sorted(file.name for file in directory.iterdir())
 
 
-async def test_what_is_there_is_listed(tmp_path: Path) -> None:
+async def test_ls_counts_rows_and_labels(tmp_path: Path) -> None:
     assert "no captured rows" in run_cli(tmp_path, "data", "ls").err
     await capture_rows(tmp_path, "c1", [1, None, 2])
     await capture_rows(tmp_path, "c2", [None])
@@ -44,7 +44,7 @@ async def test_what_is_there_is_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
-async def test_rows_come_out_as_a_table(tmp_path: Path, suffix: str) -> None:
+async def test_export_writes_a_table(tmp_path: Path, suffix: str) -> None:
     await capture_rows(tmp_path, "c1", [1, None, 0.5])
     path = tmp_path / f"rows.{suffix}"
     done = run_cli(tmp_path, "data", "export", path)
@@ -60,7 +60,7 @@ async def test_rows_come_out_as_a_table(tmp_path: Path, suffix: str) -> None:
     assert table.schema.field("input").type.value_type == pa.float32()
 
 
-async def test_which_share_is_held_out_may_be_said_and_must_be_where_an_older_fedbus_did_not(
+async def test_an_old_database_requires_the_holdout_option(
     tmp_path: Path,
 ) -> None:
     await capture_rows(tmp_path, "c1", [1, 2, 3])
@@ -75,7 +75,7 @@ async def test_which_share_is_held_out_may_be_said_and_must_be_where_an_older_fe
     assert pq.read_table(path)["held_out"].to_pylist() == [False] * 3
 
 
-async def test_what_is_not_yet_in_the_file_itself_is_counted_as_well(tmp_path: Path) -> None:
+async def test_rows_in_the_write_ahead_log_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "clients" / "c1" / "mnist" / "captured.db"
     store = CapturedData(path)
     for n in range(60):
@@ -86,7 +86,7 @@ async def test_what_is_not_yet_in_the_file_itself_is_counted_as_well(tmp_path: P
     await store.close()
 
 
-async def test_only_labelled_rows_where_that_is_asked_for(tmp_path: Path) -> None:
+async def test_labelled_exports_only_labelled_rows(tmp_path: Path) -> None:
     await capture_rows(tmp_path, "c1", [[0.5, 0.5], None, 2])
     assert run_cli(tmp_path, "data", "export", tmp_path / "rows.parquet", "--labelled").code == 0
     table = pq.read_table(tmp_path / "rows.parquet")
@@ -104,7 +104,7 @@ async def test_rows_are_exported_while_more_are_captured(tmp_path: Path) -> None
     await store.close()
 
 
-async def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
+async def test_a_failed_export_is_one_line(tmp_path: Path) -> None:
     missing = run_cli(tmp_path, "data", "export", tmp_path / "rows.parquet")
     assert (missing.code, "no captured rows of such a client" in missing.err) == (5, True)
     await capture_rows(tmp_path, "c1", [1])

@@ -1,4 +1,4 @@
-"""`fedbus provision`, `fedbus context` and `fedbus doctor`, as a person uses them, with a real nats-server behind."""
+"""`fedbus provision`, `context` and `doctor` as separate processes, with a real nats-server."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ def utc_now() -> datetime:
 
 
 class ProvisionCli:
-    """`fedbus …` in a process of its own, in a directory of its own."""
+    """Runs `fedbus …` in a separate process with its own working directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -56,7 +56,7 @@ class ProvisionCli:
 
 @pytest.fixture(autouse=True)
 def restore_logging() -> Iterator[None]:
-    """What the doctor asks for in this process is for a command's end."""
+    """Reset the logging that `run_checks` configures in this process."""
     yield
     structlog.reset_defaults()
 
@@ -72,9 +72,7 @@ async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
         yield bus
 
 
-async def test_from_nothing_to_a_client_that_is_in_and_out_again(
-    fedbus: ProvisionCli, tmp_path: Path
-) -> None:
+async def test_a_client_is_created_and_revoked(fedbus: ProvisionCli, tmp_path: Path) -> None:
     port = free_port()
     made = fedbus(
         "provision", "init", "--host", "localhost", "--port", str(port), FEDBUS_FEDERATION="hospitals"
@@ -85,9 +83,9 @@ async def test_from_nothing_to_a_client_that_is_in_and_out_again(
     server = ConfiguredNatsServer(_listen_locally(trust, port), port)
     await server.start()
     try:
-        let_in = fedbus("provision", "client", "ward-7")
-        assert let_in.code == 0, let_in.err
-        assert "SU" not in let_in.out
+        created = fedbus("provision", "client", "ward-7")
+        assert created.code == 0, created.err
+        assert "SU" not in created.out
         kit = {"FEDBUS_KIT": str(tmp_path / "kits" / "ward-7")}
         well = fedbus("doctor", "--json", **kit)
         found = {one["what"]: one for one in well.facts}
@@ -116,14 +114,12 @@ def _listen_locally(trust: Path, port: int) -> Path:
     return federation.write_server_files(place)
 
 
-def test_a_device_makes_its_own_key_and_sends_only_the_public_part(
-    fedbus: ProvisionCli, tmp_path: Path
-) -> None:
+def test_a_device_creates_its_key_and_sends_the_public_part(fedbus: ProvisionCli, tmp_path: Path) -> None:
     fedbus("provision", "init")
     public = fedbus("provision", "key").out.strip()
     assert public.startswith("U")
-    let_in = fedbus("provision", "client", "c1", "--public-key", public)
-    assert "complete" in let_in.out
+    created = fedbus("provision", "client", "c1", "--public-key", public)
+    assert "complete" in created.out
     done = fedbus("provision", "complete", "kits/c1", "--key", "device.nk")
     assert done.code == 0, done.err
     assert (
@@ -133,7 +129,7 @@ def test_a_device_makes_its_own_key_and_sends_only_the_public_part(
 
 
 @pytest.mark.parametrize("name", ["*", ">", "a.b", "C1", "server", "people", "c1 c2", "-c", ""])
-def test_a_hostile_name_is_one_line_and_no_kit(fedbus: ProvisionCli, tmp_path: Path, name: str) -> None:
+def test_an_invalid_name_is_one_line_and_no_kit(fedbus: ProvisionCli, tmp_path: Path, name: str) -> None:
     Federation.create(tmp_path / ".fedbus" / "trust", FederationId("dev"), hosts=["localhost"], port=4222)
     refused = fedbus("provision", "client", "--", name)
     assert refused.code == ExitCode.USAGE
@@ -141,14 +137,14 @@ def test_a_hostile_name_is_one_line_and_no_kit(fedbus: ProvisionCli, tmp_path: P
     assert not (tmp_path / "kits").exists()
 
 
-def test_without_a_federation_every_command_says_so(fedbus: ProvisionCli) -> None:
+def test_without_a_federation_each_command_explains_it(fedbus: ProvisionCli) -> None:
     for words in (("client", "c1"), ("list",), ("revoke", "c1"), ("rotate", "--tls"), ("push",)):
         refused = fedbus("provision", *words)
         assert refused.code == ExitCode.NOT_FOUND
         assert "Create one with fedbus provision init" in refused.err
 
 
-def test_what_cannot_be_told_to_the_server_is_written_and_said_to_be(fedbus: ProvisionCli) -> None:
+def test_a_change_is_saved_if_nats_server_is_unreachable(fedbus: ProvisionCli) -> None:
     fedbus("provision", "init", "--port", str(free_port()))
     fedbus("provision", "client", "c1")
     out = fedbus("provision", "revoke", "c1")
@@ -157,7 +153,7 @@ def test_what_cannot_be_told_to_the_server_is_written_and_said_to_be(fedbus: Pro
     assert "revoked" in fedbus("provision", "list").out
 
 
-def test_the_server_s_certificate_is_renewed(fedbus: ProvisionCli, tmp_path: Path) -> None:
+def test_rotate_tls_renews_the_server_certificate(fedbus: ProvisionCli, tmp_path: Path) -> None:
     fedbus("provision", "init")
     certificate = tmp_path / ".fedbus" / "trust" / "nats" / "tls" / "server.pem"
     before = read_certificate(certificate).serial_number
@@ -179,7 +175,7 @@ def test_the_server_s_certificate_is_renewed(fedbus: ProvisionCli, tmp_path: Pat
         ("--url", "tls://bus.lab:0"),
     ],
 )
-def test_an_address_that_is_none_is_one_line_and_no_federation(
+def test_an_invalid_address_is_one_line_and_no_federation(
     fedbus: ProvisionCli, tmp_path: Path, words: tuple[str, str]
 ) -> None:
     refused = fedbus("provision", "init", *words)
@@ -188,20 +184,20 @@ def test_an_address_that_is_none_is_one_line_and_no_federation(
     assert not (tmp_path / ".fedbus").exists()
 
 
-async def test_a_person_and_a_role_are_let_in_listed_renewed_and_put_out(
+async def test_a_user_and_a_role_are_listed_rotated_and_revoked(
     fedbus: ProvisionCli, bus: TrustedBus
 ) -> None:
     trust = ("--trust", str(bus.federation.folder))
-    let_in = fedbus("provision", "user", "ana", *trust)
-    assert "in the folder of the copy: FEDBUS_KIT=ana fedbus clients ls" in let_in.out, let_in.err
+    created = fedbus("provision", "user", "ana", *trust)
+    assert "in the folder of the copy: FEDBUS_KIT=ana fedbus clients ls" in created.out, created.err
     assert fedbus("doctor", FEDBUS_KIT="kits/ana").code == 0
     assert "ana is already the name of a person" in fedbus("provision", "client", "ana", *trust).err
-    for name, word in (
+    for name, text in (
         ("ana", "the kit of ana is kits/ana"),
         ("server", "the new credentials of server are"),
     ):
         renewed = fedbus("provision", "rotate", name, *trust)
-        assert (renewed.code, word in renewed.out) == (0, True), renewed
+        assert (renewed.code, text in renewed.out) == (0, True), renewed
     assert fedbus("doctor", FEDBUS_KIT="kits/ana").code == 0
     assert fedbus("provision", "revoke", "ana", *trust).out == "the credentials of ana are revoked\n"
     assert fedbus("clients", "ls", FEDBUS_KIT="kits/ana").code == ExitCode.DENIED
@@ -211,9 +207,7 @@ async def test_a_person_and_a_role_are_let_in_listed_renewed_and_put_out(
     assert listed["server"]["expires"]
 
 
-async def test_who_is_carried_by_a_site_is_said_to_be_put_out_there_too(
-    fedbus: ProvisionCli, bus: TrustedBus
-) -> None:
+async def test_revoking_a_client_names_its_site(fedbus: ProvisionCli, bus: TrustedBus) -> None:
     trust = ("--trust", str(bus.federation.folder))
     fedbus("provision", "client", "c1", *trust)
     made = fedbus(
@@ -229,22 +223,20 @@ async def test_who_is_carried_by_a_site_is_said_to_be_put_out_there_too(
     assert (unknown.code, "client nosuch is not a member" in unknown.err) == (ExitCode.NOT_FOUND, True)
 
 
-async def test_the_server_is_told_at_another_address_than_that_of_the_kits(
-    fedbus: ProvisionCli, bus: TrustedBus
-) -> None:
-    """As through `kubectl port-forward`: what the certificate is for stays what it was."""
+async def test_push_uses_another_url_than_the_kits(fedbus: ProvisionCli, bus: TrustedBus) -> None:
+    """As with `kubectl port-forward`: the host name in the certificate does not change."""
     bus.federation.registry.url = "tls://nats:1"
     bus.federation.set_server_path(bus.federation.nats_folder)
     trust = ("--trust", str(bus.federation.folder))
     assert "--url" in fedbus("provision", "push", *trust).err
-    told = fedbus("provision", "push", "--url", f"tls://127.0.0.1:{bus.port}", *trust)
-    assert (told.code, told.out) == (0, "nats-server has the current credentials\n"), told.err
+    pushed = fedbus("provision", "push", "--url", f"tls://127.0.0.1:{bus.port}", *trust)
+    assert (pushed.code, pushed.out) == (0, "nats-server has the current credentials\n"), pushed.err
 
 
-# --- what the doctor says --------------------------------------------------------------------------------
+# --- doctor -------------------------------------------------------------------------------------------------
 
 
-async def test_the_doctor_tells_the_kit_of_another_federation(bus: TrustedBus, tmp_path: Path) -> None:
+async def test_doctor_recognises_the_kit_of_another_federation(bus: TrustedBus, tmp_path: Path) -> None:
     other = Federation.create(tmp_path / "other", FederationId("other"), hosts=["localhost"], port=bus.port)
     other.admit("c1").write(tmp_path / "kit")
     settings = Settings.from_environment(apply_kit({"FEDBUS_KIT": str(tmp_path / "kit")}))
@@ -276,7 +268,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
         (timedelta(days=-1), Severity.ERROR, "in the future of this clock"),
     ],
 )
-def test_the_dates_of_credentials_are_looked_at(
+def test_doctor_checks_the_dates_of_credentials(
     federation: Federation, after: timedelta, health: Severity, words: str
 ) -> None:
     finding = check_credentials(federation.creds_path(Role.USER), utc_now() + after)
@@ -285,7 +277,7 @@ def test_the_dates_of_credentials_are_looked_at(
 
 
 @pytest.mark.parametrize(("fed", "client"), [("other", ""), ("dev", "c1")])
-def test_credentials_for_another_federation_or_client_are_told(
+def test_credentials_of_another_federation_are_reported(
     federation: Federation, fed: str, client: str
 ) -> None:
     finding = check_credentials(
@@ -294,9 +286,7 @@ def test_credentials_for_another_federation_or_client_are_told(
     assert (finding.health, "these are the credentials of user" in finding.found) == (Severity.ERROR, True)
 
 
-def test_an_authority_and_a_certificate_that_are_not_what_they_should_be_are_told(
-    federation: Federation, tmp_path: Path
-) -> None:
+def test_an_invalid_ca_or_certificate_is_reported(federation: Federation, tmp_path: Path) -> None:
     make_authority("dev", tmp_path / "ca.pem", tmp_path / "ca.key")
     make_server_certificate(
         tmp_path / "ca.pem",
@@ -309,11 +299,11 @@ def test_an_authority_and_a_certificate_that_are_not_what_they_should_be_are_tol
         read_certificate(federation.ca_path),
         read_certificate(federation.folder / "tls" / "server.pem"),
     )
-    anew = read_certificate(tmp_path / "server.pem")
+    renewed = read_certificate(tmp_path / "server.pem")
 
     assert check_server_certificate(shown, ca, "bus.lab", utc_now()).health is Severity.OK
     assert "not valid for other.lab" in check_server_certificate(shown, ca, "other.lab", utc_now()).found
-    assert "the CA was renewed" in check_server_certificate(anew, ca, "bus.lab", utc_now()).advice
+    assert "the CA was renewed" in check_server_certificate(renewed, ca, "bus.lab", utc_now()).advice
     assert (
         "in the future" in check_server_certificate(shown, ca, "bus.lab", utc_now() - timedelta(days=2)).found
     )
@@ -322,14 +312,14 @@ def test_an_authority_and_a_certificate_that_are_not_what_they_should_be_are_tol
     assert check_authority(tmp_path / "none.pem", utc_now()).health is Severity.ERROR
 
 
-def test_credentials_that_others_can_read_are_a_remark(federation: Federation, tmp_path: Path) -> None:
+def test_readable_credentials_are_a_remark(federation: Federation, tmp_path: Path) -> None:
     shutil.copy(federation.creds_path(Role.USER), tmp_path / "open.creds")
     (tmp_path / "open.creds").chmod(0o644)
     finding = check_credentials(tmp_path / "open.creds", utc_now() + timedelta(minutes=1))
     assert (finding.health, finding.advice) == (Severity.WARNING, f"chmod 600 {tmp_path / 'open.creds'}")
 
 
-def test_a_signature_that_was_tampered_with_is_told(federation: Federation, tmp_path: Path) -> None:
+def test_a_forged_signature_is_reported(federation: Federation, tmp_path: Path) -> None:
     text = federation.creds_path(Role.OBSERVER).read_text()
     end = text.index("\n------END NATS USER JWT") - 4
     changed = "AAAA" if text[end : end + 4] != "AAAA" else "BBBB"
@@ -338,11 +328,11 @@ def test_a_signature_that_was_tampered_with_is_told(federation: Federation, tmp_
     assert (forged.health, "corrupt or forged" in forged.found) == (Severity.ERROR, True)
 
 
-async def test_a_store_and_a_code_repository_that_do_not_answer_are_told(
+async def test_an_unavailable_store_or_code_repository_is_reported(
     fedbus: ProvisionCli, bus: TrustedBus
 ) -> None:
     dead = f"127.0.0.1:{free_port()}"
-    said = fedbus(
+    result = fedbus(
         "doctor",
         "--json",
         FEDBUS_NATS_URL=bus.url,
@@ -352,8 +342,8 @@ async def test_a_store_and_a_code_repository_that_do_not_answer_are_told(
         FEDBUS_STORE=f"s3://models/x?endpoint=http://{dead}",
         FEDBUS_TASK=f"git+https://{dead}/x.git@main",
     )
-    found = {one["what"]: one for one in said.facts}
-    assert said.code == ExitCode.FAILED
+    found = {one["what"]: one for one in result.facts}
+    assert result.code == ExitCode.FAILED
     for what in ("models", "code"):
         assert (found[what]["health"], dead in found[what]["found"]) == ("ill", True)
         assert found[what]["advice"]
@@ -361,13 +351,13 @@ async def test_a_store_and_a_code_repository_that_do_not_answer_are_told(
 
 
 @pytest.mark.parametrize("role", [*SERVER_ROLES, Role.SERVER, Role.GATEWAY, Role.USER, Role.OBSERVER])
-async def test_the_doctor_looks_at_the_streams_with_the_credentials_of_any_role_and_is_not_forbidden_it(
+async def test_each_role_may_run_the_stream_checks_of_doctor(
     fedbus: ProvisionCli, bus: TrustedBus, role: Role
 ) -> None:
     manager = Identity(FED, "server-manager")
     async with Bus.connect(bus.url, manager, access=bus.access_for(Role.SERVER_MANAGER)) as server:
         await server.create_streams()
-    said = fedbus(
+    result = fedbus(
         "doctor",
         "--json",
         FEDBUS_NATS_URL=bus.url,
@@ -375,11 +365,11 @@ async def test_the_doctor_looks_at_the_streams_with_the_credentials_of_any_role_
         FEDBUS_CA=str(bus.federation.ca_path),
         FEDBUS_FEDERATION="test",
     )
-    found = {one["what"]: one["health"] for one in said.facts}
-    assert (found["JetStream"], found["clock"], said.err) == ("well", "well", "")
+    found = {one["what"]: one["health"] for one in result.facts}
+    assert (found["JetStream"], found["clock"], result.err) == ("well", "well", "")
 
 
-def test_of_the_agents_of_the_server_those_are_told_that_do_not_answer() -> None:
+def test_server_agents_without_a_reply_are_reported() -> None:
     some = [
         ServiceInfo(f"fedbus-{name}", "server", "mnist")
         for name in ("registrar", "server-manager", "gateway")
@@ -390,10 +380,10 @@ def test_of_the_agents_of_the_server_those_are_told_that_do_not_answer() -> None
     assert (devices.found, dashboard.found) == ("1 running", "running")
 
 
-async def test_a_device_whose_clock_is_off_is_told_so_by_the_doctor(
+async def test_doctor_reports_a_clock_skew_on_a_device(
     bus: TrustedBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock of the server side is ten minutes ahead here, which to the device is the same."""
+    """The server clock is ten minutes ahead, which is the same skew for the device."""
     ahead = SimpleNamespace(time=lambda: time.time() + 600)
     task = tiny_task(tmp_path)
     bus.access_for("c1")
@@ -414,14 +404,14 @@ async def test_a_device_whose_clock_is_off_is_told_so_by_the_doctor(
 # --- the nats program ---------------------------------------------------------------------------------------
 
 
-def test_a_context_is_what_the_nats_program_reads(fedbus: ProvisionCli, tmp_path: Path) -> None:
+def test_context_writes_the_format_of_the_nats_cli(fedbus: ProvisionCli, tmp_path: Path) -> None:
     environment = {
         "FEDBUS_NATS_URL": "tls://bus.lab:4222",
         "FEDBUS_CREDS": str(tmp_path / "user.creds"),
         "FEDBUS_CA": str(tmp_path / "ca.pem"),
     }
-    said = fedbus("context", "lab", "--select", **environment)
-    assert said.code == 0, said.err
+    result = fedbus("context", "lab", "--select", **environment)
+    assert result.code == 0, result.err
     path = tmp_path / "config" / "nats" / "context" / "lab.json"
     assert json.loads(path.read_text()) == {
         "description": "federation dev, by fedbus",
@@ -434,16 +424,14 @@ def test_a_context_is_what_the_nats_program_reads(fedbus: ProvisionCli, tmp_path
     assert (tmp_path / "config" / "nats" / "context.txt").read_text() == "lab"
 
 
-def test_a_context_on_a_laptop_names_the_bus_and_nothing_secret(
-    fedbus: ProvisionCli, nats: NatsServer
-) -> None:
-    said = fedbus("context", "--stdout", FEDBUS_NATS_URL=nats.url)
-    context = said.facts
+def test_a_context_without_credentials_has_the_url_only(fedbus: ProvisionCli, nats: NatsServer) -> None:
+    result = fedbus("context", "--stdout", FEDBUS_NATS_URL=nats.url)
+    context = result.facts
     assert (context["url"], context["creds"], context["ca"]) == (nats.url, "", "")
 
 
 @pytest.mark.parametrize("name", ["../etc", "a/b", "", " "])
-def test_a_context_s_name_is_no_path(fedbus: ProvisionCli, tmp_path: Path, name: str) -> None:
-    said = fedbus("context", name or "..")
-    assert said.code == ExitCode.USAGE
+def test_a_context_name_cannot_be_a_path(fedbus: ProvisionCli, tmp_path: Path, name: str) -> None:
+    result = fedbus("context", name or "..")
+    assert result.code == ExitCode.USAGE
     assert not (tmp_path / "config").exists()

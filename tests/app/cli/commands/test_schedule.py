@@ -1,4 +1,4 @@
-"""`fedbus run schedule`: what a schedule is, what it waits for and what it did, in words and for programs."""
+"""`fedbus run schedule`: trigger, next run and last run, as text and as JSON."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -32,11 +32,17 @@ def fedbus(nats: NatsServer, tmp_path: Path) -> FedbusCli:
 
 
 def schedule_facts(started: int = 1, **more: object) -> ScheduleData:
-    told = {"task": TASK, "since": NOON, "clock_since": NOON, "rule": RULE.model_dump(), "started": started}
-    return ScheduleData.model_validate(told | more)
+    data = {
+        "task": TASK,
+        "since": NOON,
+        "clock_since": NOON,
+        "rule": RULE.model_dump(),
+        "started": started,
+    }
+    return ScheduleData.model_validate(data | more)
 
 
-async def test_it_tells_the_rule_the_next_time_what_is_awaited_and_what_was_last(
+async def test_schedule_shows_trigger_next_run_and_last_run(
     simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
     waits = schedule_facts(
@@ -47,14 +53,14 @@ async def test_it_tells_the_rule_the_next_time_what_is_awaited_and_what_was_last
         fired_for="drift on 2 clients (c1, c2)",
     )
     await simulation.transition(waits, "planned", "watching", "watching")
-    said = await fedbus("run", "schedule")
-    lines = {line[:17].strip(): line[17:].strip() for line in said.out.splitlines()}
+    result = await fedbus("run", "schedule")
+    lines = {line[:17].strip(): line[17:].strip() for line in result.out.splitlines()}
 
-    assert said.code == 0
+    assert result.code == 0
     assert lines["trigger"] == RULE.when
     assert (lines["time zone"], lines["quiet hours"]) == ("Europe/Berlin", "hour in 8..18")
     assert lines["next run"] == "2026-03-14 12:00:00 UTC"
-    assert [line[17:].strip() for line in said.out.splitlines() if line.startswith("  waits for ")] == list(
+    assert [line[17:].strip() for line in result.out.splitlines() if line.startswith("  waits for ")] == list(
         waits.awaits
     )
     assert lines["last run"].startswith("mnist-4, ")
@@ -63,20 +69,22 @@ async def test_it_tells_the_rule_the_next_time_what_is_awaited_and_what_was_last
     assert (one["rule"]["when"], one["next_at"]) == (RULE.when, "2026-03-14T12:00:00+00:00")
 
 
-async def test_a_run_that_is_held_back_and_a_schedule_that_is_used_up_are_told(
+async def test_postponed_runs_and_finished_schedules_are_shown(
     simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
     due = schedule_facts(cause="drift on 2 clients (c1, c2)", due_since=NOON)
     await simulation.transition(due, "postponed", "due", "due", "mnist-4 is under way")
-    said = (await fedbus("run", "schedule")).out
-    assert "due because     drift on 2 clients (c1, c2)" in said
-    assert "postponed       mnist-4 is under way" in said
+    result = (await fedbus("run", "schedule")).out
+    assert "due because     drift on 2 clients (c1, c2)" in result
+    assert "postponed       mnist-4 is under way" in result
 
     await simulation.transition(schedule_facts(started=3, next_at=NOON), "fired", "due", "watching")
     assert "next run        none: all 3 runs were started" in (await fedbus("run", "schedule")).out
 
 
-async def test_where_there_is_none_it_says_so(simulation: SimulatedFederation, fedbus: FedbusCli) -> None:
-    said = await fedbus("run", "schedule")
-    assert (said.code, said.out) == (0, "")
-    assert said.err.startswith("no schedule: runs start on request only.")
+async def test_without_schedules_a_note_is_printed(
+    simulation: SimulatedFederation, fedbus: FedbusCli
+) -> None:
+    result = await fedbus("run", "schedule")
+    assert (result.code, result.out) == (0, "")
+    assert result.err.startswith("no schedule: runs start on request only.")

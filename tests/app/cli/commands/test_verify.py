@@ -42,7 +42,7 @@ ABOUT = [
 
 @dataclass
 class FinishedFederation:
-    """What a federation left: its log, its models, its keys; and a person who asks."""
+    """The streams, models and keys of a federation that has ended, and a command line."""
 
     directory: Path
     nats: NatsServer
@@ -56,9 +56,9 @@ class FinishedFederation:
         return await self.fedbus("verify", run, *words)
 
     async def findings(self, run: str = RUN) -> tuple[int, dict[str, tuple[str, str]]]:
-        """The exit code; what came of each check, and what it says."""
-        said = await self.verify("--json", run=run)
-        return said.code, {one["about"]: (one["fit"], one["says"]) for one in said.facts["findings"]}
+        """The exit code, and the outcome and message of each check."""
+        result = await self.verify("--json", run=run)
+        return result.code, {one["about"]: (one["fit"], one["says"]) for one in result.facts["findings"]}
 
     def manifest(self, version: int) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads((self.models / "versions" / f"{version}.json").read_text())
@@ -71,7 +71,7 @@ class FinishedFederation:
 
 @pytest.fixture(scope="module")
 def recorded_federation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of two clients, signed code and signed models; and a third run that was stopped."""
+    """Two runs of two clients with signed code and models, and a third run that was stopped."""
     directory = tmp_path_factory.mktemp("recorded")
     asyncio.run(_run_federation(directory))
     return directory
@@ -114,15 +114,15 @@ async def finished_federation(recorded_federation: Path, tmp_path: Path) -> Asyn
         yield FinishedFederation(directory, nats, fedbus)
 
 
-# --- where all fits ----------------------------------------------------------------------------
+# --- all checks match ---------------------------------------------------------------------------
 
 
-async def test_every_link_from_code_and_clients_to_the_version_is_checked_and_fits(
+async def test_all_checks_of_an_unchanged_run_match(
     finished_federation: FinishedFederation,
 ) -> None:
-    said = await finished_federation.verify("--json")
-    assert said.code == 0, said.err
-    facts = said.facts
+    result = await finished_federation.verify("--json")
+    assert result.code == 0, result.err
+    facts = result.facts
     assert [(one["about"], one["fit"]) for one in facts["findings"]] == [(one, "fits") for one in ABOUT]
     assert (facts["sound"], facts["state"], facts["standing"]) == (True, "finished", "champion")
     assert facts["manifest"]["sha256"] == finished_federation.manifest(3)["sha256"]
@@ -133,18 +133,18 @@ async def test_every_link_from_code_and_clients_to_the_version_is_checked_and_fi
     assert len(facts["trace_id"]) == 32
 
 
-async def test_each_update_is_told_by_its_digest(finished_federation: FinishedFederation) -> None:
+async def test_each_update_is_listed_with_its_digest(finished_federation: FinishedFederation) -> None:
     updates = (await finished_federation.verify("--json")).facts["updates"]
     assert sorted((one["round"], one["client"]) for one in updates) == [
         *((1, "c1"), (1, "c2")),
         *((2, "c1"), (2, "c2")),
     ]
     assert all(len(one["sha256"]) == 64 and one["size_bytes"] > 0 for one in updates)
-    said = await finished_federation.verify()
-    assert all(one["sha256"][:12] in said.out for one in updates)
+    result = await finished_federation.verify()
+    assert all(one["sha256"][:12] in result.out for one in updates)
 
 
-async def test_on_a_terminal_it_tells_what_it_reads_and_in_a_pipe_nothing(
+async def test_progress_is_shown_on_a_terminal_only(
     finished_federation: FinishedFederation,
 ) -> None:
     async with open_terminal(
@@ -157,19 +157,19 @@ async def test_on_a_terminal_it_tells_what_it_reads_and_in_a_pipe_nothing(
     assert (await finished_federation.verify()).err == ""
 
 
-async def test_people_are_told_the_same_in_lines(finished_federation: FinishedFederation) -> None:
-    said = await finished_federation.verify()
-    assert said.code == 0
-    assert said.err == ""
-    lines = said.out.splitlines()
+async def test_the_report_has_one_line_per_check(finished_federation: FinishedFederation) -> None:
+    result = await finished_federation.verify()
+    assert result.code == 0
+    assert result.err == ""
+    lines = result.out.splitlines()
     assert lines[0].startswith(f"{RUN} finished ")
     assert lines[0].endswith("version 3, champion")
     assert [line.split("  ")[1].strip()[0] for line in lines[1 : 1 + len(ABOUT)]] == ["✓"] * len(ABOUT)
-    assert "v2, v1, the first of lineage 1" in said.out
-    assert "c1 (10), c2 (20)" in said.out
+    assert "v2, v1, the first of lineage 1" in result.out
+    assert "c1 (10), c2 (20)" in result.out
 
 
-# --- where something does not fit --------------------------------------------------------------
+# --- mismatches ------------------------------------------------------------------------------
 
 
 def other_bytes(finished_federation: FinishedFederation) -> None:
@@ -209,7 +209,7 @@ def other_code(finished_federation: FinishedFederation) -> None:
 
 
 def other_model(finished_federation: FinishedFederation) -> None:
-    """Weights and manifest were exchanged together: only the log knows better."""
+    """Replace weights and manifest together, so that only the log contradicts them."""
     made = weights.save({"weight": np.ones((2, 2), np.float32)}, finished_federation.directory / "made")
     (finished_federation.directory / "made").rename(finished_federation.models / f"{made.sha256}.safetensors")
     finished_federation.rewrite(3, **made.model_dump(include={"sha256", "size_bytes", "architecture"}))
@@ -247,7 +247,7 @@ def signer_gone(finished_federation: FinishedFederation) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "about", "says"),
+    ("spoil", "about", "message"),
     [
         (other_bytes, "weights", "is corrupt: its bytes have digest"),
         (no_bytes, "weights", "holds no artifact"),
@@ -269,31 +269,31 @@ def signer_gone(finished_federation: FinishedFederation) -> None:
         (signer_gone, "code", "its signature is not from an allowed signer"),
     ],
 )
-async def test_what_does_not_fit_is_named_and_the_exit_code_says_so(
+async def test_a_mismatch_is_named_and_the_exit_code_is_1(
     finished_federation: FinishedFederation,
     spoil: Callable[[FinishedFederation], None],
     about: str,
-    says: str,
+    message: str,
 ) -> None:
     spoil(finished_federation)
     code, found = await finished_federation.findings()
     assert code == 1
     assert found[about][0] == "does not fit"
-    assert says in found[about][1]
+    assert message in found[about][1]
 
 
-async def test_what_does_not_fit_is_one_line_on_standard_error(
+async def test_a_mismatch_is_one_line_on_standard_error(
     finished_federation: FinishedFederation,
 ) -> None:
     other_bytes(finished_federation)
-    said = await finished_federation.verify()
-    assert said.code == 1
-    assert said.err.startswith("fedbus: weights: ")
-    assert said.err.count("\n") == 1
-    assert "✗  weights" in said.out
+    result = await finished_federation.verify()
+    assert result.code == 1
+    assert result.err.startswith("fedbus: weights: ")
+    assert result.err.count("\n") == 1
+    assert "✗  weights" in result.out
 
 
-async def test_a_client_whose_update_the_log_lacks_is_named(finished_federation: FinishedFederation) -> None:
+async def test_a_client_without_a_stored_update_is_named(finished_federation: FinishedFederation) -> None:
     async with Bus.connect(finished_federation.nats.url, Identity(FED, "test")) as bus:
         stream, wanted = events_stream(FED), subjects.wildcard_for(FED, RoundReply, client="c1")
         async with bus.read_stream(stream, [wanted], whole=True) as replies:
@@ -307,24 +307,24 @@ async def test_a_client_whose_update_the_log_lacks_is_named(finished_federation:
     assert found["updates"] == ("does not fit", "the log has no update of c1 in round 2")
 
 
-async def test_a_run_that_made_no_version_says_how_it_ended(finished_federation: FinishedFederation) -> None:
+async def test_a_run_without_a_version_shows_how_it_ended(finished_federation: FinishedFederation) -> None:
     code, found = await finished_federation.findings(run=STOPPED)
     assert code == 1
     assert found["manifest"] == ("does not fit", "the run made no version, it is cancelled: enough of it")
 
 
-async def test_a_run_that_there_is_not_is_one_line_and_code_5(
+async def test_an_unknown_run_is_one_line_and_code_5(
     finished_federation: FinishedFederation,
 ) -> None:
-    said = await finished_federation.verify(run="tiny-99")
-    assert (said.code, said.out) == (5, "")
-    assert said.err == "fedbus: no run tiny-99 in federation test: see fedbus run ls\n"
+    result = await finished_federation.verify(run="tiny-99")
+    assert (result.code, result.out) == (5, "")
+    assert result.err == "fedbus: no run tiny-99 in federation test: see fedbus run ls\n"
 
 
-# --- what can not be told ----------------------------------------------------------------------
+# --- what cannot be checked -----------------------------------------------------------------------
 
 
-async def test_where_no_keys_are_named_signatures_are_open_and_no_complaint(
+async def test_without_keys_signatures_are_not_checked(
     finished_federation: FinishedFederation,
 ) -> None:
     del finished_federation.fedbus.environment["FEDBUS_TRUSTED_KEYS"]
@@ -337,7 +337,7 @@ async def test_where_no_keys_are_named_signatures_are_open_and_no_complaint(
     assert "FEDBUS_ALLOWED_SIGNERS" in found["code"][1]
 
 
-async def test_where_the_log_no_longer_keeps_the_updates_it_says_so(
+async def test_expired_updates_are_reported_as_not_checked(
     finished_federation: FinishedFederation,
 ) -> None:
     async with Bus.connect(finished_federation.nats.url, Identity(FED, "test")) as bus:
@@ -346,24 +346,24 @@ async def test_where_the_log_no_longer_keeps_the_updates_it_says_so(
     assert code == 0
     assert found["updates"][0] == "not checked"
     assert "the log has 0; it starts at" in found["updates"][1]
-    assert found["manifest"][0] == "fits"  # the life of the run is kept longer
+    assert found["manifest"][0] == "fits"  # the lifecycle stream keeps its messages longer
 
 
-async def test_where_the_repository_of_the_code_is_away_the_commit_is_open(
+async def test_an_unavailable_code_repository_is_not_checked(
     finished_federation: FinishedFederation,
 ) -> None:
-    said = await finished_federation.verify(
+    result = await finished_federation.verify(
         "--json", "--repo", f"git+file://{finished_federation.directory}/nowhere@main"
     )
-    found = {one["about"]: one for one in said.facts["findings"]}
-    assert said.code == 0
+    found = {one["about"]: one for one in result.facts["findings"]}
+    assert result.code == 0
     assert found["code"]["fit"] == "not checked"
     assert "nowhere" in found["code"]["says"]
 
 
-async def test_a_repository_that_is_none_is_a_mistake_in_usage(
+async def test_an_invalid_code_repository_is_a_usage_error(
     finished_federation: FinishedFederation,
 ) -> None:
-    said = await finished_federation.verify("--repo", "gopher://somewhere")
-    assert said.code == 2
-    assert said.err.count("\n") == 1
+    result = await finished_federation.verify("--repo", "gopher://somewhere")
+    assert result.code == 2
+    assert result.err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""`fedbus why`: what a client does and why it does not take part, read from the log alone."""
+"""`fedbus why`: the state of a client and its declined runs, from the streams alone."""
 
 from pathlib import Path
 
@@ -18,14 +18,12 @@ from fedbus.contracts.serving import DataChecked, DataCheckResult, DataCounted
 DEV = FederationId("dev")
 
 
-def test_every_state_of_a_client_has_words() -> None:
+def test_every_state_of_a_client_has_a_description() -> None:
     for lifecycle in (CLIENT, FL_CLIENT, INFERENCE):
         assert {(lifecycle.kind, str(state)) for state in lifecycle.states} <= STATE_TEXT.keys()
 
 
-async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
-    nats: NatsServer, tmp_path: Path
-) -> None:
+async def test_why_prints_states_data_and_declined_runs(nats: NatsServer, tmp_path: Path) -> None:
     fedbus = FedbusCli(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
     async with Bus.connect(nats.url, Identity(DEV, "server-manager")) as server:
         await server.create_streams()
@@ -55,12 +53,12 @@ async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
         await bus.publish(
             DataChecked(task="mnist", client="c1", rows=10, findings=(much,), drift_unknown="no SciPy")
         )
-    said = await fedbus("why", "c1")
+    result = await fedbus("why", "c1")
     facts = await fedbus("why", "c1", "--task", "mnist", "--json")
     unknown = await fedbus("why", "c9")
     elsewhere = await fedbus("why", "c1", "--task", "nope")
 
-    lines = said.out.splitlines()
+    lines = result.out.splitlines()
     assert lines[0] == "c1 in task mnist"
     assert lines[1].startswith("  client        serves predictions and can take part in a run, since ")
     assert lines[2].startswith("  data          12 labelled, 500 unlabelled, counted ")
@@ -78,7 +76,7 @@ async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
     )
 
 
-async def test_why_tells_what_is_wrong_with_the_model_repository(nats: NatsServer, tmp_path: Path) -> None:
+async def test_why_prints_the_problem_of_the_model_repository(nats: NatsServer, tmp_path: Path) -> None:
     fedbus = FedbusCli(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
     async with (
         Bus.connect(nats.url, Identity(DEV, "server-manager")) as bus,
@@ -96,17 +94,15 @@ async def test_why_tells_what_is_wrong_with_the_model_repository(nats: NatsServe
     ):
         await (await lives.load(CLIENT, ClientData(client="c1", task="mnist"))).create()
 
-    said = (await fedbus("why", "c1")).out.splitlines()
-    assert said[2] == "  server        the model repository is empty, so no run can start: it lacks v2"
+    result = (await fedbus("why", "c1")).out.splitlines()
+    assert result[2] == "  server        the model repository is empty, so no run can start: it lacks v2"
     assert (await fedbus("why", "c1", "--json")).facts[0]["trouble"] == {
         "kind": "empty",
         "reason": "it lacks v2",
     }
 
 
-async def test_why_tells_how_the_device_is_in_letters_that_do_nothing(
-    nats: NatsServer, tmp_path: Path
-) -> None:
+async def test_why_prints_the_device_without_control_characters(nats: NatsServer, tmp_path: Path) -> None:
     fedbus = FedbusCli(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
     async with Bus.connect(nats.url, Identity(DEV, "server-manager")) as server:
         await server.create_streams()
@@ -120,9 +116,9 @@ async def test_why_tells_how_the_device_is_in_letters_that_do_nothing(
         report = DeviceReport(task="mnist", client="c1", cpu=0.5, memory=0.25, disk=0.1, agents=agents)
         await bus.publish(report.model_copy(update={"last_error": "\x1b[2J[bold]no room"}))
         await eventually(lambda: _is_stored(bus))
-        said = await fedbus("why", "c1")
+        result = await fedbus("why", "c1")
 
-    assert said.out.splitlines()[2].startswith(
+    assert result.out.splitlines()[2].startswith(
         "  device        cpu 50%, memory 25%, disk 10%; not running: flower-client; "
         "last error:  [2J[bold]no room, reported "
     )

@@ -9,8 +9,8 @@ from fedbus.app.bus_session import run_async
 from fedbus.app.cli.commands.model.repository import STORE_TIMEOUT_S, Store, store_address
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
-from fedbus.stores.models.open import open_model_store
 from fedbus.app.terminal.plain import print_json
+from fedbus.stores.models.open import open_model_store
 
 
 class AccessMode(StrEnum):

@@ -1,4 +1,4 @@
-"""`fedbus model access` on a real S3, seen by somebody without a key."""
+"""`fedbus model access` on a real S3 server, read by a client without a key."""
 
 import asyncio
 import json
@@ -24,9 +24,9 @@ OTHERS = {
     "Action": ["s3:GetObject"],
     "Resource": ["arn:aws:s3:::fedbus/leaflets/*"],
 }
-"""A rule that somebody else has made."""
+"""A statement that fedbus did not write."""
 BY_HAND = OTHERS | {"Sid": "ByHand", "Resource": ["arn:aws:s3:::fedbus/models/*"]}
-"""What the documents used to tell people to write."""
+"""The statement that earlier documentation recommended."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
 
 @pytest.fixture
 async def bucket(s3: EmbeddedS3) -> Bucket:
-    """The bucket, with a model, something beside it, and no policy."""
+    """The bucket with a model, another object and no policy."""
     bucket = Bucket(BucketAddress.parse(s3.store_url), credentials=s3.credentials)
     await bucket.set_policy(None)
     await bucket.write("models/tiny/latest", b"a model")
@@ -52,7 +52,7 @@ def fedbus(s3: EmbeddedS3, tmp_path: Path) -> FedbusCli:
 
 @pytest.fixture
 def anonymous_bucket(s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """Who has no key."""
+    """A client without a key."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "FEDBUS_S3_CREDENTIALS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -60,17 +60,17 @@ def anonymous_bucket(s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch) -> Bucket:
 
 
 async def policy(bucket: Bucket) -> list[str]:
-    """The names of the statements that there are."""
+    """The ids of the statements of the policy."""
     found = await bucket.read_policy()
     return [one["Sid"] for one in json.loads(found)["Statement"]] if found else []
 
 
-async def test_public_models_can_be_read_by_anybody_and_neither_listed_nor_written(
+async def test_public_models_can_be_read_but_not_listed_or_written(
     fedbus: FedbusCli, s3: EmbeddedS3, bucket: Bucket, anonymous_bucket: Bucket
 ) -> None:
     assert (await fedbus("model", "access", "--json")).facts["access"] == "private"
-    said = await fedbus("model", "access", "public")
-    assert (said.code, said.out.split(" can ")[0]) == (0, f"public: models in {bucket.address}")
+    result = await fedbus("model", "access", "public")
+    assert (result.code, result.out.split(" can ")[0]) == (0, f"public: models in {bucket.address}")
     page = await asyncio.to_thread(urlopen, f"{s3.endpoint}/fedbus/models/tiny/latest")
     assert page.read() == b"a model"
     for attempt in (
@@ -88,7 +88,7 @@ async def test_public_models_can_be_read_by_anybody_and_neither_listed_nor_writt
     assert await bucket.read_policy() is None
 
 
-async def test_what_others_have_said_in_the_policy_stays(fedbus: FedbusCli, bucket: Bucket) -> None:
+async def test_other_statements_of_the_policy_are_kept(fedbus: FedbusCli, bucket: Bucket) -> None:
     await bucket.set_policy(json.dumps({"Version": "2012-10-17", "Statement": [OTHERS]}))
     for who, ours in (("public", 1), ("public", 1), ("private", 0), ("private", 0)):
         assert (await fedbus("model", "access", who)).code == 0
@@ -97,26 +97,24 @@ async def test_what_others_have_said_in_the_policy_stays(fedbus: FedbusCli, buck
         assert len(names) == 1 + ours
 
 
-async def test_a_rule_of_the_same_meaning_that_was_written_by_hand_is_taken_back_too(
-    fedbus: FedbusCli, bucket: Bucket
-) -> None:
+async def test_private_removes_an_equal_statement_written_by_hand(fedbus: FedbusCli, bucket: Bucket) -> None:
     await bucket.set_policy(json.dumps({"Version": "2012-10-17", "Statement": [OTHERS, BY_HAND]}))
     assert (await fedbus("model", "access", "--json")).facts["access"] == "public"
     assert (await fedbus("model", "access", "private", "--json")).facts["access"] == "private"
     assert await policy(bucket) == ["Others"]
 
 
-async def test_who_may_not_say_so_is_told_what_the_key_needs(fedbus: FedbusCli, tmp_path: Path) -> None:
+async def test_a_denied_change_names_the_missing_permission(fedbus: FedbusCli, tmp_path: Path) -> None:
     (tmp_path / "wrong").write_text("[default]\naws_access_key_id = AKIA\naws_secret_access_key = hush\n")
-    said = await fedbus("model", "access", "public", FEDBUS_S3_CREDENTIALS=str(tmp_path / "wrong"))
-    assert said.code != 0
-    assert " denied: " in said.err
-    assert "s3:PutBucketPolicy" in said.err
+    result = await fedbus("model", "access", "public", FEDBUS_S3_CREDENTIALS=str(tmp_path / "wrong"))
+    assert result.code != 0
+    assert " denied: " in result.err
+    assert "s3:PutBucketPolicy" in result.err
 
 
-async def test_a_directory_has_permissions_of_its_own(fedbus: FedbusCli, tmp_path: Path) -> None:
-    said = await fedbus("model", "access", "public", "--store", str(tmp_path))
-    assert (said.code, "file permissions" in said.err) == (2, True)
+async def test_access_of_a_directory_is_a_usage_error(fedbus: FedbusCli, tmp_path: Path) -> None:
+    result = await fedbus("model", "access", "public", "--store", str(tmp_path))
+    assert (result.code, "file permissions" in result.err) == (2, True)
 
 
 @pytest.mark.parametrize("command", ["access", "bucket"])

@@ -1,4 +1,4 @@
-"""`fedbus model`, as a person or a script uses it: a real repository, exit codes and one-line errors."""
+"""`fedbus model` as separate processes on a real repository: output, exit codes and one-line errors."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from fedbus.stores.models.open import ModelStore, open_model_store
 
 
 class ModelCli:
-    """`fedbus model …` in a process of its own."""
+    """Runs `fedbus model …` in a separate process."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -63,7 +63,7 @@ async def publish_version(store: ModelStore, directory: Path, version: int, pare
 
 
 async def publish_three_versions(url: str, directory: Path) -> list[Manifest]:
-    """The third was made from the first."""
+    """Three versions; the parent of the third is the first."""
     store = open_model_store(url, "mnist")
     await store.prepare()
     return [await publish_version(store, directory, *of) for of in ((1, None), (2, 1), (3, 1))]
@@ -77,17 +77,17 @@ async def published_versions(fedbus: ModelCli, tmp_path: Path) -> list[Manifest]
 async def test_ls_lists_the_newest_first_and_marks_the_latest(
     fedbus: ModelCli, published_versions: list[Manifest]
 ) -> None:
-    said = fedbus("ls", "--json")
-    assert [(one["version"], one["latest"]) for one in said.facts] == [(3, True), (2, False), (1, False)]
-    assert said.facts[0]["sha256"] == published_versions[2].sha256
-    assert said.facts[0]["participants"] == {"c1": 20, "c2": 30}
+    result = fedbus("ls", "--json")
+    assert [(one["version"], one["latest"]) for one in result.facts] == [(3, True), (2, False), (1, False)]
+    assert result.facts[0]["sha256"] == published_versions[2].sha256
+    assert result.facts[0]["participants"] == {"c1": 20, "c2": 30}
     table = fedbus("ls").out.splitlines()
     assert table[1].split()[:2] == ["v3", "latest"]
     assert "2 (50)" in table[1]
     assert "the first model" in table[3]
 
 
-async def test_on_a_narrow_terminal_columns_are_left_out_and_nothing_is_cut(
+async def test_a_narrow_terminal_omits_columns_and_cuts_none(
     fedbus: ModelCli, published_versions: list[Manifest]
 ) -> None:
     async with open_terminal("model", "ls", environment=fedbus.environment, columns=60) as shown:
@@ -97,8 +97,8 @@ async def test_on_a_narrow_terminal_columns_are_left_out_and_nothing_is_cut(
     assert shown.lines[0].split() == ["version", "run", "metrics", "created"]
     assert "…" not in shown.text
     assert max(map(len, shown.lines)) <= 60  # a longer one the terminal would break within a word
-    said = "the terminal is too narrow for signed, weights, size, lineage, rounds, sha256, parent, clients (samples), code"
-    assert said in " ".join(shown.text.split())
+    omitted = "signed, weights, size, lineage, rounds, sha256, parent, clients (samples), code"
+    assert f"the terminal is too narrow for {omitted}" in " ".join(shown.text.split())
 
 
 def test_of_many_metrics_loss_and_accuracy_are_the_headline() -> None:
@@ -108,7 +108,7 @@ def test_of_many_metrics_loss_and_accuracy_are_the_headline() -> None:
 
 
 @pytest.mark.parametrize("version", ["2", "v2"])
-async def test_show_tells_all_of_a_version(
+async def test_show_prints_the_manifest(
     fedbus: ModelCli, published_versions: list[Manifest], version: str
 ) -> None:
     assert Manifest.model_validate(fedbus("show", version, "--json").facts) == published_versions[1]
@@ -123,7 +123,7 @@ async def test_lineage_is_a_tree(fedbus: ModelCli, published_versions: list[Mani
     assert [one["parent"] for one in fedbus("show", "--lineage", "--json").facts] == [None, 1, 1]
 
 
-async def test_diff_tells_how_far_tensors_and_metrics_moved(
+async def test_diff_prints_the_change_of_tensors_and_metrics(
     fedbus: ModelCli, published_versions: list[Manifest]
 ) -> None:
     facts = fedbus("diff", "1", "3", "--json").facts
@@ -138,7 +138,7 @@ async def test_diff_tells_how_far_tensors_and_metrics_moved(
     assert "200.00%" in fedbus("diff", "1", "3").out
 
 
-async def test_ls_and_lineage_say_which_is_served_and_which_was_kept_back(
+async def test_ls_and_lineage_mark_served_and_rejected_versions(
     fedbus: ModelCli, published_versions: list[Manifest]
 ) -> None:
     store = open_model_store(str(fedbus.home / "models"), "mnist")
@@ -150,47 +150,45 @@ async def test_ls_and_lineage_say_which_is_served_and_which_was_kept_back(
     assert fedbus("show", "champion", "--json").facts["version"] == 2
 
 
-async def test_verify_wants_signatures_where_keys_are_trusted(
+async def test_verify_requires_signatures_with_trusted_keys(
     fedbus: ModelCli, published_versions: list[Manifest], tmp_path: Path
 ) -> None:
     assert fedbus("keygen", str(tmp_path / "key")).code == 0
     fedbus.environment["FEDBUS_TRUSTED_KEYS"] = str(tmp_path / "key.pub")
-    said = fedbus("verify", "v1")
-    assert said.code == 1
-    assert "version 1 of mnist is not signed" in said.err
+    result = fedbus("verify", "v1")
+    assert result.code == 1
+    assert "version 1 of mnist is not signed" in result.err
 
 
-async def test_verify_looks_at_the_pointer_to_the_champion_too(
+async def test_verify_checks_the_pointer_to_the_champion(
     fedbus: ModelCli, published_versions: list[Manifest]
 ) -> None:
     (fedbus.home / "models" / "mnist" / "champion").write_text("{")
-    said = fedbus("verify")
-    assert said.code == 1
-    assert "it names no champion" in said.err
+    result = fedbus("verify")
+    assert result.code == 1
+    assert "it names no champion" in result.err
 
 
-def test_init_without_a_new_lineage_says_what_it_would_do(fedbus: ModelCli) -> None:
-    said = fedbus("init")
-    assert said.code == 2
-    assert "use --new-lineage" in said.err
+def test_init_without_new_lineage_explains_the_option(fedbus: ModelCli) -> None:
+    result = fedbus("init")
+    assert result.code == 2
+    assert "use --new-lineage" in result.err
 
 
-async def test_verify_finds_what_is_not_what_it_says(
-    fedbus: ModelCli, published_versions: list[Manifest]
-) -> None:
+async def test_verify_finds_changed_files(fedbus: ModelCli, published_versions: list[Manifest]) -> None:
     assert fedbus("verify").code == 0
     home = fedbus.home / "models" / "mnist"
     (home / f"{published_versions[1].sha256}.safetensors").write_bytes(b"other bytes")
     (home / "versions" / "1.json").write_text("{")
-    said = fedbus("verify", "--json")
-    assert said.code == 1
-    assert [bool(one["complaint"]) for one in said.facts] == [True, True, False]
-    assert said.err.startswith("fedbus: v1: ")
-    assert said.err.count("\n") == 1
+    result = fedbus("verify", "--json")
+    assert result.code == 1
+    assert [bool(one["complaint"]) for one in result.facts] == [True, True, False]
+    assert result.err.startswith("fedbus: v1: ")
+    assert result.err.count("\n") == 1
     assert fedbus("verify", "v3").code == 0
 
 
-async def test_export_copies_a_version_out_and_over_nothing(
+async def test_export_copies_a_version_and_overwrites_nothing(
     fedbus: ModelCli, published_versions: list[Manifest], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.safetensors"
@@ -204,7 +202,7 @@ async def test_export_copies_a_version_out_and_over_nothing(
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("words", "code", "message"),
     [
         (("show", "9"), 5, "has no version 9; it has 1 to 3"),
         (("show", "newest"), 2, "'newest' is not a version"),
@@ -216,17 +214,17 @@ async def test_export_copies_a_version_out_and_over_nothing(
         (("export", "1", "/tmp"), 2, "/tmp is a directory"),
     ],
 )
-async def test_what_cannot_be_is_one_line_and_a_code(
-    fedbus: ModelCli, published_versions: list[Manifest], words: tuple[str, ...], code: int, says: str
+async def test_an_error_is_one_line_and_an_exit_code(
+    fedbus: ModelCli, published_versions: list[Manifest], words: tuple[str, ...], code: int, message: str
 ) -> None:
-    said = fedbus(*words)
-    assert said.code == code, said.err
-    assert says in said.err
-    assert said.err.count("\n") == 1
-    assert said.out == ""
+    result = fedbus(*words)
+    assert result.code == code, result.err
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert result.out == ""
 
 
-async def test_one_of_several_tasks_is_to_be_named(
+async def test_several_tasks_require_the_task_option(
     fedbus: ModelCli, published_versions: list[Manifest]
 ) -> None:
     await open_model_store(str(fedbus.home / "models"), "cifar").prepare()
@@ -234,7 +232,7 @@ async def test_one_of_several_tasks_is_to_be_named(
     assert fedbus("ls", "--task", "cifar", "--json").facts == []
 
 
-async def test_the_s3_that_runs_here_is_found_with_its_key(
+async def test_the_embedded_s3_is_found_with_its_key(
     fedbus: ModelCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look() -> None:

@@ -1,4 +1,4 @@
-"""`fedbus model promote`, `rollback` and `init`, asked of a real server manager, with real devices."""
+"""`fedbus model promote`, `rollback` and `init` with a real server manager and real devices."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from fedbus.stores.models.open import ModelStore, open_model_store
 
 @dataclass
 class LiveFederation:
-    """A server and two clients that have done one run: version 2 is served, and was made from 1."""
+    """A server and two clients after one run: version 2 is served, and its parent is version 1."""
 
     fed: FederationHarness
     agents: dict[str, dict[AgentName, RunningAgent]]
@@ -59,10 +59,10 @@ async def live(fed: FederationHarness, nats: NatsServer, tmp_path: Path) -> Asyn
         yield LiveFederation(fed, agents, make_cli(fed, nats, tmp_path))
 
 
-async def test_a_rollback_and_a_promotion_say_which_devices_serve_it_and_cost_no_prediction(
+async def test_promotions_list_the_devices_and_fail_no_prediction(
     live: LiveFederation,
 ) -> None:
-    async with send_predictions(live.fed) as asked:
+    async with send_predictions(live.fed) as predictions:
         back = await live.model("rollback", "--reason", "version 2 was poisoned")
         assert back.code == 0, back.err
         assert back.out.splitlines() == [
@@ -76,8 +76,8 @@ async def test_a_rollback_and_a_promotion_say_which_devices_serve_it_and_cost_no
         assert (on.facts["model"]["version"], on.facts["instead_of"]) == (2, 1)
         assert (on.facts["serving"], on.facts["not_yet"]) == (["c1", "c2"], [])
         assert served_versions(live.fed) == {"c1": 2, "c2": 2}
-    assert asked.errors == []
-    assert {1, 2} <= set(asked.versions)
+    assert predictions.errors == []
+    assert {1, 2} <= set(predictions.versions)
     rows = (await live.model("ls", "--json")).facts
     assert [(one["version"], one["standing"]) for one in rows] == [(2, "champion"), (1, "served before")]
     champion = await live.store.read_champion()
@@ -85,29 +85,29 @@ async def test_a_rollback_and_a_promotion_say_which_devices_serve_it_and_cost_no
     assert (champion.term, champion.reason) == (4, "promoted by hand")
 
 
-async def test_a_device_that_is_away_is_named_and_takes_the_version_over_when_it_returns(
+async def test_a_disconnected_device_loads_the_version_later(
     live: LiveFederation,
 ) -> None:
     for agent in live.agents["c2"].values():
         await agent.kill()
-    said = await live.model("rollback", "--wait", "2")
-    assert said.code == 0, said.err
-    assert said.out.splitlines()[1:] == [
+    result = await live.model("rollback", "--wait", "2")
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[1:] == [
         "serving it: c1",
         "not serving it yet: c2; disconnected devices load it when they reconnect",
     ]
-    assert said.err.splitlines()[-1] == "1 of 2 devices serve version 1; waiting for c2"
+    assert result.err.splitlines()[-1] == "1 of 2 devices serve version 1; waiting for c2"
     for agent in live.agents["c2"].values():
         agent.start()
     await live.fed.wait_until(lambda: served_versions(live.fed) == {"c1": 1, "c2": 1}, "c2 to take it over")
 
 
-async def test_a_device_that_refuses_the_version_is_not_said_to_serve_it(live: LiveFederation) -> None:
+async def test_a_device_that_rejects_the_version_is_listed(live: LiveFederation) -> None:
     await start_run(live.fed, quorum=2, rounds=1, config={"poison": True})
     await live.fed.wait_for_event("server", "candidate_kept", within_s=60)
-    said = await live.model("promote", "v3")
-    assert said.code == 0, said.err
-    assert [line.partition(":")[0] for line in said.out.splitlines()] == [
+    result = await live.model("promote", "v3")
+    assert result.code == 0, result.err
+    assert [line.partition(":")[0] for line in result.out.splitlines()] == [
         "promoted version 3; the previous champion is version 2",
         "c1 rejected it",
         "c2 rejected it",
@@ -117,9 +117,9 @@ async def test_a_device_that_refuses_the_version_is_not_said_to_serve_it(live: L
 
 
 async def test_a_new_lineage_is_built_by_the_server_and_served_by_the_devices(live: LiveFederation) -> None:
-    said = await live.model("init", "--new-lineage", "--reason", "begin again")
-    assert said.code == 0, said.err
-    assert said.out.splitlines() == [
+    result = await live.model("init", "--new-lineage", "--reason", "begin again")
+    assert result.code == 0, result.err
+    assert result.out.splitlines() == [
         "promoted version 3; the previous champion is version 2",
         "serving it: c1, c2",
     ]
@@ -129,23 +129,23 @@ async def test_a_new_lineage_is_built_by_the_server_and_served_by_the_devices(li
     assert "the first model of lineage 2" in lines[-1]
 
 
-async def test_what_the_server_refuses_is_one_line_and_changes_nothing(live: LiveFederation) -> None:
-    for words, code, says in (
+async def test_a_refused_request_is_one_line_and_changes_nothing(live: LiveFederation) -> None:
+    for words, code, message in (
         (("rollback", "--to", "v2"), 1, "version 2 is served already"),
         (("promote", "9"), 1, "has no version 9; it has 1 to 2"),
         (("rollback", "--to", "v9"), 1, "has no version 9"),
         (("promote", "newest"), 2, "'newest' is not a version"),
         (("promote", "1", "--task", "cifar"), 5, f"federation test has no task cifar. Choose one of: {TASK}"),
     ):
-        said = await live.model(*words)
-        assert (said.code, said.out) == (code, ""), said.err
-        assert says in said.err
-        assert said.err.count("\n") == 1
+        result = await live.model(*words)
+        assert (result.code, result.out) == (code, ""), result.err
+        assert message in result.err
+        assert result.err.count("\n") == 1
     info = await live.fed.bus.request(GetServerInfo(task=TASK))
     assert (info.model.version, info.term) == (2, 2)
 
 
-async def test_a_version_that_does_not_fit_the_code_is_refused_with_the_first_tensor_that_differs(
+async def test_an_incompatible_version_is_refused_with_its_tensor(
     live: LiveFederation, tmp_path: Path
 ) -> None:
     arrays = {"weight": np.zeros((4, 7), np.float32), "bias": np.zeros(4, np.float32)}
@@ -153,15 +153,15 @@ async def test_a_version_that_does_not_fit_the_code_is_refused_with_the_first_te
     await live.store.put(tmp_path / "wide.safetensors", artifact.sha256)
     second = await live.store.read_manifest(2)
     await live.store.publish(second.model_copy(update=artifact.model_dump() | {"version": 3, "parent": 2}))
-    said = await live.model("promote", "3")
-    assert (said.code, said.out) == (1, "")
-    assert said.err.endswith(
+    result = await live.model("promote", "3")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.endswith(
         "version 3 does not fit the code that is in use: 'weight' is float32[4, 3] instead of float32[4, 7]\n"
     )
     assert served_versions(live.fed) == {"c1": 2, "c2": 2}
 
 
-async def test_without_devices_the_version_changes_all_the_same(
+async def test_without_devices_the_champion_still_changes(
     fed: FederationHarness, nats: NatsServer, tmp_path: Path
 ) -> None:
     async with run_server_side(fed):
@@ -169,9 +169,9 @@ async def test_without_devices_the_version_changes_all_the_same(
         refused = await fedbus("model", "rollback")
         assert (refused.code, refused.out) == (1, "")
         assert "no champion before this one" in refused.err
-        said = await fedbus("model", "init", "--new-lineage")
-        assert said.code == 0, said.err
-        assert said.out.splitlines() == [
+        result = await fedbus("model", "init", "--new-lineage")
+        assert result.code == 0, result.err
+        assert result.out.splitlines() == [
             "promoted version 2; the previous champion is version 1",
             "no device serves a model yet",
         ]
