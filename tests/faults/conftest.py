@@ -8,6 +8,6 @@ from support.process_federation import ProcessFederation, run_process_federation
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[ProcessFederation]:
-    async with run_process_federation(tmp_path) as site:
-        yield site
+async def federation(tmp_path: Path) -> AsyncIterator[ProcessFederation]:
+    async with run_process_federation(tmp_path) as federation:
+        yield federation

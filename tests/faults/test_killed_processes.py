@@ -8,89 +8,91 @@ import pytest
 from support.process_federation import TASK, ProcessFederation
 
 
-def run_events(site: ProcessFederation, run: str) -> list[str]:
+def run_events(federation: ProcessFederation, run: str) -> list[str]:
     return [
         entry.transition.event
-        for entry in site.view.history
+        for entry in federation.view.history
         if entry.data.kind == "run" and entry.data.key == run
     ]
 
 
-async def test_a_run_survives_a_killed_nats_server(site: ProcessFederation) -> None:
-    run = await site.start_run()
-    await site.wait_until(lambda: site.is_in_round(run, 2))
-    os.kill(site.stack.nats.pid, signal.SIGKILL)
-    await site.wait_until(lambda: site.has_ended(run))
+async def test_a_run_survives_a_killed_nats_server(federation: ProcessFederation) -> None:
+    run = await federation.start_run()
+    await federation.wait_until(lambda: federation.is_in_round(run, 2))
+    os.kill(federation.stack.nats.pid, signal.SIGKILL)
+    await federation.wait_until(lambda: federation.has_ended(run))
 
-    assert run_events(site, run)[-1] == "run_finished"
-    assert [result.round for result in site.run_facts(run).rounds] == [0, 1, 2, 3, 4]
-    assert site.stack.nats.starts == 2
-    assert site.stack.restarts == {}, "no other process restarted"
+    assert run_events(federation, run)[-1] == "run_finished"
+    assert [result.round for result in federation.run_facts(run).rounds] == [0, 1, 2, 3, 4]
+    assert federation.stack.nats.starts == 2
+    assert federation.stack.restarts == {}, "no other process restarted"
 
 
 @pytest.mark.fault
 async def test_a_run_continues_without_a_killed_device(
-    site: ProcessFederation,
+    federation: ProcessFederation,
 ) -> None:
-    run = await site.start_run()
-    await site.wait_until(lambda: site.is_in_round(run, 2))
-    site.find_process("client", "up", "c2").kill()
-    await site.wait_until(lambda: site.has_ended(run))
-    assert run_events(site, run)[-1] == "run_finished"
-    assert [result.round for result in site.run_facts(run).rounds] == [0, 1, 2, 3, 4]
+    run = await federation.start_run()
+    await federation.wait_until(lambda: federation.is_in_round(run, 2))
+    federation.find_process("client", "up", "c2").kill()
+    await federation.wait_until(lambda: federation.has_ended(run))
+    assert run_events(federation, run)[-1] == "run_finished"
+    assert [result.round for result in federation.run_facts(run).rounds] == [0, 1, 2, 3, 4]
 
-    next_run = await site.start_run()
-    await site.wait_until(lambda: site.has_ended(next_run))
-    assert set(site.run_facts(next_run).rounds[-1].participants) == {"c1", "c2", "c3"}
+    next_run = await federation.start_run()
+    await federation.wait_until(lambda: federation.has_ended(next_run))
+    assert set(federation.run_facts(next_run).rounds[-1].participants) == {"c1", "c2", "c3"}
 
 
 @pytest.mark.fault
-async def test_a_killed_server_side_resumes_from_the_last_checkpoint(site: ProcessFederation) -> None:
-    run = await site.start_run()
-    await site.wait_until(lambda: site.is_in_round(run, 3))
-    site.find_process("server", "up").kill()
-    await site.wait_until(lambda: site.has_ended(run))
+async def test_a_killed_server_side_resumes_from_the_last_checkpoint(federation: ProcessFederation) -> None:
+    run = await federation.start_run()
+    await federation.wait_until(lambda: federation.is_in_round(run, 3))
+    federation.find_process("server", "up").kill()
+    await federation.wait_until(lambda: federation.has_ended(run))
 
-    assert "server_lost" in run_events(site, run)
-    assert run_events(site, run)[-1] == "run_finished"
-    assert [result.round for result in site.run_facts(run).rounds] == [0, 1, 2, 3, 4]
-    assert site.run_facts(run).rounds[-1].loss == pytest.approx(96.0), "each round is trained once"
+    assert "server_lost" in run_events(federation, run)
+    assert run_events(federation, run)[-1] == "run_finished"
+    assert [result.round for result in federation.run_facts(run).rounds] == [0, 1, 2, 3, 4]
+    assert federation.run_facts(run).rounds[-1].loss == pytest.approx(96.0), "each round is trained once"
 
 
 @pytest.mark.fault
 async def test_a_killed_flower_server_resumes_from_the_last_checkpoint(
-    site: ProcessFederation,
+    federation: ProcessFederation,
 ) -> None:
-    run = await site.start_run()
-    await site.wait_until(lambda: site.is_in_round(run, 3))
-    site.find_process("child", "server").kill()
-    await site.wait_until(lambda: site.has_ended(run))
+    run = await federation.start_run()
+    await federation.wait_until(lambda: federation.is_in_round(run, 3))
+    federation.find_process("child", "server").kill()
+    await federation.wait_until(lambda: federation.has_ended(run))
 
-    assert run_events(site, run).count("server_recovered") == 1
-    assert run_events(site, run)[-1] == "run_finished"
-    assert site.run_facts(run).rounds[-1].loss == pytest.approx(96.0)
+    assert run_events(federation, run).count("server_recovered") == 1
+    assert run_events(federation, run)[-1] == "run_finished"
+    assert federation.run_facts(run).rounds[-1].loss == pytest.approx(96.0)
 
 
 @pytest.mark.fault
-async def test_a_run_continues_without_a_killed_trainer(site: ProcessFederation) -> None:
-    run = await site.start_run()
-    await site.wait_until(lambda: site.is_in_round(run, 2))
-    site.find_process("child", "trainer").kill()
-    await site.wait_until(lambda: site.has_ended(run))
+async def test_a_run_continues_without_a_killed_trainer(federation: ProcessFederation) -> None:
+    run = await federation.start_run()
+    await federation.wait_until(lambda: federation.is_in_round(run, 2))
+    federation.find_process("child", "trainer").kill()
+    await federation.wait_until(lambda: federation.has_ended(run))
 
-    assert run_events(site, run)[-1] == "run_finished"
-    assert any(result.failures for result in site.run_facts(run).rounds), (
+    assert run_events(federation, run)[-1] == "run_finished"
+    assert any(result.failures for result in federation.run_facts(run).rounds), (
         "the round reports the failed client"
     )
 
 
 @pytest.mark.fault
-async def test_predictions_continue_without_bus_and_server(site: ProcessFederation) -> None:
-    run = await site.start_run()
-    await site.wait_until(lambda: site.has_ended(run) and site.view.do_all_serve_champion(TASK, 3))
-    endpoints = [client.endpoint for client in site.view.clients.values()]
-    site.find_process("server", "up").kill()
-    os.kill(site.stack.nats.pid, signal.SIGKILL)
+async def test_predictions_continue_without_bus_and_server(federation: ProcessFederation) -> None:
+    run = await federation.start_run()
+    await federation.wait_until(
+        lambda: federation.has_ended(run) and federation.view.do_all_serve_champion(TASK, 3)
+    )
+    endpoints = [client.endpoint for client in federation.view.clients.values()]
+    federation.find_process("server", "up").kill()
+    os.kill(federation.stack.nats.pid, signal.SIGKILL)
 
     async with aiohttp.ClientSession() as session:
         for endpoint in endpoints * 20:
