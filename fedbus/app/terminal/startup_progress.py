@@ -9,65 +9,71 @@ from typing import Final
 
 from rich.console import Console
 
-from fedbus.app.bus_session import latest_transitions, transition_of
+from fedbus.app.bus_session import latest_transitions
 from fedbus.app.terminal.progress_bar import status_line
-from fedbus.bus.bus import Bus, Identity
+from fedbus.app.views.federation_status import apply_stored
+from fedbus.bus.bus import Bus, Identity, StoredMessage
 from fedbus.bus.streams import lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.client import ClientState
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.server import ServerData, ServerState
-from fedbus.contracts.transition import Transition
+from fedbus.contracts.server import ServerState
+from fedbus.domain.federation_view import ClientKey, FederationView
 
 AGENT: Final = "up"
 MAX_NAMES: Final = 3
+NO_MODEL: Final = ServerState.MODEL_INIT
+STARTED: Final = frozenset({ClientState.SERVING, ClientState.SYNCING, ClientState.LEARNING})
+"""The states of a client that has started and serves the model of the federation."""
 
 
 class StartupProgress:
     """Which servers of *tasks*, and which *clients* in each task, have started."""
 
     def __init__(self, tasks: Sequence[str], clients: Sequence[str]) -> None:
-        self._missing_servers = set(tasks)
-        self._missing_clients = {f"{client}.{task}" for client in clients for task in tasks}
-        self._client_count = len(self._missing_clients)
-        self._has_one_task = len(tasks) == 1
-        self._start_errors: dict[str, str] = {}
-        self._version: int | None = None
+        self._tasks = sorted(tasks)
+        self._clients = [(client, task) for client in sorted(clients) for task in self._tasks]
+        self._view = FederationView()
 
-    def apply(self, move: Transition) -> None:
-        match move.kind, move.target:
-            case "server", state if state != ServerState.MODEL_INIT:
-                self._missing_servers.discard(move.task)
-                if isinstance(move.facts, ServerData) and move.facts.model:
-                    self._version = move.facts.model.version
-            case "client", ClientState.SERVING:
-                self._missing_clients.discard(move.key)
-                self._start_errors.pop(move.key, None)
-            case "client", ClientState.TERMINATED:
-                self._start_errors[move.key] = move.reason
+    def apply(self, stored: StoredMessage) -> None:
+        apply_stored(self._view, stored)
 
     @property
     def is_complete(self) -> bool:
         return not self._missing_servers and not self._missing_clients
 
+    @property
+    def _missing_servers(self) -> list[str]:
+        states = {task: server.state for task, server in self._view.servers.items()}
+        return [task for task in self._tasks if states.get(task, NO_MODEL) == NO_MODEL]
+
+    @property
+    def _missing_clients(self) -> list[ClientKey]:
+        return [key for key in self._clients if self._client_state(key) not in STARTED]
+
+    def _client_state(self, key: ClientKey) -> str:
+        return self._view.clients[key].state if key in self._view.clients else ""
+
     def __str__(self) -> str:
         """Describe what is missing, or that nothing is."""
         if self._missing_servers:
-            return f"waiting for the first model of {', '.join(sorted(self._missing_servers))}"
-        if not self._client_count:
+            return f"waiting for the first model of {', '.join(self._missing_servers)}"
+        if not self._clients:
             return "the server has started"
-        serve = f"{self._client_count - len(self._missing_clients)} of {self._client_count} clients serve"
-        if not self._missing_clients:
-            return f"{serve}, model v{self._version}" if self._has_one_task and self._version else serve
-        if self._start_errors:
-            key, reason = next(iter(sorted(self._start_errors.items())))
-            return f"{serve}; {self._name(key)} did not start and is restarted: {reason}"
-        missing = [self._name(key) for key in sorted(self._missing_clients)]
-        return f"{serve}; waiting for {shorten_names(missing)}"
+        missing = self._missing_clients
+        serve = f"{len(self._clients) - len(missing)} of {len(self._clients)} clients serve"
+        if not missing:
+            champion = self._view.champion(self._tasks[0]) if len(self._tasks) == 1 else None
+            return f"{serve}, model v{champion.version}" if champion else serve
+        for key in missing:
+            manager = self._view.clients[key].manager if key in self._view.clients else None
+            if manager and manager.state == ClientState.TERMINATED:
+                return f"{serve}; {self._name(key)} did not start and is restarted: {manager.reason}"
+        return f"{serve}; waiting for {shorten_names([self._name(key) for key in missing])}"
 
-    def _name(self, key: str) -> str:
-        client, _, task = key.partition(".")
-        return client if self._has_one_task else f"{client} in {task}"
+    def _name(self, key: ClientKey) -> str:
+        client, task = key
+        return client if len(self._tasks) == 1 else f"{client} in {task}"
 
 
 def shorten_names(names: Sequence[str]) -> str:
@@ -86,10 +92,10 @@ async def wait_until_serving(
         wanted = [subjects.lifecycle(fed, kind, ">") for kind in ("server", "client")]
         async with bus.read_stream(lifecycle_stream(fed), wanted, since=started_at) as stream:
             for stored in await latest_transitions(bus, "server"):
-                progress.apply(transition_of(stored))
+                progress.apply(stored)
             with status_line(console) as show_status:
                 while not progress.is_complete:
                     show_status(str(progress))
-                    progress.apply(transition_of(await anext(stream)))
+                    progress.apply(await anext(stream))
     took_s = (datetime.now(UTC) - started_at).total_seconds()
     console.print(f"{progress}, after {took_s:.1f} s", soft_wrap=True, highlight=False)
