@@ -22,7 +22,7 @@ class ClientSelection:
     max_clients: int | None = None
     """The number of clients in a round; None: all clients that the strategy chose."""
     explore: float = 0.2
-    """The share of *most* that goes to the clients that have waited longest, in 0…1."""
+    """The share of *max_clients* that goes to the clients that have waited longest, in 0…1."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Scores by client, in 0…1."""
     weights: Mapping[str, float] | None = None
@@ -46,10 +46,10 @@ class ClientSelection:
             return 1.0
         return max(MIN_FACTOR, self.weights.get(client, DEFAULT_SCORE))
 
-    def _select(self, available: list[str], most: int) -> list[str]:
-        explore_count = math.ceil(self.explore * most) if len(available) > most else 0
+    def _select(self, available: list[str], max_clients: int) -> list[str]:
+        explore_count = math.ceil(self.explore * max_clients) if len(available) > max_clients else 0
         by_score = sorted(available, key=lambda client: -self.scores.get(client, DEFAULT_SCORE))
-        best = by_score[: most - explore_count]
+        best = by_score[: max_clients - explore_count]
         rest = [client for client in available if client not in best]
         longest_waiting = sorted(rest, key=lambda client: self._last_rounds.get(client, 0))[:explore_count]
         return [*best, *longest_waiting]

@@ -19,12 +19,14 @@ class ExchangeTiming:
     """The times of one message of a round and its reply, in seconds of the server's clock."""
 
     client: str
-    asked: float
-    replied: float
+    sent_at: float
+    replied_at: float
     train_s: float
 
 
-def split_round_time(exchanges: Iterable[ExchangeTiming], ended: float) -> Mapping[str, Mapping[str, float]]:
+def split_round_time(
+    exchanges: Iterable[ExchangeTiming], round_end: float
+) -> Mapping[str, Mapping[str, float]]:
     """Return the seconds of each client by `PARTS`, the slowest client first.
 
     No value is negative, whatever *train_s* a client reports.
@@ -33,14 +35,14 @@ def split_round_time(exchanges: Iterable[ExchangeTiming], ended: float) -> Mappi
     last_replies: dict[str, float] = {}
     for exchange in exchanges:
         parts = times.setdefault(exchange.client, dict.fromkeys(PARTS, 0.0))
-        elapsed_s = max(0.0, exchange.replied - exchange.asked)
+        elapsed_s = max(0.0, exchange.replied_at - exchange.sent_at)
         train_s = min(max(0.0, exchange.train_s), elapsed_s)
         parts["train_s"] += train_s
         parts["transfer_s"] += elapsed_s - train_s
         last_replies[exchange.client] = max(
-            exchange.replied, last_replies.get(exchange.client, exchange.replied)
+            exchange.replied_at, last_replies.get(exchange.client, exchange.replied_at)
         )
-    for client, replied in last_replies.items():
-        times[client]["wait_s"] = max(0.0, ended - replied)
+    for client, replied_at in last_replies.items():
+        times[client]["wait_s"] = max(0.0, round_end - replied_at)
     slowest = sorted(times, key=lambda client: -(times[client]["train_s"] + times[client]["transfer_s"]))
     return {client: times[client] for client in slowest}

@@ -91,7 +91,7 @@ class RoundTracker:
         return message_id in self._open_messages
 
     def next_deadline(self) -> float | None:
-        """Return the earliest time at which `passed` can have an effect, if no event arrives before; or None."""
+        """Return the earliest time at which `expire` can have an effect, if no event arrives before; or None."""
         contact_limits = (contact + self._lost_after_s for contact in self._last_contact.values())
         deadlines = (sent.deadline for sent in self._open_messages.values())
         return min((*contact_limits, *deadlines), default=None)
@@ -165,6 +165,6 @@ class RoundTracker:
         del self._open_messages[reply.reply_to]
         return [ReplyReceived(sent, reply)]
 
-    def _close(self, sent: SentMessage, gone: LostReason, reason: str) -> ReplyLost:
+    def _close(self, sent: SentMessage, lost_reason: LostReason, reason: str) -> ReplyLost:
         del self._open_messages[sent.message_id]
-        return ReplyLost(sent, gone, reason)
+        return ReplyLost(sent, lost_reason, reason)

@@ -61,16 +61,16 @@ def architecture_digest(arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
 
 
 def first_difference(
-    ours: Mapping[str, np.ndarray[Any, Any]], theirs: Mapping[str, np.ndarray[Any, Any]]
+    expected: Mapping[str, np.ndarray[Any, Any]], actual: Mapping[str, np.ndarray[Any, Any]]
 ) -> str | None:
-    """Describe the first tensor of *theirs* that differs from *ours* in name, dtype or shape; None if none differs."""
-    for name, array in ours.items():
-        if name not in theirs:
+    """Describe the first tensor of *actual* that differs in name, dtype or shape from *expected*; None if none does."""
+    for name, array in expected.items():
+        if name not in actual:
             return f"{name!r} {_outline(array)} is missing"
-        if _outline(theirs[name]) != _outline(array):
-            return f"{name!r} is {_outline(theirs[name])} instead of {_outline(array)}"
-    extra = next((name for name in theirs if name not in ours), None)
-    return None if extra is None else f"{extra!r} {_outline(theirs[extra])} is not expected"
+        if _outline(actual[name]) != _outline(array):
+            return f"{name!r} is {_outline(actual[name])} instead of {_outline(array)}"
+    extra = next((name for name in actual if name not in expected), None)
+    return None if extra is None else f"{extra!r} {_outline(actual[extra])} is not expected"
 
 
 def _outline(array: np.ndarray[Any, Any]) -> str:

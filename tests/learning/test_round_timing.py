@@ -34,9 +34,9 @@ def test_the_slowest_client_comes_first() -> None:
     st.floats(-10, 20),
 )
 def test_no_time_is_negative_whatever_a_client_reports(
-    rows: list[tuple[str, float, float, float]], ended: float
+    rows: list[tuple[str, float, float, float]], round_end: float
 ) -> None:
     exchanges = [ExchangeTiming(*row) for row in rows]
-    times = split_round_time(exchanges, ended)
+    times = split_round_time(exchanges, round_end)
     assert times.keys() == {exchange.client for exchange in exchanges}
     assert all(seconds >= 0 for parts in times.values() for seconds in parts.values())

@@ -107,18 +107,18 @@ def test_an_unsupported_tensor_is_rejected_and_leaves_no_file(tmp_path: Path) ->
 
 
 def test_an_architecture_is_the_names_shapes_and_dtypes() -> None:
-    ours = some_arrays()
-    shuffled = dict(reversed(ours.items()))
-    assert architecture_digest(ours) == architecture_digest(shuffled)
-    assert first_difference(ours, shuffled) is None
-    for theirs, difference in [
-        (ours | {"bias": np.ones(4, np.float32)}, "'bias' is float32[4] instead of float32[3]"),
-        (ours | {"bias": np.ones(3)}, "'bias' is float64[3] instead of float32[3]"),
-        (ours | {"more": np.ones(1)}, "'more' float64[1] is not expected"),
-        ({name: ours[name] for name in ours if name != "count"}, "'count' int64[] is missing"),
+    arrays = some_arrays()
+    reordered = dict(reversed(arrays.items()))
+    assert architecture_digest(arrays) == architecture_digest(reordered)
+    assert first_difference(arrays, reordered) is None
+    for changed, difference in [
+        (arrays | {"bias": np.ones(4, np.float32)}, "'bias' is float32[4] instead of float32[3]"),
+        (arrays | {"bias": np.ones(3)}, "'bias' is float64[3] instead of float32[3]"),
+        (arrays | {"more": np.ones(1)}, "'more' float64[1] is not expected"),
+        ({name: arrays[name] for name in arrays if name != "count"}, "'count' int64[] is missing"),
     ]:
-        assert architecture_digest(ours) != architecture_digest(theirs)
-        assert first_difference(ours, theirs) == difference
+        assert architecture_digest(arrays) != architecture_digest(changed)
+        assert first_difference(arrays, changed) == difference
 
 
 def test_arrays_from_flower_share_its_memory() -> None:

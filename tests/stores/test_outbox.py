@@ -1,4 +1,4 @@
-"""What waits for the bus: in order, and there after the process is gone."""
+"""The outbox: ordered, and durable beyond the process."""
 
 import signal
 import sqlite3
@@ -35,14 +35,14 @@ def drain(outbox: SqliteOutbox) -> Iterator[bytes]:
         outbox.remove(entry.number)
 
 
-def test_messages_come_out_in_the_order_they_went_in(outbox: SqliteOutbox) -> None:
+def test_messages_are_returned_in_order(outbox: SqliteOutbox) -> None:
     for number in range(20):
         outbox.append("a.b", {"ce-id": str(number)}, b"%d" % number)
     assert list(drain(outbox)) == [b"%d" % number for number in range(20)]
     assert outbox.first() is None
 
 
-def test_a_message_comes_back_as_it_was(outbox: SqliteOutbox) -> None:
+def test_a_message_is_returned_unchanged(outbox: SqliteOutbox) -> None:
     number = outbox.append("fedbus.f.life.x", {"traceparent": "00-…", "ce-id": "1"}, b"\x00\xff")
     entry = outbox.first()
     assert entry is not None
@@ -50,7 +50,7 @@ def test_a_message_comes_back_as_it_was(outbox: SqliteOutbox) -> None:
     assert entry.headers == {"traceparent": "00-…", "ce-id": "1"}
 
 
-def test_the_last_message_of_a_subject_can_be_asked_for(outbox: SqliteOutbox) -> None:
+def test_the_last_message_of_a_subject_can_be_read(outbox: SqliteOutbox) -> None:
     for subject, body in (("a", b"1"), ("a", b"2"), ("b", b"3")):
         outbox.append(subject, {}, body)
     last = outbox.last("a")
@@ -59,7 +59,7 @@ def test_the_last_message_of_a_subject_can_be_asked_for(outbox: SqliteOutbox) ->
     assert outbox.last("c") is None
 
 
-def test_a_number_is_never_used_twice(outbox: SqliteOutbox) -> None:
+def test_a_number_is_never_reused(outbox: SqliteOutbox) -> None:
     first = outbox.append("a", {}, b"")
     outbox.remove(first)
     assert outbox.append("a", {}, b"") > first
@@ -73,15 +73,15 @@ def test_removing_twice_counts_once(outbox: SqliteOutbox) -> None:
     assert len(outbox) == 1
 
 
-def test_what_waits_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
-    with SqliteOutbox(tmp_path / "outbox.db") as before:
-        before.append("a", {}, b"kept")
-    with SqliteOutbox(tmp_path / "outbox.db") as after:
-        assert len(after) == 1
-        assert list(drain(after)) == [b"kept"]
+def test_messages_survive_a_reopen(tmp_path: Path) -> None:
+    with SqliteOutbox(tmp_path / "outbox.db") as first:
+        first.append("a", {}, b"1")
+    with SqliteOutbox(tmp_path / "outbox.db") as second:
+        assert len(second) == 1
+        assert list(drain(second)) == [b"1"]
 
 
-def test_a_full_outbox_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:
+def test_a_full_outbox_rejects_messages_and_keeps_its_own(tmp_path: Path) -> None:
     with SqliteOutbox(tmp_path / "outbox.db", max_entries=2) as outbox:
         outbox.append("a", {}, b"1")
         outbox.append("a", {}, b"2")
@@ -90,7 +90,7 @@ def test_a_full_outbox_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:
         assert list(drain(outbox)) == [b"1", b"2"]
 
 
-def test_all_that_append_returned_survives_kill_9(tmp_path: Path) -> None:
+def test_appended_messages_survive_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     with subprocess.Popen(
         [sys.executable, "-c", APPENDS_FOREVER, str(path)], stdout=subprocess.PIPE, text=True
@@ -101,36 +101,36 @@ def test_all_that_append_returned_survives_kill_9(tmp_path: Path) -> None:
         returned += [int(line) for line in writer.stdout.read().split("\n")[:-1] if line]
     with SqliteOutbox(path) as outbox:
         assert len(outbox) >= len(returned)
-        kept = []
+        numbers = []
         while entry := outbox.first():
-            kept.append(entry.number)
+            numbers.append(entry.number)
             outbox.remove(entry.number)
-    assert kept[: len(returned)] == returned
+    assert numbers[: len(returned)] == returned
 
 
-def test_appending_takes_well_under_a_millisecond(outbox: SqliteOutbox) -> None:
+def test_append_takes_less_than_a_millisecond(outbox: SqliteOutbox) -> None:
     times = []
     for _ in range(300):
-        began = time.perf_counter()
+        start = time.perf_counter()
         outbox.append("fedbus.f.life.client.c1", {"ce-id": "x" * 36}, b"x" * 500)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     assert sorted(times)[len(times) // 2] < 0.001
 
 
-def test_a_file_that_is_no_database_is_said_to_be_damaged(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_corrupt(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     path.write_bytes(b"this is not a database " * 100)
     with pytest.raises(StoreCorrupt, match="is corrupt"):
         SqliteOutbox(path)
 
 
-def test_a_place_that_cannot_be_written_is_said_to_be_unavailable(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreUnavailable, match="cannot use"):
         SqliteOutbox(tmp_path / "file" / "outbox.db")
 
 
-def test_another_process_may_look_while_it_is_open(outbox: SqliteOutbox, tmp_path: Path) -> None:
+def test_another_connection_can_read_an_open_outbox(outbox: SqliteOutbox, tmp_path: Path) -> None:
     outbox.append("a", {}, b"")
     other = sqlite3.connect(tmp_path / "outbox.db")
     assert other.execute("SELECT count(*) FROM outbox").fetchone() == (1,)

@@ -97,11 +97,11 @@ class FlowerClient:
     async def run(self, stop: asyncio.Event) -> None:
         """Train on request until *stop* is set. Then leave an active run and publish `fail_train`."""
         async with (
-            LifecycleStore.open(self._bus, self._outbox) as lives,
+            LifecycleStore.open(self._bus, self._outbox) as lifecycles,
             self._bus.consume(AgentName.FLOWER_CLIENT, task=self._task.id) as inbox,
             asyncio.TaskGroup() as self._group,
         ):
-            await self._resume(lives)
+            await self._resume(lifecycles)
             self.ready.set()
             await run_until(stop, handle_each(inbox, self._on_message))
             with contextlib.suppress(
@@ -110,8 +110,10 @@ class FlowerClient:
                 async with asyncio.timeout(STOP_REPORT_S), self._decision_lock:
                     await self._fail("the client was stopped")
 
-    async def _resume(self, lives: LifecycleStore) -> None:
-        self._lifecycle = await lives.load(FL_CLIENT, FlClientData(task=self._task.id, client=self._client))
+    async def _resume(self, lifecycles: LifecycleStore) -> None:
+        self._lifecycle = await lifecycles.load(
+            FL_CLIENT, FlClientData(task=self._task.id, client=self._client)
+        )
         match self._situation:
             case FlClientPending() | FlClientTraining():
                 await self._fail("the FL client was restarted")

@@ -1,6 +1,6 @@
 """The process that trains one run on one client: ``python -m fedbus child trainer``.
 
-It loads the ClientApp, publishes `client_joined`, and replies to each Flower message of the run until it is
+It loads the ClientApp, publishes `joined`, and replies to each Flower message of the run until it is
 stopped. Weights are transferred as blobs between this process and the Flower server. The app gets the path of the
 captured data as ``node_config["captured-data"]``.
 """

@@ -54,7 +54,7 @@ from fedbus.learning.flower.replies import (
     round_number_of,
     sample_count,
 )
-from fedbus.learning.round_timing import ExchangeTiming as Exchanged
+from fedbus.learning.round_timing import ExchangeTiming
 from fedbus.learning.round_tracker import (
     Effect,
     Event,
@@ -86,7 +86,7 @@ class RoundTally:
     """Training time in seconds, by client."""
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
     """Metrics that each ClientApp reported, by client."""
-    answers: list[Exchanged] = field(default_factory=list)
+    exchanges: list[ExchangeTiming] = field(default_factory=list)
     """Times of each message and its reply, without those that failed."""
 
 
@@ -171,8 +171,8 @@ class BusGrid(Grid):
             match effect:
                 case ReplyReceived(sent=sent, reply=reply):
                     self._on_reply(sent, reply)
-                case ReplyLost(sent=sent, lost_reason=gone, reason=reason):
-                    code = NODE_UNAVAILABLE if gone is LostReason.NODE else NO_REPLY
+                case ReplyLost(sent=sent, lost_reason=lost_reason, reason=reason):
+                    code = NODE_UNAVAILABLE if lost_reason is LostReason.NODE else NO_REPLY
                     self._on_reply(sent, Error(code, f"{sent.client}: {reason}"))
                 case NodesChanged():
                     self._update_nodes()
@@ -398,7 +398,7 @@ class BusGrid(Grid):
                 tally.failures[client] = str(reply.error.reason).removeprefix(f"{client}: ")
                 return
             train_s = fetched.reply.train_s if fetched.reply else 0.0
-            tally.answers.append(Exchanged(client, pending.sent.sent_at, pending.answered_at, train_s))
+            tally.exchanges.append(ExchangeTiming(client, pending.sent.sent_at, pending.answered_at, train_s))
             tally.figures.setdefault(client, {}).update(fetched.reply.figures if fetched.reply else {})
             if pending.message.metadata.message_type.partition(".")[0] == "train":
                 tally.participants[client] = sample_count(reply.content)

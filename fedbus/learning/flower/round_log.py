@@ -70,7 +70,7 @@ class RoundLog:
 
     def _make_result(self, round_number: int) -> RoundResult:
         tally = self._tally(round_number) if round_number else RoundTally()
-        times = split_round_time(tally.answers, time.monotonic())
+        times = split_round_time(tally.exchanges, time.monotonic())
         clients = list(times)[:MAX_REPORTED_CLIENTS]
         return RoundResult(
             round=round_number,

@@ -127,10 +127,10 @@ def size_on_disk_bytes(database: Path) -> int:
     return sum(file.stat().st_size for file in files if file.exists())
 
 
-def read_newest_rows(database: Path, most: int) -> CapturedRows:
-    """Return the newest *most* rows with the shape of the newest."""
+def read_newest_rows(database: Path, limit: int) -> CapturedRows:
+    """Return the newest *limit* rows with the shape of the newest."""
     with read_transaction(database) as connection:
-        rows = connection.execute(_NEWEST, (most,)).fetchall()
+        rows = connection.execute(_NEWEST, (limit,)).fetchall()
     return _select_same_shape(rows)
 
 
@@ -147,10 +147,10 @@ def read_training_rows(database: Path, *, holdout_share: float = 0.0) -> Capture
     )
 
 
-def read_holdout_rows(database: Path, share: float, most: int) -> CapturedRows:
-    """Return the newest *most* labelled rows that are held out."""
+def read_holdout_rows(database: Path, share: float, limit: int) -> CapturedRows:
+    """Return the newest *limit* labelled rows that are held out."""
     with read_transaction(database) as connection:
-        rows = connection.execute(_HELD_OUT, (share, most)).fetchall()
+        rows = connection.execute(_HELD_OUT, (share, limit)).fetchall()
     return _select_same_shape(rows)
 
 

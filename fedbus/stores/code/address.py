@@ -58,9 +58,9 @@ class CodeAddress:
         return f"{self.url} {self.ref or 'HEAD'}{directory}"
 
 
-def is_address(where: str) -> bool:
-    """Return whether *where* is a repository address and not a directory."""
-    return "://" in where or where.startswith(PREFIX)
+def is_address(source: str) -> bool:
+    """Return whether *source* is a repository address and not a directory."""
+    return "://" in source or source.startswith(PREFIX)
 
 
 def is_sha(text: str) -> bool:
@@ -68,21 +68,21 @@ def is_sha(text: str) -> bool:
     return _SHA.fullmatch(text) is not None
 
 
-def parse_address(where: str, *, signed: bool) -> CodeAddress:
-    """Parse *where*. Raises InvalidCodeSource. *signed*: whether commits will be verified."""
-    if not where.startswith(PREFIX):
+def parse_address(source: str, *, signed: bool) -> CodeAddress:
+    """Parse *source*. *signed* is True if commits are verified. Raises InvalidCodeSource."""
+    if not source.startswith(PREFIX):
         raise InvalidCodeSource(
-            f"{where!r} is not the address of a Git repository; write git+https://host/repository@main"
+            f"{source!r} is not the address of a Git repository; write git+https://host/repository@main"
         )
     try:
-        parts = urlsplit(where.removeprefix(PREFIX))
+        parts = urlsplit(source.removeprefix(PREFIX))
         _ = parts.port
     except ValueError as error:
-        raise InvalidCodeSource(f"invalid address {_redact_credentials(where)}: {error}") from None
+        raise InvalidCodeSource(f"invalid address {_redact_credentials(source)}: {error}") from None
     _check_scheme(parts.scheme, signed=signed)
     _check_authority(parts.scheme, parts.netloc)
     if parts.query:
-        raise InvalidCodeSource(f"the address {_redact_credentials(where)} must not have a query")
+        raise InvalidCodeSource(f"the address {_redact_credentials(source)} must not have a query")
     path, at, ref = parts.path.rpartition("@")
     if not at:
         path, ref = parts.path, ""
@@ -90,7 +90,7 @@ def parse_address(where: str, *, signed: bool) -> CodeAddress:
         raise InvalidCodeSource(f"invalid branch or tag {ref!r}; write …@main")
     if not path.strip("/"):
         raise InvalidCodeSource(
-            f"{_redact_credentials(where)} names no repository; write git+https://host/repository"
+            f"{_redact_credentials(source)} names no repository; write git+https://host/repository"
         )
     return CodeAddress(f"{parts.scheme}://{parts.netloc}{path}", ref, _subdirectory(parts.fragment))
 
@@ -136,5 +136,5 @@ def _is_name(part: str) -> bool:
     return bool(part) and part not in {".", ".."} and part.lower() != ".git" and "\\" not in part
 
 
-def _redact_credentials(where: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", where)
+def _redact_credentials(source: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", source)

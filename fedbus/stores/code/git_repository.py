@@ -350,7 +350,7 @@ def _wait_for(descriptor: int, file: Path, programs: SubprocessRunner) -> None:
             time.sleep(0.02)
 
 
-def _release_locks(held: dict[str, int]) -> None:
-    for descriptor in held.values():
+def _release_locks(version_locks: dict[str, int]) -> None:
+    for descriptor in version_locks.values():
         os.close(descriptor)
-    held.clear()
+    version_locks.clear()

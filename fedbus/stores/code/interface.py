@@ -51,7 +51,7 @@ class CodeRepository(Protocol):
     async def fetch_latest(self) -> str:
         """Fetch the ref, and return the version that it points to now.
 
-        Raises CodeUnavailable, and HistoryRewritten until a call of `resolve` or `task_at` names a commit of the new
+        Raises CodeUnavailable, and HistoryRewritten until a call of `resolve` or `load_task` names a commit of the new
         history.
         """
 
@@ -65,7 +65,8 @@ class CodeRepository(Protocol):
     async def list_commits(self, limit: int = 20) -> list[Commit]:
         """Return the latest commits of the ref, newest first; those known locally if the repository is unavailable.
 
-        After a rewrite, the old history, until a call of `resolve` or `task_at` names a commit of the new one.
+        After a rewrite, it returns the old history until a call of `resolve` or `load_task` names a commit of the new
+        one.
         """
 
     async def load_task(self, version: str) -> Task:

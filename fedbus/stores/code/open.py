@@ -41,17 +41,17 @@ __all__ = [
 
 
 def open_code(
-    where: str, home: Path, *, signers: Path | None = None, allow_install: Collection[str] = ()
+    source: str, home: Path, *, signers: Path | None = None, allow_install: Collection[str] = ()
 ) -> CodeRepository:
-    """Open the code at *where*, a directory or the address of a Git repository, without fetching it.
+    """Open the code at *source*, a directory or the address of a Git repository, without fetching it.
 
-    *home* is where fetched code is stored. *signers* is an allowed_signers file of ssh-keygen; without it, commits
+    *home* is the directory for fetched code. *signers* is an allowed_signers file of ssh-keygen; without it, commits
     are not verified. *allow_install* names the packages that tasks may install on this machine, ``*`` for any.
     Raises InvalidCodeSource and GitNotInstalled.
     """
-    if not is_address(where):
-        return DirectoryCodeRepository(Path(where))
-    address = parse_address(where, signed=signers is not None)
+    if not is_address(source):
+        return DirectoryCodeRepository(Path(source))
+    address = parse_address(source, signed=signers is not None)
     return GitCodeRepository(
         address, home / "code" / address.directory_name, signers=signers, allow_install=allow_install
     )

@@ -2,7 +2,7 @@
 
 Four results are distinct, because an error must never lead to a new first model:
 
-    empty          `ModelStore.latest` returned None: the repository exists and holds no version
+    empty          `ModelStore.read_latest` returns None: the repository exists and holds no version
     unavailable    StoreUnavailable: it does not exist, or cannot be read or written now
     denied         StoreDenied: it exists, and denies access
     corrupt        StoreCorrupt: its content is invalid
@@ -55,7 +55,7 @@ class DigestMismatch(StoreError):
 
 
 class VersionTaken(StoreError):
-    """Another publisher has published this version or a later one. Read `latest` again."""
+    """Another publisher has published this version or a later one. Call `read_latest` again."""
 
     def __init__(self, version: int, latest: int) -> None:
         super().__init__(

@@ -8,7 +8,7 @@
     retired/<sha256>         an empty object for weights that were removed
 
 Of two publishers of one version, the one that creates the manifest wins; the other gets VersionTaken. A publisher
-that dies before it moves ``latest`` leaves a version that no pointer names; the next call of `latest` or `publish`
+that dies before it moves ``latest`` leaves a version that no pointer names; the next call of `read_latest` or `publish`
 finishes the move.
 """
 
@@ -109,27 +109,27 @@ class ModelRepository:
 
     async def list_artifacts(self) -> set[str]:
         async with self._objects.session():
-            found = await self._objects.list_objects()
-            if not found:
+            objects = await self._objects.list_objects()
+            if not objects:
                 await _check_exists(self._objects)
-        return {sha256 for one in found if (sha256 := _digest_in(one.key))}
+        return {sha256 for info in objects if (sha256 := _digest_in(info.key))}
 
     async def retire(self, *, keep: int, spare: Collection[str] = ()) -> list[str]:
         async with self._objects.session():
             versions = await self.list_versions()
             latest, _ = await self._resolve_latest()
-            kept = select_weights_to_keep(versions, latest, keep, await self.read_champion()) | set(spare)
-            versioned = {one.sha256 for one in versions}
+            needed = select_weights_to_keep(versions, latest, keep, await self.read_champion()) | set(spare)
+            versioned = {manifest.sha256 for manifest in versions}
             removed = []
-            for one in await self._objects.list_objects():
-                sha256 = _digest_in(one.key)
-                if not sha256 or sha256 in kept:
+            for info in await self._objects.list_objects():
+                sha256 = _digest_in(info.key)
+                if not sha256 or sha256 in needed:
                     continue
                 if sha256 in versioned:  # the tombstone first: without one, missing weights count as lost
                     await self._objects.put(_tombstone_key(sha256), b"")
-                elif (datetime.now(UTC) - one.modified).total_seconds() < UNVERSIONED_GRACE_S:
+                elif (datetime.now(UTC) - info.modified).total_seconds() < UNVERSIONED_GRACE_S:
                     continue
-                await self._objects.delete(one.key)
+                await self._objects.delete(info.key)
                 removed.append(sha256)
         return sorted(removed)
 
@@ -151,9 +151,8 @@ class ModelRepository:
             if manifest.version > latest and not await self._objects.put(
                 _version_key(manifest.version), _encode_manifest(manifest), tag=ABSENT
             ):
-                latest = (
-                    manifest.version
-                )  # another publisher was first, or the answer to our own put was lost
+                # another publisher was first, or the response to the own put was lost
+                latest = manifest.version
             if manifest.version <= latest:
                 await self._check_same_manifest(manifest, latest)
             await self._write_pointer(manifest.version, pointer)
@@ -179,9 +178,9 @@ class ModelRepository:
 
     async def list_version_numbers(self) -> list[int]:
         async with self._objects.session():
-            if not (found := await self._list_version_numbers()):
+            if not (numbers := await self._list_version_numbers()):
                 await _check_exists(self._objects)
-            return found
+            return numbers
 
     async def read_manifest(self, version: int) -> Manifest:
         async with self._objects.session():
@@ -189,8 +188,8 @@ class ModelRepository:
             return await self._read_manifest(version)
 
     async def _check_version(self, version: int) -> None:
-        if version not in (known := await self.list_version_numbers()):
-            raise VersionMissing(version, known)
+        if version not in (numbers := await self.list_version_numbers()):
+            raise VersionMissing(version, numbers)
 
     async def _check_artifact(self, manifest: Manifest) -> None:
         size = await self._objects.artifact_size(manifest.sha256)
@@ -207,11 +206,11 @@ class ModelRepository:
     async def _read_manifest(self, version: int) -> Manifest:
         key = _version_key(version)
         place = self._objects.place(key)
-        found = await self._objects.get(key)
-        if found is None:
+        stored = await self._objects.get(key)
+        if stored is None:
             raise StoreCorrupt(place, "the manifest of this version does not exist")
         try:
-            manifest = Manifest.model_validate_json(found.content)
+            manifest = Manifest.model_validate_json(stored.content)
         except ValidationError as error:
             raise StoreCorrupt(place, error.errors()[0]["msg"]) from error
         if manifest.version != version:
@@ -219,7 +218,7 @@ class ModelRepository:
         return manifest
 
     async def _list_version_numbers(self) -> list[int]:
-        names = [PurePosixPath(one.key) for one in await self._objects.list_objects(VERSIONS)]
+        names = [PurePosixPath(info.key) for info in await self._objects.list_objects(VERSIONS)]
         return sorted(int(name.stem) for name in names if name.suffix == ".json" and name.stem.isdecimal())
 
     # --- the pointer to the latest version ---
@@ -240,8 +239,8 @@ class ModelRepository:
         return number, pointer
 
     async def _read_pointer(self) -> _LatestPointer:
-        found = await self._objects.get(LATEST)
-        if found is None:
+        stored = await self._objects.get(LATEST)
+        if stored is None:
             numbers = await self._list_version_numbers()
             if numbers not in ([], [1]):
                 raise pointer_corrupt_error(
@@ -250,7 +249,7 @@ class ModelRepository:
             if not numbers:
                 await _check_exists(self._objects)
             return _LatestPointer(0, ABSENT)
-        return _LatestPointer(self._parse_pointer(found.content), found.tag)
+        return _LatestPointer(self._parse_pointer(stored.content), stored.tag)
 
     def _parse_pointer(self, content: bytes) -> int:
         place = self._objects.place(LATEST)
@@ -285,17 +284,17 @@ class ModelRepository:
             check_term(champion, present)
             if not await self._objects.put(CHAMPION, encode_champion(champion), tag=tag):
                 present, _ = await self._read_champion()
-                if present != champion:  # equal where the answer to our own put was lost
+                if present != champion:  # equal if the response to the own put was lost
                     raise ChampionConflict(champion, present)
         return champion
 
     async def _read_champion(self) -> tuple[Champion | None, str]:
         """Return the champion and the tag of its pointer; None and `ABSENT` if there is none."""
-        found = await self._objects.get(CHAMPION)
-        if found is None:
+        stored = await self._objects.get(CHAMPION)
+        if stored is None:
             await _check_exists(self._objects)
             return None, ABSENT
-        return decode_champion(found.content, self._objects.place(CHAMPION)), found.tag
+        return decode_champion(stored.content, self._objects.place(CHAMPION)), stored.tag
 
 
 async def _check_exists(objects: ObjectStore) -> None:

@@ -99,9 +99,9 @@ class S3ObjectStore:
         await self._bucket.delete(self._key(key))
 
     async def list_objects(self, prefix: str = "") -> list[ObjectInfo]:
-        found = await self._bucket.list_objects(self._key(prefix))
+        objects = await self._bucket.list_objects(self._key(prefix))
         home = self._key("")
-        return [ObjectInfo(one.key.removeprefix(home), one.size_bytes, one.modified) for one in found]
+        return [ObjectInfo(info.key.removeprefix(home), info.size_bytes, info.modified) for info in objects]
 
     async def _check_conditional_puts(self) -> bool:
         if self._has_conditional_puts is None:

@@ -209,9 +209,9 @@ class _TaskValidator:
                 what = f"{entry!r} is not a package requirement"
                 yield self._problem((*_CODE_TABLE, "install"), what, advice)
 
-    def _table_problem(self, where: Keys, kind: str, message: str, table: dict[str, Any]) -> Problem:
+    def _table_problem(self, keys: Keys, kind: str, message: str, table: dict[str, Any]) -> Problem:
         """Describe a problem that pydantic found, by the keys of the table."""
-        *parents, key = where
+        *parents, key = keys
         section = (*_FEDBUS_TABLE, *parents)
         if kind == "missing":
             return self._missing_key_problem(section, key, table)
@@ -231,11 +231,11 @@ class _TaskValidator:
         advice = f"did you mean `{key}` instead of `{close[0]}`?" if close else f"add a line: {key} = …"
         return self._problem(section, f"[{_join_keys(section)}] lacks `{key}`", advice)
 
-    def _check_reference(self, where: Keys, value: object) -> Iterator[Problem]:
+    def _check_reference(self, keys: Keys, value: object) -> Iterator[Problem]:
         """Yield the problems of a reference: does the source define what *value* names?"""
         if not _is_reference(value):
             yield self._problem(
-                where, f"{where[-1]} {value!r} is not a reference to a function or class", "write module:name"
+                keys, f"{keys[-1]} {value!r} is not a reference to a function or class", "write module:name"
             )
             return
         module, _, name = str(value).partition(":")
@@ -243,7 +243,7 @@ class _TaskValidator:
         if source is None:
             expected = module.replace(".", "/") + ".py"
             yield self._problem(
-                where, f"{where[-1]} {value!r} does not exist", f"create {expected}, or correct the name"
+                keys, f"{keys[-1]} {value!r} does not exist", f"create {expected}, or correct the name"
             )
             return
         try:
@@ -254,11 +254,11 @@ class _TaskValidator:
             return
         if not _defines(tree, name):
             yield self._problem(
-                where, f"{where[-1]} {value!r} does not exist", _describe_definitions(source, tree, name)
+                keys, f"{keys[-1]} {value!r} does not exist", _describe_definitions(source, tree, name)
             )
 
-    def _problem(self, where: Keys, what: str, advice: str) -> Problem:
-        return Problem(PYPROJECT, self._lines.find_line(where), what, advice)
+    def _problem(self, keys: Keys, what: str, advice: str) -> Problem:
+        return Problem(PYPROJECT, self._lines.find_line(keys), what, advice)
 
 
 class _LineIndex:
@@ -277,9 +277,9 @@ class _LineIndex:
             elif entry := self._KEY.match(line):
                 self._lines.setdefault(section + _split_keys(entry[1]), number)
 
-    def find_line(self, where: Keys) -> int:
-        """Return the line of *where*, or of the innermost section around it; 1 if there is none."""
-        flat = tuple(part for key in where for part in key.split("."))
+    def find_line(self, keys: Keys) -> int:
+        """Return the line of *keys*, or of the innermost section around it; 1 if there is none."""
+        flat = tuple(part for key in keys for part in key.split("."))
         return next((self._lines[flat[:n]] for n in range(len(flat), 0, -1) if flat[:n] in self._lines), 1)
 
 

@@ -1,4 +1,4 @@
-"""Which commits are believed, and that nothing of a repository is run to find out."""
+"""Signatures of commits, which are verified without running code of the repository."""
 
 import subprocess
 import zlib
@@ -23,7 +23,7 @@ MODULE = "moons_app/task.py"
 
 @pytest.fixture
 def spy(tmp_path: Path) -> Path:
-    """A program that leaves a trace when it is run."""
+    """A program that records its calls."""
     program = tmp_path / "spy"
     program.write_text(f'#!/bin/sh\necho "$0 $@" >> "{tmp_path}/was-run"\nexit 0\n')
     program.chmod(0o755)
@@ -34,8 +34,8 @@ def has_run(spy: Path) -> bool:
     return spy.with_name("was-run").exists()
 
 
-async def refusal(code: CodeRepository, version: str) -> str:
-    """Why *version* is refused."""
+async def rejection_reason(code: CodeRepository, version: str) -> str:
+    """Load *version*, and return why it is rejected."""
     with pytest.raises(CodeRejected) as rejected:
         await code.load_task(version)
     assert "\n" not in str(rejected.value)
@@ -58,39 +58,39 @@ def home_of(code: CodeRepository) -> Path:
 # --- signatures ---------------------------------------------------------------------------------
 
 
-async def test_a_commit_of_an_allowed_signer_is_believed(
+async def test_a_commit_of_an_allowed_signer_is_accepted(
     code: CodeRepository, repository: Repository
 ) -> None:
     assert code.requires_signatures
     assert (await code.load_task(repository.head)).code_version == repository.head
 
 
-async def test_an_unsigned_commit_is_refused(code: CodeRepository, repository: Repository) -> None:
-    assert "it is not signed" in await refusal(code, repository.commit())
+async def test_an_unsigned_commit_is_rejected(code: CodeRepository, repository: Repository) -> None:
+    assert "it is not signed" in await rejection_reason(code, repository.commit())
 
 
-async def test_a_strangers_commit_is_refused(
+async def test_a_commit_of_another_signer_is_rejected(
     code: CodeRepository, repository: Repository, mallory: CommitSigner
 ) -> None:
-    assert "not from an allowed signer" in await refusal(code, repository.commit(by=mallory))
+    assert "not from an allowed signer" in await rejection_reason(code, repository.commit(by=mallory))
 
 
-async def test_it_is_the_last_commit_that_is_verified(
+async def test_only_the_commit_itself_is_verified(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     unsigned = repository.commit()
     assert (await code.load_task(repository.commit(by=ada))).code_version == repository.head
-    assert "it is not signed" in await refusal(code, unsigned)
+    assert "it is not signed" in await rejection_reason(code, unsigned)
 
 
-@pytest.mark.parametrize("what", ["message", "tree", "signature"])
-async def test_a_forged_commit_is_refused(
-    code: CodeRepository, repository: Repository, ada: CommitSigner, what: str
+@pytest.mark.parametrize("part", ["message", "tree", "signature"])
+async def test_a_forged_commit_is_rejected(
+    code: CodeRepository, repository: Repository, ada: CommitSigner, part: str
 ) -> None:
-    """A signature is for one commit, and for no other."""
+    """A signature is valid for one commit only."""
     signed = repository.git("cat-file", "commit", "HEAD")
     repository.commit({MODULE: "stolen = 1\n"})
-    match what:
+    match part:
         case "message":
             forged = f"{signed} indeed\n"
         case "tree":
@@ -102,72 +102,74 @@ async def test_a_forged_commit_is_refused(
             assert forged != signed
     sha = repository.git("hash-object", "-t", "commit", "-w", "--stdin", "--literally", stdin=forged)
     repository.git("update-ref", "refs/heads/main", sha)
-    assert "not from an allowed signer" in await refusal(code, sha)
+    assert "not from an allowed signer" in await rejection_reason(code, sha)
 
 
-async def test_a_signature_of_another_kind_does_not_count(
+async def test_a_signature_of_another_type_is_rejected(
     code: CodeRepository, repository: Repository, spy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the owner of this machine has a gpg that says yes to everything."""
-    everything = tmp_path / "gitconfig"
-    everything.write_text(
+    """Also if the user has configured a gpg program that accepts every signature."""
+    gitconfig = tmp_path / "gitconfig"
+    gitconfig.write_text(
         f'[gpg]\n program = {spy}\n[gpg "openpgp"]\n program = {spy}\n[gpg "ssh"]\n program = {spy}\n'
         f'[gpg "x509"]\n program = {spy}\n[core]\n hooksPath = {tmp_path}\n fsmonitor = {spy}\n'
     )
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(everything))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(gitconfig))
     for kind in ("PGP SIGNATURE", "SIGNED MESSAGE"):
         head, _, message = repository.git("cat-file", "commit", "HEAD").partition("\n\n")
         plain = head[: head.index("gpgsig")]
         forged = f"{plain}gpgsig -----BEGIN {kind}-----\n \n YQ==\n -----END {kind}-----\n\n{message}\n"
         sha = repository.git("hash-object", "-t", "commit", "-w", "--stdin", stdin=forged)
         repository.git("update-ref", "refs/heads/main", sha)
-        assert "not an SSH signature" in await refusal(code, sha)
+        assert "not an SSH signature" in await rejection_reason(code, sha)
         repository.git("update-ref", "refs/heads/main", f"{sha}^{{commit}}")
     assert not has_run(spy)
 
 
-async def test_without_signers_anything_on_the_ref_is_taken(repository: Repository, tmp_path: Path) -> None:
+async def test_without_signers_every_commit_of_the_ref_is_accepted(
+    repository: Repository, tmp_path: Path
+) -> None:
     code = open_code(repository.url, tmp_path / "home")
     assert not code.requires_signatures
     assert (await code.load_task(repository.commit())).code_version == repository.head
 
 
-async def test_a_key_is_good_for_as_long_as_its_line_says(
+async def test_a_key_is_valid_in_the_period_of_its_line(
     code: CodeRepository, repository: Repository, ada: CommitSigner, signers: Path
 ) -> None:
     allow(
         signers, ada.allowed_signers_line('namespaces="git",valid-after="20190101",valid-before="20200101"')
     )
-    repository.git("checkout", "--quiet", "--orphan", "anew")
-    then = repository.commit(by=ada, when="2019-06-01T00:00:00Z")
-    now = repository.commit(by=ada)
-    back = repository.commit(by=ada, when="2019-07-01T00:00:00Z")
+    repository.git("checkout", "--quiet", "--orphan", "new")
+    valid = repository.commit(by=ada, when="2019-06-01T00:00:00Z")
+    expired = repository.commit(by=ada)
+    backdated = repository.commit(by=ada, when="2019-07-01T00:00:00Z")
     repository.git("branch", "--quiet", "-M", "main")
-    assert (await code.load_task(then)).code_version == then
-    assert "whose key was valid then" in await refusal(code, now)
-    assert "its date is before that of its parent" in await refusal(code, back)
+    assert (await code.load_task(valid)).code_version == valid
+    assert "whose key was valid then" in await rejection_reason(code, expired)
+    assert "its date is before that of its parent" in await rejection_reason(code, backdated)
 
 
-async def test_a_key_for_something_else_is_no_key_for_commits(
+async def test_a_key_for_another_namespace_is_not_valid_for_commits(
     code: CodeRepository, repository: Repository, ada: CommitSigner, signers: Path
 ) -> None:
     allow(signers, ada.allowed_signers_line('namespaces="file"'))
-    assert "not from an allowed signer" in await refusal(code, repository.head)
+    assert "not from an allowed signer" in await rejection_reason(code, repository.head)
 
 
-async def test_who_is_trusted_no_longer_is_not_trusted_from_then_on(
+async def test_a_removed_or_revoked_key_is_invalid_at_once(
     code: CodeRepository, repository: Repository, ada: CommitSigner, mallory: CommitSigner, signers: Path
 ) -> None:
     await code.load_task(repository.head)
     allow(signers, mallory.allowed_signers_line())
-    assert "not from an allowed signer" in await refusal(code, repository.head)
+    assert "not from an allowed signer" in await rejection_reason(code, repository.head)
     allow(signers, ada.allowed_signers_line())
     await code.load_task(repository.head)
-    allow(signers.with_name(f"{signers.name}.revoked"), f"{ada.public}\n")  # or rather: revoke
-    assert "not from an allowed signer" in await refusal(code, repository.head)
+    allow(signers.with_name(f"{signers.name}.revoked"), f"{ada.public}\n")  # a revocation
+    assert "not from an allowed signer" in await rejection_reason(code, repository.head)
 
 
-# --- what a repository would have us run ----------------------------------------------------------
+# --- programs that a repository configures --------------------------------------------------------
 
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n$Format:%H$ $Id$\n"
@@ -188,7 +190,7 @@ PROGRAMS = (
 )
 
 
-async def test_nothing_that_a_repository_configures_is_run(
+async def test_no_program_that_a_repository_configures_is_run(
     code: CodeRepository, repository: Repository, ada: CommitSigner, spy: Path
 ) -> None:
     repository.commit({"weights.bin": LFS}, by=ada)
@@ -207,10 +209,10 @@ async def test_nothing_that_a_repository_configures_is_run(
     assert not has_run(spy)
 
 
-async def test_the_files_are_those_of_the_commit_whatever_git_was_told_to_show_instead(
+async def test_replace_refs_have_no_effect_on_the_files(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
-    """``git replace``, here and there."""
+    """``git replace`` in the remote repository and in the mirror."""
     good = repository.head
     text = (repository.path / MODULE).read_text()
     bad = repository.commit({MODULE: f"{text}\nSTOLEN = 1\n"}, by=ada)
@@ -220,9 +222,7 @@ async def test_the_files_are_those_of_the_commit_whatever_git_was_told_to_show_i
     assert module_of(await code.load_task(good)) == text
 
 
-async def test_an_object_that_was_tampered_with_is_fetched_anew(
-    code: CodeRepository, repository: Repository
-) -> None:
+async def test_a_corrupt_object_is_fetched_again(code: CodeRepository, repository: Repository) -> None:
     version = await code.fetch_latest()
     text = (repository.path / MODULE).read_text()
     blob = repository.git("rev-parse", f"HEAD:{MODULE}")
@@ -233,23 +233,23 @@ async def test_an_object_that_was_tampered_with_is_fetched_anew(
 
 
 def loose_object_path(mirror: Path, blob: str) -> Path:
-    """The file that holds *blob*, now that no pack does."""
+    """Unpack all objects, and return the file of *blob*."""
     for pack in (mirror / "objects" / "pack").glob("*.pack"):
-        apart = pack.rename(mirror / pack.name)
+        moved = pack.rename(mirror / pack.name)
         pack.with_suffix(".idx").unlink()
-        with apart.open("rb") as objects:
+        with moved.open("rb") as objects:
             subprocess.run(["git", "-C", str(mirror), "unpack-objects", "-q"], stdin=objects, check=True)
     file = mirror / "objects" / blob[:2] / blob[2:]
     file.chmod(0o644)
     return file
 
 
-async def test_a_submodule_is_refused(
+async def test_a_submodule_is_rejected(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     repository.git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},library")
     repository.git("commit", "--quiet", "-m", "a submodule", by=ada)
-    assert "library is a submodule" in await refusal(code, repository.head)
+    assert "library is a submodule" in await rejection_reason(code, repository.head)
 
 
 @pytest.mark.parametrize(
@@ -262,20 +262,20 @@ async def test_a_submodule_is_refused(
         {"loop": "loop"},
     ],
 )
-async def test_a_link_that_leads_out_of_the_task_is_refused(
+async def test_a_link_out_of_the_task_is_rejected(
     code: CodeRepository, repository: Repository, ada: CommitSigner, links: dict[str, str]
 ) -> None:
     for name, target in links.items():
         (repository.path / name).parent.mkdir(exist_ok=True)
         (repository.path / name).symlink_to(target)
-    assert "is a link out of the task" in await refusal(code, repository.commit(by=ada))
+    assert "is a link out of the task" in await rejection_reason(code, repository.commit(by=ada))
     assert not (home_of(code) / repository.head).exists()
 
 
-async def test_a_file_that_would_be_written_through_a_link_is_refused(
+async def test_a_file_is_not_written_through_a_link(
     code: CodeRepository, repository: Repository, ada: CommitSigner, tmp_path: Path
 ) -> None:
-    """A tree with one name twice, which git itself would not make."""
+    """A tree with a duplicate name, which git itself does not create."""
     link = repository.git("hash-object", "-w", "--stdin", stdin=str(tmp_path))
     tree = with_entries(
         repository,
@@ -290,15 +290,15 @@ async def test_a_file_that_would_be_written_through_a_link_is_refused(
 
 
 def with_entries(repository: Repository, *entries: str) -> str:
-    """The tree of the last commit, with *entries* beside; git does not look at what it is given here."""
+    """Create the tree of the last commit with additional *entries*, which git does not check."""
     listing = repository.git("ls-tree", "HEAD")
     return repository.git("mktree", stdin="\n".join([listing, *entries, ""]))
 
 
-# --- what this machine must have -------------------------------------------------------------------
+# --- required programs -----------------------------------------------------------------------------
 
 
-def test_a_git_that_cannot_verify_is_told_before_anything_is_fetched(
+def test_a_git_version_without_ssh_signatures_is_rejected(
     repository: Repository, tmp_path: Path, signers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(git_version, "read_version", lambda: (2, 30))
@@ -309,24 +309,22 @@ def test_a_git_that_cannot_verify_is_told_before_anything_is_fetched(
     assert open_code(repository.url, tmp_path).can_update
 
 
-def test_a_machine_without_git_or_ssh_keygen_is_told_what_it_lacks(
+def test_a_missing_git_or_ssh_keygen_is_reported(
     repository: Repository, tmp_path: Path, signers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where = subprocess.run(["which", "git"], check=True, capture_output=True, text=True).stdout.strip()
+    git = subprocess.run(["which", "git"], check=True, capture_output=True, text=True).stdout.strip()
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(GitNotInstalled, match="without git; install it"):
         open_code(repository.url, tmp_path)
-    (tmp_path / "bin" / "git").symlink_to(where)
+    (tmp_path / "bin" / "git").symlink_to(git)
     with pytest.raises(GitNotInstalled, match="without ssh-keygen; install the OpenSSH"):
         open_code(repository.url, tmp_path, signers=signers)
 
 
-@pytest.mark.parametrize("text", [None, "", "# nobody yet\n\n"])
-def test_signers_that_name_nobody_are_a_mistake(
-    repository: Repository, tmp_path: Path, text: str | None
-) -> None:
-    file = tmp_path / "nobody"
+@pytest.mark.parametrize("text", [None, "", "# none yet\n\n"])
+def test_a_file_without_signers_is_rejected(repository: Repository, tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "signers"
     if text is not None:
         file.write_text(text)
     with pytest.raises(InvalidCodeSource, match="allowed signers"):

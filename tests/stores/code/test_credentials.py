@@ -1,4 +1,4 @@
-"""A repository that asks who comes: the credentials that this machine's owner gave to git are used, to fetch alone."""
+"""A repository with authentication: git uses the credentials of the user, for fetches only."""
 
 import base64
 import socket
@@ -20,11 +20,11 @@ Configure = Callable[[str], object]
 
 
 class PasswordProtectedHandler(SimpleHTTPRequestHandler):
-    """The files of a repository, as any web server gives them out to those it knows."""
+    """Serves the files of a repository with HTTP basic authentication."""
 
     def send_head(self) -> Any:
-        known = "Basic " + base64.b64encode(f"fedbus:{SECRET}".encode()).decode()
-        if self.headers.get("Authorization") == known:
+        expected = "Basic " + base64.b64encode(f"fedbus:{SECRET}".encode()).decode()
+        if self.headers.get("Authorization") == expected:
             return super().send_head()
         self.send_response(401)
         self.send_header("WWW-Authenticate", 'Basic realm="git"')
@@ -37,29 +37,29 @@ class PasswordProtectedHandler(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def guarded(repository: Repository) -> Iterator[str]:
-    """The address of the repository, behind a password."""
+def protected_url(repository: Repository) -> Iterator[str]:
+    """The address of the repository, which needs a password."""
     repository.git("update-server-info")
 
     def handler(*args: Any) -> PasswordProtectedHandler:
         return PasswordProtectedHandler(*args, directory=str(repository.path))
 
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        serving = threading.Thread(target=server.serve_forever)
-        serving.start()
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
         yield f"git+http://127.0.0.1:{server.server_address[1]}/.git@main"
         server.shutdown()
-        serving.join()
+        thread.join()
 
 
 @pytest.fixture
-def code(guarded: str, tmp_path: Path, signers: Path) -> CodeRepository:
-    return open_code(guarded, tmp_path / "home", signers=signers)
+def code(protected_url: str, tmp_path: Path, signers: Path) -> CodeRepository:
+    return open_code(protected_url, tmp_path / "home", signers=signers)
 
 
 @pytest.fixture
 def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
-    """Writes the git configuration of this machine's owner, in which nothing stands yet."""
+    """A function that writes the git configuration of the user, which is empty at first."""
     file = tmp_path / "gitconfig"
     file.touch()
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(file))
@@ -69,21 +69,21 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
 
 @pytest.fixture
 def helper(tmp_path: Path) -> str:
-    """A credential helper that knows the password."""
+    """A credential helper that returns the password."""
     program = tmp_path / "helper"
     program.write_text(f"#!/bin/sh\necho username=fedbus\necho password={SECRET}\n")
     program.chmod(0o755)
     return str(program)
 
 
-async def test_without_credentials_nobody_is_asked_for_any(
+async def test_without_credentials_the_repository_is_unavailable(
     code: CodeRepository, configure: Configure
 ) -> None:
     with pytest.raises(CodeUnavailable, match="this machine has access"):
         await code.fetch_latest()
 
 
-async def test_the_credential_helper_of_the_owner_is_used(
+async def test_the_credential_helper_of_the_user_is_used(
     code: CodeRepository, repository: Repository, configure: Configure, helper: str
 ) -> None:
     configure(f"[credential]\n helper = {helper}\n")
@@ -92,7 +92,7 @@ async def test_the_credential_helper_of_the_owner_is_used(
     assert (await code.load_task(version)).code_version == version
 
 
-async def test_a_helper_may_be_named_in_the_environment(
+async def test_a_helper_can_be_set_in_the_environment(
     code: CodeRepository,
     repository: Repository,
     configure: Configure,
@@ -105,10 +105,10 @@ async def test_a_helper_may_be_named_in_the_environment(
     assert await code.fetch_latest() == repository.head
 
 
-async def test_what_a_helper_leaves_behind_keeps_nobody_waiting(
+async def test_a_process_of_a_helper_does_not_block_the_next_fetch(
     code: CodeRepository, repository: Repository, configure: Configure, tmp_path: Path
 ) -> None:
-    """As git's own cache of credentials does: it would hold the lock of the fetch that started it."""
+    """Git's credential cache stays as a process, which would hold the lock of the fetch that started it."""
     pid = tmp_path / "pid"
     answer = f"echo username=fedbus; echo password={SECRET}"
     configure(f'[credential]\n helper = "!f() {{ sleep 600 >/dev/null & echo $! > {pid}; {answer}; }}; f"\n')
@@ -117,20 +117,20 @@ async def test_what_a_helper_leaves_behind_keeps_nobody_waiting(
     await eventually(lambda: not psutil.pid_exists(int(pid.read_text())))
 
 
-async def test_a_secret_that_git_tells_is_told_by_nobody_else(
+async def test_a_secret_in_the_output_of_git_is_redacted(
     code: CodeRepository, repository: Repository, configure: Configure
 ) -> None:
-    """Where the owner rewrites addresses to ones with a password, git's own message has it."""
+    """If the user rewrites URLs to ones with a password, the message of git contains it."""
     address = code.source.split(" ", maxsplit=1)[0]
     configure(f'[url "http://fedbus:{SECRET}@127.0.0.1:1/"]\n insteadOf = {address}\n')
-    with pytest.raises(CodeUnavailable) as away:
+    with pytest.raises(CodeUnavailable) as error:
         await code.fetch_latest()
-    assert SECRET not in str(away.value)
+    assert SECRET not in str(error.value)
 
 
-async def test_what_keeps_us_out_is_told_and_not_that_something_does(tmp_path: Path) -> None:
-    with socket.socket() as unheard:
-        unheard.bind(("127.0.0.1", 0))  # and nobody listens
-        where = f"git+ssh://git@127.0.0.1:{unheard.getsockname()[1]}/x.git"
+async def test_the_cause_of_a_failed_connection_is_reported(tmp_path: Path) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # a port without a listener
+        address = f"git+ssh://git@127.0.0.1:{bound.getsockname()[1]}/x.git"
         with pytest.raises(CodeUnavailable, match="Connection refused"):
-            await open_code(where, tmp_path).fetch_latest()
+            await open_code(address, tmp_path).fetch_latest()

@@ -1,4 +1,4 @@
-"""A repository of our own making: what the followers of one accept, made with real git and a real key."""
+"""The demo repository, with real git and a real key."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from fedbus.stores.tasks.task_directory import create_task
 
 @pytest.fixture
 def template(tmp_path: Path) -> Path:
-    """A task in a directory, with what no repository should have beside it."""
+    """A task in a directory with files that do not belong into a repository."""
     path = tmp_path / "moons"
     create_task(path, "moons")
     (path / "__pycache__").mkdir()
@@ -23,7 +23,7 @@ def tracked_files(repository: DemoRepository) -> set[str]:
     return set(repository._git("ls-files").splitlines())
 
 
-async def test_what_is_authored_is_followed_and_its_signature_believed(
+async def test_a_demo_repository_is_followed_and_its_signatures_are_valid(
     tmp_path: Path, template: Path
 ) -> None:
     repository = DemoRepository.create(tmp_path / "task", template)
@@ -33,18 +33,19 @@ async def test_what_is_authored_is_followed_and_its_signature_believed(
     table = (template / "pyproject.toml").read_text()
     second = repository.commit("A remark", {"pyproject.toml": f"{table}\n# a remark\n"})
     assert await code.fetch_latest() == second
-    laid_out = Path((await code.load_task(second)).path)
-    assert (laid_out / "pyproject.toml").read_text().endswith("# a remark\n")
-    assert [one.subject for one in await code.list_commits()] == ["A remark", "The task as it was in moons"]
+    directory = Path((await code.load_task(second)).path)
+    assert (directory / "pyproject.toml").read_text().endswith("# a remark\n")
+    subjects = [commit.subject for commit in await code.list_commits()]
+    assert subjects == ["A remark", "Add the task from moons"]
 
 
-def test_what_is_no_source_is_left_out(tmp_path: Path, template: Path) -> None:
+def test_caches_are_not_committed(tmp_path: Path, template: Path) -> None:
     names = tracked_files(DemoRepository.create(tmp_path / "task", template))
     assert "pyproject.toml" in names
     assert not any("__pycache__" in name for name in names)
 
 
-def test_settings_of_whoever_is_at_the_machine_do_not_matter(
+def test_the_git_settings_of_the_user_have_no_effect(
     tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hostile = tmp_path / "gitconfig"
@@ -52,22 +53,19 @@ def test_settings_of_whoever_is_at_the_machine_do_not_matter(
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(hostile))
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "another"))
     repository = DemoRepository.create(tmp_path / "task", template)
-    assert (
-        repository.commit("Nothing but this", {"note.txt": "x"})
-        == repository._git("rev-parse", "HEAD").strip()
-    )
+    assert repository.commit("Add a note", {"note.txt": "x"}) == repository._git("rev-parse", "HEAD").strip()
 
 
-def test_a_commit_of_nothing_is_refused_with_what_git_says(tmp_path: Path, template: Path) -> None:
+def test_an_empty_commit_fails_with_the_text_of_git(tmp_path: Path, template: Path) -> None:
     repository = DemoRepository.create(tmp_path / "task", template)
     with pytest.raises(CommitFailed, match="nothing to commit"):
         repository.commit("Nothing")
 
 
-def test_without_git_it_is_one_line_that_says_what_to_do(
+def test_without_git_the_error_gives_advice(
     tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(GitNotInstalled, match="install it, or omit --commit"):
         DemoRepository.create(tmp_path / "task", template)
-    assert not (tmp_path / "task").exists(), "nothing was begun"
+    assert not (tmp_path / "task").exists(), "no directory is created"

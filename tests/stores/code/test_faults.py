@@ -1,4 +1,4 @@
-"""Several at work in one directory of code, and what is killed, broken or edited there."""
+"""Concurrent use of one home of a code repository, and killed processes or edited files in it."""
 
 import asyncio
 import fcntl
@@ -20,12 +20,12 @@ from fedbus.stores.code.open import CodeRejected, CodeRepository, GitCodeReposit
 
 MODULE = "moons_app/task.py"
 
-GET_READY = """
+LOADS_TASK = """
 import asyncio, sys
 from pathlib import Path
 from fedbus.stores.code.open import open_code
 where, home, version = sys.argv[1:]
-print(asyncio.run(open_code(where, Path(home)).task_at(version)).path)
+print(asyncio.run(open_code(where, Path(home)).load_task(version)).path)
 """
 
 
@@ -36,8 +36,8 @@ def code_url(repository: Repository) -> str:
 
 @contextmanager
 def run_other_process(code_url: str, home: Path, version: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that gets *version* ready, and prints where it is."""
-    command = [sys.executable, "-c", GET_READY, code_url, str(home), version]
+    """Start a process that loads *version* and prints its directory."""
+    command = [sys.executable, "-c", LOADS_TASK, code_url, str(home), version]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -55,48 +55,48 @@ def many_files(number: int) -> dict[str, str]:
 
 
 def leftover_names(home: Path) -> set[str]:
-    """The names in *home* that are neither a mirror nor a mark."""
+    """Return the names in *home* without the mirror, the lock and the tip."""
     return {path.name for path in home.iterdir()} - {"mirror.git", "lock", "tip"}
 
 
-# --- several at once ------------------------------------------------------------------------------
+# --- concurrent use -------------------------------------------------------------------------------
 
 
-async def test_two_processes_get_the_same_version_ready_at_the_same_time(
+async def test_two_processes_can_load_the_same_version_at_once(
     code_url: str, repository: Repository, tmp_path: Path
 ) -> None:
     version = repository.commit(many_files(300))
     with (
-        run_other_process(code_url, tmp_path, version) as one,
-        run_other_process(code_url, tmp_path, version) as other,
+        run_other_process(code_url, tmp_path, version) as first,
+        run_other_process(code_url, tmp_path, version) as second,
     ):
-        here = await open_code(code_url, tmp_path).load_task(version)
-        said = [await asyncio.to_thread(process.communicate) for process in (one, other)]
-    assert [out for out, _ in said] == [f"{here.path}\n"] * 2
-    assert len(listing(here)) > 300
+        task = await open_code(code_url, tmp_path).load_task(version)
+        outputs = [await asyncio.to_thread(process.communicate) for process in (first, second)]
+    assert [stdout for stdout, _ in outputs] == [f"{task.path}\n"] * 2
+    assert len(read_files(task)) > 300
 
 
-async def test_agents_of_one_process_do_not_get_in_each_others_way(
+async def test_agents_of_one_process_can_load_versions_concurrently(
     code_url: str, repository: Repository, tmp_path: Path
 ) -> None:
     versions = [repository.head, *(repository.commit({"n.txt": str(n)}) for n in range(3))]
     agents = [open_code(code_url, tmp_path) for _ in range(4)]
-    tasks = await asyncio.gather(*(agent.load_task(one) for agent in agents for one in versions))
+    tasks = await asyncio.gather(*(agent.load_task(version) for agent in agents for version in versions))
     assert [task.code_version for task in tasks] == versions * 4
 
 
-async def test_whoever_waits_is_not_kept_waiting_by_a_server_that_says_nothing(
+async def test_a_fetch_from_a_silent_server_can_be_cancelled(
     repository: Repository, tmp_path: Path, signers: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         code = open_code(f"git+git://127.0.0.1:{port}/x@main", tmp_path / "home", signers=signers)
-        waiting = asyncio.create_task(code.fetch_latest())
+        fetch = asyncio.create_task(code.fetch_latest())
         await eventually(lambda: is_locked(home_of(code) / "lock"))
-        waiting.cancel()
+        fetch.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await waiting
-        await eventually(lambda: not is_locked(home_of(code) / "lock"))  # git has ended with it
+            await fetch
+        await eventually(lambda: not is_locked(home_of(code) / "lock"))  # git has ended too
 
 
 def is_locked(lock: Path) -> bool:
@@ -110,10 +110,10 @@ def is_locked(lock: Path) -> bool:
         return False
 
 
-# --- killed ------------------------------------------------------------------------------------------
+# --- killed processes --------------------------------------------------------------------------------
 
 
-async def test_whoever_is_killed_while_files_are_written_leaves_nothing_half(
+async def test_a_killed_checkout_leaves_no_partial_version(
     code_url: str, repository: Repository, tmp_path: Path
 ) -> None:
     version = repository.commit(many_files(3000))
@@ -124,11 +124,11 @@ async def test_whoever_is_killed_while_files_are_written_leaves_nothing_half(
         process.wait()
     assert not (home / version).exists()
     task = await open_code(code_url, tmp_path).load_task(version)
-    assert len(listing(task)) > 3000
+    assert len(read_files(task)) > 3000
     assert leftover_names(home) == {version, f"{version}.in-use"}
 
 
-async def test_what_a_killed_git_leaves_behind_is_in_nobodys_way(
+async def test_leftovers_of_a_killed_git_are_removed(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     await code.fetch_latest()
@@ -140,16 +140,16 @@ async def test_what_a_killed_git_leaves_behind_is_in_nobodys_way(
     assert leftover_names(home_of(code)) == set()
 
 
-# --- edited ---------------------------------------------------------------------------------------------
+# --- edited files ---------------------------------------------------------------------------------------
 
 
-def changed_in_place(task: Task, how: str) -> None:
-    """What a person, or a program that ran there, may do to a version."""
+def edit_version(task: Task, edit: str) -> None:
+    """Change the files of a version, as a person or a program may do."""
     root = Path(task.path)
     module, package = root / MODULE, root / MODULE.split("/", maxsplit=1)[0]
     for path in (module, package, root):
         path.chmod(0o755)
-    match how:
+    match edit:
         case "edited":
             module.write_text("stolen = 1\n")
         case "removed":
@@ -166,21 +166,21 @@ def changed_in_place(task: Task, how: str) -> None:
             (package / "__pycache__" / "task.cpython-311.pyc").write_bytes(b"stolen")
 
 
-@pytest.mark.parametrize("how", ["edited", "removed", "added", "link", "link to a directory", "bytecode"])
-async def test_a_version_that_was_changed_in_place_is_made_anew(
-    code: CodeRepository, repository: Repository, code_url: str, tmp_path: Path, signers: Path, how: str
+@pytest.mark.parametrize("edit", ["edited", "removed", "added", "link", "link to a directory", "bytecode"])
+async def test_an_edited_version_is_checked_out_again(
+    code: CodeRepository, repository: Repository, code_url: str, tmp_path: Path, signers: Path, edit: str
 ) -> None:
     task = await code.load_task(repository.head)
-    before = listing(task)
-    changed_in_place(task, how)
-    assert listing(task) != before
-    again = await open_code(code_url, tmp_path / "home", signers=signers).load_task(repository.head)
-    assert again == task
-    assert listing(again) == before
+    files_before = read_files(task)
+    edit_version(task, edit)
+    assert read_files(task) != files_before
+    loaded = await open_code(code_url, tmp_path / "home", signers=signers).load_task(repository.head)
+    assert loaded == task
+    assert read_files(loaded) == files_before
 
 
-def listing(task: Task) -> dict[str, str]:
-    """All files of a task, and what is in them."""
+def read_files(task: Task) -> dict[str, str]:
+    """Return the content of all files of a task, by name."""
     root = Path(task.path)
     files = [path for path in root.rglob("*") if path.is_symlink() or path.is_file()]
     return {
@@ -189,17 +189,17 @@ def listing(task: Task) -> dict[str, str]:
     }
 
 
-async def test_a_version_that_was_removed_comes_back(code: CodeRepository, repository: Repository) -> None:
+async def test_a_removed_version_can_be_loaded_again(code: CodeRepository, repository: Repository) -> None:
     task = await code.load_task(repository.head)
     await code.prune([])
     assert not Path(task.path).exists()  # noqa: ASYNC240
     assert await code.load_task(repository.head) == task
 
 
-# --- room ----------------------------------------------------------------------------------------------------
+# --- cleanup -------------------------------------------------------------------------------------------------
 
 
-async def test_versions_that_nobody_needs_are_removed(
+async def test_unused_versions_are_removed(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     old = repository.head
@@ -210,20 +210,20 @@ async def test_versions_that_nobody_needs_are_removed(
     assert leftover_names(home_of(code)) == {new, f"{new}.in-use"}
 
 
-async def test_a_version_that_another_agent_uses_stays(
+async def test_a_version_that_another_agent_uses_is_kept(
     code: CodeRepository, repository: Repository, code_url: str, tmp_path: Path, signers: Path
 ) -> None:
     version = repository.head
     other = open_code(code_url, tmp_path / "home", signers=signers)
-    for one in (code, other):
-        await one.load_task(version)
+    for agent in (code, other):
+        await agent.load_task(version)
     await code.prune([])
     assert version in leftover_names(home_of(code))
     await other.prune([])
     assert leftover_names(home_of(code)) == set()
 
 
-async def test_a_task_with_too_many_files_is_refused(
+async def test_a_task_with_too_many_files_is_rejected(
     code: CodeRepository, repository: Repository, ada: CommitSigner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedbus.stores.code.checkout.MAX_SOURCE_FILES", 5)
@@ -231,7 +231,7 @@ async def test_a_task_with_too_many_files_is_refused(
         await code.load_task(repository.head)
 
 
-async def test_a_task_with_too_many_bytes_is_refused(
+async def test_a_task_with_too_many_bytes_is_rejected(
     code: CodeRepository, repository: Repository, ada: CommitSigner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedbus.stores.code.checkout.MAX_BYTES", 100)

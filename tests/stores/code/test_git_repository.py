@@ -1,4 +1,4 @@
-"""Code that is followed: what the ref points at, which commit a name means, and each version as a directory."""
+"""Code repositories: the followed ref, names of commits, and the directory of each version."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "moons"
 
 
-async def test_a_directory_is_one_version_of_its_own(directory: Path, tmp_path: Path) -> None:
+async def test_a_directory_has_one_version(directory: Path, tmp_path: Path) -> None:
     code = open_code(str(directory), tmp_path / "home")
     version = await code.fetch_latest()
     assert await code.load_task(version) == read_task(directory)
@@ -40,16 +40,14 @@ async def test_a_directory_is_one_version_of_its_own(directory: Path, tmp_path: 
     assert await code.list_commits() == []
 
 
-async def test_a_directory_is_the_version_that_it_was_when_it_was_read(
-    directory: Path, tmp_path: Path
-) -> None:
+async def test_a_directory_keeps_the_version_of_its_first_read(directory: Path, tmp_path: Path) -> None:
     code = open_code(str(directory), tmp_path / "home")
     version = await code.fetch_latest()
     (directory / "notes.txt").write_text("later")
     assert await code.fetch_latest() == version
 
 
-async def test_nothing_else_comes_from_a_directory_and_it_says_how_it_would(
+async def test_another_version_of_a_directory_is_rejected_with_advice(
     directory: Path, tmp_path: Path
 ) -> None:
     code = open_code(str(directory), tmp_path / "home")
@@ -59,7 +57,7 @@ async def test_nothing_else_comes_from_a_directory_and_it_says_how_it_would(
         await code.resolve("main")
 
 
-async def test_a_directory_that_is_no_task_is_said_to_be_none(tmp_path: Path) -> None:
+async def test_a_missing_directory_is_not_a_task(tmp_path: Path) -> None:
     with pytest.raises(TaskInvalid, match="the directory does not exist"):
         await open_code(str(tmp_path / "nowhere"), tmp_path / "home").fetch_latest()
 
@@ -67,7 +65,7 @@ async def test_a_directory_that_is_no_task_is_said_to_be_none(tmp_path: Path) ->
 # --- a ref ---------------------------------------------------------------------------------------
 
 
-async def test_the_newest_version_is_what_the_branch_points_at_now(
+async def test_the_latest_version_is_the_head_of_the_branch(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     assert await code.fetch_latest() == repository.head
@@ -90,15 +88,13 @@ async def test_another_branch_is_not_followed(
         await code.resolve("try")
 
 
-async def test_without_a_ref_the_repositorys_own_first_branch_is_followed(
-    repository: Repository, tmp_path: Path
-) -> None:
+async def test_without_a_ref_the_default_branch_is_followed(repository: Repository, tmp_path: Path) -> None:
     repository.git("branch", "--quiet", "-m", "main", "trunk")
     assert await open_code(repository.url, tmp_path / "home").fetch_latest() == repository.head
 
 
 @pytest.mark.parametrize("annotated", [True, False])
-async def test_a_tag_may_be_followed(repository: Repository, tmp_path: Path, annotated: bool) -> None:
+async def test_a_tag_can_be_followed(repository: Repository, tmp_path: Path, annotated: bool) -> None:
     repository.git("tag", *(["-a", "-m", "the first"] if annotated else []), "v1.0")
     tagged = repository.head
     repository.commit()
@@ -107,7 +103,7 @@ async def test_a_tag_may_be_followed(repository: Repository, tmp_path: Path, ann
     assert (await code.load_task(tagged)).code_version == tagged
 
 
-async def test_a_whole_sha_never_moves(repository: Repository, tmp_path: Path) -> None:
+async def test_a_full_sha_never_moves(repository: Repository, tmp_path: Path) -> None:
     pinned = repository.head
     repository.commit()
     code = open_code(f"{repository.url}@{pinned}", tmp_path / "home")
@@ -117,14 +113,14 @@ async def test_a_whole_sha_never_moves(repository: Repository, tmp_path: Path) -
         await code.load_task(repository.head)
 
 
-async def test_the_history_is_told_newest_first(
+async def test_the_history_is_listed_newest_first(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     first = repository.head
     second = repository.commit(subject="A better \x1b[31mmodel", by=ada)
     commits = await code.list_commits()
-    assert [one.sha for one in commits] == [second, first]
-    assert commits[0].subject == "A better  [31mmodel"  # what would steer a terminal is not passed on
+    assert [commit.sha for commit in commits] == [second, first]
+    assert commits[0].subject == "A better  [31mmodel"  # without control characters
     assert commits[0].author == "Ada"
     assert commits[0].committed_at.tzinfo is not None
     assert len(await code.list_commits(limit=1)) == 1
@@ -133,7 +129,7 @@ async def test_the_history_is_told_newest_first(
 # --- names -----------------------------------------------------------------------------------------
 
 
-async def test_a_commit_may_be_named_in_each_of_its_ways(
+async def test_a_commit_can_be_named_by_sha_tag_or_branch(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     first = repository.head
@@ -145,7 +141,7 @@ async def test_a_commit_may_be_named_in_each_of_its_ways(
 
 
 @pytest.mark.parametrize("name", ["", "nothing", "-x", "*", "0" * 40, "abcd", "main..v1", "HEAD~1", "\n"])
-async def test_a_name_that_means_no_commit_is_refused(code: CodeRepository, name: str) -> None:
+async def test_a_name_without_a_commit_is_rejected(code: CodeRepository, name: str) -> None:
     with pytest.raises(CodeRejected):
         await code.resolve(name)
 
@@ -156,11 +152,11 @@ async def test_a_version_is_a_full_sha_and_nothing_else(code: CodeRepository, ve
         await code.load_task(version)
 
 
-# --- a history that is rewritten ---------------------------------------------------------------------
+# --- a rewritten history -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("by", ["a person", "the server"])
-async def test_a_rewritten_history_is_not_followed_until_somebody_says_so(
+async def test_a_rewritten_history_is_followed_only_on_request(
     code: CodeRepository, repository: Repository, ada: CommitSigner, by: str
 ) -> None:
     repository.commit(by=ada)
@@ -171,17 +167,17 @@ async def test_a_rewritten_history_is_not_followed_until_somebody_says_so(
         with pytest.raises(HistoryRewritten, match="was rewritten") as rewritten:
             await code.fetch_latest()
         assert (rewritten.value.old, rewritten.value.new) == (old, new)
-    assert (await code.load_task(old)).code_version == old  # who is on it stays on it
-    assert [one.sha for one in await code.list_commits(limit=1)] == [old]
+    assert (await code.load_task(old)).code_version == old  # the old version can still be loaded
+    assert [commit.sha for commit in await code.list_commits(limit=1)] == [old]
     if by == "a person":
         assert await code.resolve(new[:10]) == new
     else:
         assert (await code.load_task(new)).code_version == new
     assert await code.fetch_latest() == new
-    assert [one.sha for one in await code.list_commits(limit=1)] == [new]
+    assert [commit.sha for commit in await code.list_commits(limit=1)] == [new]
 
 
-async def test_a_ref_that_goes_back_is_a_rewritten_history_too(
+async def test_a_ref_that_is_reset_is_a_rewritten_history(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     last = repository.commit(by=ada)
@@ -197,75 +193,75 @@ async def test_a_rewritten_history_is_noticed_after_a_restart(
     code: CodeRepository, repository: Repository, tmp_path: Path, ada: CommitSigner, signers: Path
 ) -> None:
     await code.fetch_latest()
-    repository.git("checkout", "--quiet", "--orphan", "anew")
-    repository.commit(subject="anew", by=ada)
+    repository.git("checkout", "--quiet", "--orphan", "new")
+    repository.commit(subject="new", by=ada)
     repository.git("branch", "--quiet", "-M", "main")
-    again = open_code(f"{repository.url}@main", tmp_path / "home", signers=signers)
+    reopened = open_code(f"{repository.url}@main", tmp_path / "home", signers=signers)
     with pytest.raises(HistoryRewritten):
-        await again.fetch_latest()
+        await reopened.fetch_latest()
 
 
-async def test_a_full_sha_that_is_known_here_is_not_asked_for(
+async def test_a_known_full_sha_needs_no_fetch(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     first = repository.head
     repository.commit(by=ada)
     await code.fetch_latest()
-    repository.path.rename(repository.path.with_name("away"))
+    repository.path.rename(repository.path.with_name("unreachable"))
     assert await code.resolve(first) == first
     with pytest.raises(CodeUnavailable):
         await code.resolve("f" * 40)
 
 
-# --- a repository that is away -------------------------------------------------------------------------
+# --- an unavailable repository -------------------------------------------------------------------------
 
 
-async def test_a_repository_that_is_away_changes_nothing(
+async def test_an_unavailable_repository_has_no_effect(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     version = await code.fetch_latest()
     await code.load_task(version)
-    away = repository.path.with_name("away")
-    repository.path.rename(away)
+    unreachable = repository.path.with_name("unreachable")
+    repository.path.rename(unreachable)
     with pytest.raises(CodeUnavailable, match="cannot use file://"):
         await code.fetch_latest()
     with pytest.raises(CodeUnavailable):
         await code.load_task("0" * 40)
     assert (await code.load_task(version)).code_version == version
-    assert [one.sha for one in await code.list_commits()] == [version]
-    away.rename(repository.path)
+    assert [commit.sha for commit in await code.list_commits()] == [version]
+    unreachable.rename(repository.path)
     assert await code.fetch_latest() == version
 
 
-async def test_a_version_that_was_here_once_needs_no_repository(
+async def test_a_loaded_version_needs_no_repository(
     code: CodeRepository, repository: Repository, tmp_path: Path, signers: Path
 ) -> None:
     version = await code.fetch_latest()
     await code.load_task(version)
-    repository.path.rename(tmp_path / "away")
-    again = open_code(f"{repository.url}@main", tmp_path / "home", signers=signers)
-    assert (await again.load_task(version)).code_version == version
+    repository.path.rename(tmp_path / "unreachable")
+    reopened = open_code(f"{repository.url}@main", tmp_path / "home", signers=signers)
+    assert (await reopened.load_task(version)).code_version == version
 
 
-async def test_a_ref_that_is_deleted_is_told_as_such(code: CodeRepository, repository: Repository) -> None:
+async def test_a_deleted_ref_is_reported(code: CodeRepository, repository: Repository) -> None:
     await code.fetch_latest()
-    repository.git("branch", "--quiet", "-m", "main", "gone")
+    repository.git("branch", "--quiet", "-m", "main", "renamed")
     with pytest.raises(CodeUnavailable, match="no branch or tag main; create it there"):
         await code.fetch_latest()
 
 
-async def test_a_server_that_dies_is_a_repository_that_is_away(
+async def test_a_dead_server_is_an_unavailable_repository(
     repository: Repository, tmp_path: Path, signers: Path
 ) -> None:
     with git_daemon(tmp_path) as (address, kill):
         code = open_code(f"git+{address}/origin@main", tmp_path / "home", signers=signers)
-        await eventually(lambda: reachable(code))
+        await eventually(lambda: is_reachable(code))
         kill()
         with pytest.raises(CodeUnavailable):
             await code.fetch_latest()
 
 
-async def reachable(code: CodeRepository) -> bool:
+async def is_reachable(code: CodeRepository) -> bool:
     try:
         return bool(await code.fetch_latest())
     except CodeUnavailable:
@@ -274,10 +270,10 @@ async def reachable(code: CodeRepository) -> bool:
 
 @contextmanager
 def git_daemon(base: Path) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Git's own server for the repositories in *base*: its address, and what kills it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Run ``git daemon`` for the repositories in *base*. Yields its address and a function that kills it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     options = ["--export-all", f"--base-path={base}", "--listen=127.0.0.1", f"--port={port}", "--reuseaddr"]
     server = subprocess.Popen(["git", "daemon", *options], start_new_session=True)
 
@@ -295,7 +291,7 @@ def git_daemon(base: Path) -> Iterator[tuple[str, Callable[[], None]]]:
 # --- a version as a directory ------------------------------------------------------------------------------
 
 
-async def test_a_version_is_a_task_in_a_directory_of_its_own(
+async def test_each_version_is_a_task_in_its_own_directory(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     first = await code.fetch_latest()
@@ -309,22 +305,22 @@ async def test_a_version_is_a_task_in_a_directory_of_its_own(
     assert await code.load_task(first) == before
 
 
-async def test_a_task_may_lie_deep_in_its_repository(tmp_path: Path) -> None:
+async def test_a_task_can_be_in_a_subdirectory(tmp_path: Path) -> None:
     repository = create_repository(tmp_path / "origin", below="tasks/moons")
-    repository.commit({"elsewhere.txt": "no part of the task"})
+    repository.commit({"elsewhere.txt": "not part of the task"})
     code = open_code(f"{repository.url}#subdirectory=tasks/moons", tmp_path / "home")
     task = await code.load_task(await code.fetch_latest())
-    assert visible(task.path) == {"README.md", "moons_app", "pyproject.toml"}
+    assert visible_names(task.path) == {"README.md", "moons_app", "pyproject.toml"}
     other = open_code(f"{repository.url}#subdirectory=tasks/others", tmp_path / "home")
     with pytest.raises(CodeRejected, match="no directory tasks/others"):
         await other.load_task(repository.head)
 
 
-def visible(directory: str) -> set[str]:
+def visible_names(directory: str) -> set[str]:
     return {path.name for path in Path(directory).iterdir() if not path.name.startswith(".")}
 
 
-async def test_files_are_as_they_were_committed(
+async def test_files_are_written_as_committed(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     (repository.path / "run.sh").write_text("#!/bin/sh\n")
@@ -341,7 +337,7 @@ async def test_files_are_as_they_were_committed(
     assert (path / "crlf.txt").stat().st_mode & 0o222 == 0
 
 
-async def test_a_task_that_is_not_in_order_is_no_version(
+async def test_an_invalid_task_is_rejected(
     code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     text = (repository.path / "pyproject.toml").read_text()
@@ -356,16 +352,16 @@ async def test_a_task_that_is_not_in_order_is_no_version(
     assert (await code.load_task(fixed)).code_version == fixed
 
 
-async def test_a_version_is_not_recognised_by_a_repository_around_it(
+async def test_the_version_does_not_depend_on_an_outer_repository(
     repository: Repository, tmp_path: Path
 ) -> None:
-    around = create_repository(tmp_path / "around")
-    code = open_code(repository.url, around.path / ".fedbus")
+    outer = create_repository(tmp_path / "outer")
+    code = open_code(repository.url, outer.path / ".fedbus")
     version = await code.fetch_latest()
     assert (await code.load_task(version)).code_version == version
 
 
-async def test_a_home_that_cannot_be_written_is_told(repository: Repository, tmp_path: Path) -> None:
+async def test_a_home_that_cannot_be_written_is_unavailable(repository: Repository, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
     with pytest.raises(CodeUnavailable, match="use a writable directory"):
         await open_code(repository.url, tmp_path / "home").fetch_latest()
@@ -387,12 +383,12 @@ async def test_a_home_that_cannot_be_written_is_told(repository: Repository, tmp
         ("git+file:///srv/git/a b.git@v1", "file:///srv/git/a b.git v1"),
     ],
 )
-def test_an_address_is_written_as_for_pip(where: str, source: str, tmp_path: Path) -> None:
+def test_an_address_has_the_format_of_pip(where: str, source: str, tmp_path: Path) -> None:
     assert open_code(where, tmp_path).source == source
 
 
 @pytest.mark.parametrize(
-    ("where", "said"),
+    ("where", "reason"),
     [
         ("https://host/org/repo", r"write git\+https://"),
         ("git+ext::sh -c id", "unknown scheme"),
@@ -419,14 +415,14 @@ def test_an_address_is_written_as_for_pip(where: str, source: str, tmp_path: Pat
         ("git+https://host/repo@main#subdirectory=a/.git", "not a directory inside"),
     ],
 )
-def test_what_is_no_address_is_refused_and_no_secret_repeated(where: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(InvalidCodeSource, match=said) as refused:
+def test_an_invalid_address_is_rejected_without_secrets(where: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidCodeSource, match=reason) as error:
         open_code(where, tmp_path)
-    assert "secret" not in str(refused.value)
-    assert "token" not in str(refused.value)
+    assert "secret" not in str(error.value)
+    assert "token" not in str(error.value)
 
 
-def test_each_address_has_a_directory_of_its_own(tmp_path: Path) -> None:
+def test_each_address_has_its_own_directory(tmp_path: Path) -> None:
     from fedbus.stores.code.address import parse_address  # noqa: PLC0415
 
     keys = {

@@ -1,4 +1,4 @@
-"""The pointer to the version that is served, on every backend: one writer a term, and weights to go back to."""
+"""The champion on every backend: one writer per term, and weights for a roll-back."""
 
 import asyncio
 import math
@@ -25,7 +25,7 @@ def content(version: int) -> bytes:
 
 @pytest.fixture
 async def store(store_url: str) -> ModelStore:
-    """Five versions, and none of them served."""
+    """A repository with five versions and no champion."""
     store = open_model_store(store_url, "mnist")
     await store.prepare()
     for version in range(1, 6):
@@ -34,11 +34,11 @@ async def store(store_url: str) -> ModelStore:
     return store
 
 
-async def test_before_the_first_there_is_no_champion(store: ModelStore) -> None:
+async def test_a_new_repository_has_no_champion(store: ModelStore) -> None:
     assert await store.read_champion() is None
 
 
-async def test_a_champion_is_read_as_it_was_crowned_and_twice_is_fine(store: ModelStore) -> None:
+async def test_a_champion_can_be_set_twice_and_is_read_unchanged(store: ModelStore) -> None:
     first = champion(2, 1)
     assert await store.set_champion(first) == first
     assert await store.set_champion(first) == first
@@ -46,32 +46,32 @@ async def test_a_champion_is_read_as_it_was_crowned_and_twice_is_fine(store: Mod
 
 
 @pytest.mark.parametrize("term", [1, 3])
-async def test_a_champion_of_another_term_than_the_next_is_refused(store: ModelStore, term: int) -> None:
+async def test_a_champion_with_a_wrong_term_is_rejected(store: ModelStore, term: int) -> None:
     first = await store.set_champion(champion(2, 1))
     with pytest.raises(ChampionConflict, match="version 2 has term 1; read it and decide again"):
         await store.set_champion(champion(3, term, 2))
     assert await store.read_champion() == first
 
 
-async def test_a_version_that_is_not_there_is_not_crowned(store: ModelStore) -> None:
+async def test_a_missing_version_cannot_be_champion(store: ModelStore) -> None:
     with pytest.raises(VersionMissing):
         await store.set_champion(champion(9, 1))
     assert await store.read_champion() is None
 
 
-async def test_of_two_who_crown_at_once_exactly_one_does(store: ModelStore) -> None:
+async def test_of_concurrent_champions_exactly_one_succeeds(store: ModelStore) -> None:
     other = open_model_store(store.url, "mnist")
     await store.set_champion(champion(1, 1))
-    answers = await asyncio.gather(
+    results = await asyncio.gather(
         store.set_champion(champion(2, 2, 1)), other.set_champion(champion(3, 2, 1)), return_exceptions=True
     )
-    crowned = [one for one in answers if isinstance(one, Champion)]
-    assert len(crowned) == 1
-    assert [type(one) for one in answers if not isinstance(one, Champion)] == [ChampionConflict]
-    assert await store.read_champion() == crowned[0]
+    champions = [result for result in results if isinstance(result, Champion)]
+    assert len(champions) == 1
+    assert [type(result) for result in results if not isinstance(result, Champion)] == [ChampionConflict]
+    assert await store.read_champion() == champions[0]
 
 
-async def test_room_is_never_made_of_what_may_be_gone_back_to(store: ModelStore) -> None:
+async def test_weights_for_a_roll_back_are_never_removed(store: ModelStore) -> None:
     await store.set_champion(champion(2, 1))
     await store.set_champion(champion(4, 2, 2))
     assert (
@@ -82,33 +82,35 @@ async def test_room_is_never_made_of_what_may_be_gone_back_to(store: ModelStore)
     assert await store.list_artifacts() == {digest(content(version)) for version in (3, 4, 5)}
 
 
-async def test_a_version_with_a_loss_that_is_no_number_can_be_read(store: ModelStore) -> None:
+async def test_a_version_with_a_nan_loss_can_be_read(store: ModelStore) -> None:
     await store.put(content(6))
-    made = manifest(6, content(6)).model_copy(update={"metrics": {"loss": math.nan, "accuracy": math.inf}})
-    await store.publish(made)
+    published = manifest(6, content(6)).model_copy(
+        update={"metrics": {"loss": math.nan, "accuracy": math.inf}}
+    )
+    await store.publish(published)
     latest = await store.read_latest()
     assert latest is not None
     assert math.isnan(latest.metrics["loss"])
     assert latest.metrics["accuracy"] == math.inf
 
 
-async def test_the_same_manifest_twice_is_fine_with_a_loss_that_is_no_number_too(store: ModelStore) -> None:
-    """As after an answer that was lost: the publisher asks again, with what it read from its checkpoint."""
+async def test_a_manifest_with_a_nan_loss_can_be_published_twice(store: ModelStore) -> None:
+    """A publisher repeats a publish after a lost response, with the manifest from its checkpoint."""
     await store.put(content(6))
-    made = manifest(6, content(6)).model_copy(update={"metrics": {"loss": math.nan, "eval_loss": -math.inf}})
-    await store.publish(made)
-    read_again = Manifest.model_validate_json(made.model_dump_json())
-    assert await store.publish(read_again) == read_again
+    published = manifest(6, content(6)).model_copy(
+        update={"metrics": {"loss": math.nan, "eval_loss": -math.inf}}
+    )
+    await store.publish(published)
+    read = Manifest.model_validate_json(published.model_dump_json())
+    assert await store.publish(read) == read
     with pytest.raises(VersionTaken):
-        await store.publish(made.model_copy(update={"metrics": {"loss": 0.1, "eval_loss": -math.inf}}))
+        await store.publish(published.model_copy(update={"metrics": {"loss": 0.1, "eval_loss": -math.inf}}))
 
 
-@pytest.mark.parametrize("written", ["", "{", '{"version": 0, "term": 1}'])
-async def test_a_pointer_that_makes_no_sense_is_damage_and_not_the_lack_of_one(
-    tmp_path: Path, written: str
-) -> None:
+@pytest.mark.parametrize("content", ["", "{", '{"version": 0, "term": 1}'])
+async def test_an_invalid_champion_pointer_is_corrupt(tmp_path: Path, content: str) -> None:
     store = open_model_store(str(tmp_path / "models"), "mnist")
     await store.prepare()
-    (tmp_path / "models" / "mnist" / "champion").write_text(written)
+    (tmp_path / "models" / "mnist" / "champion").write_text(content)
     with pytest.raises(StoreCorrupt, match="it names no champion"):
         await store.read_champion()

@@ -1,4 +1,4 @@
-"""A repository in S3 and what may go wrong on the way: a real SeaweedFS behind a road that breaks."""
+"""A model repository in S3 and its faults, with a real SeaweedFS behind a faulty proxy."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ from fedbus.stores.s3.bucket import PART_BYTES, Bucket, BucketAddress, Condition
 
 MNIST = TaskId("mnist")
 LARGE = os.urandom(2 * PART_BYTES + 12345)
-"""Goes up in three parts."""
+"""An artifact that is uploaded in three parts."""
 
 
 @pytest.fixture
@@ -57,8 +57,10 @@ def bucket(s3: EmbeddedS3, s3_url: str) -> Bucket:
 
 
 def open_s3_store(url: str, *, patience_s: float = 20.0, cache: Path | None = None) -> ModelRepository:
-    kept = ArtifactCache(cache) if cache else None
-    return ModelRepository(S3ObjectStore(BucketAddress.parse(url), MNIST, patience_s=patience_s, cache=kept))
+    artifact_cache = ArtifactCache(cache) if cache else None
+    return ModelRepository(
+        S3ObjectStore(BucketAddress.parse(url), MNIST, patience_s=patience_s, cache=artifact_cache)
+    )
 
 
 async def publish_two_versions(url: str) -> ModelRepository:
@@ -82,7 +84,7 @@ def key(url: str, name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    ("url", "reason"),
     [
         ("s3://AKIA:hush@bucket/models", "must not hold credentials"),
         ("s3://bucket/models?endpoint=http://AKIA:hush@host:1", "must not hold credentials"),
@@ -92,19 +94,19 @@ def key(url: str, name: str) -> str:
         ("s3://bucket/models?secret-key=hush", "unknown option 'secret-key'"),
     ],
 )
-def test_an_address_that_cannot_be_is_refused_in_a_line_without_secrets(url: str, says: str) -> None:
-    with pytest.raises(UnknownStore, match=says) as refused:
+def test_an_invalid_address_is_rejected_without_secrets(url: str, reason: str) -> None:
+    with pytest.raises(UnknownStore, match=reason) as error:
         open_model_store(url, "mnist")
-    assert "hush" not in str(refused.value)
+    assert "hush" not in str(error.value)
 
 
-def test_an_address_means_the_same_in_another_process() -> None:
+def test_an_address_can_be_passed_to_another_process() -> None:
     url = "s3://bucket/some/models?endpoint=http://127.0.0.1:8333&region=eu-west-1&cache=/var/cache"
     assert open_model_store(url, "mnist").url == url
     assert BucketAddress.parse("s3://bucket").url == "s3://bucket/"
 
 
-# --- four answers that are not one another ---------------------------------------------------------
+# --- unavailable, denied, corrupt, empty ------------------------------------------------------------
 
 
 async def test_an_s3_that_does_not_answer_is_unavailable(far_url: str, proxy: FaultyProxy) -> None:
@@ -123,20 +125,20 @@ async def test_an_s3_that_does_not_answer_is_unavailable(far_url: str, proxy: Fa
             await attempt()  # type: ignore[misc]
 
 
-async def test_a_bucket_that_is_not_there_is_unavailable_and_named(s3: EmbeddedS3) -> None:
+async def test_a_missing_bucket_is_unavailable_and_named(s3: EmbeddedS3) -> None:
     store = open_s3_store(f"s3://no-such-bucket/models?endpoint={s3.endpoint}")
     for attempt in (store.prepare, store.read_latest, lambda: store.put(WEIGHTS, digest(WEIGHTS))):
         with pytest.raises(StoreUnavailable, match="there is no bucket no-such-bucket; create it"):
             await attempt()
 
 
-async def test_a_wrong_secret_is_denied_at_once_and_never_repeated(
+async def test_a_wrong_secret_is_denied_and_not_repeated_in_the_error(
     s3_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     await publish_two_versions(s3_url)
-    wrong = tmp_path / "credentials"
-    wrong.write_text("[default]\naws_access_key_id = AKIA\naws_secret_access_key = hush\n")
-    monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(wrong))
+    credentials = tmp_path / "credentials"
+    credentials.write_text("[default]\naws_access_key_id = AKIA\naws_secret_access_key = hush\n")
+    monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(credentials))
     store = open_s3_store(s3_url)
     for attempt in (
         store.prepare,
@@ -149,20 +151,20 @@ async def test_a_wrong_secret_is_denied_at_once_and_never_repeated(
         assert "hush" not in repr(denied.value)
 
 
-async def test_without_credentials_it_says_so(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_credentials_are_reported(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDBUS_S3_CREDENTIALS")
     with pytest.raises(StoreDenied, match="there are no credentials; set AWS_ACCESS_KEY_ID"):
         await open_s3_store(s3_url).read_latest()
 
 
-async def test_credentials_are_taken_from_where_aws_tools_take_them(
+async def test_credentials_come_from_the_sources_of_the_aws_tools(
     s3_url: str, s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, key, secret = (line.partition(" = ")[2] for line in s3.credentials.read_text().splitlines())
     monkeypatch.delenv("FEDBUS_S3_CREDENTIALS")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
-    _session.cache_clear()  # it keeps what it found, as a process may
+    _session.cache_clear()  # the session caches credentials
     try:
         await open_s3_store(s3_url).prepare()
     finally:
@@ -170,30 +172,30 @@ async def test_credentials_are_taken_from_where_aws_tools_take_them(
 
 
 @pytest.mark.parametrize(
-    ("settings", "says", "with_a_file"),
+    ("settings", "reason", "with_file"),
     [
         ({"AWS_PROFILE": "nobody"}, "nobody", False),
         ({"AWS_PROFILE": "nobody"}, "nobody", True),
         ({"AWS_ACCESS_KEY_ID": "AKIA"}, "Partial credentials", False),
     ],
 )
-async def test_settings_of_aws_tools_that_make_no_sense_are_told(
-    settings: dict[str, str], says: str, with_a_file: bool, s3_url: str, monkeypatch: pytest.MonkeyPatch
+async def test_invalid_aws_settings_are_reported(
+    settings: dict[str, str], reason: str, with_file: bool, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not with_a_file:
+    if not with_file:
         monkeypatch.delenv("FEDBUS_S3_CREDENTIALS")
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     _session.cache_clear()
     try:
-        with pytest.raises(StoreDenied, match=f"{says}.*; correct the AWS settings"):
+        with pytest.raises(StoreDenied, match=f"{reason}.*; correct the AWS settings"):
             await open_s3_store(s3_url).read_latest()
     finally:
         _session.cache_clear()
 
 
 @pytest.mark.parametrize("content", [None, "", "nonsense", "[default]\naws_access_key_id = AKIA\n"])
-async def test_a_file_of_credentials_that_cannot_be_read_is_named(
+async def test_an_invalid_credentials_file_is_named(
     content: str | None, s3_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if content is not None:
@@ -206,14 +208,14 @@ async def test_a_file_of_credentials_that_cannot_be_read_is_named(
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"version": "2"}', b'{"version": 0}', b'{"version": 9}']
 )
-async def test_a_pointer_that_makes_no_sense_is_damage(content: bytes, s3_url: str, bucket: Bucket) -> None:
+async def test_an_invalid_pointer_is_corrupt(content: bytes, s3_url: str, bucket: Bucket) -> None:
     store = await publish_two_versions(s3_url)
     await bucket.write(key(s3_url, "latest"), content)
     with pytest.raises(StoreCorrupt, match="is corrupt"):
         await store.read_latest()
 
 
-async def test_a_pointer_that_is_gone_is_damage_and_not_emptiness(s3_url: str, bucket: Bucket) -> None:
+async def test_a_missing_pointer_is_corrupt_and_not_empty(s3_url: str, bucket: Bucket) -> None:
     store = await publish_two_versions(s3_url)
     await bucket.delete(key(s3_url, "latest"))
     with pytest.raises(StoreCorrupt, match="there are versions"):
@@ -221,7 +223,7 @@ async def test_a_pointer_that_is_gone_is_damage_and_not_emptiness(s3_url: str, b
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"version": 0, "term": 1}', b"\xff"])
-async def test_a_champion_s_pointer_that_makes_no_sense_is_damage_and_nobody_is_crowned_over_it(
+async def test_an_invalid_champion_pointer_is_corrupt_and_kept(
     content: bytes, s3_url: str, bucket: Bucket
 ) -> None:
     store = await publish_two_versions(s3_url)
@@ -230,7 +232,7 @@ async def test_a_champion_s_pointer_that_makes_no_sense_is_damage_and_nobody_is_
     attempts: list[Callable[[], Any]] = [
         store.read_champion,
         lambda: store.set_champion(champion(2, 2, 1)),
-        lambda: store.retire(keep=1),  # it does not know whose weights are in use
+        lambda: store.retire(keep=1),  # the weights in use are not known
     ]
     for attempt in attempts:
         with pytest.raises(StoreCorrupt, match="mnist/champion is corrupt: it names no champion"):
@@ -238,35 +240,35 @@ async def test_a_champion_s_pointer_that_makes_no_sense_is_damage_and_nobody_is_
     assert await store.list_artifacts() == {digest(WEIGHTS)}
 
 
-async def test_a_manifest_that_cannot_be_read_is_damage(s3_url: str, bucket: Bucket) -> None:
+async def test_an_invalid_manifest_is_corrupt(s3_url: str, bucket: Bucket) -> None:
     store = await publish_two_versions(s3_url)
     await bucket.write(key(s3_url, "versions/2.json"), b'{"version": 2')
     with pytest.raises(StoreCorrupt, match=r"versions/2\.json is corrupt"):
         await store.read_latest()
 
 
-@pytest.mark.parametrize("pointed_to", [0, 1])
-async def test_the_move_that_a_dead_publisher_left_is_finished(
-    pointed_to: int, s3_url: str, bucket: Bucket
+@pytest.mark.parametrize("pointer_version", [0, 1])
+async def test_the_publish_of_a_dead_publisher_is_finished(
+    pointer_version: int, s3_url: str, bucket: Bucket
 ) -> None:
     store = await publish_two_versions(s3_url)
-    if pointed_to:
+    if pointer_version:
         await bucket.write(key(s3_url, "latest"), b'{"version": 1}')
     else:
         await bucket.delete(key(s3_url, "latest"))
         await bucket.delete(key(s3_url, "versions/2.json"))
     latest = await store.read_latest()
     assert latest is not None
-    assert latest.version == pointed_to + 1
+    assert latest.version == pointer_version + 1
     pointer = await bucket.read(key(s3_url, "latest"))
     assert pointer is not None
     assert pointer.content.strip() == b'{"version": %d}' % latest.version
 
 
-# --- large things, on a bad road -------------------------------------------------------------------
+# --- large artifacts on a faulty network ------------------------------------------------------------
 
 
-async def test_what_goes_up_in_parts_comes_down_whole(s3_url: str, tmp_path: Path) -> None:
+async def test_an_artifact_in_parts_is_read_completely(s3_url: str, tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(LARGE)
     store = open_s3_store(s3_url)
     await store.prepare()
@@ -275,7 +277,7 @@ async def test_what_goes_up_in_parts_comes_down_whole(s3_url: str, tmp_path: Pat
     await store.verify(digest(LARGE))
 
 
-async def test_parts_that_are_not_what_was_announced_leave_nothing(s3_url: str, bucket: Bucket) -> None:
+async def test_parts_with_another_digest_leave_no_object(s3_url: str, bucket: Bucket) -> None:
     store = open_s3_store(s3_url)
     await store.prepare()
     with pytest.raises(DigestMismatch):
@@ -286,18 +288,16 @@ async def test_parts_that_are_not_what_was_announced_leave_nothing(s3_url: str, 
         assert not (await client.list_multipart_uploads(Bucket="fedbus")).get("Uploads")
 
 
-async def test_what_was_sent_is_not_sent_again(far_url: str, proxy: FaultyProxy) -> None:
+async def test_an_uploaded_artifact_is_not_sent_again(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
-    sent = len(proxy.request_bytes)
+    sent_bytes = len(proxy.request_bytes)
     await store.put(LARGE, digest(LARGE))
-    assert len(proxy.request_bytes) - sent < 4096
+    assert len(proxy.request_bytes) - sent_bytes < 4096
 
 
-async def test_a_damaged_object_is_healed_by_whoever_puts_the_same_artifact(
-    s3_url: str, bucket: Bucket
-) -> None:
+async def test_a_put_of_the_same_artifact_repairs_a_corrupt_object(s3_url: str, bucket: Bucket) -> None:
     await publish_two_versions(s3_url)
     await bucket.write(key(s3_url, f"{digest(WEIGHTS)}.safetensors"), WEIGHTS[::-1])
     store = open_s3_store(s3_url)
@@ -305,30 +305,30 @@ async def test_a_damaged_object_is_healed_by_whoever_puts_the_same_artifact(
     await store.verify(digest(WEIGHTS))
 
 
-async def test_an_s3_that_is_away_for_a_moment_is_waited_for(far_url: str, proxy: FaultyProxy) -> None:
+async def test_a_put_waits_for_an_unavailable_s3(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
     proxy.close()
-    putting = asyncio.create_task(store.put(LARGE, digest(LARGE)))
-    await asyncio.sleep(0.3)  # it has tried by now, and must not have given up
-    assert not putting.done()
+    put = asyncio.create_task(store.put(LARGE, digest(LARGE)))
+    await asyncio.sleep(0.3)  # the first attempt has failed
+    assert not put.done()
     proxy.reopen()
-    await putting
+    await put
     await store.verify(digest(LARGE))
 
 
-async def test_an_upload_that_is_cut_goes_on(far_url: str, proxy: FaultyProxy) -> None:
+async def test_an_interrupted_upload_continues(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
-    putting = asyncio.create_task(store.put(LARGE, digest(LARGE)))
+    put = asyncio.create_task(store.put(LARGE, digest(LARGE)))
     await eventually(lambda: b"partNumber=2" in proxy.request_bytes)
     proxy.close()
     proxy.reopen()
-    await putting
+    await put
     await store.verify(digest(LARGE))
 
 
-async def test_a_download_that_is_cut_goes_on_where_it_was(far_url: str, proxy: FaultyProxy) -> None:
+async def test_an_interrupted_download_continues(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
@@ -336,10 +336,12 @@ async def test_a_download_that_is_cut_goes_on_where_it_was(far_url: str, proxy: 
     assert (await store.local_path(digest(LARGE))).read_bytes() == LARGE
     assert not proxy.truncate_responses_at
     assert proxy.request_bytes.count(b"Range: bytes=") == 3
-    assert proxy.response_byte_count < 1.2 * len(LARGE) + 3 * 1024**2  # a piece at each break comes twice
+    assert (
+        proxy.response_byte_count < 1.2 * len(LARGE) + 3 * 1024**2
+    )  # a piece is sent twice at each interruption
 
 
-async def test_a_download_that_was_given_up_is_gone_on_with_later(
+async def test_a_later_download_continues_an_abandoned_one(
     far_url: str, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
     store = open_s3_store(far_url, cache=tmp_path)
@@ -355,9 +357,7 @@ async def test_a_download_that_was_given_up_is_gone_on_with_later(
     assert proxy.response_byte_count < len(LARGE) - 4 * 1024**2
 
 
-async def test_a_manifest_that_is_cut_on_its_way_is_read_again_and_never_half(
-    far_url: str, proxy: FaultyProxy
-) -> None:
+async def test_an_interrupted_read_of_a_manifest_is_repeated(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
     await store.put(WEIGHTS, digest(WEIGHTS))
@@ -368,7 +368,7 @@ async def test_a_manifest_that_is_cut_on_its_way_is_read_again_and_never_half(
     assert not proxy.truncate_responses_at
 
 
-async def test_a_road_that_cuts_everything_is_unavailable_and_gives_out_nothing(
+async def test_a_download_that_never_completes_is_unavailable(
     far_url: str, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
     store = open_s3_store(far_url)
@@ -380,7 +380,7 @@ async def test_a_road_that_cuts_everything_is_unavailable_and_gives_out_nothing(
     assert not cached_files(tmp_path)
 
 
-async def test_a_slow_road_up_is_no_broken_one_either(far_url: str, proxy: FaultyProxy) -> None:
+async def test_a_slow_upload_does_not_time_out(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url, patience_s=0.1)
     await store.prepare()
     proxy.request_delay_s = 0.002
@@ -389,9 +389,7 @@ async def test_a_slow_road_up_is_no_broken_one_either(far_url: str, proxy: Fault
     await store.verify(digest(LARGE))
 
 
-async def test_which_weights_are_kept_is_one_question_however_many_there_are(
-    far_url: str, proxy: FaultyProxy
-) -> None:
+async def test_a_listing_of_artifacts_is_one_request(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
     contents = [b"weights %d" % number for number in range(12)]
@@ -402,7 +400,7 @@ async def test_which_weights_are_kept_is_one_question_however_many_there_are(
     assert proxy.request_bytes.count(b"HTTP/1.1\r\n") == 1
 
 
-async def test_a_slow_road_is_no_broken_one(far_url: str, proxy: FaultyProxy) -> None:
+async def test_a_slow_download_does_not_time_out(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url, patience_s=0.1)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
@@ -410,7 +408,7 @@ async def test_a_slow_road_is_no_broken_one(far_url: str, proxy: FaultyProxy) ->
     assert (await store.local_path(digest(LARGE))).read_bytes() == LARGE
 
 
-async def test_damaged_bytes_are_not_kept_in_the_cache(s3_url: str, bucket: Bucket, tmp_path: Path) -> None:
+async def test_corrupt_bytes_are_not_cached(s3_url: str, bucket: Bucket, tmp_path: Path) -> None:
     await publish_two_versions(s3_url)
     await bucket.write(key(s3_url, f"{digest(WEIGHTS)}.safetensors"), WEIGHTS[::-1])
     with pytest.raises(StoreCorrupt, match="its bytes have digest"):
@@ -421,7 +419,7 @@ async def test_damaged_bytes_are_not_kept_in_the_cache(s3_url: str, bucket: Buck
 # --- the cache --------------------------------------------------------------------------------------
 
 
-async def test_what_was_fetched_is_there_while_the_s3_is_away(far_url: str, proxy: FaultyProxy) -> None:
+async def test_a_cached_artifact_is_available_without_the_s3(far_url: str, proxy: FaultyProxy) -> None:
     await (await publish_two_versions(far_url)).local_path(digest(WEIGHTS))
     proxy.close()
     assert (await open_s3_store(far_url).local_path(digest(WEIGHTS))).read_bytes() == WEIGHTS
@@ -429,46 +427,46 @@ async def test_what_was_fetched_is_there_while_the_s3_is_away(far_url: str, prox
 
 async def test_a_cached_file_that_was_changed_is_fetched_again(s3_url: str) -> None:
     path = await (await publish_two_versions(s3_url)).local_path(digest(WEIGHTS))
-    path.write_bytes(b"not what it was")
+    path.write_bytes(b"changed")
     assert (await open_s3_store(s3_url).local_path(digest(WEIGHTS))).read_bytes() == WEIGHTS
 
 
-async def test_who_asks_at_once_downloads_once(far_url: str, proxy: FaultyProxy, tmp_path: Path) -> None:
+async def test_concurrent_readers_download_once(far_url: str, proxy: FaultyProxy, tmp_path: Path) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
     proxy.response_byte_count = 0
-    askers = [open_s3_store(far_url, cache=tmp_path) for _ in range(4)]
-    paths = await asyncio.gather(*(asker.local_path(digest(LARGE)) for asker in askers))
+    readers = [open_s3_store(far_url, cache=tmp_path) for _ in range(4)]
+    paths = await asyncio.gather(*(reader.local_path(digest(LARGE)) for reader in readers))
     assert len(set(paths)) == 1
     assert proxy.response_byte_count < 1.5 * len(LARGE)
 
 
-async def test_room_is_made_and_never_by_what_is_in_use(tmp_path: Path) -> None:
+async def test_a_cached_file_in_use_is_not_evicted(tmp_path: Path) -> None:
     contents = [os.urandom(1000) for _ in range(6)]
     user, other = (ArtifactCache(tmp_path, max_bytes=2500) for _ in range(2))
 
-    async def ask(cache: ArtifactCache, content: bytes) -> Path:
+    async def read(cache: ArtifactCache, content: bytes) -> Path:
         async def fetch(part: object) -> None:
             await part.add(content)  # type: ignore[attr-defined]
 
         return await cache.path_of(digest(content), fetch)
 
-    held = await ask(user, contents[0])
+    path = await read(user, contents[0])
     for content in contents[1:]:
-        await ask(other, content)
-    assert held.exists()
+        await read(other, content)
+    assert path.exists()
     other.close()
-    await ask(other, os.urandom(1000))
-    assert held.exists()
-    assert sum(path.stat().st_size for path in cached_files(tmp_path)) <= 2500
+    await read(other, os.urandom(1000))
+    assert path.exists()
+    assert sum(file.stat().st_size for file in cached_files(tmp_path)) <= 2500
 
 
 # --- an S3 without conditional puts ---------------------------------------------------------------
 
 
 class IgnoresConditions(Bucket):
-    """In an S3 that takes no notice of conditions: every put succeeds."""
+    """A bucket in an S3 that ignores conditions: every put succeeds."""
 
     async def create(self, key: str, content: bytes) -> bool:
         await self.write(key, content)
@@ -480,7 +478,7 @@ class IgnoresConditions(Bucket):
 
 
 class RejectsConditions(Bucket):
-    """In an S3 that says that it knows no conditions."""
+    """A bucket in an S3 that rejects conditional puts."""
 
     async def create(self, key: str, content: bytes) -> bool:
         raise ConditionalPutsUnsupported
@@ -496,54 +494,55 @@ def plain_url(request: pytest.FixtureRequest, s3_url: str, monkeypatch: pytest.M
     return s3_url
 
 
-async def test_where_conditions_are_overlooked_a_lock_takes_their_place_and_the_log_says_so(
+async def test_without_conditional_puts_a_lock_is_used_and_logged(
     plain_url: str,
 ) -> None:
-    with capture_logs() as said:
+    with capture_logs() as lines:
         store = await publish_two_versions(plain_url)
-    assert [one["event"] for one in said] == ["S3 does not support conditional puts; using a lock object"]
-    assert [one.version for one in await store.list_versions()] == [1, 2]
+    assert [line["event"] for line in lines] == ["S3 does not support conditional puts; using a lock object"]
+    assert [manifest.version for manifest in await store.list_versions()] == [1, 2]
     with pytest.raises(VersionTaken):
         await store.publish(manifest(2, run="mnist-9"))
 
 
-async def test_of_publishers_under_the_lock_exactly_one_gets_the_version(plain_url: str) -> None:
+async def test_with_the_lock_exactly_one_publisher_succeeds(plain_url: str) -> None:
     await publish_two_versions(plain_url)
     stores = [open_s3_store(plain_url) for _ in range(3)]
     results = await asyncio.gather(
-        *(one.publish(manifest(3, run=f"run-{n}")) for n, one in enumerate(stores)), return_exceptions=True
+        *(store.publish(manifest(3, run=f"run-{n}")) for n, store in enumerate(stores)),
+        return_exceptions=True,
     )
-    assert sorted(type(one).__name__ for one in results) == ["Manifest", "VersionTaken", "VersionTaken"]
-    assert await stores[0].read_latest() in [one for one in results if isinstance(one, Manifest)]
+    names = sorted(type(result).__name__ for result in results)
+    assert names == ["Manifest", "VersionTaken", "VersionTaken"]
+    assert await stores[0].read_latest() in [result for result in results if isinstance(result, Manifest)]
 
 
-async def test_of_those_who_crown_under_the_lock_exactly_one_does(plain_url: str) -> None:
+async def test_with_the_lock_exactly_one_champion_is_set(plain_url: str) -> None:
     await publish_two_versions(plain_url)
     first = await open_s3_store(plain_url).set_champion(champion(1, 1))
-    crowns = [champion(1, 2, 1), champion(2, 2, 1), champion(2, 2)]
-    answers = await asyncio.gather(
-        *(open_s3_store(plain_url).set_champion(one) for one in crowns), return_exceptions=True
+    candidates = [champion(1, 2, 1), champion(2, 2, 1), champion(2, 2)]
+    results = await asyncio.gather(
+        *(open_s3_store(plain_url).set_champion(candidate) for candidate in candidates),
+        return_exceptions=True,
     )
-    crowned = [one for one in answers if isinstance(one, Champion)]
-    assert sorted(type(one).__name__ for one in answers) == [
+    champions = [result for result in results if isinstance(result, Champion)]
+    assert sorted(type(result).__name__ for result in results) == [
         "Champion",
         "ChampionConflict",
         "ChampionConflict",
     ]
-    assert await open_s3_store(plain_url).read_champion() == crowned[0]
+    assert await open_s3_store(plain_url).read_champion() == champions[0]
     with pytest.raises(ChampionConflict):
         await open_s3_store(plain_url).set_champion(first)
 
 
-async def test_a_claim_that_a_dead_publisher_left_counts_for_a_while_only(
-    plain_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_claim_of_a_dead_publisher_expires(plain_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     await Bucket(BucketAddress.parse(plain_url)).write(key(plain_url, "lock/left-behind"), b"claim\n")
     monkeypatch.setattr(lock, "LEASE_S", 1.0)
     await publish_two_versions(plain_url)
 
 
-async def test_a_lock_that_somebody_keeps_is_unavailable(
+async def test_a_lock_that_is_not_released_is_unavailable(
     s3_url: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with lock.hold_lock(bucket, key(s3_url, "lock/")):

@@ -1,4 +1,4 @@
-"""The signature under a model: real keys, real files, and manifests that were written and read again."""
+"""Signatures of models, with real keys and files."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from fedbus.stores.models.signing import (
     generate_key,
 )
 
-MODEL_TIME = Manifest(
+MANIFEST = Manifest(
     sha256="a" * 64,
     size_bytes=100,
     architecture="b" * 64,
@@ -32,17 +32,17 @@ MODEL_TIME = Manifest(
 )
 
 
-def pair(directory: Path, name: str = "fedbus.key") -> tuple[ModelSigner, TrustedKeys]:
+def make_keys(directory: Path, name: str = "fedbus.key") -> tuple[ModelSigner, TrustedKeys]:
     public = generate_key(directory / name)
     return ModelSigner.load(directory / name), TrustedKeys.load(public)
 
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSigner, TrustedKeys]:
-    return pair(tmp_path_factory.mktemp("keys"))
+    return make_keys(tmp_path_factory.mktemp("keys"))
 
 
-def test_a_private_key_is_for_its_owner_alone_and_never_overwritten(tmp_path: Path) -> None:
+def test_a_private_key_is_private_and_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "fedbus.key"
     generate_key(path)
     before = path.read_bytes()
@@ -58,7 +58,7 @@ def test_a_private_key_is_for_its_owner_alone_and_never_overwritten(tmp_path: Pa
     st.dictionaries(st.text(max_size=20), st.booleans() | st.integers() | st.text(max_size=20), max_size=5),
     st.datetimes(timezones=st.just(UTC)),
 )
-def test_what_was_signed_written_and_read_again_is_still_signed(
+def test_a_signature_survives_serialisation(
     keys: tuple[ModelSigner, TrustedKeys],
     metrics: dict[str, float],
     participants: dict[str, int],
@@ -67,34 +67,34 @@ def test_what_was_signed_written_and_read_again_is_still_signed(
 ) -> None:
     signer, trusted = keys
     changed = {"metrics": metrics, "participants": participants, "config": config, "created": created}
-    sealed = signer.sign(MODEL_TIME.model_copy(update=changed))
-    trusted.verify_manifest(Manifest.model_validate_json(sealed.model_dump_json(indent=2)))
+    signed = signer.sign(MANIFEST.model_copy(update=changed))
+    trusted.verify_manifest(Manifest.model_validate_json(signed.model_dump_json(indent=2)))
 
 
-def test_the_reference_and_the_seal_are_enough(keys: tuple[ModelSigner, TrustedKeys]) -> None:
+def test_the_reference_and_the_signature_are_enough(keys: tuple[ModelSigner, TrustedKeys]) -> None:
     signer, trusted = keys
-    trusted.verify("mnist", MODEL_TIME.ref, signer.sign(MODEL_TIME).seal)
+    trusted.verify("mnist", MANIFEST.ref, signer.sign(MANIFEST).seal)
 
 
-def test_a_model_without_a_signature_is_refused(keys: tuple[ModelSigner, TrustedKeys]) -> None:
+def test_a_model_without_a_signature_is_rejected(keys: tuple[ModelSigner, TrustedKeys]) -> None:
     with pytest.raises(SignatureMissing, match="version 3 of mnist is not signed"):
-        keys[1].verify("mnist", MODEL_TIME.ref, None)
+        keys[1].verify("mnist", MANIFEST.ref, None)
 
 
 @pytest.mark.parametrize(
     "changed", [{"version": 4}, {"sha256": "c" * 64}, {"size_bytes": 101}, {"architecture": "c" * 64}]
 )
-def test_a_signature_is_of_one_model_only(
+def test_a_signature_is_valid_for_one_model_only(
     keys: tuple[ModelSigner, TrustedKeys], changed: dict[str, object]
 ) -> None:
     signer, trusted = keys
     with pytest.raises(SignatureInvalid, match="does not match this model"):
-        trusted.verify("mnist", MODEL_TIME.ref.model_copy(update=changed), signer.sign(MODEL_TIME).seal)
+        trusted.verify("mnist", MANIFEST.ref.model_copy(update=changed), signer.sign(MANIFEST).seal)
 
 
-def test_a_signature_is_of_one_task_only(keys: tuple[ModelSigner, TrustedKeys]) -> None:
+def test_a_signature_is_valid_for_one_task_only(keys: tuple[ModelSigner, TrustedKeys]) -> None:
     with pytest.raises(SignatureInvalid, match="does not match this model"):
-        keys[1].verify("cifar", MODEL_TIME.ref, keys[0].sign(MODEL_TIME).seal)
+        keys[1].verify("cifar", MANIFEST.ref, keys[0].sign(MANIFEST).seal)
 
 
 @pytest.mark.parametrize(
@@ -107,60 +107,60 @@ def test_a_signature_is_of_one_task_only(keys: tuple[ModelSigner, TrustedKeys]) 
         {"lineage": 2},
     ],
 )
-def test_a_manifest_that_was_changed_afterwards_is_found(
+def test_a_manifest_that_was_changed_is_rejected(
     keys: tuple[ModelSigner, TrustedKeys], changed: dict[str, object]
 ) -> None:
     signer, trusted = keys
     with pytest.raises(SignatureInvalid, match="was changed after it was signed"):
-        trusted.verify_manifest(signer.sign(MODEL_TIME).model_copy(update=changed))
+        trusted.verify_manifest(signer.sign(MANIFEST).model_copy(update=changed))
 
 
-def test_a_stranger_cannot_sign(keys: tuple[ModelSigner, TrustedKeys], tmp_path: Path) -> None:
-    stranger, _ = pair(tmp_path)
-    seal = stranger.sign(MODEL_TIME).seal
+def test_an_untrusted_key_cannot_sign(keys: tuple[ModelSigner, TrustedKeys], tmp_path: Path) -> None:
+    untrusted, _ = make_keys(tmp_path)
+    seal = untrusted.sign(MANIFEST).seal
     assert seal is not None
-    with pytest.raises(SignatureInvalid, match=f"signed with the key {stranger.key_id}"):
-        keys[1].verify("mnist", MODEL_TIME.ref, seal)
-    borrowed = ModelSignature(key=keys[0].key_id, manifest=seal.manifest, signature=seal.signature)
+    with pytest.raises(SignatureInvalid, match=f"signed with the key {untrusted.key_id}"):
+        keys[1].verify("mnist", MANIFEST.ref, seal)
+    forged = ModelSignature(key=keys[0].key_id, manifest=seal.manifest, signature=seal.signature)
     with pytest.raises(SignatureInvalid, match="does not match this model"):
-        keys[1].verify("mnist", MODEL_TIME.ref, borrowed)
+        keys[1].verify("mnist", MANIFEST.ref, forged)
 
 
-def test_two_keys_are_trusted_while_one_takes_over_from_the_other(tmp_path: Path) -> None:
-    (old, _), (new, _) = pair(tmp_path, "old"), pair(tmp_path, "new")
+def test_two_keys_can_be_trusted_during_a_rotation(tmp_path: Path) -> None:
+    (old, _), (new, _) = make_keys(tmp_path, "old"), make_keys(tmp_path, "new")
     both = tmp_path / "trusted"
     both.write_text(
         f"# until March\n{(tmp_path / 'old.pub').read_text()}\n{(tmp_path / 'new.pub').read_text()}"
     )
     trusted = TrustedKeys.load(both)
-    trusted.verify_manifest(old.sign(MODEL_TIME))
-    trusted.verify_manifest(new.sign(MODEL_TIME))
+    trusted.verify_manifest(old.sign(MANIFEST))
+    trusted.verify_manifest(new.sign(MANIFEST))
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "reason"),
     [
         ("", "holds no key"),
-        ("# nothing but words\n", "holds no key"),
+        ("# only a comment\n", "holds no key"),
         ("ssh-ed25519 AAAA me@here\n", "no public key of fedbus model keygen"),
         ("ed25519 AAAA\n", "no public key of fedbus model keygen"),
         ("ed25519 ???\n", "no public key of fedbus model keygen"),
     ],
 )
-def test_a_file_that_holds_no_public_keys_is_told(tmp_path: Path, content: str, says: str) -> None:
+def test_a_file_without_public_keys_is_rejected(tmp_path: Path, content: str, reason: str) -> None:
     path = tmp_path / "trusted"
     path.write_text(content)
-    with pytest.raises(InvalidKey, match=says):
+    with pytest.raises(InvalidKey, match=reason):
         TrustedKeys.load(path)
 
 
-def test_a_private_key_given_to_a_device_is_told(tmp_path: Path) -> None:
+def test_a_private_key_on_a_device_is_rejected(tmp_path: Path) -> None:
     generate_key(tmp_path / "key")
     with pytest.raises(InvalidKey, match=r"stay on the server; give the file that ends in \.pub"):
         TrustedKeys.load(tmp_path / "key")
 
 
-def test_a_public_key_given_to_the_server_is_told(tmp_path: Path) -> None:
+def test_a_public_key_on_the_server_is_rejected(tmp_path: Path) -> None:
     public = generate_key(tmp_path / "key")
     with pytest.raises(InvalidKey, match="holds no private key"):
         ModelSigner.load(public)

@@ -1,4 +1,4 @@
-"""Whatever it lies in, it is read in order, in the pieces that were asked for."""
+"""Sources of artifacts: files, bytes and buffers are read in order, in pieces of the given size."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from fedbus.stores.models.source import Source, iter_parts, iter_pieces, source_
 
 
 @pytest.mark.parametrize("kind", ["file", "bytes", "buffers"])
-def test_every_source_is_read_in_order_in_parts_of_one_size(tmp_path: Path, kind: str) -> None:
+def test_every_source_is_read_in_order_in_equal_parts(tmp_path: Path, kind: str) -> None:
     content, file = bytes(range(100)), tmp_path / "content"
     file.write_bytes(content)
     kinds: dict[str, Source] = {
@@ -27,5 +27,5 @@ def test_every_source_is_read_in_order_in_parts_of_one_size(tmp_path: Path, kind
 
 
 @given(st.lists(st.binary(max_size=40)), st.integers(1, 50))
-def test_parts_of_buffers_are_those_of_the_buffers_joined(buffers: list[bytes], part_bytes: int) -> None:
+def test_parts_of_buffers_equal_parts_of_the_joined_bytes(buffers: list[bytes], part_bytes: int) -> None:
     assert list(iter_parts(buffers, part_bytes)) == list(iter_parts(b"".join(buffers), part_bytes))

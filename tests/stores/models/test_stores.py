@@ -75,38 +75,38 @@ async def put_all(store: ModelStore, *contents: bytes) -> ModelStore:
     return store
 
 
-async def test_an_empty_repository_says_so(store: ModelStore) -> None:
+async def test_an_empty_repository_has_no_versions(store: ModelStore) -> None:
     assert await store.read_latest() is None
     assert await store.list_versions() == []
 
 
-async def test_an_artifact_comes_back_as_it_was(store: ModelStore, tmp_path: Path) -> None:
-    (tmp_path / "made.safetensors").write_bytes(WEIGHTS)
-    await store.put(tmp_path / "made.safetensors", digest(WEIGHTS))
+async def test_an_artifact_is_read_unchanged(store: ModelStore, tmp_path: Path) -> None:
+    (tmp_path / "new.safetensors").write_bytes(WEIGHTS)
+    await store.put(tmp_path / "new.safetensors", digest(WEIGHTS))
     assert (await store.local_path(digest(WEIGHTS))).read_bytes() == WEIGHTS
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-async def test_an_artifact_may_come_from_memory(store: ModelStore, kind: type) -> None:
+async def test_an_artifact_can_be_put_from_memory(store: ModelStore, kind: type) -> None:
     await store.put(kind(WEIGHTS), digest(WEIGHTS))
     assert (await store.local_path(digest(WEIGHTS))).read_bytes() == WEIGHTS
 
 
-async def test_an_artifact_in_several_buffers_is_named_by_the_digest_that_is_taken_on_the_way(
+async def test_an_artifact_in_several_buffers_is_hashed_during_the_put(
     store: ModelStore,
 ) -> None:
     assert await store.put([WEIGHTS[:5], memoryview(WEIGHTS)[5:]]) == digest(WEIGHTS)
     assert (await store.local_path(digest(WEIGHTS))).read_bytes() == WEIGHTS
 
 
-async def test_bytes_that_are_not_what_was_announced_are_refused(store: ModelStore) -> None:
+async def test_bytes_with_another_digest_are_rejected(store: ModelStore) -> None:
     with pytest.raises(DigestMismatch, match="fetch them again"):
         await store.put(b"other bytes", digest(WEIGHTS))
     with pytest.raises(ArtifactMissing):
         await store.local_path(digest(WEIGHTS))
 
 
-async def test_an_artifact_that_is_not_there_is_missing_and_not_an_empty_repository(
+async def test_an_unknown_artifact_is_missing(
     store: ModelStore,
 ) -> None:
     with pytest.raises(ArtifactMissing, match=digest(b"never stored")):
@@ -122,29 +122,29 @@ async def test_a_published_version_is_the_latest(store: ModelStore) -> None:
     assert await store.list_versions() == [first, second]
 
 
-async def test_more_than_nine_versions_stay_in_order(store: ModelStore) -> None:
+async def test_versions_are_ordered_by_number(store: ModelStore) -> None:
     await put_all(store)
     for version in range(1, 12):
         await store.publish(manifest(version))
-    assert [one.version for one in await store.list_versions()] == list(range(1, 12))
+    assert [manifest.version for manifest in await store.list_versions()] == list(range(1, 12))
 
 
-async def test_a_long_manifest_comes_back_whole(store: ModelStore) -> None:
+async def test_a_long_manifest_is_read_completely(store: ModelStore) -> None:
     await put_all(store)
-    many = {f"client-{number}": number for number in range(20_000)}
-    long = manifest(1).model_copy(update={"participants": many})
+    participants = {f"client-{number}": number for number in range(20_000)}
+    long = manifest(1).model_copy(update={"participants": participants})
     await store.publish(long)
     assert await store.read_latest() == long
 
 
-async def test_the_same_manifest_twice_is_fine(store: ModelStore) -> None:
+async def test_the_same_manifest_can_be_published_twice(store: ModelStore) -> None:
     await put_all(store)
     first = manifest(1)
     await store.publish(first)
     assert await store.publish(first) == first
 
 
-async def test_a_version_is_never_written_again(store: ModelStore) -> None:
+async def test_a_version_is_never_overwritten(store: ModelStore) -> None:
     await put_all(store)
     first = await store.publish(manifest(1))
     with pytest.raises(VersionTaken) as taken:
@@ -153,28 +153,28 @@ async def test_a_version_is_never_written_again(store: ModelStore) -> None:
     assert await store.read_latest() == first
 
 
-async def test_no_version_is_skipped(store: ModelStore) -> None:
+async def test_a_version_number_cannot_be_skipped(store: ModelStore) -> None:
     await put_all(store)
     await store.publish(manifest(1))
     with pytest.raises(VersionSkipped, match="publish 2"):
         await store.publish(manifest(3))
 
 
-async def test_a_version_without_its_artifact_is_not_published(store: ModelStore) -> None:
+async def test_a_version_without_its_artifact_is_rejected(store: ModelStore) -> None:
     with pytest.raises(ArtifactMissing):
         await store.publish(manifest(1))
     assert await store.read_latest() is None
 
 
-async def test_of_two_publishers_at_once_exactly_one_gets_the_version(store: ModelStore) -> None:
+async def test_of_concurrent_publishers_exactly_one_succeeds(store: ModelStore) -> None:
     await put_all(store)
     for version in range(1, 6):
         results = await asyncio.gather(
             *(store.publish(manifest(version, run=f"run-{n}")) for n in range(4)), return_exceptions=True
         )
-        winners = [one for one in results if isinstance(one, Manifest)]
+        winners = [result for result in results if isinstance(result, Manifest)]
         assert len(winners) == 1
-        assert [type(one) for one in results if one not in winners] == [VersionTaken] * 3
+        assert [type(result) for result in results if result not in winners] == [VersionTaken] * 3
         assert await store.read_latest() == winners[0]
 
 
@@ -190,7 +190,7 @@ except VersionTaken:
 """
 
 
-async def test_of_publishers_in_several_processes_exactly_one_gets_the_version(
+async def test_of_publishers_in_several_processes_exactly_one_succeeds(
     shared_store: ModelStore,
 ) -> None:
     await put_all(shared_store)
@@ -207,14 +207,14 @@ async def test_of_publishers_in_several_processes_exactly_one_gets_the_version(
         )
         for n in range(3)
     ]
-    said = [(await publisher.communicate())[0].strip() for publisher in publishers]
-    assert sorted(said) == [b"published", b"taken", b"taken"]
+    outputs = [(await publisher.communicate())[0].strip() for publisher in publishers]
+    assert sorted(outputs) == [b"published", b"taken", b"taken"]
     latest = await shared_store.read_latest()
     assert latest is not None
-    assert latest.run == f"run-{said.index(b'published')}"
+    assert latest.run == f"run-{outputs.index(b'published')}"
 
 
-async def test_a_repository_that_nobody_prepared_is_unavailable_and_not_empty(store: ModelStore) -> None:
+async def test_a_repository_that_was_not_prepared_is_unavailable(store: ModelStore) -> None:
     unprepared = open_model_store(store.url, "unprepared")
     for attempt in (unprepared.read_latest, unprepared.list_versions):
         with pytest.raises(StoreUnavailable, match="no model repository"):
@@ -223,7 +223,7 @@ async def test_a_repository_that_nobody_prepared_is_unavailable_and_not_empty(st
         await unprepared.put(WEIGHTS, digest(WEIGHTS))
 
 
-async def test_what_is_whole_is_verified(store: ModelStore) -> None:
+async def test_a_valid_artifact_is_verified(store: ModelStore) -> None:
     await put_all(store)
     await store.verify(digest(WEIGHTS))
     with pytest.raises(ArtifactMissing):
@@ -231,7 +231,7 @@ async def test_what_is_whole_is_verified(store: ModelStore) -> None:
 
 
 async def overwrite(store: ModelStore, name: str, content: bytes) -> None:
-    """Put *content* where *name* is kept, behind the repository's back."""
+    """Replace the object *name* without the repository."""
     if store.url.startswith("memory://"):
         await MemoryObjectStore(store.url, "mnist").put(name, content)
         return
@@ -243,19 +243,17 @@ async def overwrite(store: ModelStore, name: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("content", [WEIGHTS[:-1], WEIGHTS[:-1] + b"!", WEIGHTS + b"!", b""])
-async def test_other_bytes_under_a_digest_are_damage_and_never_given_out(
-    store: ModelStore, content: bytes
-) -> None:
+async def test_an_artifact_with_other_bytes_is_corrupt(store: ModelStore, content: bytes) -> None:
     await put_all(store)
     await store.publish(manifest(1))
     await overwrite(store, f"{digest(WEIGHTS)}.safetensors", content)
     for attempt in (store.local_path, store.verify):
         with pytest.raises(StoreCorrupt, match="its bytes have digest"):
             await attempt(digest(WEIGHTS))
-    assert await store.list_artifacts() == {digest(WEIGHTS)}  # it is there still, for whoever looks into it
+    assert await store.list_artifacts() == {digest(WEIGHTS)}  # it still exists, for an investigation
 
 
-MOVES_SOMETHING_LARGE = """
+COPIES_LARGE_ARTIFACT = """
 import asyncio, resource, sys
 from pathlib import Path
 from fedbus.stores.models.open import open_model_store
@@ -265,9 +263,9 @@ def peak_bytes():
 
 async def main(url, path):
     store = open_model_store(url, "mnist")
-    await store.path_of(await store.put(b"something small"))  # what is loaded is loaded now
+    await store.local_path(await store.put(b"something small"))  # imports happen before the measurement
     before = peak_bytes()
-    fetched = await open_model_store(url, "mnist").path_of(await store.put(path))
+    fetched = await open_model_store(url, "mnist").local_path(await store.put(path))
     print(peak_bytes() - before, fetched.stat().st_size)
 
 asyncio.run(main(sys.argv[1], Path(sys.argv[2])))
@@ -283,32 +281,31 @@ async def test_a_large_model_is_put_and_fetched_in_little_memory(
         for _ in range(size // len(piece)):
             file.write(piece)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", MOVES_SOMETHING_LARGE, shared_store.url, str(tmp_path / "large")),
+        *(sys.executable, "-c", COPIES_LARGE_ARTIFACT, shared_store.url, str(tmp_path / "large")),
         stdout=subprocess.PIPE,
     )
-    grown, fetched = map(int, (await process.communicate())[0].split())
+    growth, fetched = map(int, (await process.communicate())[0].split())
     assert fetched == size
-    assert grown < size / 2, "a few parts of 8 MiB, and not the model"
+    assert growth < size / 2, "a few parts of 8 MiB, not the whole model"
 
 
-async def test_old_weights_make_room_and_manifests_stay(store: ModelStore) -> None:
+async def test_old_weights_are_removed_and_manifests_stay(store: ModelStore) -> None:
     contents = [f"weights {version}".encode() for version in range(1, 6)]
-    await put_all(store, *contents, b"of a round that goes on")
-    made_from = {1: None, 2: 1, 3: 2, 4: 3, 5: 1}
+    await put_all(store, *contents, b"of an active round")
+    parents = {1: None, 2: 1, 3: 2, 4: 3, 5: 1}
     for version, content in enumerate(contents, 1):
-        made = manifest(version, content).model_copy(update={"parent": made_from[version]})
-        await store.publish(made)
-    gone = await store.retire(keep=1, spare=[digest(contents[2])])
-    assert gone == sorted([digest(contents[1]), digest(contents[3])])
+        await store.publish(manifest(version, content).model_copy(update={"parent": parents[version]}))
+    removed = await store.retire(keep=1, spare=[digest(contents[2])])
+    assert removed == sorted([digest(contents[1]), digest(contents[3])])
     with pytest.raises(ArtifactRetired, match="keep-models"):
         await store.local_path(digest(contents[1]))
-    for content in (contents[0], contents[2], contents[4], b"of a round that goes on"):
+    for content in (contents[0], contents[2], contents[4], b"of an active round"):
         assert (await store.local_path(digest(content))).read_bytes() == content
     assert len(await store.list_versions()) == 5
     assert await store.retire(keep=1, spare=[digest(contents[2])]) == []
 
 
-async def test_retired_weights_may_come_back(store: ModelStore) -> None:
+async def test_retired_weights_can_be_stored_again(store: ModelStore) -> None:
     await put_all(store, b"1", b"2", b"3")
     for version in (1, 2, 3):
         await store.publish(manifest(version, b"%d" % version))
@@ -317,7 +314,7 @@ async def test_retired_weights_may_come_back(store: ModelStore) -> None:
     await store.verify(digest(b"1"))
 
 
-async def test_a_second_task_has_versions_of_its_own(store: ModelStore) -> None:
+async def test_each_task_has_its_own_versions(store: ModelStore) -> None:
     other = open_model_store(store.url, "cifar10")
     await other.prepare()
     await put_all(store)
@@ -325,7 +322,7 @@ async def test_a_second_task_has_versions_of_its_own(store: ModelStore) -> None:
     assert await other.read_latest() is None
 
 
-# --- the directory's own ways to go wrong -----------------------------------------------------
+# --- faults of a directory --------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -339,7 +336,7 @@ async def home(tmp_path: Path) -> Path:
     return tmp_path / "mnist"
 
 
-async def test_a_file_that_was_verified_is_read_again_once_it_was_written_to_whatever_its_date_says(
+async def test_a_changed_file_is_verified_again_whatever_its_date(
     home: Path,
 ) -> None:
     store, file = open_model_store(str(home.parent), "mnist"), home / f"{digest(WEIGHTS)}.safetensors"
@@ -352,13 +349,13 @@ async def test_a_file_that_was_verified_is_read_again_once_it_was_written_to_wha
     assert await store.local_path(digest(WEIGHTS)) == path
 
 
-async def test_a_version_whose_weights_were_damaged_meanwhile_is_not_published(home: Path) -> None:
+async def test_a_version_with_corrupt_weights_is_not_published(home: Path) -> None:
     (home / f"{digest(WEIGHTS)}.safetensors").write_bytes(WEIGHTS[::-1])
     with pytest.raises(StoreCorrupt):
         await open_model_store(str(home.parent), "mnist").publish(manifest(3))
 
 
-async def test_a_directory_that_nobody_prepared_is_unavailable_and_not_empty(tmp_path: Path) -> None:
+async def test_a_directory_that_was_not_prepared_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()
     store = open_model_store(str(tmp_path), "mnist")
     for attempt in (store.read_latest, store.list_versions):
@@ -368,55 +365,55 @@ async def test_a_directory_that_nobody_prepared_is_unavailable_and_not_empty(tmp
         await store.put(WEIGHTS, digest(WEIGHTS))
 
 
-async def test_a_directory_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
+async def test_a_directory_that_cannot_be_created_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreUnavailable, match="cannot use"):
         await open_model_store(str(tmp_path / "file"), "mnist").prepare()
 
 
-async def test_a_volume_that_went_away_is_unavailable(home: Path) -> None:
+async def test_an_unmounted_volume_is_unavailable(home: Path) -> None:
     shutil.move(home, home.with_name("unmounted"))
     with pytest.raises(StoreUnavailable):
         await open_model_store(str(home.parent), "mnist").read_latest()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": "2"}', '{"version": 0}', '{"version": 9}'])
-async def test_a_pointer_that_makes_no_sense_is_damage(home: Path, content: str) -> None:
+async def test_an_invalid_pointer_is_corrupt(home: Path, content: str) -> None:
     (home / "latest").write_text(content)
     with pytest.raises(StoreCorrupt, match="is corrupt"):
         await open_model_store(str(home.parent), "mnist").read_latest()
 
 
-async def test_a_pointer_that_is_gone_is_damage_and_not_emptiness(home: Path) -> None:
+async def test_a_missing_pointer_is_corrupt_and_not_empty(home: Path) -> None:
     (home / "latest").unlink()
     with pytest.raises(StoreCorrupt, match="there are versions"):
         await open_model_store(str(home.parent), "mnist").read_latest()
 
 
-async def test_a_manifest_that_cannot_be_read_is_damage(home: Path) -> None:
+async def test_an_invalid_manifest_is_corrupt(home: Path) -> None:
     (home / "versions" / "2.json").write_text('{"version": 2')
     with pytest.raises(StoreCorrupt, match=r"2\.json"):
         await open_model_store(str(home.parent), "mnist").read_latest()
 
 
-@pytest.mark.parametrize("pointed_to", [0, 1])
-async def test_the_move_that_a_dead_publisher_left_is_finished(home: Path, pointed_to: int) -> None:
-    """It had written the version file, and died before it moved the pointer."""
-    if pointed_to:
+@pytest.mark.parametrize("pointer", [0, 1])
+async def test_the_publish_of_a_dead_publisher_is_finished(home: Path, pointer: int) -> None:
+    """The publisher wrote the version file, and died before it moved the pointer."""
+    if pointer:
         (home / "latest").write_text('{"version": 1}')
     else:
         (home / "latest").unlink()
         (home / "versions" / "2.json").unlink()
     latest = await open_model_store(str(home.parent), "mnist").read_latest()
     assert latest is not None
-    assert latest.version == pointed_to + 1
+    assert latest.version == pointer + 1
 
 
 def partial_files(home: Path) -> list[Path]:
     return list(home.rglob(".*.part"))
 
 
-async def test_nothing_half_written_is_left_behind(home: Path) -> None:
+async def test_a_failed_put_leaves_no_partial_file(home: Path) -> None:
     store = open_model_store(str(home.parent), "mnist")
     with pytest.raises(DigestMismatch):
         await store.put(b"other", digest(b"wrong"))
@@ -426,14 +423,14 @@ async def test_nothing_half_written_is_left_behind(home: Path) -> None:
 # --- backends ---------------------------------------------------------------------------------
 
 
-def test_an_unknown_scheme_is_refused_with_those_that_are_known(memory_url: str) -> None:
+def test_an_unknown_scheme_is_rejected_with_the_known_ones(memory_url: str) -> None:
     with pytest.raises(
         UnknownStore, match="'gopher'; give a directory or a URL with one of: file, memory, s3"
     ):
         open_model_store("gopher://models", "mnist")
 
 
-def test_a_backend_that_lacks_a_package_names_it(memory_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_without_its_package_names_it(memory_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "support.memory_store", None)
     with pytest.raises(
         UnknownStore, match=r"'memory' needs support.memory_store; pip install support.memory_store"
@@ -450,7 +447,7 @@ def test_an_entry_point_cannot_replace_a_scheme_of_fedbus(monkeypatch: pytest.Mo
 
 
 def test_the_entry_points_are_the_built_in_backends() -> None:
-    """The built-in table works without metadata; the entry points show it to other programs."""
+    """The built-in table works without metadata; the entry points are for other programs."""
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     declared = project["project"]["entry-points"][models_open.GROUP]
     loaded = {name: EntryPoint(name, value, models_open.GROUP).load() for name, value in declared.items()}
@@ -463,7 +460,7 @@ async def test_a_file_url_is_a_directory(home: Path) -> None:
     assert await list_tasks(f"file://{home.parent}") == ["mnist"]
 
 
-async def test_tasks_are_the_folders_with_a_mark(store: ModelStore) -> None:
+async def test_tasks_are_the_folders_with_a_marker(store: ModelStore) -> None:
     assert await list_tasks(store.url) == ["mnist"]
     await open_model_store(store.url, "cifar10").prepare()
     assert await list_tasks(store.url) == ["cifar10", "mnist"]
@@ -472,8 +469,8 @@ async def test_tasks_are_the_folders_with_a_mark(store: ModelStore) -> None:
 # --- the layout -------------------------------------------------------------------------------
 
 
-async def test_a_directory_is_laid_out_as_ever(tmp_path: Path) -> None:
-    """Repositories of earlier versions stay readable, and theirs can read ours."""
+async def test_the_layout_of_a_directory_does_not_change(tmp_path: Path) -> None:
+    """Repositories are compatible with earlier and later versions of fedbus."""
     store = open_model_store(str(tmp_path), "mnist")
     await store.prepare()
     await put_all(store, WEIGHTS, b"second")
@@ -506,7 +503,7 @@ async def test_a_directory_is_laid_out_as_ever(tmp_path: Path) -> None:
     }
 
 
-async def test_an_interrupted_writer_leaves_nothing_that_counts(home: Path) -> None:
+async def test_files_of_an_interrupted_writer_are_ignored(home: Path) -> None:
     store = open_model_store(str(home.parent), "mnist")
     for name in (".3.json.x.part", "versions/.3.json.x.part", f".{digest(b'x')}.safetensors"):
         (home / name).write_bytes(b"half")

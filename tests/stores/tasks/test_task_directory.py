@@ -1,4 +1,4 @@
-"""Tasks on disk: read as Flower reads them, checked line by line without importing, written to run."""
+"""Task directories: read as Flower does, checked without an import, and created."""
 
 import os
 import subprocess
@@ -21,10 +21,10 @@ GIT = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init
 
 
 def git(directory: Path, *arguments: str) -> str:
-    done = subprocess.run(
+    result = subprocess.run(
         [*GIT, "-C", str(directory), *arguments], check=True, capture_output=True, text=True
     )
-    return done.stdout.strip()
+    return result.stdout.strip()
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def task(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def task_repository(task: Path) -> Path:
-    """The task, in a Git repository of its own, clean."""
+    """The task in a clean Git repository."""
     git(task, "init", "-q")
     git(task, "add", ".")
     git(task, "commit", "-q", "-m", "the task")
@@ -43,7 +43,7 @@ def task_repository(task: Path) -> Path:
 
 
 def edit(file: Path, old: str, new: str) -> int:
-    """Replace *old* by *new*; the line where it stands."""
+    """Replace *old* by *new*, and return its line number."""
     text = file.read_text()
     assert old in text
     file.write_text(text.replace(old, new))
@@ -57,33 +57,33 @@ def only_problem(task: Path) -> Problem:
     return problems[0]
 
 
-# --- a new one, and reading -----------------------------------------------------------------
+# --- create and read ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("id", ["moons", "my-task", "1st"])
-def test_a_new_task_has_nothing_wrong_with_it(tmp_path: Path, id: str) -> None:
+def test_a_new_task_is_valid(tmp_path: Path, id: str) -> None:
     create_task(tmp_path / "new", id)
     assert validate_task(tmp_path / "new") == []
     assert read_task(tmp_path / "new").id == id
 
 
-def test_a_new_task_is_not_written_over_anything(task: Path) -> None:
+def test_a_new_task_does_not_overwrite_files(task: Path) -> None:
     with pytest.raises(StoreError, match="is not empty"):
         create_task(task, "other")
 
 
-def test_a_new_task_needs_a_name_that_can_stand_in_a_subject(tmp_path: Path) -> None:
+def test_a_new_task_needs_a_valid_id(tmp_path: Path) -> None:
     with pytest.raises(BadId):
         create_task(tmp_path / "new", "No Id")
     assert not (tmp_path / "new").exists()
 
 
-def test_a_task_is_read_as_its_tables_say(task: Path) -> None:
-    read = read_task(task)
-    assert (read.serverapp, read.clientapp) == ("moons_app.server_app:app", "moons_app.client_app:app")
-    assert read.table.model == "moons_app.task:Net"
-    assert read.table.plan.quorum == 2
-    assert read.path == str(task)
+def test_a_task_is_read_from_its_tables(task: Path) -> None:
+    loaded = read_task(task)
+    assert (loaded.serverapp, loaded.clientapp) == ("moons_app.server_app:app", "moons_app.client_app:app")
+    assert loaded.table.model == "moons_app.task:Net"
+    assert loaded.table.plan.quorum == 2
+    assert loaded.path == str(task)
 
 
 def test_the_run_configuration_is_flattened_as_flower_does(task: Path) -> None:
@@ -93,7 +93,7 @@ def test_the_run_configuration_is_flattened_as_flower_does(task: Path) -> None:
     assert config["optimizer.name.short"] == "sgd"
 
 
-# --- what is wrong with one -------------------------------------------------------------------
+# --- problems ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_the_run_configuration_is_flattened_as_flower_does(task: Path) -> None:
         ("lr = 0.1", "lr = [0.1]", "`lr` has the type list", "use a number"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_line(task: Path, old: str, new: str, what: str, advice: str) -> None:
+def test_a_problem_has_its_line(task: Path, old: str, new: str, what: str, advice: str) -> None:
     line = edit(task / "pyproject.toml", old, new)
     problem = only_problem(task)
     assert what in problem.what
@@ -161,7 +161,7 @@ def test_what_is_wrong_is_said_with_its_line(task: Path, old: str, new: str, wha
         assert problem.line == line
 
 
-def test_all_that_is_wrong_is_said_in_the_order_of_the_lines(task: Path) -> None:
+def test_all_problems_are_reported_in_the_order_of_lines(task: Path) -> None:
     edit(task / "pyproject.toml", "quorum = 2", "qorum = 2")
     edit(task / "pyproject.toml", "server_app:app", "server_ap:app")
     problems = validate_task(task)
@@ -172,29 +172,29 @@ def test_all_that_is_wrong_is_said_in_the_order_of_the_lines(task: Path) -> None
 
 
 @pytest.mark.parametrize("section", ["tool.fedbus", "tool.flwr.app.components"])
-def test_a_section_that_is_missing_is_named(task: Path, section: str) -> None:
+def test_a_missing_section_is_named(task: Path, section: str) -> None:
     edit(task / "pyproject.toml", "[tool.fedbus.schedule]", "[tool.other]")
     edit(task / "pyproject.toml", f"[{section}]", "[tool.else]")
     assert any(f"no section [{section}]" in problem.what for problem in validate_task(task))
 
 
-def test_toml_that_cannot_be_read_is_said_with_its_line(task: Path) -> None:
+def test_invalid_toml_is_reported_with_its_line(task: Path) -> None:
     line = edit(task / "pyproject.toml", "quorum = 2", "quorum = ")
     assert (only_problem(task).line, only_problem(task).what) == (line, "cannot be read")
 
 
-def test_a_directory_without_an_app_is_said_to_be_none(tmp_path: Path) -> None:
+def test_a_directory_without_an_app_is_rejected(tmp_path: Path) -> None:
     assert "has none" in only_problem(tmp_path).what
     assert "the directory does not exist" in only_problem(tmp_path / "nowhere").what
 
 
-def test_source_that_is_not_python_is_said_with_its_own_line(task: Path) -> None:
+def test_invalid_python_is_reported_with_its_line(task: Path) -> None:
     line = edit(task / "moons_app" / "server_app.py", "def judge(", "def judge[(")
     problem = only_problem(task)
     assert (problem.file, problem.line, problem.what) == ("moons_app/server_app.py", line, "is not Python")
 
 
-def test_nothing_of_a_task_is_run_to_check_it(task: Path) -> None:
+def test_a_check_runs_no_code_of_the_task(task: Path) -> None:
     source = task / "moons_app" / "task.py"
     source.write_text(f"raise SystemExit('imported')\n{source.read_text()}")
     (task / "moons_app" / "__init__.py").write_text("raise SystemExit('imported')")
@@ -214,26 +214,26 @@ def test_nothing_of_a_task_is_run_to_check_it(task: Path) -> None:
         "from somewhere import *",
     ],
 )
-def test_a_name_may_come_about_in_any_way_that_the_source_shows(task: Path, definition: str) -> None:
+def test_a_name_can_be_defined_in_any_way(task: Path, definition: str) -> None:
     (task / "moons_app" / "other.py").write_text(definition)
     edit(task / "pyproject.toml", "moons_app.task:Net", "moons_app.other:Other")
     assert validate_task(task) == []
 
 
-def test_a_reference_may_name_a_package(task: Path) -> None:
+def test_a_reference_can_name_a_package(task: Path) -> None:
     (task / "moons_app" / "__init__.py").write_text("class Net: ...")
     edit(task / "pyproject.toml", "moons_app.task:Net", "moons_app:Net")
     assert validate_task(task) == []
 
 
-# --- which code it is -----------------------------------------------------------------------------
+# --- code version ---------------------------------------------------------------------------------
 
 
 def test_the_version_of_clean_code_is_its_commit(task_repository: Path) -> None:
     assert read_task(task_repository).code_version == git(task_repository, "rev-parse", "HEAD")
 
 
-def test_the_version_is_the_commit_for_a_task_deep_in_a_repository(tmp_path: Path) -> None:
+def test_the_version_of_a_task_in_a_subdirectory_is_the_commit(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     create_task(tmp_path / "tasks" / "moons", "moons")
     git(tmp_path, "add", ".")
@@ -258,7 +258,7 @@ def test_the_version_of_changed_code_is_a_digest(task_repository: Path, change: 
     assert code_version(task_repository).startswith("sha256:")
 
 
-def test_what_git_ignores_is_no_part_of_the_code(task_repository: Path) -> None:
+def test_files_that_git_ignores_are_not_part_of_the_code(task_repository: Path) -> None:
     (task_repository / ".gitignore").write_text("*.log\n")
     git(task_repository, "add", ".")
     git(task_repository, "commit", "-q", "-m", "ignore logs")
@@ -266,7 +266,7 @@ def test_what_git_ignores_is_no_part_of_the_code(task_repository: Path) -> None:
     assert code_version(task_repository) == git(task_repository, "rev-parse", "HEAD")
 
 
-def test_without_git_the_version_follows_the_files(task: Path) -> None:
+def test_without_git_the_version_depends_on_the_files(task: Path) -> None:
     before = code_version(task)
     assert before.startswith("sha256:")
     (task / "moons_app" / "__pycache__").mkdir()
@@ -276,7 +276,7 @@ def test_without_git_the_version_follows_the_files(task: Path) -> None:
     assert code_version(task) != before
 
 
-def test_a_task_that_its_repository_ignores_has_a_digest_of_its_own(tmp_path: Path) -> None:
+def test_a_task_that_git_ignores_has_a_digest(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     (tmp_path / ".gitignore").write_text("moons/\n")
     git(tmp_path, "add", ".")
@@ -288,7 +288,7 @@ def test_a_task_that_its_repository_ignores_has_a_digest_of_its_own(tmp_path: Pa
     assert code_version(tmp_path / "moons") != before
 
 
-def test_nothing_that_a_repository_configures_is_run(task_repository: Path) -> None:
+def test_no_program_that_a_repository_configures_is_run(task_repository: Path) -> None:
     spy = task_repository.parent / "spy.sh"
     spy.write_text(f'#!/bin/sh\ntouch "{task_repository.parent}/run"\ncat\n')
     spy.chmod(0o755)
@@ -302,13 +302,13 @@ def test_nothing_that_a_repository_configures_is_run(task_repository: Path) -> N
     ):
         git(task_repository, "config", key, str(spy))
     module = task_repository / "moons_app" / "task.py"
-    os.utime(module, (0, 0))  # git would look at it again, through the filter
+    os.utime(module, (0, 0))  # git would read the file again, through the filter
     module.write_text(module.read_text() + "\n")
     assert code_version(task_repository).startswith("sha256:")
     assert not (task_repository.parent / "run").exists()
 
 
-def test_git_variables_of_the_caller_do_not_lead_astray(
+def test_git_variables_of_the_caller_have_no_effect(
     task_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = git(task_repository, "rev-parse", "HEAD")
@@ -316,7 +316,7 @@ def test_git_variables_of_the_caller_do_not_lead_astray(
     assert code_version(task_repository) == expected
 
 
-def test_a_rule_or_trigger_that_is_wrong_is_pointed_at_with_a_caret(task: Path) -> None:
+def test_an_invalid_expression_is_marked_with_a_caret(task: Path) -> None:
     pyproject = task / "pyproject.toml"
     text = pyproject.read_text()
     pyproject.write_text(text + '\n[tool.fedbus.eligibility]\nrule = "labelled >= 64 and bettery > 30"\n')
