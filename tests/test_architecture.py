@@ -73,7 +73,16 @@ IO_MODULES: Final = {
 
 PURE_MODULES: Final = {
     "common": {"machine"},
-    "client_manager": {"code_choice", "effects", "events", "machine", "model_choice", "steps"},
+    "client_manager": {
+        "code_choice",
+        "effects",
+        "events",
+        "machine",
+        "model_choice",
+        "records",
+        "run_choice",
+        "steps",
+    },
     "server_manager": {
         "code_rollout",
         "effects",

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fedbus.agents.client_manager.machine import APPLY_S, BOOTSTRAP_S, SPARE_S, SYNC_S
+from fedbus.agents.client_manager.machine import APPLY_S, BOOTSTRAP_S, SYNC_S
+from fedbus.agents.client_manager.run_choice import SPARE_S
 from fedbus.agents.server_manager.training_run import PUBLISH_S
 from fedbus.contracts.catalogue import CLIENT_AGENTS, FOLLOWS_LIFECYCLES, SERVER_AGENTS
 from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, InferenceEvent

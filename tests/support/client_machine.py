@@ -15,7 +15,8 @@ from fedbus.agents.client_manager.events import (
     ServerInfoRead,
     SlotTaken,
 )
-from fedbus.agents.client_manager.machine import ClientMachine, ClientRecord
+from fedbus.agents.client_manager.machine import ClientMachine
+from fedbus.agents.client_manager.records import ClientRecord
 from fedbus.agents.common.machine import Publish
 from fedbus.contracts.client import ClientData, ClientEvent, ClientState, InferReady, InferRefused
 from fedbus.contracts.code import CodePlan

@@ -57,8 +57,9 @@ from fedbus.agents.client_manager.events import (
     SlotsBusy,
     SlotTaken,
 )
-from fedbus.agents.client_manager.machine import BOOTSTRAP_S, ClientMachine, ClientRecord
+from fedbus.agents.client_manager.machine import BOOTSTRAP_S, ClientMachine
 from fedbus.agents.client_manager.models import DeviceModels
+from fedbus.agents.client_manager.records import ClientRecord
 from fedbus.agents.client_manager.training_slots import TrainingSlot, TrainingSlots
 from fedbus.agents.common import tracing
 from fedbus.agents.common.asyncio_tools import (

@@ -1,10 +1,13 @@
 """Which version of the task's code the device has, and which one it should have. Pure."""
 
 from collections.abc import Mapping
+from typing import Final
 
-from fedbus.contracts.code import CodePlan
+from fedbus.contracts.code import CodePlan, CodeReady, CodeRefused
 from fedbus.contracts.task.task import Task
 from fedbus.domain.code_rollout import target_code_version
+
+MAX_REASON_CHARS: Final = 500
 
 
 class CodeChoice:
@@ -46,3 +49,21 @@ class CodeChoice:
         before, self.plan = self.attempt, plan
         if before is not None and before != self.attempt:
             self.refused.clear()
+
+    def ready(self) -> CodeReady:
+        """Return the message that the device has its version, and can use it."""
+        return CodeReady(
+            task=self.task.id, client=self._client, code_version=self.version, attempt=self.attempt
+        )
+
+    def refuse(self, version: str, reason: str) -> CodeRefused:
+        """Refuse *version* for the rest of this rollout, and return the message about it."""
+        self.refused[version] = reason
+        return CodeRefused(
+            task=self.task.id,
+            client=self._client,
+            code_version=version,
+            reason=reason[:MAX_REASON_CHARS],
+            stays_on=self.version,
+            attempt=self.attempt,
+        )

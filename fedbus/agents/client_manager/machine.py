@@ -7,9 +7,8 @@ client's lifecycle; a *step* (`steps`) is what the client waits for in it. An ev
 nothing, so a message that comes twice, or late, is harmless.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final, Literal, assert_never
 
@@ -21,7 +20,6 @@ from fedbus.agents.client_manager.effects import (
     FetchModel,
     HandOverModel,
     JoinTrace,
-    MoveClient,
     OpenInbox,
     PrepareCode,
     ReadDeviceFacts,
@@ -49,6 +47,14 @@ from fedbus.agents.client_manager.events import (
     SlotTaken,
 )
 from fedbus.agents.client_manager.model_choice import ModelChoice, announcement_from
+from fedbus.agents.client_manager.records import ClientRecord
+from fedbus.agents.client_manager.run_choice import (
+    Ineligibility,
+    RunChoice,
+    ineligibility,
+    rule_variables,
+    run_limit_s,
+)
 from fedbus.agents.client_manager.steps import (
     STEPS,
     Applying,
@@ -75,7 +81,6 @@ from fedbus.agents.client_manager.steps import (
 from fedbus.agents.common.machine import (
     CancelTimer,
     FinishStartup,
-    LifecycleRecord,
     Log,
     Publish,
     RetryLater,
@@ -83,70 +88,29 @@ from fedbus.agents.common.machine import (
     TimerFired,
 )
 from fedbus.contracts.client import (
-    CLIENT,
     ClientChanges,
-    ClientData,
-    ClientDeclined,
     ClientEvent,
-    ClientStart,
     ClientState,
     FailTrain,
     FinTrain,
     InferReady,
     InferRefused,
 )
-from fedbus.contracts.code import CodePublished, CodeReady, CodeRefused
-from fedbus.contracts.expressions.eligibility_rule import Predicate, parse_rule
-from fedbus.contracts.expressions.parser import leaves
+from fedbus.contracts.code import CodePublished
 from fedbus.contracts.message import Message
 from fedbus.contracts.server import UpdateReady
 from fedbus.contracts.serving import ModelRolledBack
 from fedbus.contracts.task.task import Task
-from fedbus.domain.eligibility import unmet_reason
-from fedbus.domain.run_participation import decline_reason, short_version, will_serve_soon
+from fedbus.domain.run_participation import short_version, will_serve_soon
 
 BOOTSTRAP_S: Final = 300.0
 """The limit of the enrollment, and again of the search for the first model."""
 APPLY_S: Final = 120.0
 SYNC_S: Final = 900.0
 """The limit to fetch, install and check new code, before the device stays on the old one."""
-SPARE_S: Final = 60.0
-"""What a run may take beyond its recruiting and its rounds."""
 SLOT_AGAIN_S: Final = 2.0
 FETCH_ATTEMPTS: Final = 5
-MAX_CODE_REASON: Final = 500
 MAX_TRANSITION_REASON: Final = 1000
-
-
-class ClientRecord(LifecycleRecord[ClientState, ClientEvent, ClientData]):
-    """The client, as its lifecycle has it."""
-
-    def move(
-        self,
-        event: ClientEvent,
-        changes: ClientChanges | None = None,
-        *,
-        reason: str = "",
-        deadline: datetime | None = None,
-    ) -> MoveClient:
-        """Follow the arrow of *event*; raises IllegalTransition and IllegalChange."""
-        changes = changes or {}
-        self._advance(CLIENT, event, changes, reason)
-        return MoveClient(event, changes, reason, deadline)
-
-
-@dataclass(frozen=True)
-class _Ineligible:
-    """Why this device does not train now, though it would like to be asked again."""
-
-    run: str
-    reason: str
-    facts: Mapping[str, float]
-
-    @property
-    def shape(self) -> str:
-        """The reason without its numbers: the same reason with other numbers is not published again."""
-        return re.sub(r"\d+(?:\.\d+)?", "#", self.reason)
 
 
 class ClientMachine:
@@ -175,17 +139,12 @@ class ClientMachine:
         self._bootstrap_s = bootstrap_s
         self._code = CodeChoice(task, client=self._client, labels=labels)
         self._models = ModelChoice(record.data.model)
+        self._runs = RunChoice(task.id, self._client)
         self._step: Step = Created()
         self._now: datetime
         """The time of the event that is handled."""
         self._refusals = 0
         """How often the inference agent has refused a model in a row while it served none."""
-        self._invitation: UpdateReady | None = None
-        """The invitation that came while the client was about to serve."""
-        self._failures = ("", 0)
-        """The run that this client failed in last, and how often."""
-        self._declined: _Ineligible | None = None
-        """What was published last."""
 
     @property
     def state(self) -> ClientState:
@@ -374,28 +333,22 @@ class ClientMachine:
         if isinstance(self._step, Training) and self._step.run == invitation.run:
             return []
         if will_serve_soon(self.state):
-            self._invitation = invitation
+            self._runs.keep(invitation)
             return []
-        failed_run, failures = self._failures
-        reason = decline_reason(
-            invitation,
-            state=self.state,
-            code_version=self._code.version,
-            failures=failures if failed_run == invitation.run else 0,
-            now=self._now,
+        reason = self._runs.decline_reason(
+            invitation, state=self.state, code_version=self._code.version, now=self._now
         )
         join_trace = JoinTrace(invitation.traceparent)
         if reason is not None:
-            return [join_trace, self._decline(invitation.run, reason)]
+            return [join_trace, Publish(self._runs.decline(invitation.run, reason))]
         return [join_trace, *self._check_rule(invitation)]
 
     def _check_rule(self, invitation: UpdateReady) -> list[Effect]:
         table = self.task.table
         if table.eligibility.rule is None:
             return self._take_slot(invitation)
-        asked: list[Predicate] = leaves(parse_rule(table.eligibility.rule))
         self._step = CheckingRule(invitation)
-        names = frozenset(leaf.name for leaf in asked)
+        names = rule_variables(table.eligibility.rule)
         return [ReadDeviceFacts(names, self._models.target, table.capture.holdout_share)]
 
     def _facts_read(self, facts: Mapping[str, float | None]) -> list[Effect]:
@@ -403,11 +356,9 @@ class ClientMachine:
         if not isinstance(self._step, CheckingRule) or rule is None:
             return []
         invitation = self._step.invitation
-        if (reason := unmet_reason(parse_rule(rule), facts)) is None:
+        if (cause := ineligibility(rule, invitation.run, facts)) is None:
             return self._take_slot(invitation)
-        known = {name: value for name, value in facts.items() if value is not None}
-        again_s = self.task.table.eligibility.again_s
-        return self._wait_until_eligible(_Ineligible(invitation.run, reason, known), again_s)
+        return self._wait_until_eligible(cause, self.task.table.eligibility.again_s)
 
     def _take_slot(self, invitation: UpdateReady) -> list[Effect]:
         self._step = TakingSlot(invitation)
@@ -418,47 +369,23 @@ class ClientMachine:
             return []
         holders = ", ".join(event.holders) or "other tasks"
         reason = f"this device already trains {holders} (limit {event.limit} at a time)"
-        return self._wait_until_eligible(_Ineligible(self._step.invitation.run, reason, {}), SLOT_AGAIN_S)
+        return self._wait_until_eligible(Ineligibility(self._step.invitation.run, reason, {}), SLOT_AGAIN_S)
 
-    def _wait_until_eligible(self, why: _Ineligible, again_s: float) -> list[Effect]:
+    def _wait_until_eligible(self, cause: Ineligibility, again_s: float) -> list[Effect]:
         """Decline once for each reason, and check again for as long as the run recruits clients."""
         self._step = Ready()
         timer = StartTimer(ClientTimer.ELIGIBLE, again_s)
-        before, self._declined = self._declined, why
-        if before is not None and (before.run, before.shape) == (why.run, why.shape):
-            return [timer]
-        rule = self.task.table.eligibility.rule or ""
-        return [timer, self._decline(why.run, why.reason, rule=rule, facts=why.facts)]
-
-    def _decline(
-        self, run: str, reason: str, *, rule: str = "", facts: Mapping[str, float] | None = None
-    ) -> Publish:
-        declined = {
-            "task": self._task,
-            "client": self._client,
-            "run": run,
-            "reason": reason,
-            "rule": rule,
-            "facts": dict(facts or {}),
-        }
-        return Publish(ClientDeclined.model_validate(declined))
+        declined = self._runs.decline_once(cause, self.task.table.eligibility.rule or "")
+        return [timer] if declined is None else [timer, Publish(declined)]
 
     def _join(self, invitation: UpdateReady) -> list[Effect]:
-        plan = invitation.plan
-        limit_s = plan.recruit_s + plan.rounds * 2 * plan.round_s + SPARE_S
+        limit_s = run_limit_s(invitation.plan)
         deadline = self._now + timedelta(seconds=limit_s)
         self._step = Training(invitation.run, limit_s)
-        start = ClientStart(
-            task=self._task,
-            client=self._client,
-            run=invitation.run,
-            plan=plan,
-            code_version=invitation.code_version,
-        )
         return [
             self._record.move(ClientEvent.CLIENT_START, {"run": invitation.run}, deadline=deadline),
             StartTimer(ClientTimer.LEARN, limit_s),
-            Publish(start),
+            Publish(self._runs.start(invitation)),
         ]
 
     def _run_failed(self, event: FailTrain) -> list[Effect]:
@@ -470,8 +397,7 @@ class ClientMachine:
     def _leave_run(self, event: ClientEvent, reason: str) -> list[Effect]:
         if not isinstance(self._step, Training):
             return []
-        run, (failed_run, failures) = self._step.run, self._failures
-        self._failures = (run, failures + 1 if failed_run == run else 1)
+        self._runs.count_failure(self._step.run)
         return [*self._end_run(event, reason), *self._next_work()]
 
     def _run_finished(self, event: FinTrain) -> list[Effect]:
@@ -624,7 +550,7 @@ class ClientMachine:
             return self._sync(version)
         if (announcement := self._models.next) is not None:
             return self._apply_while_serving(announcement)
-        invitation, self._invitation = self._invitation, None
+        invitation = self._runs.take_invitation()
         return [ReadOpenRun()] if invitation is None else self._invited(invitation)
 
     # --- code ---------------------------------------------------------------------------------------
@@ -634,7 +560,7 @@ class ClientMachine:
         self._code.follow(event.plan)
         effects: list[Effect] = []
         if event.candidate == self._code.version:
-            effects = [self._code_ready()]  # the server may have lost the first answer
+            effects = [Publish(self._code.ready())]  # the server may have lost the first answer
         elif (reason := self._code.refused.get(event.candidate)) is not None:
             effects = self._refuse_code(event.candidate, reason)
         return [*effects, *self._next_work()] if isinstance(self._step, Ready) else effects
@@ -685,16 +611,7 @@ class ClientMachine:
 
     def _switch_to(self, task: Task) -> list[Effect]:
         self._code.task = task
-        return [SwitchCode(task), self._code_ready()]
-
-    def _code_ready(self) -> Publish:
-        ready = CodeReady(
-            task=self._task,
-            client=self._client,
-            code_version=self._code.version,
-            attempt=self._code.attempt,
-        )
-        return Publish(ready)
+        return [SwitchCode(task), Publish(self._code.ready())]
 
     def _refuse_sync(self, version: str, reason: str) -> list[Effect]:
         refused = self._refuse_code(version, reason)
@@ -703,15 +620,7 @@ class ClientMachine:
 
     def _refuse_code(self, version: str, reason: str) -> list[Effect]:
         """Publish the refusal; the version is not tried again in this rollout."""
-        self._code.refused[version] = reason
-        refused = CodeRefused(
-            task=self._task,
-            client=self._client,
-            code_version=version,
-            reason=reason[:MAX_CODE_REASON],
-            stays_on=self._code.version,
-            attempt=self._code.attempt,
-        )
+        refused = self._code.refuse(version, reason)
         log = Log("warning", "New code refused", {"code": version, "reason": reason})
         return [log, Publish(refused)]
 

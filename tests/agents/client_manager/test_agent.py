@@ -223,7 +223,7 @@ async def test_a_failure_in_training_leaves_the_client_serving(
 async def test_a_client_leaves_a_run_that_does_not_end(
     fed: FederationHarness, server: FakeServer, client: RunningAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedbus.agents.client_manager.machine.SPARE_S", 0.1)
+    monkeypatch.setattr("fedbus.agents.client_manager.run_choice.SPARE_S", 0.1)
     await server.send_invitation(plan=RunPlan(rounds=1, recruit_s=0.1, round_s=0.1))
     transition = await fed.wait_for_event("client", "client_start")
     assert transition.deadline is not None

@@ -46,7 +46,8 @@ from fedbus.agents.client_manager.events import (
     SlotsBusy,
     SlotTaken,
 )
-from fedbus.agents.client_manager.machine import ClientMachine, ClientRecord
+from fedbus.agents.client_manager.machine import ClientMachine
+from fedbus.agents.client_manager.records import ClientRecord
 from fedbus.agents.client_manager.steps import (
     Applying,
     AwaitingVersion,
