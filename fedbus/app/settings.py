@@ -33,7 +33,7 @@ import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -41,7 +41,9 @@ from pydantic_core import ErrorDetails
 from fedbus.app.telemetry_settings import invalid_variable
 from fedbus.bus.credentials import BusAccess
 from fedbus.contracts.identifiers import FederationId, federation_id
-from fedbus.stores.models.signing import ModelSigner, TrustedKeys
+
+if TYPE_CHECKING:
+    from fedbus.stores.models.signing import ModelSigner, TrustedKeys
 
 DEFAULT_NATS_URL: Final = "nats://127.0.0.1:4222"
 URL_FILE: Final = "nats.url"
@@ -191,22 +193,26 @@ class Settings(BaseModel):
     def labels(self) -> dict[str, str]:
         return parse_labels(self.labels_text)
 
-    def load_signer(self) -> ModelSigner | None:
+    def load_signer(self) -> "ModelSigner | None":
         """Read the key that signs new models.
 
         Raises:
             InvalidKey: The file has no private key.
 
         """
+        from fedbus.stores.models.signing import ModelSigner  # noqa: PLC0415  # cryptography: 9 MB
+
         return ModelSigner.load(self.signing_key) if self.signing_key else None
 
-    def load_trusted_keys(self) -> TrustedKeys | None:
+    def load_trusted_keys(self) -> "TrustedKeys | None":
         """Read the keys whose models may be served.
 
         Raises:
             InvalidKey: The file has no public keys.
 
         """
+        from fedbus.stores.models.signing import TrustedKeys  # noqa: PLC0415  # cryptography: 9 MB
+
         return TrustedKeys.load(self.trusted_keys) if self.trusted_keys else None
 
     @property
