@@ -3,6 +3,7 @@
 `test_machine.py` and `test_schedule.py` test what it decides.
 """
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,7 @@ from support.git_repositories import Repository
 from support.recorded_telemetry import record_spans
 
 from fedbus.agents.workflow_scheduler.agent import WorkflowScheduler
+from fedbus.agents.workflow_scheduler.effects import RequestOpening
 from fedbus.bus.errors import NoResponse, RequestRefused
 from fedbus.bus.lifecycles import LifecycleStore
 from fedbus.bus.streams import events_stream, lifecycle_stream
@@ -80,6 +82,11 @@ def creations_of_runs(fed: FederationHarness) -> list[Transition]:
     return [one for one in fed.transitions_of("run") if one.event == "requested" and one.task == TASK]
 
 
+def is_opening() -> bool:
+    """True while a scheduler of this process has the server manager open a run."""
+    return any(task.get_name() == RequestOpening.__name__ for task in asyncio.all_tasks())
+
+
 # --- requests ---------------------------------------------------------------------------------------
 
 
@@ -124,9 +131,11 @@ async def test_a_run_waits_for_a_busy_server_and_can_be_stopped(fed: FederationH
         with pytest.raises(NoResponse):
             await fed.bus.request(StartRun(task=TASK), timeout_s=0.5)
         await fed.wait_for_state("run", "requested")
+        assert is_opening()
         await fed.bus.request(StopRun(task=TASK, run=f"{TASK}-1", reason="never mind"))
         cancelled = await fed.wait_for_state("run", "cancelled")
         assert (cancelled.source, cancelled.reason) == ("requested", "never mind")
+        await eventually(lambda: not is_opening())
         async with server.serve():
             assert await start_run(fed) == f"{TASK}-2"
     assert [one.run for one in server.open_requests] == [f"{TASK}-2"]
@@ -179,6 +188,25 @@ async def test_the_end_of_a_stopped_run_is_in_its_trace(
     assert end.context
     assert end.context.trace_id == trace_id
     assert [link.context.trace_id for link in request.links] == [trace_id]
+
+
+async def test_a_scheduled_run_is_one_trace_from_its_trigger(
+    fed: FederationHarness, server: FakeServerManager
+) -> None:
+    with record_spans() as spans:
+        async with fed.run_agent(make_scheduler(fed, make_schedule(when="drift"))):
+            await wait_for_scheduler(fed)
+            await publish_drift(fed, "c1")
+            await fail_run(fed, server, 1)
+    transitions = {
+        span.name: span.context.trace_id
+        for span in spans.get_finished_spans()
+        if "→" in span.name and span.context
+    }
+    trace_id = int(fed.run_facts().trace_id, 16)
+    begin = ["schedule watching → due", "schedule due → watching", "run • → requested"]
+    assert [transitions[name] for name in begin] == [trace_id] * 3
+    assert transitions["schedule watching → watching"] != trace_id, "a plan belongs to no run"
 
 
 async def read_causes(fed: FederationHarness) -> dict[str, str]:
@@ -367,11 +395,13 @@ async def test_a_leader_stands_by_when_another_has_created_its_run(
 
 
 async def test_a_run_of_another_task_starts_a_run(fed: FederationHarness, server: FakeServerManager) -> None:
-    async with fed.run_agent(make_scheduler(fed, make_schedule(when="after other"))):
+    async with fed.run_agent(make_scheduler(fed, make_schedule(when="after other"))) as scheduler:
         await wait_for_scheduler(fed)
         await finish_run_of_other_task(fed, 1)
         await fail_run(fed, server, 1)
+        await scheduler.kill()
         await finish_run_of_other_task(fed, 2)
+        scheduler.start()
         await fail_run(fed, server, 2)
     assert [one.reason for one in creations_of_runs(fed)] == ["after other"] * 2
 
