@@ -144,7 +144,7 @@ class App {
     const isAccepted = async () => {
       put(error);
       const refusal = await this.store.refuses(field.value.trim()).catch((failure) => failure.message);
-      put(error, refusal);
+      put(error, capitalize(refusal));
       if (refusal) field.select();
       return !refusal;
     };
@@ -180,7 +180,7 @@ class App {
       await this.store.act(name, request);
       this.toast(`${stateName(name)}: done`);
     } catch (error) {
-      this.toast(error.message, "bad");
+      this.toast(capitalize(error.message), "bad");
     }
   }
 
@@ -245,7 +245,7 @@ class App {
     try {
       put(place, render(await this.store.get(path)));
     } catch (error) {
-      put(place, h("p", { class: "note bad" }, error.message));
+      put(place, h("p", { class: "note bad" }, capitalize(error.message)));
     }
   }
 
@@ -266,6 +266,8 @@ class App {
 function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
+
+const capitalize = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 function plain(part) {
   try {

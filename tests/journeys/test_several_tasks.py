@@ -57,7 +57,9 @@ async def test_three_tasks_share_two_devices_one_training_at_a_time(
 
     assert max_concurrent_trainings(fed) == {"c1": 1, "c2": 1}
     declined = [
-        message for message in fed.messages_of(ClientDeclined) if "this device already trains" in message.reason
+        message
+        for message in fed.messages_of(ClientDeclined)
+        if "this device already trains" in message.reason
     ]
     assert declined, "a device declined because it trained another task"
     for task in all_tasks:

@@ -354,7 +354,7 @@ async def test_with_the_token_runs_are_started_and_models_rolled_back(
         await page.click("#unlock")
         await page.evaluate("document.querySelector('dialog input').value = 'correct-horse'")
         await page.click("dialog button.primary")
-        await page.wait_until("document.querySelector('dialog').innerText.includes('invalid token')")
+        await page.wait_until("document.querySelector('dialog').innerText.includes('Invalid token')")
         assert await page.evaluate("document.querySelector('dialog').open && !window.fedbus.store.mayAct")
         await page.screenshot(SCREENSHOTS / "token-wrong.png")
         page.errors.clear()  # Chromium logs the expected 401
