@@ -125,6 +125,21 @@ def test_completion_imports_no_command(typed: str, completions: set[str], tmp_pa
     } == set()
 
 
+def test_events_decode_imports_no_client_and_no_terminal_library(tmp_path: Path) -> None:
+    """`nats sub --translate` starts it for every message."""
+    process = subprocess.run(
+        [sys.executable, "-c", RUN_AND_LIST_MODULES, "events", "decode"],
+        input=b"\xc0",
+        capture_output=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert process.stdout == b"null\n"
+    assert {name.partition(".")[0] for name in json.loads(process.stderr)} & {*LIBRARIES, "rich"} <= {
+        "pydantic"
+    }
+
+
 async def test_completion_offers_the_options_of_a_command(tmp_path: Path) -> None:
     environment = {
         "_FEDBUS_COMPLETE": "complete_bash",
