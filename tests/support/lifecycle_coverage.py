@@ -1,8 +1,9 @@
 """A check of the whole session: the tests of the agents have taken every transition of every lifecycle table.
 
 Each test with a federation records the transitions that its agents took (see `support.federation`), and each test of
-the scheduler's machine those that it decided (see `support.scheduler_machine`). The records of all xdist workers are merged when the session ends, so no test depends on another, and the order does not matter. The
-check runs where every test of the agents was selected and nothing failed.
+the scheduler's machine those that it decided (see `support.scheduler_machine`). The records of all xdist workers are
+merged when the session ends, so no test depends on another, and the order does not matter. The check runs where every
+test of the agents was selected and nothing failed.
 """
 
 from collections import defaultdict

@@ -103,7 +103,7 @@ def test_a_requested_run_is_created_opened_and_then_answered() -> None:
     assert scheduler.fire(SchedulerTimer.REPLY) == []
 
 
-def test_a_requester_gets_its_reply_before_a_busy_server_opens_the_run() -> None:
+def test_a_busy_server_does_not_delay_the_reply() -> None:
     scheduler = leading_scheduler()
     scheduler.request_run()
     assert replies_in(scheduler.fire(SchedulerTimer.REPLY)) == [STARTED]
@@ -132,7 +132,7 @@ def test_an_answer_about_an_earlier_run_changes_nothing() -> None:
     assert scheduler.run_state == RunState.REQUESTED
 
 
-def test_a_request_overrides_the_options_and_these_the_plan_of_the_task() -> None:
+def test_a_request_overrides_the_options_and_these_the_task() -> None:
     options = RunOverrides(rounds=7, config={"lr": 0.1})
     scheduler = leading_scheduler(overrides=options)
     scheduler.request_run(quorum=4, config={"strategy": "krum"})
@@ -215,7 +215,7 @@ def test_a_run_that_the_server_refuses_has_failed() -> None:
     assert scheduler.run.run == SECOND_RUN
 
 
-def test_a_refusal_of_a_run_that_the_server_has_opened_changes_nothing() -> None:
+def test_a_refusal_does_not_end_a_run_that_is_open() -> None:
     scheduler = leading_scheduler()
     scheduler.request_run()
     scheduler.move_server(ServerEvent.RUN_REQUESTED, run=FIRST_RUN, plan=RunPlan())
@@ -342,7 +342,7 @@ def test_a_run_that_is_not_opened_yet_is_stopped_at_once() -> None:
     ]
 
 
-def test_the_server_cancels_a_run_that_was_stopped_before_it_opened_it() -> None:
+def test_a_stopped_run_that_the_server_opens_is_cancelled() -> None:
     scheduler = leading_scheduler()
     scheduler.request_run()
     scheduler.request_stop()
