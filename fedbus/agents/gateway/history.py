@@ -8,8 +8,9 @@ from typing import Final
 
 from fedbus.agents.common.asyncio_tools import wait_within
 from fedbus.agents.gateway.records import LIFECYCLE, FeedRecord, to_full_record, to_record, trace_id
-from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.bus import Bus
 from fedbus.bus.errors import FederationNotFound
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import stream_subjects
@@ -109,15 +110,15 @@ class StreamHistory:
         effect = await self.read_message(stream, sequence)
         if effect is None:
             return None
-        chain, known, left = [effect], {effect.id: effect}, MAX_MESSAGES_READ
-        while (cause := chain[-1].cause) and len(chain) < MAX_CHAIN_LENGTH and left > 0:
-            if cause not in known:
-                records = await self._read_around(cause, min(left, MAX_MESSAGES_PER_STEP))
-                known |= {record.id: record for record in records}
-                left -= len(records)
-            if cause not in known or known[cause] in chain:
+        chain, by_id, budget = [effect], {effect.id: effect}, MAX_MESSAGES_READ
+        while (cause := chain[-1].cause) and len(chain) < MAX_CHAIN_LENGTH and budget > 0:
+            if cause not in by_id:
+                records = await self._read_around(cause, min(budget, MAX_MESSAGES_PER_STEP))
+                by_id |= {record.id: record for record in records}
+                budget -= len(records)
+            if cause not in by_id or by_id[cause] in chain:
                 break
-            chain.append(known[cause])
+            chain.append(by_id[cause])
         return chain[::-1], not chain[-1].cause
 
     async def _read_around(self, id: str, limit: int) -> list[FeedRecord]:
