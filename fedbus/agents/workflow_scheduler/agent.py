@@ -78,10 +78,11 @@ from fedbus.agents.workflow_scheduler.machine import SchedulerConfig, SchedulerM
 from fedbus.agents.workflow_scheduler.records import ScheduleRecord
 from fedbus.agents.workflow_scheduler.runs import SCHEDULED
 from fedbus.agents.workflow_scheduler.trigger_inputs import TRIGGER_MESSAGES
-from fedbus.bus.bus import Bus, Delivery, StoredMessage
+from fedbus.bus.bus import Bus, Delivery
 from fedbus.bus.errors import LeaseLost, NoResponse, RequestRefused, StaleOwner
 from fedbus.bus.lease import Lease
 from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.common.retry import RetryBackoff, backoff_s
 from fedbus.contracts import subjects
