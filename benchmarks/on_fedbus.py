@@ -14,7 +14,8 @@ from typing import Final
 from benchmarks.rounds import APP, Case, SideFailed, seconds_of_rounds
 from fedbus.app.local.stack import run_stack
 from fedbus.app.settings import Settings
-from fedbus.bus.bus import Bus, Identity, StoredMessage
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.server import ServerClosed

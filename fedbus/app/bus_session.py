@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.settings import Settings
 from fedbus.app.telemetry import log_to_stderr
-from fedbus.bus.bus import Bus, Identity, StoredMessage
+from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import BusUnreachable
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.credentials import parse_user

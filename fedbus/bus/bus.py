@@ -6,8 +6,8 @@
     listen     consume from the agent's durable consumer, from its last acknowledgement
     watch      read a stream, for command line and dashboard; acknowledges nothing
 
-A message that cannot be decoded is stored as a dead letter with the reason; the consumer continues. Lifecycles
-are in `lifecycles`, blobs in `blobs`.
+A message that cannot be decoded is stored as a dead letter with the reason; the consumer continues. Reads of streams
+are in `stream_reader`, lifecycles in `lifecycles`, blobs in `blobs`.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import structlog
 from nats.aio.client import Client
@@ -27,14 +27,9 @@ from nats.aio.subscription import Subscription
 from nats.errors import (
     ConnectionClosedError,
     NoRespondersError,
-    OutboundBufferLimitError,
-    StaleConnectionError,
 )
 from nats.errors import Error as NatsError
-from nats.errors import TimeoutError as NatsTimeout
-from nats.js import JetStreamContext
-from nats.js.api import ConsumerConfig, DeliverPolicy, RawStreamMsg
-from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
+from nats.js.errors import APIError, NotFoundError
 from nats.micro.request import Request as MicroRequest
 from nats.micro.service import Service
 from opentelemetry.trace import SpanContext
@@ -42,12 +37,11 @@ from opentelemetry.trace import SpanContext
 from fedbus.bus import raw_service, streams, tracing
 from fedbus.bus.blobs import Blobs
 from fedbus.bus.credentials import ANONYMOUS, BusAccess
-from fedbus.bus.errors import FederationNotFound, NoResponse, PublishRefused, RequestRefused
-from fedbus.bus.nats.cancellation import next_message
+from fedbus.bus.errors import NoResponse, PublishRefused, RequestRefused
 from fedbus.bus.nats.connection import Connection, open_connection
 from fedbus.bus.nats.flush import flush_subscriptions
 from fedbus.bus.nats.micro_service import micro_service
-from fedbus.common.retry import RetryBackoff, retry
+from fedbus.bus.stream_reader import TRANSIENT_ERRORS, StoredMessage, StreamReader, retry_forever
 from fedbus.contracts import subjects
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import NO_BLOB_AGENTS, requests_answered_by
@@ -65,12 +59,7 @@ from fedbus.contracts.message import REFUSED_HEADER, Body, Message, Refused, Req
 from fedbus.contracts.state_recall import GetLastTransition, LastTransition
 from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.telemetry import DEAD_LETTERS, QUEUE_DEPTH, increment, observable_gauge
-from fedbus.contracts.transition import Transition
 
-ACK_TIMEOUT_S: Final = 2.0
-RETRY_S: Final = 0.2
-READ_ATTEMPTS: Final = 5
-"""Attempts of a read that JetStream does not answer within ACK_TIMEOUT_S, for example on an overloaded machine."""
 SUBSCRIPTION_PENDING_BYTES: Final = 64 * 1024**2
 """Bytes that nats-py buffers in this process for a subscription whose handler is busy."""
 DEAD_LETTER_BYTES: Final = 16 * 1024
@@ -78,19 +67,8 @@ DEAD_LETTER_BYTES: Final = 16 * 1024
 CLOCK_SKEW_WARNING_S: Final = 3.0
 """The clock difference from which a warning is logged."""
 
-TRANSIENT_ERRORS: Final = (
-    NatsTimeout,
-    NoRespondersError,
-    NoStreamResponseError,
-    OutboundBufferLimitError,
-    StaleConnectionError,
-    OSError,
-)
-"""The exceptions of nats-py while the server is unavailable; operations retry on them without limit."""
-
 log = structlog.get_logger("fedbus.bus")
 
-T = TypeVar("T")
 Handler = Callable[[Any], Awaitable[Body]]
 
 
@@ -155,16 +133,6 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class StoredMessage:
-    """A message as stored in a stream."""
-
-    message: Message
-    envelope: Envelope
-    subject: str
-    sequence: int
-
-
-@dataclass(frozen=True)
 class ServiceInfo:
     """A NATS micro service that replied to a discovery ping."""
 
@@ -174,7 +142,7 @@ class ServiceInfo:
     task: str
 
 
-class Bus:
+class Bus(StreamReader):
     """The bus for one agent. Create it with `connect`."""
 
     def __init__(
@@ -185,19 +153,14 @@ class Bus:
         *,
         confined: bool = False,
     ) -> None:
+        super().__init__(connected, identity.fed)
         self.identity = identity
         self.blobs = blobs
         self.wait_closed = connected.wait_closed
         """Wait until the connection is closed for good, then raise BusClosed."""
-        self._connection = connected
-        self._client = client = connected.client
+        self._client = connected.client
         self._has_warned_of_skew = False
         self._is_restricted = confined and identity.is_client
-        self._js: JetStreamContext = client.jetstream(timeout=ACK_TIMEOUT_S)
-
-    @property
-    def fed(self) -> FederationId:
-        return self.identity.fed
 
     @property
     def source(self) -> str:
@@ -276,7 +239,7 @@ class Bus:
             except APIError as error:
                 raise PublishRefused(subject, f"{error.description} ({error.err_code})") from error
 
-        return await _retry(publish, TRANSIENT_ERRORS, "Publish not acknowledged; retrying", subject)
+        return await retry_forever(publish, TRANSIENT_ERRORS, "Publish not acknowledged; retrying", subject)
 
     # --- request and reply ----------------------------------------------------------------
 
@@ -444,96 +407,7 @@ class Bus:
         await self.publish_to_stream(dead, headers, raw.data[:DEAD_LETTER_BYTES])
         await raw.term()
 
-    # --- reading streams -----------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def read_stream(
-        self,
-        stream: str,
-        wanted: list[str],
-        *,
-        since: datetime | None = None,
-        after: int | None = None,
-        whole: bool = False,
-    ) -> AsyncIterator[AsyncIterator[StoredMessage]]:
-        """Read the messages of *stream* on the *wanted* subjects, stored and new; nothing is acknowledged.
-
-        Starts at the time *since*, after the sequence *after*, or with *whole* at the first stored message; without
-        any of these, only new messages.
-        """
-        config = ConsumerConfig(
-            deliver_policy=_deliver_policy(since, after, whole=whole),
-            opt_start_time=since,
-            opt_start_seq=None if after is None else after + 1,
-            filter_subjects=wanted,
-        )
-        subscription = await _retry_read(stream, lambda: self._subscribe_ordered(stream, wanted, config))
-        try:
-            yield _iter_stored(self._connection.messages(subscription))
-        finally:
-            with contextlib.suppress(NatsError):
-                await subscription.unsubscribe()
-
-    async def last_per_subject(self, stream: str, wanted: list[str]) -> list[StoredMessage]:
-        """Return the last message of *stream* on each of the *wanted* subjects.
-
-        Raises:
-            FederationNotFound: The stream does not exist.
-            NoResponse: JetStream does not answer.
-
-        """
-        return await _retry_read(stream, lambda: self._read_last_per_subject(stream, wanted))
-
-    async def _read_last_per_subject(self, stream: str, wanted: list[str]) -> list[StoredMessage]:
-        config = ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT, filter_subjects=wanted)
-        subscription = await self._subscribe_ordered(stream, wanted, config)
-        messages: list[StoredMessage] = []
-        try:
-            info = await subscription.consumer_info()
-            # Delivered messages may still be in transit, so the total is pending plus delivered.
-            delivered = info.delivered.consumer_seq if info.delivered else 0
-            for _ in range((info.num_pending or 0) + delivered):
-                raw = await next_message(subscription, ACK_TIMEOUT_S)
-                with contextlib.suppress(DecodeError):
-                    envelope, message = decode_message(raw.subject, raw.headers, raw.data)
-                    messages.append(
-                        StoredMessage(message, envelope, raw.subject, raw.metadata.sequence.stream)
-                    )
-        finally:
-            with contextlib.suppress(NatsError):
-                await subscription.unsubscribe()
-        return messages
-
-    async def last_per_device(self, kind: type[Message]) -> list[StoredMessage]:
-        """Return the last message of *kind* of each device; empty if an older federation lacks the stream."""
-        assert kind.keeps_last_value, kind.name
-        with contextlib.suppress(FederationNotFound):
-            return await self.last_per_subject(
-                streams.devices_stream(self.fed), [subjects.wildcard_for(self.fed, kind)]
-            )
-        return []
-
-    async def _subscribe_ordered(
-        self, stream: str, wanted: list[str], config: ConsumerConfig
-    ) -> JetStreamContext.PushSubscription:
-        try:
-            return await self._js.subscribe(wanted[0], stream=stream, config=config, ordered_consumer=True)
-        except (NotFoundError, NoStreamResponseError, ServiceUnavailableError):
-            raise FederationNotFound(self.fed) from None
-
-    async def sequence_range(self, stream: str) -> tuple[int, int]:
-        """Return the sequences of the first and the last message in *stream*.
-
-        Raises:
-            FederationNotFound: The stream does not exist.
-            NoResponse: JetStream does not answer.
-
-        """
-        try:
-            state = (await _retry_read(stream, lambda: self._js.stream_info(stream))).state
-        except (NotFoundError, NoStreamResponseError, ServiceUnavailableError):
-            raise FederationNotFound(self.fed) from None
-        return state.first_seq, state.last_seq
+    # --- clocks and last transitions -----------------------------------------------------------
 
     async def measure_clock_skew_s(self, task: str = "") -> float | None:
         """Return by how many seconds this machine's clock is ahead of the NATS server's; None without a reply.
@@ -565,26 +439,6 @@ class Bus:
             advice = "set the clock of this machine or of the server"
             log.warning("Clock skew against the NATS server", ahead_s=round(ahead_s, 1), advice=advice)
 
-    async def list_streams(self) -> dict[str, int] | None:
-        """Return the number of messages in each stream of the federation; None if JetStream is disabled."""
-        return await streams.list_streams(self._js, self.fed)
-
-    async def current_states(self, kind: str, key: str = ">") -> list[Transition]:
-        """Return the last transition of every entity of *kind*, or of one entity."""
-        stored = await self.last_transitions(kind, key)
-        return [one.message for one in stored if isinstance(one.message, Transition)]
-
-    async def last_transitions(self, kind: str, key: str = ">") -> list[StoredMessage]:
-        """Return the last transitions as stored messages, with envelope and sequence."""
-        return await self.last_per_subject(
-            streams.lifecycle_stream(self.fed), [subjects.lifecycle(self.fed, kind, key)]
-        )
-
-    async def last_per_sender(self, kind: type[Message], *, task: str) -> list[Message]:
-        """Return the last message of *kind* of each sender."""
-        wanted = subjects.wildcard_for(self.fed, kind, task=task)
-        return [one.message for one in await self.last_per_subject(streams.events_stream(self.fed), [wanted])]
-
     async def last_on_subject(self, subject: str) -> StoredMessage | None:
         """Return the last message of the lifecycle stream on *subject*; retries without limit while disconnected."""
         if self._is_restricted:
@@ -594,18 +448,6 @@ class Bus:
             return None
         envelope, message = decode_message(subject, raw.headers, raw.data or b"")
         return StoredMessage(message, envelope, subject, int(raw.seq or 0))
-
-    async def last_raw_message(self, stream: str, subject: str) -> RawStreamMsg | None:
-        """Return the last message of *stream* on *subject*, undecoded. For use within `fedbus.bus`."""
-
-        async def read() -> RawStreamMsg | None:
-            try:
-                return await self._js.get_last_msg(stream, subject)
-            except NotFoundError:
-                return None
-
-        errors = (*TRANSIENT_ERRORS, ServiceUnavailableError)
-        return await _retry(read, errors, "Stream read failed; retrying", subject)
 
     async def _request_last_transition(self, subject: str) -> StoredMessage | None:
         """Request the last message from the server side, for a client with credentials: see `state_recall`."""
@@ -618,7 +460,7 @@ class Bus:
             self._warn_on_clock_skew(_clock_skew_s(asked_at, reply.answered_at))
             return reply
 
-        last = await _retry(send, (NoResponse, RequestRefused), "State read failed; retrying", subject)
+        last = await retry_forever(send, (NoResponse, RequestRefused), "State read failed; retrying", subject)
         if not last.sequence:
             return None
         envelope, message = decode_message(subject, last.headers, last.body)
@@ -651,31 +493,10 @@ async def _open_blobs(client: Client, identity: Identity) -> AsyncIterator[Blobs
         yield Blobs(client, identity.fed, identity.blob_holder)
 
 
-async def _retry(
-    attempt: Callable[[], Awaitable[T]], errors: tuple[type[Exception], ...], event: str, subject: str
-) -> T:
-    """Call *attempt* every `RETRY_S` until it succeeds; log *event* at each of *errors*."""
-
-    def report(error: Exception, _: int) -> None:
-        log.warning(event, subject=subject, reason=str(error) or type(error).__name__)
-
-    return await retry(
-        attempt, on=errors, backoff=RetryBackoff(first_s=RETRY_S, max_s=RETRY_S), on_failure=report
-    )
-
-
 def _clock_skew_s(asked_at: datetime, answered_s: float) -> float | None:
     """Return how far the local clock is ahead of a clock that replied *answered_s*; None if it replied no time."""
     now_s = datetime.now(UTC).timestamp()
     return (asked_at.timestamp() + now_s) / 2 - answered_s if answered_s else None
-
-
-def _deliver_policy(since: datetime | None, after: int | None, *, whole: bool) -> DeliverPolicy:
-    if since is not None:
-        return DeliverPolicy.BY_START_TIME
-    if after is not None:
-        return DeliverPolicy.BY_START_SEQUENCE
-    return DeliverPolicy.ALL if whole else DeliverPolicy.NEW
 
 
 def _parse_reply(request: Request, reply: Msg) -> Any:
@@ -715,28 +536,3 @@ async def _iter_messages(messages: AsyncIterator[Msg]) -> AsyncIterator[Message]
     async for raw in messages:
         with contextlib.suppress(DecodeError):  # no consumer waits for this message, so it is dropped
             yield decode_message(raw.subject, raw.headers, raw.data)[1]
-
-
-async def _retry_read(stream: str, read: Callable[[], Awaitable[T]]) -> T:
-    """Retry *read* while JetStream does not answer.
-
-    Raises:
-        NoResponse: JetStream did not answer in `READ_ATTEMPTS` attempts.
-
-    """
-    for _ in range(READ_ATTEMPTS):
-        try:
-            return await read()
-        except NatsTimeout:
-            log.warning(
-                "Stream read failed; retrying", stream=stream, reason=f"no reply within {ACK_TIMEOUT_S:g} s"
-            )
-    reason = f"no reply in {READ_ATTEMPTS} attempts of {ACK_TIMEOUT_S:g} s"
-    raise NoResponse(f"a read of {stream}", "nats-server", reason)
-
-
-async def _iter_stored(messages: AsyncIterator[Msg]) -> AsyncIterator[StoredMessage]:
-    async for raw in messages:
-        with contextlib.suppress(DecodeError):
-            envelope, message = decode_message(raw.subject, raw.headers, raw.data)
-            yield StoredMessage(message, envelope, raw.subject, raw.metadata.sequence.stream)

@@ -11,8 +11,7 @@ from opentelemetry import trace
 from structlog.testing import capture_logs
 from support import NatsServer, OwnNatsServer, eventually
 
-from fedbus.bus import bus as bus_module
-from fedbus.bus import streams
+from fedbus.bus import stream_reader, streams
 from fedbus.bus.bus import Bus, Delivery, Identity
 from fedbus.bus.errors import BusClosed, BusUnreachable, NoResponse, RequestRefused
 from fedbus.contracts import subjects
@@ -300,7 +299,7 @@ async def test_a_consumer_ends_with_its_own_bus(nats: NatsServer) -> None:
 @pytest.fixture
 async def impatient(own_nats: OwnNatsServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bus]:
     """A bus with a short timeout for JetStream."""
-    monkeypatch.setattr(bus_module, "ACK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(stream_reader, "ACK_TIMEOUT_S", 0.1)
     async with Bus.connect(own_nats.url, Identity(FED, "test")) as bus:
         yield bus
 

@@ -8,9 +8,10 @@ from opentelemetry.trace import StatusCode
 from support import NatsServer, OwnNatsServer, eventually
 from support.recorded_telemetry import record_spans
 
-from fedbus.bus.bus import ACK_TIMEOUT_S, Bus, Identity
+from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import StaleOwner
 from fedbus.bus.lifecycles import LifecycleStore
+from fedbus.bus.stream_reader import ACK_TIMEOUT_S
 from fedbus.contracts.client import CLIENT, ClientData, ClientEvent, ClientState
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.lifecycle import IllegalChange, IllegalTransition

@@ -7,7 +7,7 @@ from support.all_agents import run_all_agents, start_run, wait_for_run_end
 from support.federation import FED, FederationHarness
 
 from fedbus.agents.gateway.history import StreamHistory
-from fedbus.bus.bus import StoredMessage
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import stream_subjects

@@ -20,8 +20,9 @@ from typing import Any, Final, TypeVar
 
 from fedbus.app.composition.agents import AgentConfig, ClientConfig
 from fedbus.app.views.federation_status import apply_stored
-from fedbus.bus.bus import Bus, Identity, StoredMessage
+from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import NoResponse, RequestRefused
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import requests_answered_by, stream_subjects

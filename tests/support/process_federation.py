@@ -11,7 +11,8 @@ import psutil
 from fedbus.app.demo.live_view import format_transition
 from fedbus.app.local.stack import LocalStack, run_stack
 from fedbus.app.settings import Settings
-from fedbus.bus.bus import Bus, Identity, StoredMessage
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.run import RunData, StartRun

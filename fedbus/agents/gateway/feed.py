@@ -25,8 +25,9 @@ import structlog
 
 from fedbus.agents.common.asyncio_tools import wait_within
 from fedbus.agents.gateway.records import EVENTS, LIFECYCLE, FeedRecord, to_jsonable, to_record, truncate
-from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.bus import Bus
 from fedbus.bus.errors import FederationNotFound
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.common.retry import retry
 from fedbus.contracts import subjects

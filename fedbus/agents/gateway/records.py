@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from fedbus.bus.bus import StoredMessage
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.contracts.message import Family
 
 EVENTS: Final = "e"

@@ -26,7 +26,8 @@ from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.local.stack import LocalStack, run_stack
 from fedbus.app.settings import Settings
 from fedbus.app.views.federation_status import apply_stored
-from fedbus.bus.bus import Bus, Identity, StoredMessage
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.client import InferenceState

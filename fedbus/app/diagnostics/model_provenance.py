@@ -18,7 +18,8 @@ from fedbus.app.composition.initial_code import code_address, code_from_settings
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.settings import Settings
 from fedbus.app.views.event_replay import CLOCK_RESOLUTION, is_about_run
-from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.bus import Bus
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import stream_subjects

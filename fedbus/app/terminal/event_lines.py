@@ -9,7 +9,7 @@ from rich.text import Text
 
 from fedbus.app.terminal.output import format_size
 from fedbus.app.terminal.plain import printable
-from fedbus.bus.bus import StoredMessage
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef
 from fedbus.contracts.run import RoundResult, RunOverrides, RunPlan

@@ -17,7 +17,8 @@ from fedbus.app.terminal.plain import printable
 from fedbus.app.terminal.top_screen import pluralize, render_bar, rounds_done
 from fedbus.app.views.federation_status import apply_stored
 from fedbus.bus.background import background_task
-from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.bus import Bus
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.client import RoundReply

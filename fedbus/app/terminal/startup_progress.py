@@ -12,7 +12,8 @@ from rich.console import Console
 from fedbus.app.bus_session import latest_transitions
 from fedbus.app.terminal.progress_bar import status_line
 from fedbus.app.views.federation_status import apply_stored
-from fedbus.bus.bus import Bus, Identity, StoredMessage
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.client import ClientState

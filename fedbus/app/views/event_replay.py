@@ -12,7 +12,8 @@ from typing import Final
 
 from fedbus.agents.common.asyncio_tools import wait_within
 from fedbus.app.failures import CliError, ExitCode
-from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.bus import Bus
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.run import RUN, RunData

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from fedbus.agents.common.asyncio_tools import wait_within
-from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.bus import Bus
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
 

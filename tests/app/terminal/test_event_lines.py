@@ -8,7 +8,7 @@ from fedbus.app.bus_session import parse_time
 from fedbus.app.terminal.event_lines import describe_facts, message_record, render_line, sender_of, short_text
 from fedbus.app.terminal.output import format_age, format_size
 from fedbus.app.terminal.plain import to_json
-from fedbus.bus.bus import StoredMessage
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.contracts.envelope import make_envelope
 from fedbus.contracts.examples import BLOB, EXAMPLES, MODEL, PLAN, RESULT
 from fedbus.contracts.message import Message

@@ -18,7 +18,8 @@ from fedbus.app.terminal.event_lines import message_record, render_line, short_t
 from fedbus.app.terminal.plain import print_json, to_json
 from fedbus.app.terminal.run_progress import render_transition, show_progress
 from fedbus.app.views.event_tail import read_until_lost
-from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.bus import Bus
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.identifiers import check_id

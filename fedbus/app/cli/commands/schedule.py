@@ -7,7 +7,7 @@ import typer
 from fedbus.app.bus_session import connect_bus, latest_transitions, run_async, transition_of
 from fedbus.app.terminal import output
 from fedbus.app.terminal.plain import print_json, printable
-from fedbus.bus.bus import StoredMessage
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.contracts.scheduling import ScheduleData, ScheduleEvent
 
 OVERLAP_TEXT: Final = {

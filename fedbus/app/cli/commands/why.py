@@ -9,7 +9,8 @@ from fedbus.app.bus_session import connect_bus, latest_messages, latest_transiti
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
 from fedbus.app.terminal.plain import print_json, printable
-from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.bus import Bus
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.client import ClientDeclined

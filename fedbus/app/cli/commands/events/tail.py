@@ -13,7 +13,7 @@ from fedbus.app.terminal.plain import to_json
 from fedbus.app.terminal.progress_bar import progress_bar
 from fedbus.app.views.event_replay import pace, read_window, resolve_window
 from fedbus.app.views.event_tail import follow_streams
-from fedbus.bus.bus import StoredMessage
+from fedbus.bus.stream_reader import StoredMessage
 
 
 def tail(

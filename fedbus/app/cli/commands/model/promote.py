@@ -18,7 +18,8 @@ from fedbus.app.terminal import output
 from fedbus.app.terminal.plain import print_json
 from fedbus.app.terminal.progress_bar import ShowStatus, progress_bar, status_line
 from fedbus.app.terminal.startup_progress import shorten_names
-from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.bus import Bus
+from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.champion import PromoteModel, RollBackModel, StartLineage
