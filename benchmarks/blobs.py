@@ -23,7 +23,8 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from fedbus.bus.blobs import CHUNK_BYTES, Blobs
+from benchmarks.on_bare_nats import publish_chunks
+from fedbus.bus.blobs import Blobs
 from fedbus.contracts.identifiers import federation_id
 from fedbus.contracts.model import BlobRef
 
@@ -67,7 +68,7 @@ async def client(url: str, number: int, mib: float) -> None:
             received_bytes += len(message.data)
             if received_bytes == size:
                 received_bytes = 0
-                await publish_bare(connection, "bench.up", memoryview(weights))
+                await publish_chunks(connection, "bench.up", memoryview(weights))
 
         async def end(_: Msg) -> None:
             ended.set()
@@ -80,11 +81,6 @@ async def client(url: str, number: int, mib: float) -> None:
         await connection.publish("bench.ready")
         await ended.wait()
     await connection.close()
-
-
-async def publish_bare(connection: Client, subject: str, weights: memoryview) -> None:
-    for start in range(0, len(weights), CHUNK_BYTES):
-        await connection.publish(subject, bytes(weights[start : start + CHUNK_BYTES]))
 
 
 # --- the server: one round with each method ------------------------------------------------------
@@ -124,7 +120,7 @@ class BlobServer:
     async def by_bare_nats(self) -> None:
         self._received_bytes = 0
         self._all_received.clear()
-        await publish_bare(self._connection, "bench.down", memoryview(self._weights))
+        await publish_chunks(self._connection, "bench.down", memoryview(self._weights))
         await self._all_received.wait()
 
     async def by_store(self) -> None:

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import on_bare_nats, on_fedbus, on_flower
-from benchmarks.rounds import Case, SideFailed, load_average
+from benchmarks.rounds import Case, SideFailed, load_average, parse_case
 from fedbus.agents.common.asyncio_tools import wait_for_first
 from fedbus.app import telemetry
 from fedbus.app.entrypoints.signals import stop_on_signals
@@ -145,25 +145,12 @@ def _round_count(case: Case) -> int:
     return MANY_ROUNDS if case.size_bytes < SMALL_BYTES else FEW_ROUNDS
 
 
-def _parse_case(text: str) -> Case:
-    clients, _, mib = text.partition("x")
-    try:
-        case = Case(int(clients), float(mib))
-    except ValueError:
-        case = Case(0, 0)
-    if not (1 <= case.clients <= 64 and 0 < case.mib <= 1024):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a valid case. Write clients x MiB, for example 4x10"
-        )
-    return case
-
-
 def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--case", type=_parse_case, nargs="+", default=list(map(_parse_case, DEFAULT_CASES)), metavar="NxMIB"
+        "--case", type=parse_case, nargs="+", default=list(map(parse_case, DEFAULT_CASES)), metavar="NxMIB"
     )
     parser.add_argument("--all", action="store_true", help=f"the cases {', '.join(ALL_CASES)}")
     parser.add_argument("--repeat", type=int, default=2, help="number of runs of each system")
@@ -188,7 +175,7 @@ async def _run_until_signal(options: argparse.Namespace, results: list[Result], 
 def main() -> int:
     options, console = _parse_options(), Console()
     telemetry.log_to_stderr(level="ERROR")
-    cases = list(map(_parse_case, ALL_CASES)) if options.all else options.case
+    cases = list(map(parse_case, ALL_CASES)) if options.all else options.case
     results = [Result(case) for case in cases]
     try:
         is_complete = asyncio.run(_run_until_signal(options, results, console))

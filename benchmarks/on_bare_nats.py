@@ -77,7 +77,7 @@ class BareNatsServer:
         self._received_bytes = 0
         self._all_received.clear()
         start = time.perf_counter()
-        await _publish(self._connection, DOWN, self._weights)
+        await publish_chunks(self._connection, DOWN, self._weights)
         await self._all_received.wait()
         return time.perf_counter() - start
 
@@ -91,7 +91,7 @@ async def _client(url: str, size_bytes: int) -> None:
         received_bytes += len(message.data)
         if received_bytes == size_bytes:
             received_bytes = 0
-            await _publish(connection, UP, weights)
+            await publish_chunks(connection, UP, weights)
 
     await connection.subscribe(DOWN, cb=down)
     await connection.flush()
@@ -103,9 +103,10 @@ def _weights(size_bytes: int) -> bytes:
     return np.random.default_rng(1).bytes(size_bytes)
 
 
-async def _publish(connection: Client, subject: str, weights: bytes) -> None:
+async def publish_chunks(connection: Client, subject: str, weights: bytes | memoryview) -> None:
+    """Publish *weights* in chunks of the size of a blob's."""
     for start in range(0, len(weights), CHUNK_BYTES):
-        await connection.publish(subject, weights[start : start + CHUNK_BYTES])
+        await connection.publish(subject, bytes(weights[start : start + CHUNK_BYTES]))
 
 
 if __name__ == "__main__":

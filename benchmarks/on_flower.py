@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -14,6 +13,7 @@ import psutil
 from benchmarks.rounds import APP, Case, SideFailed, read_stamps, seconds_of_rounds
 from fedbus.agents.common.child_process import ChildProcess, describe_exit, log_tail
 from fedbus.app.local import orphan_guard
+from fedbus.app.local.supervisor import find_free_port
 
 WARMUP_ROUNDS: Final = 1
 TIMEOUT_S: Final = 180.0
@@ -35,7 +35,7 @@ async def run_rounds(case: Case, count: int, directory: Path, *, poll_s: float |
 
     *poll_s* replaces Flower's poll interval of one second.
     """
-    stamps, port = directory / "stamps", _free_port()
+    stamps, port = directory / "stamps", find_free_port()
     environment = _environment(directory, port) | case.environment(stamps)
     if poll_s is not None:
         environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = str(poll_s)
@@ -75,7 +75,7 @@ async def _kill_descendants(link: ChildProcess) -> AsyncIterator[None]:
 
 
 def _supernode(number: int, directory: Path, port: int, environment: Mapping[str, str]) -> ChildProcess:
-    options = ("--insecure", "--superlink", f"{HOST}:{port}", "--host", HOST, "--port", str(_free_port()))
+    options = ("--insecure", "--superlink", f"{HOST}:{port}", "--host", HOST, "--port", str(find_free_port()))
     return _program("flower-supernode", *options, log=directory / f"supernode-{number}.log", env=environment)
 
 
@@ -135,10 +135,3 @@ def _environment(directory: Path, port: int) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",  # Flower starts its own programs by name
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port

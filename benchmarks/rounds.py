@@ -1,5 +1,6 @@
-"""Shared code of the round benchmarks: the case, the environment of the app, and its time stamps."""
+"""Shared code of the round benchmarks: cases, the environment of the app, and its time stamps."""
 
+import argparse
 import itertools
 import os
 from dataclasses import dataclass
@@ -29,12 +30,26 @@ class Case:
         return f"{self.clients} clients × {self.mib:g} MiB"
 
     def environment(self, stamps: Path) -> dict[str, str]:
-        """The environment of the app: the size of its model, and the file for time stamps."""
+        """Return the environment of the app: the size of its model, and the file for time stamps."""
         return {
             "NOOP_BYTES": str(self.size_bytes),
             "NOOP_CLIENTS": str(self.clients),
             "NOOP_STAMPS": str(stamps),
         }
+
+
+def parse_case(text: str) -> Case:
+    """Parse ``<clients>x<MiB>``. Raises argparse.ArgumentTypeError."""
+    clients, _, mib = text.partition("x")
+    try:
+        case = Case(int(clients), float(mib))
+    except ValueError:
+        case = Case(0, 0)
+    if not (1 <= case.clients <= 64 and 0 < case.mib <= 1024):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a valid case. Write clients x MiB, for example 4x10"
+        )
+    return case
 
 
 def read_stamps(stamps: Path) -> list[float]:

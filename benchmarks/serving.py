@@ -116,7 +116,7 @@ async def serve_fedbus(directory: Path) -> None:
 
 
 async def serve_bare(directory: Path) -> None:
-    """A minimal server that answers the same request with the same model."""
+    """Run a minimal server that serves the same request with the same model."""
     task = load_task()
     predictor = TorchPredictor(task, write_models(directory, task)[0][1])
 
@@ -194,7 +194,7 @@ async def run_server(system: str) -> AsyncIterator[ServerUnderTest]:
 
 
 def make_request() -> bytes:
-    """A request with one sample as JSON."""
+    """Build a request with one sample as JSON."""
     pixels = np.random.default_rng(7).integers(0, 256, PIXELS) / 255
     body = json.dumps({"inputs": [[round(float(pixel), 4) for pixel in pixels]]}).encode()
     header = (

@@ -32,7 +32,7 @@ from typing import Final
 import psutil
 
 from benchmarks import on_fedbus
-from benchmarks.rounds import Case, SideFailed, load_average, read_stamps
+from benchmarks.rounds import Case, SideFailed, load_average, parse_case, read_stamps
 from fedbus.agents.common.asyncio_tools import wait_for_first
 from fedbus.app import telemetry
 from fedbus.app.entrypoints.signals import stop_on_signals
@@ -200,16 +200,11 @@ async def _run_until_signal(options: argparse.Namespace) -> dict[str, list[Bench
     return results
 
 
-def _parse_case(text: str) -> Case:
-    clients, _, mib = text.partition("x")
-    return Case(int(clients), float(mib))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--case", type=_parse_case, nargs="+", default=[Case(2, 0.25)], metavar="NxMIB")
+    parser.add_argument("--case", type=parse_case, nargs="+", default=[Case(2, 0.25)], metavar="NxMIB")
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--turn", type=int, default=150, help="rounds in each turn")
     parser.add_argument(

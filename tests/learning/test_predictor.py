@@ -138,7 +138,7 @@ def test_a_function_of_the_task_leaves_the_classes_unknown(
         ({"more": torch.zeros(1)}, "'more' .* is not expected"),
     ],
 )
-def test_weights_of_another_model_are_rejected_by_the_first_difference(
+def test_weights_of_another_model_are_rejected(
     task: Task, directory: Path, change: dict[str, torch.Tensor | None], reason: str
 ) -> None:
     state = {name: tensor for name, tensor in {**train_model(), **change}.items() if tensor is not None}

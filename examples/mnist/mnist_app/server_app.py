@@ -27,7 +27,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def make_strategy(config: dict[str, bool | int | float | str]) -> Strategy:
-    """Create the strategy; each continues while two clients are left."""
+    """Create the strategy that *config* names. Each needs at least two clients."""
     makers: dict[str, Callable[..., Strategy]] = {
         "fedavg": FedAvg,
         "fedprox": lambda **common: FedProx(**common, proximal_mu=float(config["proximal-mu"])),
@@ -36,7 +36,7 @@ def make_strategy(config: dict[str, bool | int | float | str]) -> Strategy:
     }
     name = str(config["strategy"])
     if name not in makers:
-        raise ValueError(f"unknown strategy {name!r}: choose one of {', '.join(makers)}")
+        raise ValueError(f"unknown strategy {name!r}; choose one of {', '.join(makers)}")
     return makers[name](
         fraction_evaluate=float(config["fraction-evaluate"]),
         min_train_nodes=2,
@@ -50,9 +50,9 @@ def make_evaluator(folder: str) -> Callable[[int, ArrayRecord], MetricRecord]:
     inputs, labels = data.evaluation_set(folder)
     model = Net()
 
-    def judge(_round: int, arrays: ArrayRecord) -> MetricRecord:
+    def evaluate_model(_round: int, arrays: ArrayRecord) -> MetricRecord:
         model.load_state_dict(arrays.to_torch_state_dict())
         loss, accuracy = evaluate(model, inputs, labels)
         return MetricRecord({"loss": loss, "accuracy": accuracy})
 
-    return judge
+    return evaluate_model

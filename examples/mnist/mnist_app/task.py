@@ -52,13 +52,13 @@ def train(
 
 
 def batches(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All samples once, in random order."""
-    for chosen in torch.randperm(len(y)).split(size):
-        yield x[chosen], y[chosen]
+    """Yield all samples once in batches, in random order."""
+    for indices in torch.randperm(len(y)).split(size):
+        yield x[indices], y[indices]
 
 
 def proximal_term(model: nn.Module, anchor: list[Tensor], mu: float) -> Tensor | float:
-    """The proximal term of FedProx: the squared distance from the global model."""
+    """Return FedProx's proximal term (Li et al., 2020): mu / 2 times the squared distance from the global model."""
     if not anchor:
         return 0.0
     return mu / 2 * sum((w - a).square().sum() for w, a in zip(model.parameters(), anchor, strict=True))
@@ -66,7 +66,7 @@ def proximal_term(model: nn.Module, anchor: list[Tensor], mu: float) -> Tensor |
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, inputs: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Mean loss and accuracy."""
+    """Return the mean loss and the accuracy."""
     model.eval()
     outputs, truth = model(torch.from_numpy(inputs)), torch.from_numpy(labels)
     return float(cross_entropy(outputs, truth)), float((outputs.argmax(1) == truth).double().mean())

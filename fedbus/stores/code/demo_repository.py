@@ -17,6 +17,7 @@ from typing import Final
 
 from fedbus.stores.code.interface import GitNotInstalled
 from fedbus.stores.errors import StoreError
+from fedbus.stores.tasks import git_version
 
 AUTHOR: Final = "fedbus-demo@localhost"
 TIMEOUT_S: Final = 30.0
@@ -68,7 +69,7 @@ class DemoRepository:
         return self._git("rev-parse", "HEAD").strip()
 
     def _git(self, *arguments: str) -> str:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {
+        environment = git_version.environment_without_git() | {
             "GIT_CONFIG_GLOBAL": os.devnull,
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_AUTHOR_NAME": "fedbus demo",

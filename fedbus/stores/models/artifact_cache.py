@@ -199,10 +199,7 @@ def _is_file_at(file: BinaryIO, path: Path) -> bool:
 
 def _has_digest(file: BinaryIO, sha256: str) -> bool:
     file.seek(0)
-    digest = hashlib.sha256()
-    while piece := file.read(1024**2):
-        digest.update(piece)
-    return digest.hexdigest() == sha256
+    return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
 
 def _remove_unless_locked(path: Path) -> int:

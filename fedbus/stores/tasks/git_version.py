@@ -74,8 +74,8 @@ def build_environment(*, to_fetch: bool = False) -> dict[str, str]:
         user_settings = {
             name: value for name, value in os.environ.items() if name.startswith(_USER_VARIABLES)
         }
-        return _environment_without_git() | user_settings | _ENVIRONMENT
-    return _environment_without_git() | _ENVIRONMENT | _EMPTY_CONFIGURATION
+        return environment_without_git() | user_settings | _ENVIRONMENT
+    return environment_without_git() | _ENVIRONMENT | _EMPTY_CONFIGURATION
 
 
 def read_version() -> tuple[int, int]:
@@ -109,7 +109,7 @@ def _run_git(directory: Path, *arguments: str) -> bytes:
     try:
         result = subprocess.run(
             build_command(directory, *arguments),
-            env=_environment_without_git() | _ENVIRONMENT,
+            env=environment_without_git() | _ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=TIMEOUT_S,
@@ -122,6 +122,6 @@ def _run_git(directory: Path, *arguments: str) -> bytes:
     return result.stdout
 
 
-def _environment_without_git() -> dict[str, str]:
+def environment_without_git() -> dict[str, str]:
     """Return the environment without GIT_* variables, which could name another repository."""
     return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

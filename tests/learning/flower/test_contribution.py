@@ -19,7 +19,7 @@ def update(value: float) -> dict[str, Any]:
 
 
 def score_nearness_to_one(_: int, arrays: ArrayRecord) -> MetricRecord:
-    """The loss is zero for a model of ones."""
+    """Return a loss that is zero for a model of ones."""
     assert arrays["n"].numpy().dtype == np.int64
     return MetricRecord({"loss": float(np.abs(arrays["w"].numpy() - 1.0).sum())})
 

@@ -189,7 +189,7 @@ def test_a_directory_without_an_app_is_rejected(tmp_path: Path) -> None:
 
 
 def test_invalid_python_is_reported_with_its_line(task: Path) -> None:
-    line = edit(task / "moons_app" / "server_app.py", "def judge(", "def judge[(")
+    line = edit(task / "moons_app" / "server_app.py", "def evaluate_global(", "def evaluate_global[(")
     problem = only_problem(task)
     assert (problem.file, problem.line, problem.what) == ("moons_app/server_app.py", line, "is not Python")
 
