@@ -81,8 +81,8 @@ class _DeployedCode:
     def load_again(self) -> list[Effect]:
         return [LoadDeployedCode(self._loading)] if self._loading else []
 
-    def loaded(self, version: str) -> bool:
-        """True if *version* is still the one to use."""
+    def accept(self, version: str) -> bool:
+        """End the loading of *version*; False if another version is deployed by now."""
         if version != self._loading:
             return False
         self._loading = ""
@@ -90,7 +90,7 @@ class _DeployedCode:
 
     def rejected(self, version: str, reason: str) -> list[Effect]:
         self._rejected = version
-        if not self.loaded(version):
+        if not self.accept(version):
             return []
         text = "Code version rejected; keeping the current run configuration"
         return [Log("warning", text, {"code": version, "reason": reason})]
@@ -238,7 +238,7 @@ class SchedulerMachine:
             return self._startup_code_result(startup, event, now)
         match event:
             case DeployedCodeLoaded(task=task):
-                return self._change_to(task, now) if self._code.loaded(task.code_version) else []
+                return self._change_to(task, now) if self._code.accept(task.code_version) else []
             case DeployedCodeRejected(version=version, reason=reason):
                 return self._code.rejected(version, reason)
             case DeployedCodeUnavailable(version=version, reason=reason):
