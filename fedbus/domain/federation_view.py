@@ -282,6 +282,7 @@ class FederationView:
         self._max_finished_runs = max_finished_runs
         self._finished_runs: dict[str, int] = {}
         """The sequence of the last transition of each finished run."""
+        self._active_runs: dict[str, EntityState[RunData]] = {}
         self._forgotten_sequence = -1
         """The highest sequence of a forgotten run: what comes up to it about an unknown run is a redelivery."""
 
@@ -339,7 +340,9 @@ class FederationView:
             return False
         if run.state in FINAL_RUN_STATES:
             self._finished_runs[run.data.run] = run.sequence
+            self._active_runs.pop(run.data.run, None)
         else:  # a newer version of fedbus may start a finished run again
+            self._active_runs[run.data.run] = run
             self._finished_runs.pop(run.data.run, None)
         if len(self._finished_runs) > self._max_finished_runs:
             oldest = min(self._finished_runs, key=self._finished_runs.__getitem__)
@@ -397,26 +400,21 @@ class FederationView:
     @property
     def active_runs(self) -> list[EntityState[RunData]]:
         """The runs that have not finished, in the order of their requests."""
-        return [one for one in self._runs_by_request() if one.state not in FINAL_RUN_STATES]
+        return sorted(self._active_runs.values(), key=_request_order)
 
     @property
     def finished_runs(self) -> list[EntityState[RunData]]:
         """The runs that finished, failed or were cancelled, in the order of their requests."""
-        return [one for one in self._runs_by_request() if one.state in FINAL_RUN_STATES]
+        return sorted((self.runs[run] for run in self._finished_runs), key=_request_order)
 
     @property
     def latest_run(self) -> EntityState[RunData] | None:
         """The run that was requested last."""
         return max(self.runs.values(), key=_request_order, default=None)
 
-    def _runs_by_request(self) -> list[EntityState[RunData]]:
-        return sorted(self.runs.values(), key=_request_order)
-
     def active_run(self, task: str) -> EntityState[RunData] | None:
         """Return the run of *task* that has not finished; of several the one that was requested last."""
-        active = (
-            one for one in self.runs.values() if one.data.task == task and one.state not in FINAL_RUN_STATES
-        )
+        active = (run for run in self._active_runs.values() if run.data.task == task)
         return max(active, key=_request_order, default=None)
 
     def champion(self, task: str) -> ModelRef | None:
