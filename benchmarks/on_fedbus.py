@@ -1,7 +1,7 @@
 """Runs the rounds on fedbus with default settings.
 
-Processes: the embedded nats-server, which syncs each event to disk; the server side; each client with its three
-agents; and the child processes of the ServerApp and the ClientApps.
+The processes are the embedded nats-server, which syncs each event to disk; the server side; each client with its
+three agents; and the child processes of the ServerApp and the ClientApps.
 """
 
 import asyncio

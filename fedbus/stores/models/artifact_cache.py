@@ -17,6 +17,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Final, TypeAlias
 
@@ -197,7 +198,7 @@ def _is_file_at(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def _has_digest(file: BinaryIO, sha256: str) -> bool:
+def _has_digest(file: BufferedReader, sha256: str) -> bool:
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 

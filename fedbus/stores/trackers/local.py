@@ -1,4 +1,4 @@
-"""The built-in tracker: a SQLite file with a row for each round, for `fedbus run curve` and for scripts.
+"""The built-in tracker: a SQLite file with a row for each round, which scripts read with `read_rounds`.
 
 It also records which events the other trackers received, so that a restarted monitor does not send them twice.
 """
