@@ -294,7 +294,9 @@ async def test_expired_recruiting_names_the_clients_that_declined(
         )
     await join(fed, "c2")  # which has looked again
     transition = await fed.wait_for_event("server", "recruiting_expired")
-    assert transition.reason == ("1 of 2 clients joined in time (c2); c1 declined: c1 trains for another task")
+    assert transition.reason == (
+        "1 of 2 clients joined in time (c2); c1 declined: c1 trains for another task"
+    )
 
 
 async def test_a_run_is_opened_once_however_often_it_is_asked_for(
@@ -393,7 +395,11 @@ async def test_a_lost_flower_server_resumes_from_the_last_checkpoint(
     assert fed.events_of("server")[-3:] == ["round_finished", "server_lost", "server_recovered"]
     assert [start.first_round for start in flower.start_requests] == [1, 2]
     assert flower.start_requests[1].artifact == await flower.make_model(1)
-    assert set(again.cohort) == {"c1", "c2", "late"}  # including the client that joined while the server was lost
+    assert set(again.cohort) == {
+        "c1",
+        "c2",
+        "late",
+    }  # including the client that joined while the server was lost
 
 
 async def test_a_second_owner_ends_the_manager_during_a_request_too(

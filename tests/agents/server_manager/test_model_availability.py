@@ -305,7 +305,9 @@ async def test_a_restart_waits_for_an_unusable_store(
         assert ERROR_TEXT[trouble] in transition.reason
         assert await refusal_reason(request_run(fed)) == transition.reason
         if trouble is not StoreProblem.DAMAGED:  # corrupt: the champion itself is available
-            assert transition.reason in await refusal_reason(lambda: fed.bus.request(GetServerInfo(task=TASK)))
+            assert transition.reason in await refusal_reason(
+                lambda: fed.bus.request(GetServerInfo(task=TASK))
+            )
         if trouble is StoreProblem.UNAVAILABLE and isinstance(store_under_test, DirectoryStore):
             assert not store_under_test.home.exists(), "nothing is created in place of the unavailable store"
 

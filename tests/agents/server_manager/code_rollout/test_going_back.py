@@ -163,7 +163,9 @@ async def test_a_person_ends_a_rollout(
     await fed.wait_for_event("code", "rollout_reverted")
 
 
-async def test_a_revert_without_a_target_is_refused_with_a_reason(fed: FederationHarness, server: RolloutServer) -> None:
+async def test_a_revert_without_a_target_is_refused_with_a_reason(
+    fed: FederationHarness, server: RolloutServer
+) -> None:
     with pytest.raises(RequestRefused, match="there is no version before"):
         await fed.bus.request(RevertCode(task=TASK))
     with pytest.raises(RequestRefused):
