@@ -109,7 +109,7 @@ def test_a_loss_of_nan_is_equal_in_manifest_and_log() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "versions", "says"),
+    ("line", "versions", "problem"),
     [
         ([make_manifest(1, None)], [], ""),
         ([make_manifest(4, 2), make_manifest(2, 1), make_manifest(1, None)], [2, 1], ""),
@@ -123,10 +123,10 @@ def test_a_loss_of_nan_is_equal_in_manifest_and_log() -> None:
     ],
 )
 def test_the_ancestors_end_at_the_first_model_of_the_lineage(
-    line: Sequence[Manifest], versions: list[int], says: str
+    line: Sequence[Manifest], versions: list[int], problem: str
 ) -> None:
     found, wrong = trace_ancestry(line[0], {one.version: one for one in line})
-    assert ([one.version for one in found], wrong) == (versions, says)
+    assert ([one.version for one in found], wrong) == (versions, problem)
 
 
 def test_gaps_and_illegal_transitions_are_found() -> None:

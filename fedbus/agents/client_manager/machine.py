@@ -532,7 +532,7 @@ class ClientMachine:
     # --- serving ------------------------------------------------------------------------------------
 
     def _serve(self, event: ClientEvent, reason: str = "", then: Sequence[Effect] = ()) -> list[Effect]:
-        """Serve what is served, perform *then*, and begin what waits."""
+        """Serve what is served, perform *then*, and start what waits."""
         self._step = Ready()
         move = self._record.move(event, self._served_changes(), reason=reason)
         return [CancelTimer(ClientTimer.APPLY), move, *then, *self._next_work()]
@@ -545,7 +545,7 @@ class ClientMachine:
         return changes
 
     def _next_work(self) -> list[Effect]:
-        """Nothing is under way: begin other code first, then a newer model, then a run that recruits clients."""
+        """Start the next work: other code first, then a newer model, then a run that recruits clients."""
         if (version := self._code.wanted) is not None:
             return self._sync(version)
         if (announcement := self._models.next) is not None:

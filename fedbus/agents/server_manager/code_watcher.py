@@ -180,7 +180,7 @@ class CodeWatcher:
             raise FollowingBlocked(str(error)) from error
         own = self._rollout.deployed.id
         if task.id != own:
-            raise CodeRejected(version, f"it is task {task.id!r}, and this is the server of {own!r}")
+            raise CodeRejected(version, f"it contains task {task.id!r}, and this server runs {own!r}")
         champion = self._machine.champion
         like = champion.sha256 if champion and not new_lineage else ""
         check = CheckCode(task=own, code_version=version, like=like)
@@ -194,8 +194,8 @@ class CodeWatcher:
         if checked.differs:
             raise CodeRejected(
                 version,
-                f"its model is not the one that is served: {checked.differs}; begin a model of another architecture "
-                f"by hand: fedbus code rollout {version[:12]} --new-lineage",
+                f"its model does not fit the champion: {checked.differs}. To start a lineage with another "
+                f"architecture: fedbus code rollout {version[:12]} --new-lineage",
             )
         if champion and not new_lineage:
             self._flower.record_compatible(version, champion)

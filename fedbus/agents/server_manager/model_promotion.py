@@ -1,4 +1,4 @@
-"""Decides on requests that change the champion: promote, roll back, begin a new lineage.
+"""Decides on requests that change the champion: promote, roll back, start a new lineage.
 
 A version whose architecture is not the champion's is compared with the deployed code first, which would have
 to load it. Pure: every method returns the effects that the agent performs.
@@ -82,7 +82,7 @@ class ModelPromotion:
             case RollBackModel(to=version):
                 moves, may_repeat = ServerEvent.MODEL_ROLLED_BACK, False
         if version == model.version and not may_repeat:
-            return _refuse(event.id, f"version {version} is served already")
+            return _refuse(event.id, f"version {version} is the champion already")
         self._promotion = _Promotion(event.id, moves, event.request.reason, model, may_repeat)
         return [CheckPromotion(version, model, self._rollout.deployed.code_version)]
 
@@ -91,7 +91,7 @@ class ModelPromotion:
         if promotion is None:
             return []
         if version == promotion.previous.version and not promotion.may_repeat:
-            return self.refused(f"version {version} is served already")
+            return self.refused(f"version {version} is the champion already")
         return [PromoteVersion(version, promotion.reason)]
 
     def refused(self, reason: str) -> list[Effect]:

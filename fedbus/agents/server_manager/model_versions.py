@@ -237,13 +237,13 @@ class ModelVersions:
     async def judge(self, table: TaskTable, candidate: Manifest, run: ServerPublishing) -> PromotionVerdict:
         """Decide whether *candidate*, the result of *run*, replaces the champion by itself; raises StoreError."""
         if candidate.version == run.model.version:
-            return PromotionVerdict(promote=True, reason="it is served already")
+            return PromotionVerdict(promote=True, reason="it is the champion already")
         if run.base.version != run.model.version:
             return PromotionVerdict(
                 promote=False,
                 was_compared=False,
-                reason=f"it was made from version {run.base.version}, and version {run.model.version} has been "
-                f"served since: fedbus model promote {candidate.version} serves it all the same",
+                reason=f"its base is version {run.base.version}, but the champion is version {run.model.version} now. "
+                f"To promote it anyway: fedbus model promote {candidate.version}",
             )
         served = await self._models.read_manifest(run.model.version)
         return judge_candidate(table.gate, candidate.metrics, served.metrics)

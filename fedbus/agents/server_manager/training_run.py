@@ -415,7 +415,7 @@ class TrainingRun:
         return [PublishVersion(run, self._rollout.task_at(run.code_version))]
 
     def published(self, event: VersionPublished) -> list[Effect]:
-        """The result is a version: promoted, or kept back."""
+        """Handle the new version, which the gate promoted or rejected."""
         self.is_publishing = False
         manifest, verdict = event.manifest, event.verdict
         if event.served is not None:
@@ -500,7 +500,7 @@ class TrainingRun:
         return [Publish(message), RecordRun(outcome)]
 
     def _judge(self, *, failed: str = "", kept_back: str = "", is_unjudged: bool = False) -> list[Effect]:
-        """The run judges its code, and what waits for its end begins."""
+        """Judge the candidate code by the run, and start what waits for its end."""
         data = self._server.data
         trial = TrialResult(failed, data.trainings, data.failures, kept_back, is_unjudged)
         return self._rollout.run_ended(data.code_version, trial)
@@ -509,8 +509,8 @@ class TrainingRun:
 def misfit(model: ModelRef, difference: str) -> str:
     """Explain why no run can begin with *model*."""
     return (
-        f"version {model.version}, which is served, does not fit the task's code: {difference}; go back to code that "
-        "fits, or begin a new lineage with this one: fedbus model init --new-lineage"
+        f"the champion, version {model.version}, does not fit the task's code: {difference}. Deploy code that fits, "
+        "or start a new lineage with this code: fedbus model init --new-lineage"
     )
 
 

@@ -243,14 +243,14 @@ def test_a_rollback_without_a_version_uses_the_previous_champion() -> None:
     assert driver.handle(ROLL_BACK) == [CheckPromotion(None, model(1), OLD)]
     assert driver.handle(PromotionRefused("there is none")) == [refused("there is none")]
     driver.handle(ROLL_BACK)
-    assert driver.handle(PromotionChecked(1)) == [refused("version 1 is served already")]
+    assert driver.handle(PromotionChecked(1)) == [refused("version 1 is the champion already")]
 
 
 def test_only_a_promotion_may_name_the_champion_itself() -> None:
     driver = ServerDriver(running_machine(ServerState.WAITING))
     again = PromotionRequested(ID, PromoteModel(task=NAME, model_version=1))
     back = PromotionRequested(ID, RollBackModel(task=NAME, to=1))
-    assert driver.handle(back) == [refused("version 1 is served already")]
+    assert driver.handle(back) == [refused("version 1 is the champion already")]
     assert driver.handle(again, PromotionChecked(1)) == [PromoteVersion(1, "promoted by hand")]
 
 

@@ -137,7 +137,7 @@ def test_a_run_whose_code_does_not_fit_names_the_tensor() -> None:
     driver.handle(OPEN)
     (reply,) = replies_in(driver.handle(FitChecked("w is float32 (3,) there")))
     assert isinstance(reply, Refused)
-    assert "version 1, which is served, does not fit the task's code: w is float32 (3,)" in reply.reason
+    assert "the champion, version 1, does not fit the task's code: w is float32 (3,)" in reply.reason
     assert driver.handle(OPEN) == [CheckFit(OLD, model(1))]
     assert driver.handle(FitChecked(store_error="the store is down")) == [refused("the store is down")]
 

@@ -166,7 +166,7 @@ async def test_a_version_based_on_a_former_champion_is_not_promoted(
     await fed.bus.request(RollBackModel(task=TASK, reason="version 2 was poisoned"))
     await flower.finish_with_metrics(2, loss=0.1)
     transition = await fed.wait_for_event("server", "candidate_kept")
-    assert "it was made from version 2, and version 1 has been served since" in transition.reason
+    assert "its base is version 2, but the champion is version 1 now" in transition.reason
     assert (await served_version(fed))[0] == 1
 
 
@@ -231,7 +231,7 @@ async def test_an_impossible_promotion_is_refused_with_a_reason(
     for request, reason in (
         (RollBackModel(task=TASK), "no champion before this one"),
         (PromoteModel(task=TASK, model_version=9), "has no version 9; it has 1 to 1"),
-        (RollBackModel(task=TASK, to=1), "version 1 is served already"),
+        (RollBackModel(task=TASK, to=1), "version 1 is the champion already"),
     ):
         with pytest.raises(RequestRefused, match=reason):
             await fed.bus.request(request)

@@ -57,7 +57,7 @@ async def test_a_manual_promotion_during_a_trial_repeats_the_trial(
     new = await peers.prepare_candidate(server, REVISED_FILES, repository, ada)
     async with peers.training_run(2, new, "c1", "c2", loss=0.1):
         await fed.bus.request(RollBackModel(task=TASK))
-    assert "version 1 has been served since" in (await fed.wait_for_event("server", "candidate_kept")).reason
+    assert "the champion is version 1 now" in (await fed.wait_for_event("server", "candidate_kept")).reason
     await fed.wait_until(lambda: len(peers.run_requests) == 2, "another run of the candidate to be asked for")
     await peers.complete_run(3, new, "c1", "c2", loss=0.1)
     await fed.wait_for_event("code", "rollout_finished")

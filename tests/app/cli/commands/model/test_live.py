@@ -131,7 +131,7 @@ async def test_a_new_lineage_is_built_by_the_server_and_served_by_the_devices(li
 
 async def test_a_refused_request_is_one_line_and_changes_nothing(live: LiveFederation) -> None:
     for words, code, message in (
-        (("rollback", "--to", "v2"), 1, "version 2 is served already"),
+        (("rollback", "--to", "v2"), 1, "version 2 is the champion already"),
         (("promote", "9"), 1, "has no version 9; it has 1 to 2"),
         (("rollback", "--to", "v9"), 1, "has no version 9"),
         (("promote", "newest"), 2, "'newest' is not a version"),
