@@ -56,7 +56,8 @@ class LifecycleCoverage:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if (output := getattr(self._config, "workeroutput", None)) is not None:
             output["agents_complete"] = self._is_complete
-            output["observed_transitions"] = sorted(self._observed)
+            # xdist serializes plain strings only, no enum members
+            output["observed_transitions"] = sorted(tuple(map(str, key)) for key in self._observed)
         elif self._is_complete and exitstatus == pytest.ExitCode.OK:
             self._missing = all_transitions() - self._observed - COVERED_ELSEWHERE
             if self._missing:
