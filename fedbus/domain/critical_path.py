@@ -91,7 +91,7 @@ class PathSegment:
 
 @dataclass(frozen=True)
 class WaitShare:
-    """The *share* of a round's time, 0 to 1, spent on phase *what* of *client*, or of the server side if empty."""
+    """The *share* of a round's time, 0 to 1, spent on *activity* of *client*, or of the server side if empty."""
 
     activity: str
     client: str

@@ -51,7 +51,7 @@ class HttpError(Exception):
 
 @dataclass(frozen=True)
 class ModelInput:
-    """The input of a model: *shape* of one sample (-1: any length; None: any shape), and the batch limit *most*."""
+    """The input of a model: *shape* of one sample (-1: any length; None: any shape), and the batch limit."""
 
     dtype: "np.dtype[Any]"
     shape: Shape | None

@@ -79,7 +79,7 @@ class ManagerStarted:
 
 @dataclass(frozen=True)
 class JoinedRead:
-    """The last `Joined` of each client, as the log has it."""
+    """The last `joined` message of each client, as the log has it."""
 
     messages: tuple[ClientJoined, ...]
 

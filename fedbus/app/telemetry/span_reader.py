@@ -31,7 +31,7 @@ Block = tuple[Resource, list[SpanRecord]]
 
 @dataclass(frozen=True)
 class StoredTrace:
-    """The blocks of one trace by process, as read *at* a time in nanoseconds."""
+    """The blocks of one trace by process, as read at *read_at_ns* (nanoseconds since the epoch)."""
 
     trace_id: str
     blocks: list[Block]

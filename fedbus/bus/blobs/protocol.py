@@ -46,7 +46,7 @@ _PROBE_REPLY: Final = struct.Struct(">II")
 class ChunkRequest:
     """A request for the chunks from *first* up to, not including, *until*.
 
-    *cast* is the number of the multicast that the receiver takes part in; 0: none. A *probe* other than 0 requests
+    *multicast* is the number of the multicast that the receiver takes part in; 0: none. A *probe* other than 0 requests
     a `ProbeReply` after these chunks.
     """
 

@@ -99,7 +99,7 @@ class MulticastTransfer:
         return f"{place}.{index}", await self.offer.read_chunk(index)
 
     def schedule(self, seconds: float, then: Callable[["MulticastTransfer"], None]) -> None:
-        """Call *then* after *seconds*, unless `go_on` is called before. A timer that is running is not changed."""
+        """Call *then* after *seconds*, unless `cancel_timer` is called before. A running timer is not changed."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._timer_fired, then)
 

@@ -76,7 +76,7 @@ class CodeRepository(Protocol):
         """
 
     async def verify(self, version: str) -> None:
-        """Verify that *version* is in the history of the ref and, with *signers*, signed by one of them.
+        """Verify that *version* is in the history of the ref and, if allowed signers are configured, signed by one.
 
         Nothing is checked out or installed. Raises CodeRejected and CodeUnavailable.
         """

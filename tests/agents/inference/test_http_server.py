@@ -57,7 +57,7 @@ class AddingPredictor:
 
 @dataclass
 class SlowAdder(AddingPredictor):
-    """Blocks until `go_on` is set. Its input shape is unknown, so it is not warmed up."""
+    """Blocks until `may_continue` is set. Its input shape is unknown, so it is not warmed up."""
 
     input_shape: tuple[int, ...] | None = None
     is_busy: threading.Event = field(default_factory=threading.Event)

@@ -466,7 +466,7 @@ def test_any_plain_request_is_parsed_or_rejected(body: Any, takes: ModelInput) -
 
 @dataclass
 class SlowSum(SumPredictor):
-    """Blocks until `go_on` is set."""
+    """Blocks until `may_continue` is set."""
 
     may_continue: threading.Event = field(default_factory=threading.Event)
     is_busy: threading.Event = field(default_factory=threading.Event)
