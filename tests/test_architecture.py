@@ -155,6 +155,8 @@ def imports_of(module: Path) -> list[tuple[str, ast.AST]]:
                 args=[ast.Constant(value=str(name)), *_],
             ):
                 found.append((name, node))
+            case _:
+                pass
     return found
 
 

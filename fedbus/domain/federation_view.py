@@ -244,6 +244,8 @@ class Presence:
                 self.last_seen[client] = at
             case _ if client := _sending_client(message):
                 self.last_seen[client] = max(at, self.last_seen.get(client, at))
+            case _:
+                pass
         return False
 
 

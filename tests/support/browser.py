@@ -73,6 +73,8 @@ class BrowserPage:
                 self.errors.append(params["entry"]["text"])
             case "Page.javascriptDialogOpening":
                 self.errors.append(f"dialog: {params['message']}")
+            case _:
+                pass
 
     async def send(self, method: str, **params: Any) -> dict[str, Any]:
         number = next(self._numbers)

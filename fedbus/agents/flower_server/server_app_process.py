@@ -103,6 +103,8 @@ class ServerAppProcess:
                     )
                 case ClientJoined() | FailTrain() as event:
                     self._grid.deliver(event)
+                case _:
+                    pass
             await delivery.ack()
 
     async def _relay_heartbeats(self, beats: AsyncIterator[Any]) -> None:

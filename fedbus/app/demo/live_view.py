@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fedbus.app.demo.prediction_load import PredictionCounts
 from fedbus.app.terminal.output import STATE_STYLES
-from fedbus.app.terminal.plain import printable
+from fedbus.app.terminal.plain import pluralize, printable
 from fedbus.contracts.message import LifecycleData
 from fedbus.contracts.run import RunData, RunEvent
 from fedbus.contracts.server import ServerState
@@ -95,7 +95,7 @@ class LiveDisplay:
             "server",
             _state_text(server.state if server else ServerState.MODEL_INIT),
             f"model v{model.version} {model.sha256[:8]}" if model else "no model yet",
-            f"{len(self._view.finished_runs)} runs done",
+            pluralize(len(self._view.finished_runs), "finished run"),
         )
         if (active := self._view.active_run(self._task)) is not None:
             run = active.data

@@ -54,6 +54,8 @@ def _field_docstrings(kind: type[BaseModel]) -> dict[str, str]:
             match field, below:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                     docstrings[name] = " ".join(text.split())
+                case _:
+                    pass
     return docstrings
 
 

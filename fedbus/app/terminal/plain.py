@@ -46,3 +46,8 @@ def to_jsonable(value: Any) -> Any:
 def printable(text: str) -> str:
     """Replace the characters of *text* that control a terminal by spaces."""
     return "".join(one if one.isprintable() else " " for one in text)
+
+
+def pluralize(count: int, noun: str) -> str:
+    """Return *count* and *noun*, which gets an "s" unless *count* is 1."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

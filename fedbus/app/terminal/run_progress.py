@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.text import Text
 
 from fedbus.app.terminal.output import STATE_STYLES
-from fedbus.app.terminal.plain import printable
-from fedbus.app.terminal.top_screen import pluralize, render_bar, rounds_done
+from fedbus.app.terminal.plain import pluralize, printable
+from fedbus.app.terminal.top_screen import render_bar, rounds_done
 from fedbus.app.views.federation_status import apply_stored
 from fedbus.bus.background import background_task
 from fedbus.bus.bus import Bus

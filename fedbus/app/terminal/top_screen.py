@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedbus.app.terminal.output import STATE_STYLES
-from fedbus.app.terminal.plain import printable
+from fedbus.app.terminal.plain import pluralize, printable
 from fedbus.app.views.federation_status import device_usage, natural_key, sort_clients
 from fedbus.contracts.run import RunData
 from fedbus.contracts.server import ServerData
@@ -236,10 +236,6 @@ def _sort_hints(options: ScreenOptions, width: int) -> list[Text]:
 
 def state_text(name: str) -> Text:
     return Text(name, style=STATE_STYLES.get(name, ""))
-
-
-def pluralize(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _truncate(text: Text) -> Text:

@@ -268,6 +268,8 @@ class BlobSender:
                     del self._unicasts[transfer.inbox]
             case MulticastTransfer() if transfer.state.is_blocked:
                 transfer.schedule(SLOW_RECEIVER_S, self._drop_slow_receivers)
+            case _:
+                pass
 
     def _remove_all_transfers(self) -> None:
         self._notices.clear()

@@ -151,7 +151,8 @@ def _parse_entry(entry: Any) -> tuple[str, str, Any]:
     match entry:
         case [str() as name, str() as kind, payload]:
             return name, kind, payload
-    raise RecordDecodeError("a header entry is not a name, a kind and a payload")
+        case _:
+            raise RecordDecodeError("a header entry is not a name, a kind and a payload")
 
 
 def _decode_record(
@@ -165,6 +166,8 @@ def _decode_record(
                 return MetricRecord(payload)
             case "c", dict():
                 return ConfigRecord(payload)
+            case _:
+                pass
     except (TypeError, ValueError) as error:
         raise RecordDecodeError(f"invalid record {name!r}: {' '.join(str(error).split())}") from None
     raise RecordDecodeError(f"record {name!r} has an unknown kind or payload")

@@ -64,6 +64,8 @@ class FeedReader:
                     cursor = value
                 case "data":
                     data = value
+                case _:
+                    pass
         if name != "message":
             self.other_events.append((name, json.loads(data)))
         elif data:

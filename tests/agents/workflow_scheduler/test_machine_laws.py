@@ -203,6 +203,8 @@ class SchedulerWalk:
             case LoadDeployedCode(version=version):
                 del self.jobs[name]
                 self.decide(self.load_code(version))
+            case _:
+                pass
 
     def load_code(self, version: str) -> CodeResult:
         if self.fails(0.3):

@@ -66,6 +66,8 @@ async def _consume_for_grid(bus: Bus, grid: BusGrid) -> None:
             match delivery.message:
                 case ClientJoined() | RoundReply() | FailTrain() | Heartbeat() as event:
                     grid.deliver(event)
+                case _:
+                    pass
             await delivery.ack()
 
 

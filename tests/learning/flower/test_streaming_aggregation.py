@@ -165,6 +165,8 @@ def make_broken_reply(name: str) -> list[Message]:
             good["metrics"]["num-examples"] = bad["metrics"]["num-examples"] = 0
         case "another shape":
             bad["arrays"]["float32"] = Array(np.zeros((7, 7), np.float32))
+        case _:
+            pass
     return [reply(good), reply(bad)]
 
 

@@ -8,7 +8,7 @@ from rich.markup import escape
 from fedbus.app.bus_session import connect_bus, run_async
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
-from fedbus.app.terminal.plain import print_json, printable
+from fedbus.app.terminal.plain import pluralize, print_json, printable
 from fedbus.app.views.client_records import load_client_records
 from fedbus.contracts.identifiers import ClientId, client_id
 
@@ -145,7 +145,7 @@ def _format_number(value: float | None) -> str:
 def _describe_stats(standing: dict[str, Any]) -> str:
     """Its rounds so far, from the transitions of all runs."""
     parts = [
-        f"{standing['rounds']} round{'s' if standing['rounds'] != 1 else ''}",
+        pluralize(standing["rounds"], "round"),
         f"{standing['failed']} failed",
     ]
     if standing["last_failure"]:

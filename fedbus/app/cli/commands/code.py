@@ -15,7 +15,7 @@ from fedbus.app.composition.initial_code import code_address, code_from_settings
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.settings import Settings
 from fedbus.app.terminal import output
-from fedbus.app.terminal.plain import print_json
+from fedbus.app.terminal.plain import pluralize, print_json
 from fedbus.app.terminal.progress_bar import progress_bar
 from fedbus.contracts.code import CodeLookedFor, LookForCode, RevertCode, RolloutBegun, RollOutCode
 from fedbus.contracts.message import Request
@@ -212,20 +212,20 @@ def _status_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     heading = "other clients" if facts["candidate"] else "all clients"
     yield (
         heading,
-        f"{_short_version(facts['code_version'])}{_client_count(on.get(facts['code_version'], 0))}",
+        f"{short_version(facts['code_version'])}{_client_count(on.get(facts['code_version'], 0))}",
         "",
     )
     if facts["candidate"]:
-        yield "candidate", f"{_short_version(facts['candidate'])}, {_describe_stage(facts)}", "yellow"
+        yield "candidate", f"{short_version(facts['candidate'])}, {_describe_stage(facts)}", "yellow"
     if facts["held_up"]:
         yield "paused", f"no new code: {facts['held_up']}", "red"
     for version, count in sorted(on.items(), key=lambda one: -one[1]):
         if version not in (facts["code_version"], facts["candidate"]):
-            yield "still on", f"{_short_version(version)}{_client_count(count)}", "yellow"
+            yield "still on", f"{short_version(version)}{_client_count(count)}", "yellow"
     for client, reason in facts["refused"].items():
         yield "refused", f"{client}: {reason}", "red"
     for version, reason in reversed(facts["rejected"].items()):
-        yield "rejected", f"{_short_version(version)}: {reason}", "red"
+        yield "rejected", f"{short_version(version)}: {reason}", "red"
     yield (
         "last event",
         f"{facts['event']} {output.format_age(facts['since'])}{_reason_suffix(facts['reason'])}",
@@ -242,12 +242,8 @@ def _describe_stage(facts: dict[str, Any]) -> str:
     )
 
 
-def _short_version(version: str) -> str:
-    return short_version(version)
-
-
 def _client_count(clients: int) -> str:
-    return f" · {clients} {'client' if clients == 1 else 'clients'}"
+    return f" · {pluralize(clients, 'client')}"
 
 
 def _reason_suffix(reason: str) -> str:

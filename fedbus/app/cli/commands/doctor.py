@@ -8,7 +8,7 @@ from fedbus.app.diagnostics.doctor import run_checks
 from fedbus.app.failures import CliError
 from fedbus.app.settings import Settings
 from fedbus.app.terminal import output
-from fedbus.app.terminal.plain import print_json
+from fedbus.app.terminal.plain import pluralize, print_json
 from fedbus.app.terminal.progress_bar import progress_bar
 
 
@@ -27,4 +27,4 @@ def doctor(
         for finding in findings:
             output.console().print(finding.render())
     if problems := [finding for finding in findings if finding.is_error]:
-        raise CliError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found")
+        raise CliError(f"{pluralize(len(problems), 'problem')} found")

@@ -9,7 +9,7 @@ from rich.markup import escape
 from fedbus.app.docs_generator.task_keys_page import table_values
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
-from fedbus.app.terminal.plain import print_json
+from fedbus.app.terminal.plain import pluralize, print_json
 from fedbus.contracts.identifiers import task_id
 from fedbus.stores.tasks.task_directory import create_task, read_task, validate_task
 
@@ -53,7 +53,7 @@ def validate(
         for problem in problems:
             output.console().print(f"[red]✗[/] {escape(str(problem))}")
     if problems:
-        raise CliError(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found")
+        raise CliError(f"{path}: {pluralize(len(problems), 'problem')} found")
     if not json:
         output.console().print(f"[green]✓[/] {path} is a valid task")
         if keys:
