@@ -163,7 +163,7 @@ class ClientManager:
         self._bootstrap_s = bootstrap_s
         self._decisions = asyncio.Lock()
         """Held while one event is handled."""
-        self._enrolled = asyncio.Event()
+        self._inbox_open = asyncio.Event()
         self.ready = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -197,7 +197,7 @@ class ClientManager:
         )
         self._machine = ClientMachine(self._task, record, self._labels, bootstrap_s=self._bootstrap_s)
         await self._decide(ClientManagerStarted())
-        await self._enrolled.wait()
+        await self._inbox_open.wait()
         async with self._bus.consume(AgentName.CLIENT_MANAGER, task=self._task.id) as inbox:
             await self._consume(inbox)
 
@@ -208,7 +208,7 @@ class ClientManager:
     # --- events -------------------------------------------------------------------------------------
 
     async def _on_message(self, message: Any) -> None:
-        await self._decide(_announced(message) if isinstance(message, ModelPublished) else message)
+        await self._decide(_announcement_event(message) if isinstance(message, ModelPublished) else message)
 
     async def _decide(self, event: Event) -> None:
         """Have the machine handle *event*, and perform the effects."""
@@ -246,7 +246,7 @@ class ClientManager:
             case Log(level=level, event=text, data=data):
                 getattr(log, level)(text, **data)
             case OpenInbox():
-                self._enrolled.set()
+                self._inbox_open.set()
             case FinishStartup():
                 self.ready.set()
             case Fail(reason=reason):
@@ -367,7 +367,7 @@ class ClientManager:
             return CodeNotPrepared(version, str(error) or limit)
 
 
-def _announced(message: ModelPublished) -> ModelAnnounced:
+def _announcement_event(message: ModelPublished) -> ModelAnnounced:
     traceparent = tracing.current_traceparent()
     return ModelAnnounced(
         ModelAnnouncement(message.model, message.blob, message.term, message.seal, traceparent)

@@ -166,53 +166,53 @@ class ClientMachine:
         self._now = now
         match event:
             case ClientManagerStarted():
-                return self._started()
+                return self._on_start()
             case EnrollmentAnswered(refusal=refusal):
-                return self._enrolled(refusal)
+                return self._on_enrollment_answer(refusal)
             case UpdateReady():
-                return self._invited(event)
+                return self._on_update_ready(event)
             case ModelAnnounced(announcement=announcement):
-                return self._announced(announcement)
+                return self._on_announcement(announcement)
             case CodePublished():
-                return self._code_published(event)
+                return self._on_code_published(event)
             case FinTrain():
-                return self._run_finished(event)
+                return self._on_fin_train(event)
             case FailTrain():
-                return self._run_failed(event)
+                return self._on_fail_train(event)
             case InferReady():
-                return self._infer_ready(event)
+                return self._on_infer_ready(event)
             case InferRefused():
-                return self._infer_refused(event)
+                return self._on_infer_refused(event)
             case ModelRolledBack():
-                return self._rolled_back(event)
+                return self._on_rolled_back(event)
             case ServerInfoRead():
-                return self._server_info_read(event)
+                return self._on_server_info(event)
             case OpenRunRead(invitation=invitation):
                 is_busy = self.state is ClientState.LEARNING
-                return [] if invitation is None or is_busy else self._invited(invitation)
+                return [] if invitation is None or is_busy else self._on_update_ready(invitation)
             case ModelFetched():
-                return self._fetched(event)
+                return self._on_model_fetched(event)
             case ModelNotFetched():
-                return self._not_fetched(event)
+                return self._on_model_not_fetched(event)
             case CodePrepared(task=task):
-                return self._code_prepared(task)
+                return self._on_code_prepared(task)
             case CodeNotPrepared(version=version, reason=reason):
-                return self._code_not_prepared(version, reason)
+                return self._on_code_not_prepared(version, reason)
             case DeviceFactsRead(facts=facts):
-                return self._facts_read(facts)
+                return self._on_device_facts(facts)
             case SlotTaken():
                 return self._join(self._step.invitation) if isinstance(self._step, TakingSlot) else []
             case SlotsBusy():
-                return self._slots_busy(event)
+                return self._on_slots_busy(event)
             case TimerFired(timer=timer):
-                return self._timer_fired(timer)
+                return self._on_timer(timer)
             case _:
                 assert_never(event)
 
-    def _timer_fired(self, timer: ClientTimer) -> list[Effect]:  # noqa: PLR0911 - one line a timer
+    def _on_timer(self, timer: ClientTimer) -> list[Effect]:  # noqa: PLR0911 - one line a timer
         match timer, self._step:
             case ClientTimer.BOOTSTRAP, _ if self.state is ClientState.S0:
-                return self._bootstrap_expired()
+                return self._on_bootstrap_timeout()
             case ClientTimer.MODEL, SearchFailed(search=search):
                 return self._ask_server(search)
             case ClientTimer.REFUSED, FirstRefused():
@@ -237,7 +237,7 @@ class ClientMachine:
 
     # --- the start: enroll, and serve a first model -------------------------------------------------
 
-    def _started(self) -> list[Effect]:
+    def _on_start(self) -> list[Effect]:
         effects: list[Effect] = []
         if self.state is not ClientState.S0:
             changes: ClientChanges = {
@@ -249,7 +249,7 @@ class ClientMachine:
         self._step = Enrolling()
         return [*effects, StartTimer(ClientTimer.BOOTSTRAP, self._bootstrap_s), EnrollClient()]
 
-    def _enrolled(self, refusal: str) -> list[Effect]:
+    def _on_enrollment_answer(self, refusal: str) -> list[Effect]:
         if not isinstance(self._step, Enrolling):
             return []
         if refusal:
@@ -257,7 +257,7 @@ class ClientMachine:
         restart = StartTimer(ClientTimer.BOOTSTRAP, self._bootstrap_s)
         return [OpenInbox(), restart, *self._ask_server(Search())]
 
-    def _bootstrap_expired(self) -> list[Effect]:
+    def _on_bootstrap_timeout(self) -> list[Effect]:
         limit = f"{self._bootstrap_s:g} s"
         match self._step:
             case CatchingUp(version=version):
@@ -279,14 +279,14 @@ class ClientMachine:
         self._step = AskingServer(search)
         return [ReadServerInfo(until_answered=True)]
 
-    def _server_info_read(self, event: ServerInfoRead) -> list[Effect]:
+    def _on_server_info(self, event: ServerInfoRead) -> list[Effect]:
         info = event.info
         announcement = announcement_from(info) if info is not None else None
         match self._step:
             case AskingServer(search=search):
                 if info is None or announcement is None:  # the server may just be starting
                     reason = event.reason or f"the server of {self._task} has no model"
-                    return self._search_failed(search, reason, "info")
+                    return self._retry_search(search, reason, "info")
                 self._code.follow(info.code)
                 return self._catch_up(announcement, search)
             case ChangingCode():
@@ -307,14 +307,14 @@ class ClientMachine:
         self._step = FetchingFirst(announcement, search)
         return [FetchModel(announcement, attempts=1)]
 
-    def _search_failed(self, search: Search, reason: str, level: Literal["info", "warning"]) -> list[Effect]:
+    def _retry_search(self, search: Search, reason: str, level: Literal["info", "warning"]) -> list[Effect]:
         """Try again later; the same reason is logged once."""
         log = Log(level, "No model yet", {"reason": reason})
         self._step = SearchFailed(replace(search, attempt=search.attempt + 1, reason=reason))
         retry = RetryLater(ClientTimer.MODEL, search.attempt)
         return [retry] if reason == search.reason else [log, retry]
 
-    def _first_fetched(self, announcement: ModelAnnouncement) -> list[Effect]:
+    def _apply_first(self, announcement: ModelAnnouncement) -> list[Effect]:
         model = announcement.model
         self._models.note(announcement)
         self._models.target = model
@@ -328,7 +328,7 @@ class ClientMachine:
 
     # --- training -----------------------------------------------------------------------------------
 
-    def _invited(self, invitation: UpdateReady) -> list[Effect]:
+    def _on_update_ready(self, invitation: UpdateReady) -> list[Effect]:
         """Join the run, or publish why not. A client that is about to serve keeps the invitation until then."""
         if isinstance(self._step, Training) and self._step.run == invitation.run:
             return []
@@ -351,7 +351,7 @@ class ClientMachine:
         names = rule_variables(table.eligibility.rule)
         return [ReadDeviceFacts(names, self._models.target, table.capture.holdout_share)]
 
-    def _facts_read(self, facts: Mapping[str, float | None]) -> list[Effect]:
+    def _on_device_facts(self, facts: Mapping[str, float | None]) -> list[Effect]:
         rule = self.task.table.eligibility.rule
         if not isinstance(self._step, CheckingRule) or rule is None:
             return []
@@ -364,7 +364,7 @@ class ClientMachine:
         self._step = TakingSlot(invitation)
         return [TakeSlot(invitation.run)]
 
-    def _slots_busy(self, event: SlotsBusy) -> list[Effect]:
+    def _on_slots_busy(self, event: SlotsBusy) -> list[Effect]:
         if not isinstance(self._step, TakingSlot):
             return []
         holders = ", ".join(event.holders) or "other tasks"
@@ -388,7 +388,7 @@ class ClientMachine:
             Publish(self._runs.start(invitation)),
         ]
 
-    def _run_failed(self, event: FailTrain) -> list[Effect]:
+    def _on_fail_train(self, event: FailTrain) -> list[Effect]:
         if not isinstance(self._step, Training) or self._step.run != event.run:
             return self._ignore(event)
         lost = ClientEvent.TRAINER_LOST if event.trainer_lost else ClientEvent.FAIL_TRAIN
@@ -400,7 +400,7 @@ class ClientMachine:
         self._runs.count_failure(self._step.run)
         return [*self._end_run(event, reason), *self._next_work()]
 
-    def _run_finished(self, event: FinTrain) -> list[Effect]:
+    def _on_fin_train(self, event: FinTrain) -> list[Effect]:
         """Wait for the model version of the run, unless it is known already, or was not promoted."""
         if not isinstance(self._step, Training) or self._step.run != event.run:
             return self._ignore(event)
@@ -423,7 +423,7 @@ class ClientMachine:
 
     # --- models -------------------------------------------------------------------------------------
 
-    def _announced(self, announcement: ModelAnnouncement) -> list[Effect]:
+    def _on_announcement(self, announcement: ModelAnnouncement) -> list[Effect]:
         """Apply the model now, unless something else is under way."""
         self._models.note(announcement)
         if (newer := self._models.next) is None:
@@ -446,7 +446,7 @@ class ClientMachine:
         self._step = Fetching(announcement)
         return [FetchModel(announcement, FETCH_ATTEMPTS)]
 
-    def _fetched(self, event: ModelFetched) -> list[Effect]:
+    def _on_model_fetched(self, event: ModelFetched) -> list[Effect]:
         match self._step:
             case Fetching(announcement=announcement) if announcement.model == event.model:
                 self._step = Applying(event.model)
@@ -456,16 +456,16 @@ class ClientMachine:
                     self._hand_over(again or announcement),
                 ]
             case FetchingFirst(announcement=announcement) if announcement.model == event.model:
-                return self._first_fetched(announcement)
+                return self._apply_first(announcement)
             case _:
                 return []
 
-    def _not_fetched(self, event: ModelNotFetched) -> list[Effect]:
+    def _on_model_not_fetched(self, event: ModelNotFetched) -> list[Effect]:
         match self._step:
             case Fetching(announcement=announcement) if announcement.model == event.model:
                 return self._keep_current(event.reason)
             case FetchingFirst(announcement=announcement, search=search) if announcement.model == event.model:
-                return self._search_failed(search, event.reason, "warning")
+                return self._retry_search(search, event.reason, "warning")
             case _:
                 return []
 
@@ -478,7 +478,7 @@ class ClientMachine:
             published_in=announcement.traceparent,
         )
 
-    def _infer_ready(self, event: InferReady) -> list[Effect]:
+    def _on_infer_ready(self, event: InferReady) -> list[Effect]:
         match self._step:
             case TryingCode(task=task) if task.code_version == event.code_version:
                 return self._change_code(task)
@@ -489,7 +489,7 @@ class ClientMachine:
             case _:
                 return self._ignore(event)
 
-    def _infer_refused(self, event: InferRefused) -> list[Effect]:
+    def _on_infer_refused(self, event: InferRefused) -> list[Effect]:
         match self._step:
             case TryingCode(task=task) if task.code_version == event.code_version:
                 return self._refuse_sync(task.code_version, event.reason)
@@ -512,7 +512,7 @@ class ClientMachine:
         move = self._record.move(ClientEvent.INFER_RETRIED, changes, reason=event.reason)
         return [CancelTimer(ClientTimer.APPLY), move, retry]
 
-    def _rolled_back(self, event: ModelRolledBack) -> list[Effect]:
+    def _on_rolled_back(self, event: ModelRolledBack) -> list[Effect]:
         """The inference agent serves the model before again, by its own decision."""
         if self._models.served != event.returned_from:
             return self._ignore(event)  # it is about a model before the served one
@@ -551,11 +551,11 @@ class ClientMachine:
         if (announcement := self._models.next) is not None:
             return self._apply_while_serving(announcement)
         invitation = self._runs.take_invitation()
-        return [ReadOpenRun()] if invitation is None else self._invited(invitation)
+        return [ReadOpenRun()] if invitation is None else self._on_update_ready(invitation)
 
     # --- code ---------------------------------------------------------------------------------------
 
-    def _code_published(self, event: CodePublished) -> list[Effect]:
+    def _on_code_published(self, event: CodePublished) -> list[Effect]:
         """Follow the plan, now or when what is under way has ended."""
         self._code.follow(event.plan)
         effects: list[Effect] = []
@@ -572,7 +572,7 @@ class ClientMachine:
         move = self._record.move(ClientEvent.CODE_PUBLISHED, reason=reason, deadline=deadline)
         return [move, PrepareCode(version, SYNC_S)]
 
-    def _code_prepared(self, task: Task) -> list[Effect]:
+    def _on_code_prepared(self, task: Task) -> list[Effect]:
         """The last check of new code is that the inference agent serves with it, unless its models are others."""
         match self._step:
             case CatchingUp(announcement=announcement, version=version, search=search) if (
@@ -595,7 +595,7 @@ class ClientMachine:
             case _:
                 return []
 
-    def _code_not_prepared(self, version: str, reason: str) -> list[Effect]:
+    def _on_code_not_prepared(self, version: str, reason: str) -> list[Effect]:
         match self._step:
             case CatchingUp(announcement=announcement, version=wanted, search=search) if wanted == version:
                 return [*self._refuse_code(version, reason), *self._fetch_first(announcement, search)]

@@ -113,7 +113,7 @@ class CodeRollout:
         return self._record.data
 
     @property
-    def deployed(self) -> Task:
+    def deployed_task(self) -> Task:
         """The task as every client outside a rollout's cohort has it."""
         return self._deployed
 
@@ -346,7 +346,7 @@ class CodeRollout:
             return []
         return self._finish_stage_wait(rollout, "")
 
-    def stage_deadline(self) -> list[Effect]:
+    def on_stage_deadline(self) -> list[Effect]:
         """Not every client has answered in time: go on with those that have; without any, wait on."""
         rollout = self._rollout
         if rollout is None or self.data.ready:
@@ -376,7 +376,7 @@ class CodeRollout:
             return [CancelCandidateRunRequest(), StartTimer(TimerName.CANDIDATE, pause_s)]
         return []
 
-    def candidate_due(self, *, is_idle: bool) -> list[Effect]:
+    def on_candidate_due(self, *, is_idle: bool) -> list[Effect]:
         """Try the candidate now. A first model waits for the end of a run; see `resume`."""
         if self._rollout is None:
             return []
@@ -384,7 +384,7 @@ class CodeRollout:
             return [RequestCandidateRun()]
         return [BuildLineage(self.data.candidate)] if is_idle else []
 
-    def candidate_run_answered(self, refusal: str, *, is_idle: bool) -> list[Effect]:
+    def on_candidate_run_answered(self, refusal: str, *, is_idle: bool) -> list[Effect]:
         """The scheduler starts a run, or refuses it. While another run is under way, its end is waited for."""
         if not refusal:
             self._attempt = 0
@@ -395,7 +395,7 @@ class CodeRollout:
         self._attempt += 1
         return [log, RetryLater(TimerName.CANDIDATE, self._attempt)]
 
-    def run_ended(self, version: str, trial: TrialResult) -> list[Effect]:
+    def on_run_end(self, version: str, trial: TrialResult) -> list[Effect]:
         """Judge the candidate by a run of *version*, then begin what waits for the end of the run."""
         rollout = self._rollout
         if rollout is None or version != self.data.candidate:

@@ -178,7 +178,7 @@ class CodeWatcher:
             task = await self._code.load_task(version)
         except CodeUnavailable as error:
             raise FollowingBlocked(str(error)) from error
-        own = self._rollout.deployed.id
+        own = self._rollout.deployed_task.id
         if task.id != own:
             raise CodeRejected(version, f"it contains task {task.id!r}, and this server runs {own!r}")
         champion = self._machine.champion
@@ -240,7 +240,7 @@ class CodeWatcher:
                 proposal = await self._check_proposal(
                     version, request.stages, new_lineage=request.new_lineage
                 )
-                fleet = await read_fleet(self._bus, self._rollout.deployed.id)
+                fleet = await read_fleet(self._bus, self._rollout.deployed_task.id)
                 if (reason := unmatched_stage_reason(proposal.stages, fleet)) is not None:
                     return Refused(reason=reason)
                 await self._propose(proposal)

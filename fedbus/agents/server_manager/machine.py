@@ -229,15 +229,15 @@ class ServerMachine:
             case JoinedRead():
                 return self.run.restore_joined(event.messages, now)
             case RunRequested():
-                return self.run.requested(event)
+                return self.run.on_requested(event)
             case CancelRequested():
                 return self.run.cancel(event)
             case PromotionRequested():
-                return self.promotion.requested(event)
+                return self.promotion.on_requested(event)
             case LineageRequested():
-                return self.promotion.lineage_requested(event)
+                return self.promotion.on_lineage_requested(event)
             case RevertRequested():
-                return self._revert_requested(event)
+                return self._on_revert_requested(event)
             case (
                 ServerStarted()
                 | ClientJoined()
@@ -260,47 +260,47 @@ class ServerMachine:
             case FleetRead():
                 return self.rollout.start_stage(event.labels)
             case CandidateRunAnswered():
-                return self.rollout.candidate_run_answered(event.refusal, is_idle=self._is_idle)
+                return self.rollout.on_candidate_run_answered(event.refusal, is_idle=self._is_idle)
             case FirstModelReady():
-                return self.availability.first_model_ready(event)
+                return self.availability.on_first_model_ready(event)
             case FirstModelFailed():
-                return self.availability.first_model_failed(event)
+                return self.availability.on_first_model_failed(event)
             case StoreChecked():
                 announce = self._startup is None or event.trouble is not None
-                return self._settled(self.availability.checked(event, announce=announce))
+                return self._resume_if_settled(self.availability.on_checked(event, announce=announce))
             case ModelOffered() | OfferFailed():
-                return self._offered(event)
+                return self._on_offer_result(event)
             case VersionPublished():
-                return self.run.published(event)
+                return self.run.on_published(event)
             case PublishFailed():
-                return self.run.publish_failed(event.reason)
+                return self.run.on_publish_failed(event.reason)
             case VersionsRetired():
-                return self.run.retired()
+                return self.run.on_retired()
             case PromotionChecked():
-                return self.promotion.checked(event.version)
+                return self.promotion.on_checked(event.version)
             case PromotionRefused():
-                return self.promotion.refused(event.reason)
+                return self.promotion.on_refused(event.reason)
             case VersionPromoted():
-                return self.promotion.promoted(event)
+                return self.promotion.on_promoted(event)
             case LineageBuilt():
-                return self.promotion.lineage_built(event)
+                return self.promotion.on_lineage_built(event)
             case LineageFailed():
-                return self.promotion.lineage_failed(event.reason)
+                return self.promotion.on_lineage_failed(event.reason)
             case FitChecked():
-                return self.run.fit_checked(event, now)
+                return self.run.on_fit_checked(event, now)
             case StartupFitChecked():
                 reason = misfit(event.model, event.difference)
                 return [Log("warning", "The next run will be refused", {"reason": reason})]
             case FlowerServerStarted():
-                return self.run.server_starts(event.run, now)
+                return self.run.on_server_starting(event.run, now)
             case FlowerServerNotStarted():
-                return self.run.server_not_started(event)
+                return self.run.on_server_not_started(event)
             case FlowerServerFound():
-                return self.run.server_found(event)
+                return self.run.on_server_found(event)
             case DeclinedRead():
-                return self.run.recruiting_expired(event.reasons)
+                return self.run.on_declined_read(event.reasons)
             case TimerFired():
-                return self._timer_fired(event.timer)
+                return self._on_timer(event.timer)
             case _:
                 assert_never(event)
 
@@ -309,43 +309,43 @@ class ServerMachine:
         """True where no run is under way, and there is a model."""
         return self._server.state is ServerState.WAITING
 
-    def _revert_requested(self, event: RevertRequested) -> list[Effect]:
+    def _on_revert_requested(self, event: RevertRequested) -> list[Effect]:
         if not self.rollout.is_rolling:
             return [Reply(event.id, Refused(reason="no rollout is under way"))]
         code_version = self.rollout.data.code_version
         return [*self.rollout.revert(event.reason), Reply(event.id, RolloutBegun(code_version=code_version))]
 
-    def _timer_fired(self, timer: TimerName) -> list[Effect]:
+    def _on_timer(self, timer: TimerName) -> list[Effect]:
         match timer:
             case TimerName.RECRUITING:
-                return self.run.recruiting_deadline()
+                return self.run.on_recruiting_deadline()
             case TimerName.STAGE:
-                return self.rollout.stage_deadline()
+                return self.rollout.on_stage_deadline()
             case TimerName.CANDIDATE:
-                effects = self.rollout.candidate_due(is_idle=self._is_idle)
+                effects = self.rollout.on_candidate_due(is_idle=self._is_idle)
                 match effects:
                     case [BuildLineage() as build]:
                         return self.promotion.begin_lineage_of_rollout(build)
                     case _:
                         return effects
             case TimerName.STORE if self.champion is None:
-                return self.availability.build(self.rollout.deployed.code_version)
+                return self.availability.build(self.rollout.deployed_task.code_version)
             case TimerName.STORE:
                 return self.availability.check()
             case _:
                 assert_never(timer)
 
-    def _offered(self, event: ModelOffered | OfferFailed) -> list[Effect]:
-        then, effects = self.availability.offered(event)
+    def _on_offer_result(self, event: ModelOffered | OfferFailed) -> list[Effect]:
+        then, effects = self.availability.on_offer_result(event)
         match then:
             case CloseRun():
-                return effects + self.run.offered(then)
+                return effects + self.run.on_offer_result(then)
             case AnswerPromotion(id=id, previous=previous, reason=reason):
                 return [*effects, *self.availability.announce(reason), *self._answer(id, previous)]
             case FinishLineageRollout(reason=reason):
                 return [*effects, *self.availability.announce(reason), *self.rollout.finish()]
             case RecordFirstModel() | RecordStore():
-                return self._settled(effects)
+                return self._resume_if_settled(effects)
             case None:
                 return effects
             case _:
@@ -356,7 +356,7 @@ class ServerMachine:
             return []
         return [Reply(id, ModelPromoted(model=model, instead_of=previous))]
 
-    def _settled(self, effects: list[Effect]) -> list[Effect]:
+    def _resume_if_settled(self, effects: list[Effect]) -> list[Effect]:
         """Begin what has waited for the store, where that is usable now."""
         is_settled = self._startup is None and self.availability.is_settled and self._is_idle
         return effects + self.rollout.resume() if is_settled else effects
@@ -390,7 +390,7 @@ class ServerMachine:
             case _Step.IDLE:
                 if not self._is_idle or data.model is None:
                     return []
-                check = CheckFitAtStartup(self.rollout.deployed.code_version, data.model)
+                check = CheckFitAtStartup(self.rollout.deployed_task.code_version, data.model)
                 return [check, *self.rollout.resume()]
             case _Step.READY:
                 return [*self.rollout.announce(), FinishStartup()]
@@ -400,7 +400,7 @@ class ServerMachine:
     def _continue_from_log(self) -> list[Effect]:
         match self._server.state:
             case ServerState.MODEL_INIT:
-                return self.availability.build(self.rollout.deployed.code_version)
+                return self.availability.build(self.rollout.deployed_task.code_version)
             case ServerState.RECRUITING | ServerState.TRAINING:
                 return self.run.restore()
             case ServerState.PUBLISHING:

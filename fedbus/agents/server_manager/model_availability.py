@@ -104,14 +104,14 @@ class ModelAvailability:
         self.is_building = True
         return [BuildFirstModel(code_version)]
 
-    def first_model_ready(self, event: FirstModelReady) -> list[Effect]:
+    def on_first_model_ready(self, event: FirstModelReady) -> list[Effect]:
         self.is_building = False
         recovered = self._clear_trouble()
         changes = serve(event.served, ServerChanges(code_version=event.code_version, trouble=None))
         move = self._server.move(ServerEvent.MODEL_READY, changes)
         return [*recovered, move, *self.offer(RecordFirstModel())]
 
-    def first_model_failed(self, event: FirstModelFailed) -> list[Effect]:
+    def on_first_model_failed(self, event: FirstModelFailed) -> list[Effect]:
         self.is_building = False
         if event.trouble is not None:
             return self.report(event.reason, event.trouble)
@@ -127,7 +127,7 @@ class ModelAvailability:
         self._after_offer = then
         return [OfferModel(model, receivers=len(self._server.data.cohort))]
 
-    def offered(self, event: ModelOffered | OfferFailed) -> tuple[AfterOffer | None, list[Effect]]:
+    def on_offer_result(self, event: ModelOffered | OfferFailed) -> tuple[AfterOffer | None, list[Effect]]:
         """What follows now, and the effects of the offer itself."""
         then, self._after_offer = self._after_offer, None
         if isinstance(event, ModelOffered):
@@ -168,7 +168,7 @@ class ModelAvailability:
         self.is_checking = True
         return [CheckStore(model, self._server.data.term)]
 
-    def checked(self, event: StoreChecked, *, announce: bool) -> list[Effect]:
+    def on_checked(self, event: StoreChecked, *, announce: bool) -> list[Effect]:
         """Follow the champion of the store where its term is higher, and offer it where its weights are here.
 
         Args:

@@ -71,7 +71,7 @@ class ModelPromotion:
 
     # --- promote and roll back ----------------------------------------------------------------------
 
-    def requested(self, event: PromotionRequested) -> list[Effect]:
+    def on_requested(self, event: PromotionRequested) -> list[Effect]:
         model = self._server.data.model
         if model is None:
             return _refuse(event.id, "there is no model yet: wait for the first one")
@@ -84,21 +84,21 @@ class ModelPromotion:
         if version == model.version and not may_repeat:
             return _refuse(event.id, f"version {version} is the champion already")
         self._promotion = _Promotion(event.id, moves, event.request.reason, model, may_repeat)
-        return [CheckPromotion(version, model, self._rollout.deployed.code_version)]
+        return [CheckPromotion(version, model, self._rollout.deployed_task.code_version)]
 
-    def checked(self, version: int) -> list[Effect]:
+    def on_checked(self, version: int) -> list[Effect]:
         promotion = self._promotion
         if promotion is None:
             return []
         if version == promotion.previous.version and not promotion.may_repeat:
-            return self.refused(f"version {version} is the champion already")
+            return self.on_refused(f"version {version} is the champion already")
         return [PromoteVersion(version, promotion.reason)]
 
-    def refused(self, reason: str) -> list[Effect]:
+    def on_refused(self, reason: str) -> list[Effect]:
         promotion, self._promotion = self._promotion, None
         return _refuse(promotion.id, reason) if promotion is not None else []
 
-    def promoted(self, event: VersionPromoted) -> list[Effect]:
+    def on_promoted(self, event: VersionPromoted) -> list[Effect]:
         promotion, self._promotion = self._promotion, None
         if promotion is None:
             return []
@@ -108,7 +108,7 @@ class ModelPromotion:
 
     # --- a new lineage ------------------------------------------------------------------------------
 
-    def lineage_requested(self, event: LineageRequested) -> list[Effect]:
+    def on_lineage_requested(self, event: LineageRequested) -> list[Effect]:
         model = self._server.data.model
         if model is None:
             return _refuse(
@@ -118,7 +118,7 @@ class ModelPromotion:
         if not self._server.allows(ServerEvent.LINEAGE_STARTED):
             return _refuse(event.id, "a new lineage begins between two runs: wait for this one, or stop it")
         self._lineage = _Lineage(event.id, event.request.reason, model)
-        return [BuildLineage(self._rollout.deployed.code_version)]
+        return [BuildLineage(self._rollout.deployed_task.code_version)]
 
     def begin_lineage_of_rollout(self, build: BuildLineage) -> list[Effect]:
         """The candidate begins a new lineage."""
@@ -128,7 +128,7 @@ class ModelPromotion:
         self._lineage = _Lineage(None, f"code {short_version(build.code_version)}", model)
         return [build]
 
-    def lineage_built(self, event: LineageBuilt) -> list[Effect]:
+    def on_lineage_built(self, event: LineageBuilt) -> list[Effect]:
         lineage, self._lineage = self._lineage, None
         if lineage is None:
             return []
@@ -139,7 +139,7 @@ class ModelPromotion:
         then = AnswerPromotion(lineage.id, lineage.previous.version, lineage.reason)
         return [move, *self._availability.offer(then)]
 
-    def lineage_failed(self, reason: str) -> list[Effect]:
+    def on_lineage_failed(self, reason: str) -> list[Effect]:
         lineage, self._lineage = self._lineage, None
         if lineage is None:
             return []

@@ -136,7 +136,7 @@ class TrainingRun:
         """True where the answer is known: the model store is unusable."""
         return self._availability.trouble != "" and event.request.run != self._server.data.run
 
-    def requested(self, event: RunRequested) -> list[Effect]:
+    def on_requested(self, event: RunRequested) -> list[Effect]:
         data, request = self._server.data, event.request
         if self.refuses_at_once(event):
             return [Reply(event.id, Refused(reason=self._availability.trouble))]
@@ -149,7 +149,7 @@ class TrainingRun:
         self._opening = _Opening(event.id, request.run, task, plan, data.model, event.traceparent)
         return [CheckFit(task.code_version, data.model)]
 
-    def fit_checked(self, event: FitChecked, now: datetime) -> list[Effect]:
+    def on_fit_checked(self, event: FitChecked, now: datetime) -> list[Effect]:
         opening, self._opening = self._opening, None
         if opening is None:
             return []
@@ -190,7 +190,7 @@ class TrainingRun:
         )
         return [move, start]
 
-    def server_starts(self, run: str, now: datetime) -> list[Effect]:
+    def on_server_starting(self, run: str, now: datetime) -> list[Effect]:
         """The Flower server starts; it may be of a run that has ended meanwhile."""
         starting, self._starting = self._starting, None
         effects: list[Effect] = []
@@ -203,7 +203,7 @@ class TrainingRun:
             effects.append(StartTimer(TimerName.RECRUITING, _seconds_until(recruit_until, now)))
         return [*effects, Reply(starting.id, RunOpened(recruit_until=recruit_until))]
 
-    def server_not_started(self, event: FlowerServerNotStarted) -> list[Effect]:
+    def on_server_not_started(self, event: FlowerServerNotStarted) -> list[Effect]:
         starting, self._starting = self._starting, None
         refusal = event.refusal
         effects: list[Effect] = []
@@ -226,7 +226,7 @@ class TrainingRun:
         """Count again who has joined. A Flower server that is lost reports that behind its own messages."""
         self.is_restoring = False
         run = self._server.data.run
-        effects = [effect for one in messages if one.run == run for effect in self._client_joined(one)]
+        effects = [effect for one in messages if one.run == run for effect in self._on_client_joined(one)]
         match self._server.situation:
             case ServerRecruiting() as recruiting:
                 delay_s = _seconds_until(recruiting.recruit_until, now)
@@ -266,11 +266,11 @@ class TrainingRun:
                 move = self._server.move(ServerEvent.SERVER_RECOVERED, changes)
                 return [move, *self._begin_training()]
             case ClientJoined(), _:
-                return self._client_joined(message)
+                return self._on_client_joined(message)
             case RoundFinished(), ServerTraining():
-                return self._round_finished(message, situation)
+                return self._on_round_finished(message, situation)
             case RunFinished(), ServerTraining():
-                return self._run_finished(message, situation, now)
+                return self._on_run_finished(message, situation, now)
             case RunFailed(), ServerRecruiting() | ServerTraining():
                 return self._fail(ServerEvent.RUN_FAILED, message.reason)
             case ServerLost(), ServerRecruiting() | ServerTraining():
@@ -280,7 +280,7 @@ class TrainingRun:
                 data = {"message": message.name, "state": str(self._server.state)}
                 return [Log("debug", "Ignoring message for a finished run", data)]
 
-    def _client_joined(self, message: ClientJoined) -> list[Effect]:
+    def _on_client_joined(self, message: ClientJoined) -> list[Effect]:
         if message.code_version != self._server.data.code_version:
             data = {"client": message.client, "code": message.code_version}
             return [Log("warning", "Ignoring a client with another code version", data)]
@@ -300,7 +300,7 @@ class TrainingRun:
             case _:
                 return []
 
-    def _round_finished(self, message: RoundFinished, training: ServerTraining) -> list[Effect]:
+    def _on_round_finished(self, message: RoundFinished, training: ServerTraining) -> list[Effect]:
         failed = len(message.result.failures)
         changes = ServerChanges(
             round=message.round,
@@ -318,14 +318,14 @@ class TrainingRun:
 
     # --- deadlines and losses -----------------------------------------------------------------------
 
-    def recruiting_deadline(self) -> list[Effect]:
+    def on_recruiting_deadline(self) -> list[Effect]:
         match self._server.situation:
             case ServerRecruiting(run=run):
                 return [ReadDeclined(run)]
             case _:
                 return []
 
-    def recruiting_expired(self, declined: Mapping[str, str]) -> list[Effect]:
+    def on_declined_read(self, declined: Mapping[str, str]) -> list[Effect]:
         """The quorum did not join in time.
 
         Args:
@@ -345,7 +345,7 @@ class TrainingRun:
             case _:
                 return []
 
-    def server_found(self, event: FlowerServerFound) -> list[Effect]:
+    def on_server_found(self, event: FlowerServerFound) -> list[Effect]:
         """The loss of a Flower server was reported; it may have been started again since."""
         self._finding = ""
         if event.is_up:
@@ -400,7 +400,7 @@ class TrainingRun:
             Reply(event.id, RunCancelled()),
         ]
 
-    def _run_finished(self, message: RunFinished, training: ServerTraining, now: datetime) -> list[Effect]:
+    def _on_run_finished(self, message: RunFinished, training: ServerTraining, now: datetime) -> list[Effect]:
         if reason := no_update_reason(training):
             return self._fail(ServerEvent.RUN_FAILED, reason)
         changes = ServerChanges(checkpoint=message.artifact, round=message.rounds)
@@ -414,7 +414,7 @@ class TrainingRun:
         self.is_publishing = True
         return [PublishVersion(run, self._rollout.task_at(run.code_version))]
 
-    def published(self, event: VersionPublished) -> list[Effect]:
+    def on_published(self, event: VersionPublished) -> list[Effect]:
         """Handle the new version, which the gate promoted or rejected."""
         self.is_publishing = False
         manifest, verdict = event.manifest, event.verdict
@@ -432,7 +432,7 @@ class TrainingRun:
             ),
         ]
 
-    def offered(self, then: CloseRun) -> list[Effect]:
+    def on_offer_result(self, then: CloseRun) -> list[Effect]:
         """Clients may get the new champion: announce it, and the end of the run."""
         return [
             *self._availability.announce(),
@@ -441,7 +441,7 @@ class TrainingRun:
             *self._judge(),
         ]
 
-    def retired(self) -> list[Effect]:
+    def on_retired(self) -> list[Effect]:
         self.is_retiring = False
         return []
 
@@ -452,7 +452,7 @@ class TrainingRun:
         spare = {one.sha256 for one in (data.model, data.base, data.checkpoint) if one is not None}
         return RetireVersions(keep, frozenset(spare))
 
-    def publish_failed(self, reason: str) -> list[Effect]:
+    def on_publish_failed(self, reason: str) -> list[Effect]:
         """The model store did not take the version."""
         self.is_publishing = False
         return self._fail(ServerEvent.VERSION_REFUSED, reason, is_hindered=True)
@@ -503,7 +503,7 @@ class TrainingRun:
         """Judge the candidate code by the run, and start what waits for its end."""
         data = self._server.data
         trial = TrialResult(failed, data.trainings, data.failures, kept_back, is_unjudged)
-        return self._rollout.run_ended(data.code_version, trial)
+        return self._rollout.on_run_end(data.code_version, trial)
 
 
 def misfit(model: ModelRef, difference: str) -> str:

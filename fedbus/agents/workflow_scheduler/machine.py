@@ -88,14 +88,14 @@ class _DeployedCode:
         self._loading = ""
         return True
 
-    def rejected(self, version: str, reason: str) -> list[Effect]:
+    def on_rejected(self, version: str, reason: str) -> list[Effect]:
         self._rejected = version
         if not self.accept(version):
             return []
         text = "Code version rejected; keeping the current run configuration"
         return [Log("warning", text, {"code": version, "reason": reason})]
 
-    def unavailable(self, version: str, reason: str) -> list[Effect]:
+    def on_unavailable(self, version: str, reason: str) -> list[Effect]:
         if version != self._loading:
             return []
         retry = RetryLater(SchedulerTimer.CODE, self._failures)
@@ -140,20 +140,20 @@ class SchedulerMachine:
         """Decide on *event*; the agent performs the effects in their order."""
         match event:
             case SchedulerStarted():
-                return self._started(event, now)
+                return self._on_start(event, now)
             case ServiceStarted():
                 return [*self._evaluate(now), *self._code.load(), *self._follow_other_tasks()]
             case RunStartRequested():
-                return self._runs.start_requested(event, now)
+                return self._runs.on_start_requested(event, now)
             case RunStopRequested():
-                return self._and_evaluate_if_ended(lambda: self._runs.stop_requested(event, now), now)
+                return self._and_evaluate_if_ended(lambda: self._runs.on_stop_requested(event, now), now)
             case OpeningAnswered():
-                return self._and_evaluate_if_ended(lambda: self._runs.opening_answered(event, now), now)
+                return self._and_evaluate_if_ended(lambda: self._runs.on_opening_answered(event, now), now)
             case CancellationAnswered():
-                return self._runs.cancellation_answered(event)
+                return self._runs.on_cancellation_answered(event)
             case Transition():
-                unblocked = self._evaluate(now) if self._runs.unblocked_by(event) else []
-                moved = self._and_evaluate_if_ended(lambda: self._runs.server_moved(event, now), now)
+                unblocked = self._evaluate(now) if self._runs.unblock_by(event) else []
+                moved = self._and_evaluate_if_ended(lambda: self._runs.on_server_transition(event, now), now)
                 return unblocked + moved
             case TriggerMessageReceived(message=message, at=at):
                 self._inputs.record(message, at)
@@ -161,18 +161,18 @@ class SchedulerMachine:
             case OtherRunMoved(transition=transition, at=at):
                 return self._evaluate(now) if self._inputs.record_run(transition, at) else []
             case DeployedCodeLoaded() | DeployedCodeRejected() | DeployedCodeUnavailable():
-                return self._code_result(event, now)
+                return self._on_code_result(event, now)
             case TimerFired(timer=timer):
-                return self._timer_fired(timer, now)
+                return self._on_timer(timer, now)
             case _:
                 assert_never(event)
 
-    def _timer_fired(self, timer: SchedulerTimer, now: datetime) -> list[Effect]:
+    def _on_timer(self, timer: SchedulerTimer, now: datetime) -> list[Effect]:
         match timer:
             case SchedulerTimer.EVALUATE:
                 return self._evaluate(now)
             case SchedulerTimer.REPLY:
-                return self._runs.reply_expired()
+                return self._runs.on_reply_timeout()
             case SchedulerTimer.CODE:
                 return self._code.load_again()
             case _:
@@ -190,7 +190,7 @@ class SchedulerMachine:
 
     # --- the start ----------------------------------------------------------------------------------
 
-    def _started(self, event: SchedulerStarted, now: datetime) -> list[Effect]:
+    def _on_start(self, event: SchedulerStarted, now: datetime) -> list[Effect]:
         """Continue from the log, by the deployed code if it can be loaded at once."""
         self._startup = event
         for one in event.messages:
@@ -209,14 +209,14 @@ class SchedulerMachine:
         )
         return effects + self._schedule.take_over(now)
 
-    def _startup_code_result(
+    def _on_startup_code_result(
         self, startup: SchedulerStarted, event: CodeResult, now: datetime
     ) -> list[Effect]:
         """Start by the deployed code, or else by the code of the start: the agent loads the other one later."""
         if isinstance(event, DeployedCodeLoaded):
             return self._take_over(startup, event.task, now)
         if isinstance(event, DeployedCodeRejected):
-            self._code.rejected(event.version, event.reason)
+            self._code.on_rejected(event.version, event.reason)
         text = "Cannot load the deployed code; using the code of the start"
         log = Log("warning", text, {"code": event.version, "reason": event.reason})
         return [log, *self._take_over(startup, self._config.task, now)]
@@ -233,16 +233,16 @@ class SchedulerMachine:
 
     # --- the deployed code --------------------------------------------------------------------------
 
-    def _code_result(self, event: CodeResult, now: datetime) -> list[Effect]:
+    def _on_code_result(self, event: CodeResult, now: datetime) -> list[Effect]:
         if (startup := self._startup) is not None:
-            return self._startup_code_result(startup, event, now)
+            return self._on_startup_code_result(startup, event, now)
         match event:
             case DeployedCodeLoaded(task=task):
                 return self._change_to(task, now) if self._code.accept(task.code_version) else []
             case DeployedCodeRejected(version=version, reason=reason):
-                return self._code.rejected(version, reason)
+                return self._code.on_rejected(version, reason)
             case DeployedCodeUnavailable(version=version, reason=reason):
-                return self._code.unavailable(version, reason)
+                return self._code.on_unavailable(version, reason)
             case _:
                 assert_never(event)
 

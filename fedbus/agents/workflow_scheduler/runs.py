@@ -97,7 +97,7 @@ class TaskRuns:
         self._record: RunRecord | None = None
         self._start_request: _StartRequest | None = None
         self._last_number = 0
-        self._finished: list[tuple[RunData, datetime]] = []
+        self._finished_runs: list[tuple[RunData, datetime]] = []
         """The last two runs that finished, and when."""
         self.scheduled = 0
         """The number of runs in the log that a schedule started."""
@@ -122,9 +122,9 @@ class TaskRuns:
     @property
     def metrics(self) -> dict[str, RunMetric]:
         """The metrics that the last two finished runs have in common."""
-        if len(self._finished) < 2:
+        if len(self._finished_runs) < 2:
             return {}
-        (before, _), (latest, at) = self._finished
+        (before, _), (latest, at) = self._finished_runs
         old, new = _last_metrics(before), _last_metrics(latest)
         return {name: RunMetric(old[name], new[name], at) for name in new if name in old}
 
@@ -142,7 +142,7 @@ class TaskRuns:
         self.scheduled = sum(run.data.trigger == SCHEDULED for run in runs)
         self.last_ended = max((run.at for run in runs if run.state in RUN.final), default=None)
         finished = [run for run in runs if run.state is RunState.FINISHED]
-        self._finished = [(run.data, run.at) for run in finished[-2:]]
+        self._finished_runs = [(run.data, run.at) for run in finished[-2:]]
         if last.state in RUN.final:
             return []
         self._record = RunRecord(last.state, last.data, last.event)
@@ -153,7 +153,7 @@ class TaskRuns:
 
     # --- requests -----------------------------------------------------------------------------------
 
-    def start_requested(self, event: RunStartRequested, now: datetime) -> list[Effect]:
+    def on_start_requested(self, event: RunStartRequested, now: datetime) -> list[Effect]:
         if self._record is not None:
             run = self._record.data.run
             return _refuse(
@@ -170,11 +170,11 @@ class TaskRuns:
         created = self._create(overrides, request.trigger, request.trigger, now, trace=Trace.NEW_SPAN)
         return [*overdue, *created, StartTimer(SchedulerTimer.REPLY, START_RUN_REPLY_S)]
 
-    def reply_expired(self) -> list[Effect]:
+    def on_reply_timeout(self) -> list[Effect]:
         """The run is not opened yet, and may be opened later."""
         return self._answer_start()
 
-    def stop_requested(self, event: RunStopRequested, now: datetime) -> list[Effect]:
+    def on_stop_requested(self, event: RunStopRequested, now: datetime) -> list[Effect]:
         """Stop a run that is not opened yet at once, and have the server manager stop any other."""
         record, request = self._record, event.request
         if record is None or record.data.run != request.run:
@@ -190,7 +190,7 @@ class TaskRuns:
             Reply(event.id, RunStopped(run=request.run)),
         ]
 
-    def cancellation_answered(self, event: CancellationAnswered) -> list[Effect]:
+    def on_cancellation_answered(self, event: CancellationAnswered) -> list[Effect]:
         if event.refusal:
             return _refuse(event.id, event.refusal)
         return [Reply(event.id, RunStopped(run=event.run))]
@@ -224,7 +224,7 @@ class TaskRuns:
         opening = RequestOpening(_open_request(data), trace=Trace.RUN, cause=Cause.RUN)
         return [CreateRun(data, reason, trace=trace, cause=cause), opening]
 
-    def opening_answered(self, event: OpeningAnswered, now: datetime) -> list[Effect]:
+    def on_opening_answered(self, event: OpeningAnswered, now: datetime) -> list[Effect]:
         effects: list[Effect] = []
         record = self._record
         if event.refusal:
@@ -247,12 +247,12 @@ class TaskRuns:
 
     # --- the server ---------------------------------------------------------------------------------
 
-    def unblocked_by(self, transition: Transition) -> bool:
+    def unblock_by(self, transition: Transition) -> bool:
         """Record why no run can start after the server's *transition*; True if one can, and could not before."""
         before, self.blocked_reason = self.blocked_reason, _blocked_reason(transition, self.blocked_reason)
         return before != "" and self.blocked_reason == ""
 
-    def server_moved(self, transition: Transition, now: datetime) -> list[Effect]:
+    def on_server_transition(self, transition: Transition, now: datetime) -> list[Effect]:
         """Move the run as the server moved. A transition of another run, or a repeated one, changes nothing."""
         server, record = _server_of(transition), self._record
         if record is None or server.run != record.data.run:
@@ -285,7 +285,7 @@ class TaskRuns:
             self._record = None
             self.last_ended = now
             if record.state is RunState.FINISHED:
-                self._finished = [*self._finished[-1:], (record.data, now)]
+                self._finished_runs = [*self._finished_runs[-1:], (record.data, now)]
         return [move]
 
     # --- for tests ----------------------------------------------------------------------------------

@@ -313,7 +313,7 @@ def test_a_good_run_brings_the_candidate_to_every_client() -> None:
             PruneCode(),
         ]
     )
-    assert driver.machine.rollout.deployed.code_version == NEW
+    assert driver.machine.rollout.deployed_task.code_version == NEW
 
 
 def test_a_failed_run_reverts_its_code() -> None:
@@ -467,4 +467,4 @@ def test_a_restart_without_the_logs_code_deploys_its_own() -> None:
         MoveCode(CodeEvent.ROLLOUT_REVERTED, {"candidate": "", "clients": (), "ready": ()}, reason),
         MoveCode(CodeEvent.CODE_READ, {"code_version": NEXT}, reason),
     ]
-    assert driver.machine.rollout.deployed.code_version == NEXT
+    assert driver.machine.rollout.deployed_task.code_version == NEXT
