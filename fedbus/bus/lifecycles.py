@@ -34,8 +34,8 @@ from fedbus.contracts.transition import Transition
 EXPECTED_SEQUENCE_HEADER = "Nats-Expected-Last-Subject-Sequence"
 WRONG_SEQUENCE_CODE = "(10071)"
 
-tracer = get_tracer("fedbus.lives")
-log = structlog.get_logger("fedbus.lives")
+tracer = get_tracer("fedbus.lifecycles")
+log = structlog.get_logger("fedbus.lifecycles")
 
 
 class OutboxEntry(Protocol):

@@ -22,7 +22,7 @@ Errors = type[Exception] | tuple[type[Exception], ...]
 
 
 def backoff_s(attempt: int, *, first_s: float = MIN_PAUSE_S, max_s: float = MAX_PAUSE_S) -> float:
-    """The pause after failed attempt number *attempt*, counted from 0, in seconds."""
+    """Return the pause after failed attempt number *attempt*, counted from 0, in seconds."""
     longest = min(max_s, first_s * 2.0 ** min(attempt, _MAX_DOUBLINGS))
     return random.uniform(0.5, 1.0) * longest  # noqa: S311 (jitter, not a secret)
 
@@ -30,7 +30,7 @@ def backoff_s(attempt: int, *, first_s: float = MIN_PAUSE_S, max_s: float = MAX_
 class RetryBackoff:
     """The pauses between attempts.
 
-    *limit_s* bounds the time since the start or the last `reset`; `is_exhausted` says when it is over.
+    *limit_s* bounds the time since the start or the last `reset`; `is_exhausted` is True after that.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class RetryBackoff:
         self.reset()
 
     def reset(self) -> None:
-        """Begin again with the shortest pause and the whole limit: an attempt succeeded or made progress."""
+        """Restart with the shortest pause and the whole limit: an attempt succeeded or made progress."""
         self.attempts = 0
         self._deadline = time.monotonic() + self._limit_s
 
@@ -74,7 +74,7 @@ async def retry(
     """Call *attempt* until it succeeds, with a pause after each error of the types *on*; other errors are raised.
 
     *on_failure* gets each such error and the number of attempts that failed before it; it may raise to give up.
-    Where the limit of *backoff* is exhausted, the error is raised.
+    If the limit of *backoff* is exhausted, the error is raised.
     """
     pauses = backoff or RetryBackoff()
     while True:

@@ -42,7 +42,7 @@ class SpanStatus(StrEnum):
     """Whether a span has ended."""
 
     ENDED = "ended"
-    OPEN = "under way"
+    OPEN = "in progress"
     CUT_OFF = "cut off"  # the process ended before the span did
 
 

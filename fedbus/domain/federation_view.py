@@ -462,7 +462,7 @@ class FederationView:
         if client.state == ClientState.PENDING_APPLICATION:
             return "takes a new model"
         if run is None:
-            return "no run is under way"
+            return "no run is in progress"
         is_recruiting = run.state in (RunState.REQUESTED, RunState.RECRUITING)
         return f"has not joined {run.data.run} yet" if is_recruiting else f"is not in {run.data.run}"
 

@@ -30,27 +30,27 @@ async def current_transitions(bus: Bus, kind: str) -> list[Transition]:
 
 
 async def test_an_entity_without_transitions_is_in_its_initial_state(server_bus: Bus) -> None:
-    async with LifecycleStore.open(server_bus) as lives:
-        life = await lives.load(SERVER, MNIST)
+    async with LifecycleStore.open(server_bus) as lifecycles:
+        life = await lifecycles.load(SERVER, MNIST)
     assert life.state is ServerState.MODEL_INIT
     assert not life.exists
 
 
 async def test_a_restarted_owner_continues_from_the_last_transition(server_bus: Bus) -> None:
-    async with LifecycleStore.open(server_bus) as lives:
-        life = await lives.load(SERVER, MNIST)
+    async with LifecycleStore.open(server_bus) as lifecycles:
+        life = await lifecycles.load(SERVER, MNIST)
         await life.create()
         await life.transition(ServerEvent.MODEL_READY, {"code_version": "abc"})
 
-    async with LifecycleStore.open(server_bus) as lives:
-        again = await lives.load(SERVER, MNIST)
+    async with LifecycleStore.open(server_bus) as lifecycles:
+        again = await lifecycles.load(SERVER, MNIST)
     assert again.state is ServerState.WAITING
     assert again.data.code_version == "abc"
 
 
 async def test_an_illegal_transition_is_rejected_and_not_published(server_bus: Bus) -> None:
-    async with LifecycleStore.open(server_bus) as lives:
-        life = await lives.load(SERVER, MNIST)
+    async with LifecycleStore.open(server_bus) as lifecycles:
+        life = await lifecycles.load(SERVER, MNIST)
         with pytest.raises(IllegalTransition, match="run_finished is not possible in state model_init"):
             await life.transition(ServerEvent.RUN_FINISHED)
     assert await current_transitions(server_bus, "server") == []
@@ -68,8 +68,8 @@ async def test_the_span_of_a_failure_has_its_kind(
     server_bus: Bus, event: ServerEvent, facts: ServerChanges, kind: str
 ) -> None:
     with record_spans() as spans:
-        async with LifecycleStore.open(server_bus) as lives:
-            life = await lives.load(SERVER, MNIST)
+        async with LifecycleStore.open(server_bus) as lifecycles:
+            life = await lifecycles.load(SERVER, MNIST)
             await life.create()
             await life.transition(event, facts, reason="as it is")
     moved = spans.get_finished_spans()[-1]
@@ -82,8 +82,8 @@ async def test_the_span_of_a_failure_has_its_kind(
 
 async def test_a_span_between_two_runs_does_not_name_the_last_run(server_bus: Bus) -> None:
     with record_spans() as spans:
-        async with LifecycleStore.open(server_bus) as lives:
-            life = await lives.load(SERVER, MNIST)
+        async with LifecycleStore.open(server_bus) as lifecycles:
+            life = await lifecycles.load(SERVER, MNIST)
             await life.create()
             await life.transition(ServerEvent.MODEL_READY)
             await life.transition(ServerEvent.RUN_REQUESTED, {"run": "mnist-1"})
@@ -99,8 +99,8 @@ async def test_a_span_between_two_runs_does_not_name_the_last_run(server_bus: Bu
 
 
 async def test_an_illegal_change_publishes_nothing(server_bus: Bus) -> None:
-    async with LifecycleStore.open(server_bus) as lives:
-        life = await lives.load(SERVER, MNIST)
+    async with LifecycleStore.open(server_bus) as lifecycles:
+        life = await lifecycles.load(SERVER, MNIST)
         await life.create()
         with pytest.raises(IllegalChange, match="changes code_versoin, which is not a field"):
             await life.transition(ServerEvent.MODEL_READY, {"code_versoin": "x"})  # type: ignore[typeddict-unknown-key]
@@ -126,8 +126,8 @@ async def test_a_rejected_transition_changes_neither_state_nor_data(server_bus: 
 
 
 async def test_only_a_transition_changes_the_data(server_bus: Bus) -> None:
-    async with LifecycleStore.open(server_bus) as lives:
-        life = await lives.load(SERVER, MNIST)
+    async with LifecycleStore.open(server_bus) as lifecycles:
+        life = await lifecycles.load(SERVER, MNIST)
         with pytest.raises(AttributeError):
             life.data = MNIST  # type: ignore[misc]
 
@@ -141,8 +141,8 @@ async def test_a_second_owner_is_refused(server_bus: Bus) -> None:
 
 
 async def test_a_transition_names_what_the_new_state_waits_for(server_bus: Bus) -> None:
-    async with LifecycleStore.open(server_bus) as lives:
-        life = await lives.load(SERVER, MNIST)
+    async with LifecycleStore.open(server_bus) as lifecycles:
+        life = await lifecycles.load(SERVER, MNIST)
         await life.create()
     (transition,) = await current_transitions(server_bus, "server")
     assert transition.waits_for == "the model repository"
@@ -153,9 +153,9 @@ async def test_a_disconnected_client_publishes_its_transitions_later(
 ) -> None:
     async with (
         Bus.connect(own_nats.url, Identity(FED, "client-manager", "c1")) as bus,
-        LifecycleStore.open(bus, SqliteOutbox(tmp_path / "outbox.db")) as lives,
+        LifecycleStore.open(bus, SqliteOutbox(tmp_path / "outbox.db")) as lifecycles,
     ):
-        life = await lives.load(CLIENT, C1)
+        life = await lifecycles.load(CLIENT, C1)
         await life.create()
         await own_nats.kill()
         await life.transition(ClientEvent.MODEL_FETCHED)
@@ -182,9 +182,9 @@ async def test_the_outbox_is_published_after_a_restart(
 
     async with (
         Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus,
-        LifecycleStore.open(bus, outbox) as lives,
+        LifecycleStore.open(bus, outbox) as lifecycles,
     ):
-        again = await lives.load(CLIENT, C1)
+        again = await lifecycles.load(CLIENT, C1)
         assert again.state is ClientState.PENDING_APPLICATION
         await again.transition(ClientEvent.INFER_READY)
 
@@ -197,18 +197,18 @@ async def test_superseded_outbox_entries_are_discarded_after_a_restart(
 ) -> None:
     outbox = SqliteOutbox(tmp_path / "outbox.db")
     async with Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus:
-        async with LifecycleStore.open(bus, outbox) as lives:
-            life = await lives.load(CLIENT, C1)
+        async with LifecycleStore.open(bus, outbox) as lifecycles:
+            life = await lifecycles.load(CLIENT, C1)
             await life.create()
         cut_off = LifecycleStore(bus, outbox)  # never flushes its outbox: killed before it could
         await (await cut_off.load(CLIENT, C1)).transition(ClientEvent.MODEL_FETCHED)
 
-        async with LifecycleStore.open(bus, SqliteOutbox(tmp_path / "other.db")) as lives:
-            other = await lives.load(CLIENT, C1)
+        async with LifecycleStore.open(bus, SqliteOutbox(tmp_path / "other.db")) as lifecycles:
+            other = await lifecycles.load(CLIENT, C1)
             await other.transition(ClientEvent.BOOTSTRAP_FAILED)
 
-        async with LifecycleStore.open(bus, outbox) as lives:
-            again = await lives.load(CLIENT, C1)
+        async with LifecycleStore.open(bus, outbox) as lifecycles:
+            again = await lifecycles.load(CLIENT, C1)
             assert again.state is ClientState.TERMINATED
             await again.transition(ClientEvent.RESTARTED)
 
@@ -237,10 +237,10 @@ async def test_a_stale_owner_discards_its_outbox(nats: NatsServer, server_bus: B
 async def test_an_owner_that_starts_while_nats_is_down_waits_for_it(
     own_nats: OwnNatsServer, server_bus: Bus
 ) -> None:
-    async with LifecycleStore.open(server_bus) as lives:
-        await (await lives.load(SERVER, MNIST)).create()
+    async with LifecycleStore.open(server_bus) as lifecycles:
+        await (await lifecycles.load(SERVER, MNIST)).create()
         await own_nats.kill()
-        loading = asyncio.ensure_future(lives.load(SERVER, MNIST))
+        loading = asyncio.ensure_future(lifecycles.load(SERVER, MNIST))
         done, _ = await asyncio.wait({loading}, timeout=ACK_TIMEOUT_S + 0.5)
         assert not done
         await own_nats.start()

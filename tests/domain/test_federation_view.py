@@ -317,7 +317,7 @@ def test_all_clients_serve_the_champion(served: int, training: str, *, settled: 
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        ([], "no run is under way"),
+        ([], "no run is in progress"),
         ([transition(run_data(1), "recruiting")], "has not joined mnist-1 yet"),
         ([transition(run_data(1), "running")], "is not in mnist-1"),
         ([ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="hot")], "declined mnist-1: hot"),
@@ -327,7 +327,7 @@ def test_all_clients_serve_the_champion(served: int, training: str, *, settled: 
                 ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="hot"),
                 ClientJoined(task=TASK, client="c1", run="mnist-1"),
             ],
-            "no run is under way",
+            "no run is in progress",
         ),
         (
             [

@@ -44,8 +44,8 @@ class FakePeers(FakeFlowerServer):
     async def create_clients(self, *names: str, **labels: str) -> None:
         """Create the lifecycles of clients."""
         for name in names:
-            async with LifecycleStore.open(await self.fed.connect_as("client-manager", name)) as lives:
-                life = await lives.load(CLIENT, ClientData(task=TASK, client=name, labels=labels))
+            async with LifecycleStore.open(await self.fed.connect_as("client-manager", name)) as lifecycles:
+                life = await lifecycles.load(CLIENT, ClientData(task=TASK, client=name, labels=labels))
                 await life.create()
 
     async def send_code_ready(self, client: str, version: str) -> None:

@@ -55,8 +55,8 @@ class FakeServerManager:
     @classmethod
     @asynccontextmanager
     async def open(cls, fed: FederationHarness) -> AsyncIterator["FakeServerManager"]:
-        async with LifecycleStore.open(await fed.connect_as("server-manager")) as lives:
-            yield cls(fed, await lives.load(SERVER, ServerData(task=TASK)))
+        async with LifecycleStore.open(await fed.connect_as("server-manager")) as lifecycles:
+            yield cls(fed, await lifecycles.load(SERVER, ServerData(task=TASK)))
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:

@@ -4,9 +4,9 @@ Every message, timer and result is an event. One event at a time is handled: its
 next one is decided on; a message is acknowledged after it was handled. Jobs run in tasks of their own, so that
 messages are handled while a model is fetched or code is checked.
 
-The lifecycle of a client has one possible owner, so it moves also while the device is disconnected. The agent runs
-no code of the task and holds no weights: models are files, the inference agent serves them, the Flower client
-trains. It alone decides when the device changes to other code.
+The lifecycle of a client has one possible owner, so its state also changes while the device is disconnected. The
+agent runs no code of the task and holds no weights: models are files, the inference agent serves them, the Flower
+client trains. It alone decides when the device changes to other code.
 """
 
 import asyncio
@@ -79,7 +79,7 @@ from fedbus.agents.common.machine import (
     TimerFired,
 )
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
-from fedbus.bus.bus import Bus
+from fedbus.bus.bus import Bus, Delivery
 from fedbus.bus.errors import NoResponse, RequestRefused
 from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore, TransitionOutbox
 from fedbus.common.retry import backoff_s
@@ -115,13 +115,13 @@ class ClientManager:
         bus: The bus, as the client manager of *client*.
         task: The task, at the version that the device starts with.
         client: The id of the client.
-        directory: Where the device has its files of this task.
+        directory: The directory of this task on the device.
         outbox: Keeps the transitions that NATS has not stored yet.
-        code: The repository of the task's code; left out: the directory of *task*, which does not change.
+        code: The repository of the task's code; None: the directory of *task*, which does not change.
         check: Runs new code once; raises CheckFailed.
         labels: The labels of the device, by which a rollout chooses it.
-        trusted: The keys of which one must have signed a model; left out: models need no signature.
-        slots: How many tasks may train at the same time on this device; left out: no limit.
+        trusted: The keys of which one must have signed a model; None: models need no signature.
+        slots: How many tasks may train at the same time on this device; None: no limit.
         bootstrap_s: The limit of the enrollment, and again of the search for the first model.
 
     """
@@ -174,22 +174,22 @@ class ClientManager:
 
         """
         async with (
-            LifecycleStore.open(self._bus, self._outbox) as lives,
+            LifecycleStore.open(self._bus, self._outbox) as lifecycles,
             Timers.open() as self._timers,
         ):
             try:
-                await run_until(stop, self._live(lives))
+                await run_until(stop, self._live(lifecycles))
             finally:
                 self._release_slot()
 
-    async def _live(self, lives: LifecycleStore) -> None:
+    async def _live(self, lifecycles: LifecycleStore) -> None:
         data = ClientData(
             task=self._task.id,
             client=self._client,
             code_version=self._task.code_version,
             labels=self._labels,
         )
-        self._lifecycle = await lives.load(CLIENT, data)
+        self._lifecycle = await lifecycles.load(CLIENT, data)
         if not self._lifecycle.exists:
             await self._lifecycle.create()
         record = ClientRecord(
@@ -201,7 +201,7 @@ class ClientManager:
         async with self._bus.consume(AgentName.CLIENT_MANAGER, task=self._task.id) as inbox:
             await self._consume(inbox)
 
-    async def _consume(self, inbox: AsyncIterator[Any]) -> None:
+    async def _consume(self, inbox: AsyncIterator[Delivery]) -> None:
         await self.ready.wait()
         await handle_each(inbox, self._on_message)
 
@@ -211,7 +211,7 @@ class ClientManager:
         await self._decide(_announcement_event(message) if isinstance(message, ModelPublished) else message)
 
     async def _decide(self, event: Event) -> None:
-        """Have the machine handle *event*, and perform the effects."""
+        """Let the machine handle *event*, and perform the effects."""
         async with self._decisions:
             with ExitStack() as traces:
                 events = [event]
@@ -304,7 +304,7 @@ class ClientManager:
     # --- jobs ---------------------------------------------------------------------------------------
 
     def _start_job(self, job: Job) -> None:
-        """Do *job* in a task of its own; one of the same kind that is under way is cancelled."""
+        """Run *job* in its own task. It cancels a running job of the same kind."""
         self._timers.schedule_after(type(job).__name__, 0.0, partial(self._do, job))
 
     async def _do(self, job: Job) -> None:

@@ -1,11 +1,12 @@
 """The task's code on one device: fetches, verifies and checks a version, and remembers which one the device has.
 
-A version is prepared while the one in use goes on; `DeviceCode.switch_to` makes it the device's version, at a
+A version is prepared while the current one stays in use; `DeviceCode.switch_to` makes it the device's version, at a
 moment that the client manager chooses.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,7 @@ import structlog
 
 from fedbus.agents.common.code_check import CheckFailed
 from fedbus.common.filesystem import atomic_write
-from fedbus.common.retry import backoff_s
+from fedbus.common.retry import retry
 from fedbus.contracts.task.task import Task
 from fedbus.stores.code.open import CodeRejected, CodeRepository, CodeUnavailable
 from fedbus.stores.errors import StoreError
@@ -36,8 +37,8 @@ class DeviceCode:
     Args:
         repository: Where versions come from.
         task: The version that the device starts with.
-        check: Runs a version once; left out: versions are not run before they are used.
-        version_file: Where the version of the device is written.
+        check: Runs a version once; None: versions are used without a check.
+        version_file: The file with the version of the device.
 
     """
 
@@ -51,28 +52,28 @@ class DeviceCode:
         self._checked = {task.code_version}
 
     async def prepare(self, version: str) -> Task:
-        """The task at *version*: fetched, verified and checked. Retries while the repository is unavailable.
+        """Fetch, verify and check the task at *version*. Retries while the repository is unavailable.
 
         Raises:
             CodeNotReady: The version is rejected, or has failed its check.
 
         """
-        attempt = 0
-        while True:
-            try:
-                task = await self._repository.load_task(version)
-                await self._check_once(task)
-            except CodeUnavailable as error:
-                if attempt == 0:
-                    log.warning("Code repository unavailable; retrying", reason=str(error))
-                await asyncio.sleep(backoff_s(attempt))
-                attempt += 1
-            except CodeRejected as error:
-                raise CodeNotReady(error.reason) from error
-            except (CheckFailed, StoreError) as error:
-                raise CodeNotReady(str(error)) from error
-            else:
-                return task
+
+        def report(error: Exception, attempt: int) -> None:
+            if attempt == 0:
+                log.warning("Code repository unavailable; retrying", reason=str(error))
+
+        try:
+            return await retry(partial(self._load_and_check, version), on=CodeUnavailable, on_failure=report)
+        except CodeRejected as error:
+            raise CodeNotReady(error.reason) from error
+        except (CheckFailed, StoreError) as error:
+            raise CodeNotReady(str(error)) from error
+
+    async def _load_and_check(self, version: str) -> Task:
+        task = await self._repository.load_task(version)
+        await self._check_once(task)
+        return task
 
     async def _check_once(self, task: Task) -> None:
         """Check each version once, so that a device changes back to an earlier one at once."""
@@ -92,7 +93,7 @@ class DeviceCode:
 
 
 def read_last_version(version_file: Path) -> str:
-    """The version that the device had when it ended; empty where that is not known."""
+    """The version that the device had when it ended; empty if it is not known."""
     try:
         return version_file.read_text().strip()
     except OSError:

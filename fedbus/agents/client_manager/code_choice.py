@@ -33,7 +33,7 @@ class CodeChoice:
 
     @property
     def wanted(self) -> str | None:
-        """The version to change to; None where the device has it, or has refused it."""
+        """The version to change to; None if the device has it, or has refused it."""
         if self.plan is None:
             return None
         version = target_code_version(self.plan, self._client, self._labels)
@@ -41,7 +41,7 @@ class CodeChoice:
 
     @property
     def starts_lineage(self) -> bool:
-        """True where the candidate's models have another architecture than the one that is served."""
+        """True if the candidate's models have another architecture than the served one."""
         return self.plan is not None and self.plan.new_lineage
 
     def follow(self, plan: CodePlan | None) -> None:
@@ -51,7 +51,7 @@ class CodeChoice:
             self.refused.clear()
 
     def ready(self) -> CodeReady:
-        """Return the message that the device has its version, and can use it."""
+        """Return the message that reports the version of the device as usable."""
         return CodeReady(
             task=self.task.id, client=self._client, code_version=self.version, attempt=self.attempt
         )

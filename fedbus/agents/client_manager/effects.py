@@ -1,4 +1,4 @@
-"""Effects of the client manager: everything that its decisions have the agent do.
+"""Effects of the client manager: everything that the agent does for its decisions.
 
 The three kinds of effects are described in `fedbus.agents.common.machine`.
 """
@@ -33,7 +33,7 @@ class HandOverModel:
     model: ModelRef
     code_version: str
     is_first: bool = False
-    """True where no model is served yet: `InferStart`."""
+    """True if no model is served yet: `InferStart`."""
     term: int = 0
     published_in: str = ""
 
@@ -74,11 +74,11 @@ class Fail:
 
 @dataclass(frozen=True)
 class ReadDeviceFacts:
-    """Read what an eligibility rule asks for. Result: `DeviceFactsRead`."""
+    """Read the values of an eligibility rule's variables. Result: `DeviceFactsRead`."""
 
     names: frozenset[str]
     model: ModelRef | None
-    """The model whose age may be asked for."""
+    """The model whose age a rule may use."""
     holdout_share: float
 
 
@@ -94,7 +94,7 @@ class TakeSlot:
 
 @dataclass(frozen=True)
 class EnrollClient:
-    """Enroll, however long the server does not answer. Result: `EnrollmentAnswered`."""
+    """Enroll; repeat the request until the server answers. Result: `EnrollmentAnswered`."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class FetchModel:
 
     announcement: ModelAnnouncement
     attempts: int
-    """After a failed one the server is asked where the file is now."""
+    """After a failed attempt, request the current address of the file from the server."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The facts of a device that an eligibility rule may ask for. Only what the rule asks for is read."""
+"""The facts of a device that an eligibility rule may use. Only the facts that the rule uses are read."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -26,11 +26,11 @@ DeviceFacts = dict[str, float | None]
 def read_device_facts(
     names: AbstractSet[str], directory: Path, model_file: Path | None, *, holdout_share: float = 0.0
 ) -> DeviceFacts:
-    """The facts that *names* asks for; None where the device has no such thing. Blocking.
+    """Return the facts by their *names*; None for a fact that this device cannot measure. Blocking.
 
     Args:
         names: Variables of an eligibility rule.
-        directory: Where the device has its files of the task.
+        directory: The directory of the task on the device.
         model_file: The model that is served.
         holdout_share: The share of the captured rows that are held out of training.
 

@@ -1,6 +1,6 @@
 """Events of the client manager: everything that its decisions depend on.
 
-Messages of the bus are events as they are, but for `ModelPublished`, which comes with its trace. The others are
+Messages of the bus are events themselves, except for `ModelPublished`, which gets its trace. The others are
 results of effects, and timers.
 """
 
@@ -35,7 +35,7 @@ class ModelAnnouncement:
     model: ModelRef
     blob: BlobRef
     term: int
-    """Of two announcements the one with the higher term holds."""
+    """Of two announcements, the one with the higher term is valid."""
     signature: ModelSignature | None
     traceparent: str = ""
     """The trace of the announcement (W3C Trace Context)."""
@@ -52,7 +52,7 @@ class ClientManagerStarted:
 @dataclass(frozen=True)
 class EnrollmentAnswered:
     refusal: str = ""
-    """Why the server does not accept the client; empty where it does."""
+    """Why the server does not accept the client; empty if it does."""
 
 
 # --- messages that need more than their content -----------------------------------------------------
@@ -71,7 +71,7 @@ class ModelAnnounced:
 @dataclass(frozen=True)
 class ServerInfoRead:
     info: ServerInfo | None
-    """None where the server refused, or did not answer in time."""
+    """None if the server refused, or did not answer in time."""
     reason: str = ""
     """Why there is none."""
 
@@ -118,7 +118,7 @@ class CodeNotPrepared:
 @dataclass(frozen=True)
 class DeviceFactsRead:
     facts: Mapping[str, float | None]
-    """By the variables of the eligibility rule; None where the device has no such thing."""
+    """By the variables of the eligibility rule; None for a fact that this device cannot measure."""
 
 
 @dataclass(frozen=True)

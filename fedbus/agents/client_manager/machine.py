@@ -2,9 +2,9 @@
 
     s0 –model_fetched→ pending_application –infer_ready→ serving –client_start→ learning –fin_train→ …
 
-`ClientMachine.handle` takes one event and returns what the agent has to do about it. The state is that of the
+`ClientMachine.handle` takes one event and returns what the agent must do. The state is that of the
 client's lifecycle; a *step* (`steps`) is what the client waits for in it. An event that no step waits for changes
-nothing, so a message that comes twice, or late, is harmless.
+nothing, so a repeated or late message is harmless.
 """
 
 from collections.abc import Mapping, Sequence
@@ -297,7 +297,7 @@ class ClientMachine:
                 return []
 
     def _catch_up(self, announcement: ModelAnnouncement, search: Search) -> list[Effect]:
-        """Change to the code that belongs to the model; where that fails, start with the old code."""
+        """Change to the code that belongs to the model; if that fails, start with the old code."""
         if (version := self._code.wanted) is None:
             return self._fetch_first(announcement, search)
         self._step = CatchingUp(announcement, version, search)
@@ -424,7 +424,7 @@ class ClientMachine:
     # --- models -------------------------------------------------------------------------------------
 
     def _on_announcement(self, announcement: ModelAnnouncement) -> list[Effect]:
-        """Apply the model now, unless something else is under way."""
+        """Apply the model now, unless another step is in progress."""
         self._models.note(announcement)
         if (newer := self._models.next) is None:
             return []
@@ -532,13 +532,13 @@ class ClientMachine:
     # --- serving ------------------------------------------------------------------------------------
 
     def _serve(self, event: ClientEvent, reason: str = "", then: Sequence[Effect] = ()) -> list[Effect]:
-        """Serve what is served, perform *then*, and start what waits."""
+        """Continue to serve the current model, perform *then*, and start the next work."""
         self._step = Ready()
         move = self._record.move(event, self._served_changes(), reason=reason)
         return [CancelTimer(ClientTimer.APPLY), move, *then, *self._next_work()]
 
     def _served_changes(self) -> ClientChanges:
-        """What is served, and the code where it was changed since the last transition."""
+        """Return the served model, and the code if it changed since the last transition."""
         changes: ClientChanges = {"model": self._models.target}
         if self._code.version != self._record.data.code_version:
             changes["code_version"] = self._code.version
@@ -556,7 +556,7 @@ class ClientMachine:
     # --- code ---------------------------------------------------------------------------------------
 
     def _on_code_published(self, event: CodePublished) -> list[Effect]:
-        """Follow the plan, now or when what is under way has ended."""
+        """Follow the plan, now or after the current step."""
         self._code.follow(event.plan)
         effects: list[Effect] = []
         if event.candidate == self._code.version:
@@ -573,7 +573,7 @@ class ClientMachine:
         return [move, PrepareCode(version, SYNC_S)]
 
     def _on_code_prepared(self, task: Task) -> list[Effect]:
-        """The last check of new code is that the inference agent serves with it, unless its models are others."""
+        """Let the inference agent serve with the new code as its last check; a new lineage skips that check."""
         match self._step:
             case CatchingUp(announcement=announcement, version=version, search=search) if (
                 version == task.code_version

@@ -1,4 +1,4 @@
-"""Which model the server announced last, which one is served, and which one is to be. Pure."""
+"""The announced model, the served model and the target model of one client. Pure."""
 
 from fedbus.agents.client_manager.events import ModelAnnouncement
 from fedbus.contracts.model import ModelRef
@@ -12,7 +12,7 @@ class ModelChoice:
         self.target = target
         """The model that is served, or about to be; the next transition records it."""
         self.newest: ModelAnnouncement | None = None
-        """The announcement to follow; None where its model was refused or rolled back."""
+        """The announcement to follow; None if its model was refused or rolled back."""
         self.served: ModelRef | None = None
         """The model of the last answer of the inference agent."""
 
@@ -29,7 +29,7 @@ class ModelChoice:
         return self.newest
 
     def announcement_of(self, model: ModelRef) -> ModelAnnouncement | None:
-        """The last announcement, where it is of *model*."""
+        """Return the last announcement if it is of *model*, otherwise None."""
         return self.newest if self.newest is not None and self.newest.model == model else None
 
     def keep_current(self) -> None:

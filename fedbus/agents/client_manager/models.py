@@ -8,7 +8,7 @@ import structlog
 from fedbus.agents.client_manager.events import ModelAnnouncement
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus
-from fedbus.common.retry import backoff_s
+from fedbus.common.retry import RetryBackoff
 from fedbus.contracts.model import BlobRef, ModelRef
 from fedbus.contracts.server import GetServerInfo, ServerInfo
 from fedbus.stores.models.signing import TrustedKeys
@@ -17,7 +17,7 @@ log = structlog.get_logger("fedbus.client_manager")
 
 
 class DeviceModels:
-    """The model files under *directory*; where there are *trusted* keys, one of them must have signed a model."""
+    """The model files in *directory*. If there are *trusted* keys, one of them must have signed each model."""
 
     def __init__(self, bus: Bus, task: str, directory: Path, trusted: TrustedKeys | None) -> None:
         self._bus = bus
@@ -26,14 +26,14 @@ class DeviceModels:
         self._trusted = trusted
 
     def check_signature(self, announcement: ModelAnnouncement) -> None:
-        """Raises StoreError where keys are trusted on this device and none of them signed the model."""
+        """Raise StoreError if this device trusts keys and none of them signed the model."""
         if self._trusted is not None:
             self._trusted.verify(self._task, announcement.model, announcement.signature)
 
     async def fetch(self, model: ModelRef, blob: BlobRef, *, attempts: int) -> Path:
-        """The file of *model*.
+        """Fetch *model* and return its file.
 
-        After a failed attempt the server is asked for the blob, since another process may offer it now.
+        After a failed attempt, the server is asked for the blob again, since another process may offer it now.
 
         Raises:
             BlobUnavailable: The blob could not be received in *attempts* attempts.
@@ -42,12 +42,13 @@ class DeviceModels:
             NoResponse: The server did not answer.
 
         """
-        for attempt in range(attempts - 1):
+        backoff = RetryBackoff()
+        for _ in range(attempts - 1):
             try:
                 return await self._fetch(model, blob)
             except (BlobUnavailable, BlobCorrupt) as error:
                 log.warning("Model download failed; retrying", version=model.version, reason=str(error))
-                await asyncio.sleep(backoff_s(attempt))
+                await backoff.pause()
                 info: ServerInfo = await self._bus.request(GetServerInfo(task=self._task))
                 if info.model == model and info.blob is not None:
                     blob = info.blob

@@ -19,7 +19,7 @@ class Search:
     """Why the last attempt failed."""
 
 
-# --- s0, and pending_application where nothing is served yet ----------------------------------------
+# --- s0, and pending_application before the first served model-------------------------------------
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class AwaitingVersion:
 
 @dataclass(frozen=True)
 class Ready:
-    """Nothing is under way."""
+    """The client is idle and may join a run."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class TrainingSlots:
         self.count = count
 
     def acquire(self, run: str) -> TrainingSlot | None:
-        """A slot for *run*, or None where others have all of them. Does not wait for a slot."""
+        """Take a slot for *run*; None if all slots are taken. Does not wait for a slot."""
         self._directory.mkdir(parents=True, exist_ok=True)
         for number in range(self.count):
             descriptor = os.open(self._slot_file(number), os.O_RDWR | os.O_CREAT, 0o644)

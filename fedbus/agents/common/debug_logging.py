@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-LOGGER: Final = "fedbus.steps"
+LOGGER: Final = "fedbus.method_calls"
 
 log = structlog.get_logger(LOGGER)
 _switch: Final = logging.getLogger(LOGGER)

@@ -52,8 +52,8 @@ CAPTURED_DATA_KEY: Final = "captured-data"
 MAX_OPEN_OFFERS: Final = 2
 """Blobs of replies that stay available: those of this round and the previous one."""
 
-log = structlog.get_logger("fedbus.trainer_process")
-tracer = get_tracer("fedbus.trainer_process")
+log = structlog.get_logger("fedbus.client_app_process")
+tracer = get_tracer("fedbus.client_app_process")
 
 
 async def main(stop: asyncio.Event) -> int:

@@ -46,8 +46,8 @@ from fedbus.stores.models.open import ModelStore, open_model_store
 EXPECTED_ERRORS = (task_code.BadTask, BadWeights, NotEnoughClients, GridClosed, ServerAppFailed, StoreError)
 """Errors that end a run with `run_failed`. Any other error is a bug and ends the process."""
 
-log = structlog.get_logger("fedbus.server_process")
-tracer = get_tracer("fedbus.server_process")
+log = structlog.get_logger("fedbus.server_app_process")
+tracer = get_tracer("fedbus.server_app_process")
 
 
 async def main(stop: asyncio.Event) -> int:

@@ -14,7 +14,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from opentelemetry import trace
@@ -31,7 +31,7 @@ from fedbus.agents.inference.http_server import InferenceServer
 from fedbus.agents.inference.model_swap import ModelSwap
 from fedbus.agents.inference.offline_evaluation import OfflineEvaluation
 from fedbus.agents.inference.plain_json import HttpError
-from fedbus.bus.bus import Bus
+from fedbus.bus.bus import Bus, Delivery
 from fedbus.bus.errors import BusClosed, BusUnreachable, PublishRefused
 from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore, TransitionOutbox
 from fedbus.bus.raw_service import RawHandler, RequestRejected
@@ -172,7 +172,7 @@ class InferenceAgent:
             self.ready.set()
             await run_until(stop, self._process(bus, inbox))
 
-    async def _process(self, bus: Bus, inbox: AsyncIterator[Any]) -> None:
+    async def _process(self, bus: Bus, inbox: AsyncIterator[Delivery]) -> None:
         await wait_for_first(
             handle_each(inbox, self._on_message), self._swap_models(bus), self._events.drain_to(bus)
         )

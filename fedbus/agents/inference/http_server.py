@@ -61,7 +61,7 @@ _BYTES: Final = "application/octet-stream"
 _BROWSER_HEADERS: Final = ("Content-Type", "Origin", "Sec-Fetch-Site")
 _V2_MODEL: Final = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 
-tracer = get_tracer("fedbus.inference_server")
+tracer = get_tracer("fedbus.inference")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

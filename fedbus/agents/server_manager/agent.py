@@ -5,17 +5,17 @@ before the next one is decided on. An event that the machine does not accept yet
 its own trace; a message is acknowledged after it was handled. Jobs run in tasks of their own, and their results are
 events.
 
-The agent runs no code of the task and holds no weights: the flower-server agent does the first, the model store and
-the blobs the second.
+The agent runs no code of the task, which the flower-server agent does, and holds no weights, which are in the model
+store and in blobs.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, assert_never
+from typing import Final, assert_never
 
 import structlog
 
@@ -103,17 +103,17 @@ from fedbus.agents.server_manager.machine import ServerMachine
 from fedbus.agents.server_manager.model_versions import ModelVersions, trouble_of, wait_for_store
 from fedbus.agents.server_manager.records import CodeRecord, ServerRecord
 from fedbus.agents.server_manager.run_metrics import record_round, record_run
-from fedbus.bus.bus import Bus
+from fedbus.bus.bus import Bus, Delivery, Handler
 from fedbus.bus.errors import RequestRefused
 from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
-from fedbus.common.retry import backoff_s
+from fedbus.common.retry import backoff_s, retry
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import CLIENT_CONSUMERS
 from fedbus.contracts.champion import PromoteModel, RollBackModel, StartLineage
 from fedbus.contracts.client import ClientDeclined, ClientJoined
 from fedbus.contracts.code import CODE, CodeChanges, CodeData, CodeEvent, CodeReady, CodeRefused, CodeState
 from fedbus.contracts.identifiers import client_id
-from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.message import Body, Refused, Request
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import StartRun
 from fedbus.contracts.server import (
@@ -153,7 +153,7 @@ class ServerManager:
         bus: The bus, as the server manager.
         task: The task, at the version that the server is started with.
         models: The store of its model versions.
-        code: The repository of its code; left out: the directory of *task*, which does not change.
+        code: The repository of its code; None: the directory of *task*, which does not change.
         signer: Signs new model versions.
 
     """
@@ -189,18 +189,18 @@ class ServerManager:
         """Manage the server until *stop* is set; the next manager continues from the log."""
         await self._bus.create_streams()
         async with (
-            LifecycleStore.open(self._bus) as lives,
+            LifecycleStore.open(self._bus) as lifecycles,
             Timers.open() as self._timers,
             self._bus.consume(AgentName.SERVER_MANAGER, task=self._id) as inbox,
         ):
-            started = await self._load(lives)
+            started = await self._load(lifecycles)
             try:
                 async with self._bus.serve(self._handlers, task=self._id, version=__version__):
                     await run_until(stop, self._live(started, inbox))
             finally:
                 self._versions.withdraw()
 
-    async def _live(self, started: ManagerStarted, inbox: AsyncIterator[Any]) -> None:
+    async def _live(self, started: ManagerStarted, inbox: AsyncIterator[Delivery]) -> None:
         with tracing.use_trace(await self._trace_of_the_log()):
             await self._decide(started)
         await self.ready.wait()
@@ -210,12 +210,12 @@ class ServerManager:
 
     # --- the start ----------------------------------------------------------------------------------
 
-    async def _load(self, lives: LifecycleStore) -> ManagerStarted:
+    async def _load(self, lifecycles: LifecycleStore) -> ManagerStarted:
         """Read both lifecycles, and the code that they name."""
         own = self._task.code_version
-        self._server = await lives.load(SERVER, ServerData(task=self._id))
+        self._server = await lifecycles.load(SERVER, ServerData(task=self._id))
         facts = CodeData(task=self._id, code_version=own, source=self._repository.source)
-        self._code = await lives.load(CODE, facts)
+        self._code = await lifecycles.load(CODE, facts)
         server, code = self._server, self._code
         if not server.exists:
             await server.create()
@@ -243,21 +243,20 @@ class ServerManager:
         )
 
     async def _load_task(self, version: str) -> Task | CodeUnusable:
-        """The task at *version*, however long the repository is unavailable."""
-        attempt = 0
-        while True:
-            try:
-                return await self._repository.load_task(version)
-            except CodeRejected as error:
-                return CodeUnusable(str(error))
-            except CodeUnavailable as error:
-                if attempt == 0:
-                    log.warning("Code repository unavailable; retrying", reason=str(error))
-                await asyncio.sleep(backoff_s(attempt))
-                attempt += 1
+        """Load the task at *version*. Retries while the repository is unavailable."""
+
+        def report(error: Exception, attempt: int) -> None:
+            if attempt == 0:
+                log.warning("Code repository unavailable; retrying", reason=str(error))
+
+        load = partial(self._repository.load_task, version)
+        try:
+            return await retry(load, on=CodeUnavailable, on_failure=report)
+        except CodeRejected as error:
+            return CodeUnusable(str(error))
 
     async def _trace_of_the_log(self) -> str:
-        """The trace of the run that is under way, or whose end is not published yet; empty for none."""
+        """The trace of the current run, or of a run whose end is not published yet; empty if there is none."""
         facts = self._server.data
         closed = await self._bus.last_per_sender(ServerClosed, task=self._id)
         is_over = self._server.state is ServerState.WAITING
@@ -268,7 +267,7 @@ class ServerManager:
     # --- events -------------------------------------------------------------------------------------
 
     async def _decide(self, event: Event) -> None:
-        """Have the machine handle *event*, as soon as it accepts it, and perform the effects."""
+        """Let the machine handle *event* as soon as it accepts it, and perform the effects."""
         async with self._decisions:
             await self._decisions.wait_for(lambda: self._machine.accepts(event))
             events = [event]
@@ -279,7 +278,7 @@ class ServerManager:
             self._decisions.notify_all()
 
     async def _ask(self, request: Callable[[RequestId], Event]) -> Body:
-        """Have the machine handle a request, and wait for its reply."""
+        """Let the machine handle a request, and return its reply."""
         request_id = RequestId(next(self._request_ids))
         reply: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
         self._replies[request_id] = reply
@@ -293,7 +292,7 @@ class ServerManager:
             del self._replies[request_id]
 
     @property
-    def _handlers(self) -> dict[Any, Callable[[Any], Awaitable[Body]]]:
+    def _handlers(self) -> dict[type[Request], Handler]:
         return {
             HealthCheck: self._health,
             GetServerInfo: self._info,
@@ -403,7 +402,7 @@ class ServerManager:
     # --- jobs ---------------------------------------------------------------------------------------
 
     def _start_job(self, job: Job) -> None:
-        """Do *job* in a task of its own; one of the same kind that is under way is cancelled."""
+        """Run *job* in its own task. It cancels a running job of the same kind."""
         self._timers.schedule_after(type(job).__name__, 0.0, partial(self._do, job))
 
     async def _do(self, job: Job) -> None:
@@ -475,7 +474,7 @@ class ServerManager:
         )
 
     async def _check_store(self, model: ModelRef, term: int) -> Event:
-        """Look for the champion's weights whatever else is wrong: a copy may be on this machine."""
+        """Look for the champion's weights after any other error too: a copy may be on this machine."""
         served: ChampionDetails | None = None
         has_file = False
         errors: list[StoreError] = []
@@ -494,7 +493,7 @@ class ServerManager:
         return StoreChecked(model, served, has_file, str(errors[0]), trouble_of(errors[0]))
 
     async def _check_fit(self, code_version: str, model: ModelRef) -> FitChecked:
-        """A refused check is only logged: the run itself would meet the same fault, and report it."""
+        """Only log a refused check: the run itself would fail for the same reason and report it."""
         try:
             if await self._versions.read_code_version(model) == code_version:
                 return FitChecked()

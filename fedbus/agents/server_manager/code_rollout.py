@@ -1,4 +1,4 @@
-"""Decides how a code version is rolled out: some clients try it, a run judges it, then it spreads or is reverted.
+"""Decides how a code version is rolled out: a cohort tries it and a run judges it, then all clients get it or none.
 
     proposed → code_found → the cohort is ready → a run → judged → the next stage …
         → rollout_finished, or → rollout_reverted
@@ -78,12 +78,12 @@ _StageStart: TypeAlias = _Begin | _Continue
 
 @dataclass
 class _Rollout:
-    """A rollout that is under way."""
+    """The current rollout."""
 
     task: Task
     """The candidate."""
     ready: dict[str, None] = field(default_factory=dict)
-    """The clients that have it, in order of their answers."""
+    """The clients that are ready with it, in order of their answers."""
     refused: dict[str, str] = field(default_factory=dict)
     """Reasons by client."""
 
@@ -114,7 +114,7 @@ class CodeRollout:
 
     @property
     def deployed_task(self) -> Task:
-        """The task as every client outside a rollout's cohort has it."""
+        """The task at the version of all clients outside the cohort of a rollout."""
         return self._deployed
 
     @property
@@ -128,7 +128,7 @@ class CodeRollout:
 
     @property
     def builds_lineage(self) -> bool:
-        """True where the candidate is tried by a first model of its own, and not by a run."""
+        """True if the first model of a new lineage tries the candidate, instead of a run."""
         return self.is_rolling and self.data.new_lineage
 
     @property
@@ -143,16 +143,16 @@ class CodeRollout:
         )
 
     def is_known(self, version: str) -> bool:
-        """True where *version* is deployed, rolled out, proposed or rejected."""
+        """True if *version* is deployed, rolled out, proposed or rejected."""
         proposed = self._proposal.task.code_version if self._proposal else ""
         return version in (self.data.code_version, self.data.candidate, proposed, *self.data.rejected)
 
     def outcome_of(self, proposal: ProposedVersion) -> str:
-        """Describe what became of *proposal*, for people."""
+        """Describe the outcome of *proposal* for a user."""
         return AFTER_THE_RUN if proposal is self._proposal else describe_stage(self.data)
 
     def waits_for_run_end(self, version: str) -> bool:
-        """True where the rollout of *version* starts when the current run has ended."""
+        """True if the rollout of *version* starts after the current run."""
         return self._proposal is not None and self._proposal.task.code_version == version
 
     def task_for_run(self, request: OpenRun) -> tuple[Task, RunPlan]:
@@ -164,7 +164,7 @@ class CodeRollout:
         return rollout.task, plan.model_copy(update={"quorum": min(plan.quorum, len(rollout.ready))})
 
     def task_at(self, version: str) -> Task | None:
-        """The task at *version*; None where that is neither deployed nor rolled out."""
+        """Return the task at *version*; None if it is neither deployed nor the candidate."""
         if self._rollout is not None and self._rollout.task.code_version == version:
             return self._rollout.task
         return self._deployed if self._deployed.code_version == version else None
@@ -172,7 +172,7 @@ class CodeRollout:
     # --- the start ----------------------------------------------------------------------------------
 
     def restore(self, started: ManagerStarted) -> list[Effect]:
-        """Continue from the log. Where the code that it names cannot be loaded, the task's own is deployed."""
+        """Continue from the log. If the code in the log cannot be loaded, deploy the version of the start."""
         effects: list[Effect] = []
         match started.deployed:
             case Task() as task:
@@ -208,12 +208,12 @@ class CodeRollout:
     # --- versions -----------------------------------------------------------------------------------
 
     def propose(self, proposal: ProposedVersion, *, is_idle: bool) -> list[Effect]:
-        """Roll *proposal* out as soon as no run is under way."""
+        """Roll *proposal* out as soon as no run is active."""
         self._proposal = proposal
         return self.resume() if is_idle else []
 
     def reject(self, version: str, reason: str, *, is_unsigned: bool) -> list[Effect]:
-        """Remember that *version* is not to be used. The same reason is published once."""
+        """Reject *version*. The same reason is published once."""
         rejected = self._with_rejected(version, reason)
         if rejected[version] == self.data.rejected.get(version):
             return []
@@ -230,7 +230,7 @@ class CodeRollout:
             return []
         changes = CodeChanges(held_up=reason[:1000])
         move = self._record.move(CodeEvent.FOLLOWING_HELD_UP, changes, reason=reason)
-        return [Log("warning", "Cannot look for new code, or check it", {"reason": reason}), move]
+        return [Log("warning", "Code following paused", {"reason": reason}), move]
 
     def resume_following(self) -> list[Effect]:
         """The code can be followed again."""
@@ -239,7 +239,7 @@ class CodeRollout:
         return [self._record.move(CodeEvent.FOLLOWING_RESUMED, CodeChanges(held_up=""))]
 
     def revert(self, reason: str) -> list[Effect]:
-        """Bring every client back; no effects where there is no rollout."""
+        """Return every client to the deployed version; no effects if there is no rollout."""
         return self._revert(reason) if self.is_rolling else []
 
     def _with_rejected(self, version: str, reason: str) -> dict[str, str]:
@@ -248,10 +248,10 @@ class CodeRollout:
     # --- stages -------------------------------------------------------------------------------------
 
     def resume(self, *, pause_s: float = 0.0) -> list[Effect]:
-        """No run is under way: begin what was proposed, or try the candidate.
+        """Start the proposed rollout, or try the candidate. No run is active.
 
         Args:
-            pause_s: How long to wait before the candidate is tried.
+            pause_s: The pause before the candidate is tried.
 
         """
         if self._stage_start is not None:
@@ -264,7 +264,7 @@ class CodeRollout:
         return self._try_candidate(self._rollout, pause_s)
 
     def start_stage(self, fleet: Mapping[str, Mapping[str, str]]) -> list[Effect]:
-        """The labels of the clients are there: begin the stage that waits for them."""
+        """Start the stage that waits for the labels of the clients."""
         start, self._stage_start = self._stage_start, None
         match start:
             case _Begin(proposal):
@@ -291,7 +291,7 @@ class CodeRollout:
         return [self._record.move(CodeEvent.CODE_FOUND, changes, reason=reason), *self._ask_cohort(rollout)]
 
     def _rejected_when_begun(self, proposal: ProposedVersion) -> dict[str, str]:
-        """The rejected versions: without *proposal*, and with the versions that are abandoned for it."""
+        """Return the rejected versions: without *proposal*, and with the versions that it replaces."""
         abandoned = (self.data.code_version, self.data.candidate) if proposal.revert_reason else ()
         reasons = dict.fromkeys(filter(None, abandoned), proposal.revert_reason[:REASON_CHARS])
         return _newest(_without(proposal.task.code_version, {**self.data.rejected, **reasons}))
@@ -314,7 +314,7 @@ class CodeRollout:
     # --- answers of clients -------------------------------------------------------------------------
 
     def answer(self, message: CodeMessage) -> list[Effect]:
-        """A client has the candidate ready, or refuses it."""
+        """Record the answer of a client: the candidate is ready, or refused."""
         if self._rollout is None:
             return []
         self._note(self._rollout, message)
@@ -336,7 +336,7 @@ class CodeRollout:
         return message.code_version == self.data.candidate and message.attempt in (None, self.data.attempt)
 
     def _evaluate_answers(self, rollout: _Rollout) -> list[Effect]:
-        """Revert where too many refuse; go on where every client of the stage has answered."""
+        """Revert if too many clients refuse; continue if every client of the stage has answered."""
         reason = rejection_reason(rollout.task.table.rollout, self.data, rollout.refused)
         if reason is not None:
             return self._revert(reason)
@@ -347,7 +347,7 @@ class CodeRollout:
         return self._finish_stage_wait(rollout, "")
 
     def on_stage_deadline(self) -> list[Effect]:
-        """Not every client has answered in time: go on with those that have; without any, wait on."""
+        """Continue with the clients that have answered in time; if none has, continue to wait."""
         rollout = self._rollout
         if rollout is None or self.data.ready:
             return []
@@ -371,7 +371,7 @@ class CodeRollout:
     # --- the trial ----------------------------------------------------------------------------------
 
     def _try_candidate(self, rollout: _Rollout, pause_s: float = 0.0) -> list[Effect]:
-        """The clients have the candidate: have a run try it, or build its first model."""
+        """Start a trial run of the candidate, or build its first model. The cohort has the candidate."""
         if self.data.new_lineage or rollout.task.table.schedule.on_new_code:
             return [CancelCandidateRunRequest(), StartTimer(TimerName.CANDIDATE, pause_s)]
         return []
@@ -385,7 +385,7 @@ class CodeRollout:
         return [BuildLineage(self.data.candidate)] if is_idle else []
 
     def on_candidate_run_answered(self, refusal: str, *, is_idle: bool) -> list[Effect]:
-        """The scheduler starts a run, or refuses it. While another run is under way, its end is waited for."""
+        """Handle the answer of the scheduler. During another run, wait for the end of that run."""
         if not refusal:
             self._attempt = 0
             return []
@@ -396,7 +396,7 @@ class CodeRollout:
         return [log, RetryLater(TimerName.CANDIDATE, self._attempt)]
 
     def on_run_end(self, version: str, trial: TrialResult) -> list[Effect]:
-        """Judge the candidate by a run of *version*, then begin what waits for the end of the run."""
+        """Judge the candidate by a run of *version*, then start the work that waits for the end of the run."""
         rollout = self._rollout
         if rollout is None or version != self.data.candidate:
             return self.resume()
@@ -417,7 +417,7 @@ class CodeRollout:
     # --- the end ------------------------------------------------------------------------------------
 
     def finish(self) -> list[Effect]:
-        """Every client is on the candidate from now on."""
+        """Make the candidate the version of all clients."""
         if self._rollout is None:
             return []
         previous = tuple(dict.fromkeys((self.data.code_version, *self.data.previous)))[:VERSIONS_REMEMBERED]
@@ -426,7 +426,7 @@ class CodeRollout:
         return self._end(CodeEvent.ROLLOUT_FINISHED, "", changes)
 
     def _revert(self, reason: str) -> list[Effect]:
-        """The candidate is not tried again by itself."""
+        """Revert the candidate. It is not tried again automatically."""
         version, self._rollout = self.data.candidate, None
         log = Log("warning", "Rollout reverted", {"code": version, "reason": reason})
         rejected = CodeChanges(rejected=self._with_rejected(version, reason))

@@ -1,8 +1,8 @@
 """Follows the code repository of a task, and answers requests about its code.
 
-    poll the ref → fetch and verify → have the Flower server check it → propose it for a rollout, or reject it
+    poll the ref → fetch and verify → let the Flower server check it → propose it for a rollout, or reject it
 
-A commit is rejected only for its own fault. Where the repository or the check is unavailable, that is published
+A commit is rejected only for its own fault. If the repository or the check is unavailable, that is published
 (`following_held_up`), and the poll is repeated with backoff.
 
 Git and the check take long, and run here. `code_rollout` decides what becomes of a version that passes.
@@ -10,7 +10,7 @@ Git and the check take long, and run here. `code_rollout` decides what becomes o
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from fedbus.agents.common.asyncio_tools import request_until_answered, wait_for_first
 from fedbus.agents.common.machine import RequestId
@@ -26,7 +26,7 @@ from fedbus.agents.server_manager.events import (
 )
 from fedbus.agents.server_manager.flower_server_client import FlowerServerClient
 from fedbus.agents.server_manager.machine import ServerMachine
-from fedbus.bus.bus import Bus
+from fedbus.bus.bus import Bus, Handler
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.client import ClientData, ClientState
 from fedbus.contracts.code import (
@@ -38,7 +38,7 @@ from fedbus.contracts.code import (
     RolloutBegun,
     RollOutCode,
 )
-from fedbus.contracts.message import Body, RefusalKind, Refused
+from fedbus.contracts.message import Body, RefusalKind, Refused, Request
 from fedbus.contracts.task.task import Task
 from fedbus.domain.code_rollout import ALL_CLIENTS, describe_stage, previous_version, unmatched_stage_reason
 from fedbus.domain.run_participation import short_version
@@ -64,7 +64,7 @@ Ask = Callable[[Callable[[RequestId], Event]], Awaitable[Body]]
 
 
 class FollowingBlocked(Exception):
-    """New code cannot be looked for or checked now, through no fault of its own; the text gives the reason."""
+    """New code cannot be fetched or checked now, for a reason outside the code; the text gives the reason."""
 
 
 class CodeWatcher:
@@ -74,9 +74,9 @@ class CodeWatcher:
         bus: The bus of the server manager.
         code: The repository.
         flower: The flower-server agent, which checks code.
-        machine: The decisions of the server manager, to be read.
-        decide: Has the machine handle an event.
-        ask: The same for a request, whose reply is returned.
+        machine: The decisions of the server manager, read-only.
+        decide: Lets the machine handle an event.
+        ask: Lets the machine handle a request, and returns the reply.
 
     """
 
@@ -101,10 +101,10 @@ class CodeWatcher:
         self._signers: object = None
         """The allowed signers at the last poll; None at first, so that the first poll counts as a change."""
         self._review_lock = asyncio.Lock()
-        """Held while a version is reviewed, and while old ones are deleted, so that none is deleted in its review."""
+        """Held during a review and during the deletion of old versions: no version is deleted in its review."""
 
     async def run(self) -> None:
-        """Poll the ref without end, in intervals that grow while nothing is new."""
+        """Poll the ref for ever, in intervals that grow while nothing is new."""
         wait_s = POLL_S
         while self._code.can_update:
             try:
@@ -124,7 +124,7 @@ class CodeWatcher:
             await self._code.prune(self._rollout.versions_in_use)
 
     async def _poll(self) -> CodeLookedFor:
-        """Fetch the ref, and review its version where that is new. Raises FollowingBlocked."""
+        """Fetch the ref, and review its version if it is new. Raises FollowingBlocked."""
         async with self._review_lock:
             signers = self._code.signers_fingerprint
             try:
@@ -138,7 +138,7 @@ class CodeWatcher:
             return CodeLookedFor(found=found, news=news)
 
     def _needs_review(self, version: str) -> bool:
-        """True for a new version, and for one that no allowed signer signed, when the allowed signers have changed."""
+        """True for a new version, and for an unsigned version after the allowed signers have changed."""
         have_signers_changed = self._code.signers_fingerprint != self._signers
         is_unsigned = version in self._rollout.data.not_signed
         return (is_unsigned and have_signers_changed) or not self._rollout.is_known(version)
@@ -149,7 +149,7 @@ class CodeWatcher:
         return await self._reject(error.new, str(error))
 
     async def _review(self, version: str) -> str:
-        """Propose *version*, or reject it; describe which, for people. Raises FollowingBlocked."""
+        """Propose *version*, or reject it, and describe the result for a user. Raises FollowingBlocked."""
         try:
             proposal = await self._check_proposal(version)
         except CodeRejected as error:
@@ -167,13 +167,13 @@ class CodeWatcher:
     async def _check_proposal(
         self, version: str, stages: Sequence[str] = (), *, new_lineage: bool = False
     ) -> ProposedVersion:
-        """*version*, verified and checked; raises CodeRejected and FollowingBlocked."""
+        """Verify and check *version*; raises CodeRejected and FollowingBlocked."""
         task = await self._load_checked_task(version, new_lineage=new_lineage)
         chosen = (ALL_CLIENTS,) if new_lineage else tuple(stages) or task.table.rollout.stages
         return ProposedVersion(task, chosen, new_lineage)
 
     async def _load_checked_task(self, version: str, *, new_lineage: bool) -> Task:
-        """The task at *version*, where it passes its check; raises CodeRejected and FollowingBlocked."""
+        """Return the task at *version* if it passes its check; raises CodeRejected and FollowingBlocked."""
         try:
             task = await self._code.load_task(version)
         except CodeUnavailable as error:
@@ -204,7 +204,7 @@ class CodeWatcher:
     # --- requests -----------------------------------------------------------------------------------
 
     @property
-    def handlers(self) -> dict[Any, Callable[[Any], Awaitable[Body]]]:
+    def handlers(self) -> dict[type[Request], Handler]:
         return {LookForCode: self._poll_now, RollOutCode: self._roll_out, RevertCode: self._revert}
 
     async def _poll_now(self, _: LookForCode) -> Body:
@@ -231,7 +231,7 @@ class CodeWatcher:
         )
 
     async def _roll_out(self, request: RollOutCode) -> Body:
-        """Roll out the version that a name means in the repository, by request."""
+        """Roll out the version that a request names by commit, branch or tag."""
         try:
             version = await self._code.resolve(request.code_version)
             if version == self._rollout.data.code_version and not self._rollout.data.candidate:
@@ -249,7 +249,7 @@ class CodeWatcher:
         return RolloutBegun(code_version=version, stages=proposal.stages)
 
     async def _revert(self, request: RevertCode) -> Body:
-        """End the rollout that is under way; without one, roll out the version before this one."""
+        """End the current rollout; without one, roll out the previous version."""
         if not request.to:
             ended = await self._ask(lambda request_id: RevertRequested(request_id, request.reason))
             if not isinstance(ended, Refused):
@@ -268,7 +268,7 @@ class CodeWatcher:
             return Refused(reason=f"nothing was changed: {error}")
 
     async def _replace_version(self, version: str, reason: str) -> Body:
-        """Replace the deployed version by *version*, where that passes its check.
+        """Replace the deployed version by *version* if it passes its check.
 
         Raises CodeRejected and FollowingBlocked.
         """
@@ -281,7 +281,7 @@ class CodeWatcher:
 
 
 async def read_fleet(bus: Bus, task: str) -> Mapping[str, Mapping[str, str]]:
-    """The labels of every client of *task* that is not terminated."""
+    """Return the labels of every client of *task* that is not terminated."""
     found = await bus.current_states("client", f"*.{task}")
     return {
         one.facts.client: one.facts.labels

@@ -1,4 +1,4 @@
-"""Effects of the server manager: everything that its decisions have the agent do.
+"""Effects of the server manager: everything that the agent does for its decisions.
 
 The three kinds of effects are described in `fedbus.agents.common.machine`.
 """
@@ -93,11 +93,11 @@ class ReadFleet:
 
 @dataclass(frozen=True)
 class OfferModel:
-    """Give *model* to every client that asks for it. Result: `ModelOffered` or `OfferFailed`."""
+    """Offer *model* to all clients. Result: `ModelOffered` or `OfferFailed`."""
 
     model: ModelRef
     receivers: int
-    """How many clients may ask at once."""
+    """The number of clients that may fetch it at once."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class PromoteVersion:
 
 @dataclass(frozen=True)
 class BuildFirstModel:
-    """Read the champion, or build a first model where the store is empty.
+    """Read the champion, or build a first model if the store is empty.
 
     Result: `FirstModelReady` or `FirstModelFailed`.
     """
@@ -139,7 +139,7 @@ class CheckFit:
 
 @dataclass(frozen=True)
 class CheckFitAtStartup:
-    """The same, for the log. Result: `StartupFitChecked`, where there is a difference."""
+    """The same, for the log. Result: `StartupFitChecked` if there is a difference."""
 
     code_version: str
     model: ModelRef
@@ -162,26 +162,26 @@ class FindFlowerServer:
 
 @dataclass(frozen=True)
 class ReportFlowerServer:
-    """Have a lost Flower server reported as `ServerLost`, behind everything that it published itself. No result."""
+    """Request a report of a lost Flower server as `ServerLost`, after all of its own messages. No result."""
 
     run: str
 
 
 @dataclass(frozen=True)
 class PublishVersion:
-    """Publish the result of a run as a version, and promote it where the task's gate lets it.
+    """Publish the result of a run as a version, and promote it if the task's gate allows it.
 
     Result: `VersionPublished` or `PublishFailed`.
     """
 
     run: ServerPublishing
     task: Task | None
-    """The task at the code version of the run; None where the code repository has to be asked for it."""
+    """The task at the code version of the run; None if it must be read from the code repository."""
 
 
 @dataclass(frozen=True)
 class CheckPromotion:
-    """Find *version*, and compare it with the deployed code where its architecture is not the champion's.
+    """Find *version*, and compare it with the deployed code if its architecture is not the champion's.
 
     Result: `PromotionChecked` or `PromotionRefused`.
     """

@@ -1,6 +1,6 @@
 """Events of the server manager: everything that its decisions depend on.
 
-Messages of the bus are events as they are. The others are requests with the id of their reply, results of
+Messages of the bus are events themselves. The others are requests with the id of their reply, results of
 effects, and timers. All are frozen, so that a test can write down a run as a list of them.
 """
 
@@ -46,13 +46,13 @@ class ChampionDetails:
 
 @dataclass(frozen=True)
 class ProposedVersion:
-    """A code version that may be rolled out when no run is under way."""
+    """A code version that may be rolled out when no run is active."""
 
     task: Task
     stages: tuple[str, ...]
     new_lineage: bool = False
     revert_reason: str = ""
-    """Why the current version is abandoned, and not to be used again; empty where it is not abandoned."""
+    """Why the current version is rejected by this rollout; empty if it is not rejected."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class LineageRequested:
 
 @dataclass(frozen=True)
 class RevertRequested:
-    """End the rollout that is under way."""
+    """End the current rollout."""
 
     id: RequestId
     reason: str
@@ -138,7 +138,7 @@ class CodeRejectedByCheck:
     version: str
     reason: str
     is_unsigned: bool = False
-    """True where no allowed signer signed it: it is checked again when the allowed signers change."""
+    """True if no allowed signer signed it: it is checked again when the allowed signers change."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class CandidateRunAnswered:
     """The scheduler has answered the request for a run of the candidate."""
 
     refusal: str = ""
-    """Why there is none now; empty where one starts."""
+    """Why there is none now; empty if one starts."""
 
 
 # --- results: the model store -----------------------------------------------------------------------
@@ -185,7 +185,7 @@ class FirstModelFailed:
 
     reason: str
     trouble: StoreProblem | None
-    """None where the store is usable and the model could not be built."""
+    """None if the store is usable and the model could not be built."""
 
 
 @dataclass(frozen=True)
@@ -195,11 +195,11 @@ class StoreChecked:
     model: ModelRef
     """The champion of the log when the check began."""
     served: ChampionDetails | None
-    """The champion of the store; None where it could not be read."""
+    """The champion of the store; None if it could not be read."""
     has_file: bool
-    """True where the weights of the champion are on this machine."""
+    """True if the weights of the champion are on this machine."""
     reason: str = ""
-    """Why the store is unusable; empty where it is usable."""
+    """Why the store is unusable; empty if it is usable."""
     trouble: StoreProblem | None = None
 
 
@@ -222,7 +222,7 @@ class VersionPublished:
     manifest: Manifest
     verdict: PromotionVerdict
     served: ChampionDetails | None
-    """The new champion; None where the version was not promoted."""
+    """The new champion; None if the version was not promoted."""
     keep: int
     """How many versions the task keeps."""
 
@@ -277,7 +277,7 @@ class FitChecked:
     """The code of a run was compared with the champion."""
 
     difference: str = ""
-    """The first tensor that differs; empty where the code makes such a model."""
+    """The first tensor that differs; empty if the code makes such a model."""
     store_error: str = ""
     """Why the store could not be asked."""
 

@@ -5,14 +5,13 @@ The agent may be restarted, or blocked by a store that does not answer: retryabl
 
 import asyncio
 from contextlib import suppress
-from itertools import count
 
 import structlog
 
 from fedbus.agents.common.asyncio_tools import request_until_answered
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoResponse, RequestRefused
-from fedbus.common.retry import backoff_s
+from fedbus.common.retry import RetryBackoff
 from fedbus.contracts.code import CheckCode, CodeChecked
 from fedbus.contracts.message import RefusalKind, Refused
 from fedbus.contracts.model import Artifact
@@ -42,13 +41,13 @@ class FlowerServerClient:
         """By code version and architecture: the first tensor of the code's model that differs."""
 
     async def build_first_model(self, code_version: str) -> Artifact:
-        """Have the first model of *code_version* built and stored; raises RequestRefused."""
+        """Build and store the first model of *code_version*; raises RequestRefused."""
         request = InitModel(task=self._task, code_version=code_version)
         made: ModelInitialised = await request_until_answered(self._bus, request, timeout_s=INIT_TIMEOUT_S)
         return made.artifact
 
     async def architecture_difference(self, model: Artifact, code_version: str) -> str:
-        """Describe how *model* differs from what the code makes; empty where it does not. Raises RequestRefused."""
+        """Describe how *model* differs from what the code makes; empty if it does not. Raises RequestRefused."""
         async with self._check_lock:
             key = (code_version, model.architecture)
             if key not in self._differences:
@@ -64,13 +63,14 @@ class FlowerServerClient:
         self._differences[code_version, model.architecture] = ""
 
     async def start(self, request: StartServer) -> Refused | None:
-        """Have the Flower server of a run started; the refusal, where it was not started in time."""
+        """Start the Flower server of a run. Return the refusal if it did not start in time, otherwise None."""
         refusal = Refused(
             reason=f"no flower-server agent answered within {START_TIMEOUT_S:g} s", kind=RefusalKind.RETRYABLE
         )
         with suppress(TimeoutError):
             async with asyncio.timeout(START_TIMEOUT_S):
-                for attempt in count():
+                backoff = RetryBackoff()
+                while True:
                     try:
                         await request_until_answered(self._bus, request)
                     except RequestRefused as error:
@@ -79,15 +79,15 @@ class FlowerServerClient:
                         return None
                     if refusal.kind is not RefusalKind.RETRYABLE:
                         break
-                    await asyncio.sleep(backoff_s(attempt))
+                    await backoff.pause()
         return refusal
 
     async def is_running(self, run: str, *, report_loss: bool = False) -> bool:
-        """True where the Flower server of *run* is up.
+        """Return whether the Flower server of *run* runs.
 
         Args:
             run: The run.
-            report_loss: Have its loss published as `ServerLost`, behind everything that it published itself.
+            report_loss: Request a report of its loss as `ServerLost`, after all of its own messages.
 
         """
         request = FindServer(task=self._task, run=run, say_so=report_loss)
@@ -99,7 +99,7 @@ class FlowerServerClient:
         return found.up
 
     async def stop(self, run: str) -> None:
-        """Have the Flower server of *run* stopped, if it still answers."""
+        """Stop the Flower server of *run*, if it still answers."""
         try:
             await self._bus.request(StopServer(task=self._task, run=run), timeout_s=START_TIMEOUT_S)
         except (RequestRefused, NoResponse) as error:

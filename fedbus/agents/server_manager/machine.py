@@ -2,10 +2,10 @@
 
     scheduler –open_run→ recruiting –quorum_reached→ training –run_finished→ publishing → waiting
 
-`ServerMachine.handle` takes one event and returns what the agent has to do about it. Four parts share the record
+`ServerMachine.handle` takes one event and returns what the agent must do. Four parts share the record
 of the server: `TrainingRun` (a run from its request to its end), `CodeRollout` (which code version each client has),
 `ModelPromotion` (another champion by request) and `ModelAvailability` (the champion offered to clients, and its
-store). A job takes long and its result is an event; `ServerMachine.accepts` says which events wait until then.
+store). A job takes long and its result is an event; `ServerMachine.accepts` decides which events wait until then.
 """
 
 from dataclasses import dataclass, replace
@@ -83,7 +83,7 @@ from fedbus.contracts.task.task import Task
 
 
 class _Step(IntEnum):
-    """The order of a start: each step begins when the effects of the one before have their results."""
+    """The order of a start: each step starts when the effects of the previous one have their results."""
 
     RUN = 0
     """Continue the run, or the first model, that the log names."""
@@ -92,7 +92,7 @@ class _Step(IntEnum):
     END = 2
     """Publish the end of the last run again."""
     IDLE = 3
-    """Begin what waits for no run."""
+    """Start the work that waits for the end of a run."""
     READY = 4
     """Announce the code, and consume messages."""
 
@@ -136,10 +136,10 @@ class ServerMachine:
         return HealthStatus(state=self._server.state, open_run=self.run.invitation(now))
 
     def info(self) -> ServerInfo | Refused:
-        """What a client needs to begin; a refusal while the champion is not offered."""
+        """Return what a client needs to start; a refusal while the champion is not offered."""
         data = self._server.data
         if (blob := self.availability.blob) is None:
-            what = "has no model yet" if data.model is None else "has no model to give out now"
+            what = "has no model yet" if data.model is None else "cannot offer its model now"
             why = self.availability.trouble or f"its server is {self._server.state}"
             return Refused(reason=f"task {data.task} {what}: {why}")
         return ServerInfo(
@@ -154,7 +154,7 @@ class ServerMachine:
     # --- which events wait --------------------------------------------------------------------------
 
     def accepts(self, event: Event) -> bool:  # noqa: PLR0911 - one line an event
-        """False while a job is under way whose result *event* must not come before."""
+        """Return False if *event* must wait for the result of a running job."""
         match event:
             case RunRequested():
                 return self.run.refuses_at_once(event) or self._accepts_run(event.request.run)
@@ -198,11 +198,11 @@ class ServerMachine:
 
     @property
     def _is_writing(self) -> bool:
-        """True while versions are published or deleted, so that no other one may be made or served."""
+        """True while versions are published or deleted; no other version may be published or promoted then."""
         return self._server.state is ServerState.PUBLISHING or self.run.is_retiring
 
     def _accepts_run(self, run: str) -> bool:
-        """A start that is under way is awaited by its own run, and by another one where its run has ended."""
+        """Return False while a decision, a write, or the start of this run or of an ended run is in progress."""
         if self._is_deciding or self._is_writing:
             return False
         is_refused = not self._is_idle and run != self._server.data.run
@@ -306,12 +306,12 @@ class ServerMachine:
 
     @property
     def _is_idle(self) -> bool:
-        """True where no run is under way, and there is a model."""
+        """True if no run is active and there is a model."""
         return self._server.state is ServerState.WAITING
 
     def _on_revert_requested(self, event: RevertRequested) -> list[Effect]:
         if not self.rollout.is_rolling:
-            return [Reply(event.id, Refused(reason="no rollout is under way"))]
+            return [Reply(event.id, Refused(reason="no rollout is in progress"))]
         code_version = self.rollout.data.code_version
         return [*self.rollout.revert(event.reason), Reply(event.id, RolloutBegun(code_version=code_version))]
 
@@ -357,7 +357,7 @@ class ServerMachine:
         return [Reply(id, ModelPromoted(model=model, instead_of=previous))]
 
     def _resume_if_settled(self, effects: list[Effect]) -> list[Effect]:
-        """Begin what has waited for the store, where that is usable now."""
+        """Start the work that waited for the store, if the store is usable now."""
         is_settled = self._startup is None and self.availability.is_settled and self._is_idle
         return effects + self.rollout.resume() if is_settled else effects
 

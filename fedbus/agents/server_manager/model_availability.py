@@ -1,9 +1,9 @@
 """Decides how the champion is kept available to clients, and what is published about its store.
 
 A store may be unavailable, denied, damaged or empty. Each reason is published once, as ``store_unavailable``; the
-store is checked again with backoff until ``store_recovered``. Meanwhile clients get the champion where its weights
-are on this machine, and runs are refused with the reason. A first model is built only where the log knows of no
-model and the store has answered that it is empty.
+store is checked again with backoff until ``store_recovered``. Meanwhile clients get the champion if its weights
+are on this machine, and runs are refused with the reason. A first model is built only if the log names no model
+and the store has answered that it is empty.
 
 Pure: every method returns the effects that the agent performs.
 """
@@ -78,19 +78,19 @@ class ModelAvailability:
         self._after_offer: AfterOffer | None = None
         self._attempt = 0
         self.trouble = ""
-        """Why the store is unusable, or the first model could not be built; empty where neither is so."""
+        """Why the store is unusable, or the first model could not be built; empty if neither is the case."""
         self.is_building = False
         self.is_checking = False
 
     @property
     def blob(self) -> BlobRef | None:
-        """Where clients get the champion; None where it is not offered."""
+        """Where clients get the champion; None if it is not offered."""
         model, blob = self._server.data.model, self._blob
         return blob if blob is not None and model is not None and blob.sha256 == model.sha256 else None
 
     @property
     def is_settled(self) -> bool:
-        """True where the store is usable, and nothing is asked of it."""
+        """True if the store is usable and no request to it is pending."""
         is_asking = self.is_building or self.is_checking or self.is_offering
         return not self.trouble and not is_asking
 
@@ -120,7 +120,7 @@ class ModelAvailability:
     # --- the offer ----------------------------------------------------------------------------------
 
     def offer(self, then: AfterOffer) -> list[Effect]:
-        """Offer the champion to clients; *then* follows in any case."""
+        """Offer the champion to clients; *then* follows, also if the offer fails."""
         model = self._server.data.model
         if model is None:
             return []
@@ -128,7 +128,7 @@ class ModelAvailability:
         return [OfferModel(model, receivers=len(self._server.data.cohort))]
 
     def on_offer_result(self, event: ModelOffered | OfferFailed) -> tuple[AfterOffer | None, list[Effect]]:
-        """What follows now, and the effects of the offer itself."""
+        """Return what follows the offer, and the effects of the offer itself."""
         then, self._after_offer = self._after_offer, None
         if isinstance(event, ModelOffered):
             self._blob = event.blob
@@ -143,7 +143,7 @@ class ModelAvailability:
                 return then, []
 
     def announce(self, reason: str = "") -> list[Effect]:
-        """Publish to every client which model is the champion, where it is offered."""
+        """Publish the champion to all clients, if it is offered."""
         data, blob = self._server.data, self.blob
         if data.model is None or blob is None:
             return []
@@ -161,7 +161,7 @@ class ModelAvailability:
     # --- the store ----------------------------------------------------------------------------------
 
     def check(self) -> list[Effect]:
-        """Have the store compared with the log."""
+        """Compare the store with the log."""
         model = self._server.data.model
         if model is None:
             return []
@@ -169,11 +169,11 @@ class ModelAvailability:
         return [CheckStore(model, self._server.data.term)]
 
     def on_checked(self, event: StoreChecked, *, announce: bool) -> list[Effect]:
-        """Follow the champion of the store where its term is higher, and offer it where its weights are here.
+        """Follow the champion of the store if its term is higher, and offer it if its weights are on this machine.
 
         Args:
-            event: The result of the check. It is repeated where the champion has changed since.
-            announce: True where clients do not know yet that the champion is available.
+            event: The result of the check. It is repeated if the champion has changed since.
+            announce: True if clients do not know yet that the champion is available.
 
         """
         self.is_checking = False
@@ -217,7 +217,7 @@ class ModelAvailability:
 
 
 def serve(served: ChampionDetails, more: ServerChanges | None = None) -> ServerChanges:
-    """The changes by which *served* becomes the champion of the log."""
+    """Return the changes that make *served* the champion of the log."""
     manifest = served.manifest
     changes = ServerChanges(model=manifest.ref, seal=manifest.seal, term=served.champion.term)
     return {**changes, **(more or {})}

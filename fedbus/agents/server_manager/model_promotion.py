@@ -38,7 +38,7 @@ class _Promotion:
     reason: str
     previous: ModelRef
     may_repeat: bool
-    """True where the champion may be promoted again, so that devices that rolled it back try it again."""
+    """True if the champion may be promoted again, so that devices that rolled it back try it again."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Lineage:
     """A new lineage whose first model is built."""
 
     id: RequestId | None
-    """None where the rollout of a code version asks for it."""
+    """None if the rollout of a code version requires it."""
     reason: str
     previous: ModelRef
 
@@ -113,7 +113,7 @@ class ModelPromotion:
         if model is None:
             return _refuse(
                 event.id,
-                "there is no model yet, and the first one is built by itself: see `fedbus events tail`",
+                "there is no model yet, and the first one is built automatically: see `fedbus events tail`",
             )
         if not self._server.allows(ServerEvent.LINEAGE_STARTED):
             return _refuse(event.id, "a new lineage begins between two runs: wait for this one, or stop it")
@@ -121,7 +121,7 @@ class ModelPromotion:
         return [BuildLineage(self._rollout.deployed_task.code_version)]
 
     def begin_lineage_of_rollout(self, build: BuildLineage) -> list[Effect]:
-        """The candidate begins a new lineage."""
+        """Build the first model of a new lineage with the candidate."""
         model = self._server.data.model
         if model is None:
             return []

@@ -1,13 +1,12 @@
 """Model versions of one task: published, signed, promoted, offered to clients.
 
-The machine decides when; here is how. Every answer of the store goes to the caller; `wait_for_store` retries one
+The machine decides when. Every error of the store goes to the caller; `wait_for_store` retries one
 that is unavailable.
 
 The *champion* is the version that is served. The pointer to it is in the store and moves by compare-and-set, so
 that a manager that was cut off cannot undo what another has promoted.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +17,7 @@ import structlog
 from fedbus.agents.server_manager.events import ChampionDetails
 from fedbus.bus.blobs import BlobOffer
 from fedbus.bus.bus import Bus
-from fedbus.common.retry import backoff_s
+from fedbus.common.retry import retry
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.model import Artifact, BlobRef, Manifest, ModelRef
 from fedbus.contracts.server import StoreProblem
@@ -38,7 +37,7 @@ MAX_FORMER_CHAMPIONS: Final = 20
 T = TypeVar("T")
 
 log = structlog.get_logger("fedbus.model_versions")
-tracer = get_tracer("fedbus.versions")
+tracer = get_tracer("fedbus.model_versions")
 
 
 class NoPreviousChampion(StoreError):
@@ -46,11 +45,11 @@ class NoPreviousChampion(StoreError):
 
 
 class WrongStore(StoreError):
-    """The store is usable, and is not the one that the log knows."""
+    """The store is usable, but is not the one that the log names."""
 
     def __init__(self, url: str, reason: str, model: ModelRef) -> None:
         super().__init__(
-            f"{url} is not the model repository that the log knows, with version {model.version}: {reason}. "
+            f"{url} is not the model repository that the log names, with version {model.version}: {reason}. "
             "Pass the original store with --store, or restore its contents; fedbus will not create a new model in a "
             "store that lost one"
         )
@@ -64,7 +63,7 @@ class StoreEmpty(WrongStore):
 
 
 def trouble_of(error: StoreError) -> StoreProblem:
-    """Classify *error*. What a store should have and does not have counts as damage."""
+    """Classify *error*. A missing object that should exist counts as damage."""
     match error:
         case StoreEmpty():
             return StoreProblem.EMPTY
@@ -79,7 +78,7 @@ def trouble_of(error: StoreError) -> StoreProblem:
 class ModelVersions:
     """The versions of *task* in *models*; the champion is offered on *bus*.
 
-    New versions are signed by *signer*, where there is one.
+    New versions are signed by *signer*, if there is one.
     """
 
     def __init__(self, bus: Bus, task: str, models: ModelStore, signer: "ModelSigner | None" = None) -> None:
@@ -94,7 +93,7 @@ class ModelVersions:
     # --- the champion ------------------------------------------------------------------------
 
     async def load_first(self) -> ChampionDetails | None:
-        """The champion, which is the latest version where none is promoted; None where the store is empty.
+        """Return the champion; the latest version if none is promoted, None if the store is empty.
 
         For a federation that never had a model; see `load_known`. Raises StoreError.
         """
@@ -105,7 +104,7 @@ class ModelVersions:
     async def load_known(self, model: ModelRef, term: int) -> ChampionDetails:
         """The champion of the store, which must hold *model*, the champion of the log in *term*.
 
-        Raises StoreError; StoreEmpty where the store is empty.
+        Raises StoreError; StoreEmpty if the store is empty.
         """
         latest = await self._models.read_latest()
         if latest is None:
@@ -138,7 +137,7 @@ class ModelVersions:
         Args:
             version: The version; it may be the champion already.
             reason: Why it is promoted.
-            new_term: Begin another term even where *version* is the champion.
+            new_term: Start another term even if *version* is the champion.
 
         """
         return await self._promote(await self._models.read_manifest(version), reason, new_term=new_term)
@@ -147,7 +146,7 @@ class ModelVersions:
         present = await self._models.read_champion()
         if present is not None and present.version == manifest.version and not new_term:
             return self._record_champion(present, manifest)
-        await self._models.local_path(manifest.sha256)  # fails here where its weights were deleted
+        await self._models.local_path(manifest.sha256)  # fails here if its weights were deleted
         before = (present.version, *present.before) if present else ()
         champion = Champion(
             version=manifest.version,
@@ -235,7 +234,7 @@ class ModelVersions:
         return self._signer.sign(manifest) if self._signer else manifest
 
     async def judge(self, table: TaskTable, candidate: Manifest, run: ServerPublishing) -> PromotionVerdict:
-        """Decide whether *candidate*, the result of *run*, replaces the champion by itself; raises StoreError."""
+        """Decide whether *candidate*, the result of *run*, replaces the champion automatically; raises StoreError."""
         if candidate.version == run.model.version:
             return PromotionVerdict(promote=True, reason="it is the champion already")
         if run.base.version != run.model.version:
@@ -251,7 +250,7 @@ class ModelVersions:
     # --- the offer ----------------------------------------------------------------------------------
 
     async def offer(self, model: ModelRef, *, receivers: int) -> BlobRef:
-        """Offer *model* to every client that asks for it, once for all that ask at the same time. Raises StoreError."""
+        """Offer *model* to all clients; concurrent fetches share one transfer. Raises StoreError."""
         path = await self.local_path(model)
         previous = self._offer
         self._offer = await self._bus.blobs.offer(path, receivers=max(1, receivers), sha256=model.sha256)
@@ -286,13 +285,10 @@ class ModelVersions:
 
 
 async def wait_for_store(request: Callable[[], Awaitable[T]]) -> T:
-    """The answer of the store, however long it is unavailable; raises every other StoreError."""
-    attempt = 0
-    while True:
-        try:
-            return await request()
-        except StoreUnavailable as error:
-            if attempt == 0:
-                log.warning("Model store unavailable; retrying", reason=str(error))
-            await asyncio.sleep(backoff_s(attempt))
-            attempt += 1
+    """Retry *request* until the store is available; raises every other StoreError."""
+
+    def report(error: Exception, attempt: int) -> None:
+        if attempt == 0:
+            log.warning("Model store unavailable; retrying", reason=str(error))
+
+    return await retry(request, on=StoreUnavailable, on_failure=report)

@@ -1,6 +1,6 @@
 """The lifecycles that the server manager owns, as its decisions see them: state and data, without the bus.
 
-A record moves when a decision is taken; the effect that it returns has the agent publish the same transition.
+A record moves when a decision is taken; the agent publishes the same transition when it performs the effect.
 """
 
 from datetime import datetime
@@ -20,7 +20,7 @@ class ServerRecord(LifecycleRecord[ServerState, ServerEvent, ServerData]):
 
     @property
     def situation(self) -> ServerSituation:
-        """What is certain in the current state; raises IncompleteData."""
+        """Return the situation of the current state; raises IncompleteData."""
         return server_situation(self.state, self.data)
 
     def allows(self, event: ServerEvent) -> bool:

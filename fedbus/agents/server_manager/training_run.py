@@ -68,7 +68,7 @@ from fedbus.domain.run_recovery import GiveUp, Resume, decide_recovery
 PUBLISH_S: Final = 120.0
 """How long the model store may take for the version of a finished run."""
 HINDERED_S: Final = 60.0
-"""How long after a run that failed through no fault of its code the candidate is tried again."""
+"""The pause before the candidate is tried again, after a run that failed for a reason outside its code."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class _Starting:
 
     run: str
     id: RequestId | None
-    """None where the server was lost, and no request waits."""
+    """None if the server was lost and no request waits for the start."""
 
 
 class TrainingRun:
@@ -133,7 +133,7 @@ class TrainingRun:
     # --- opening a run ------------------------------------------------------------------------------
 
     def refuses_at_once(self, event: RunRequested) -> bool:
-        """True where the answer is known: the model store is unusable."""
+        """Return whether the run is refused without a check, because the model store is unusable."""
         return self._availability.trouble != "" and event.request.run != self._server.data.run
 
     def on_requested(self, event: RunRequested) -> list[Effect]:
@@ -191,7 +191,7 @@ class TrainingRun:
         return [move, start]
 
     def on_server_starting(self, run: str, now: datetime) -> list[Effect]:
-        """The Flower server starts; it may be of a run that has ended meanwhile."""
+        """Handle the start of a Flower server, whose run may have ended meanwhile."""
         starting, self._starting = self._starting, None
         effects: list[Effect] = []
         if self._current(run) is None:
@@ -223,7 +223,7 @@ class TrainingRun:
         return [ReadJoined()]
 
     def restore_joined(self, messages: tuple[ClientJoined, ...], now: datetime) -> list[Effect]:
-        """Count again who has joined. A Flower server that is lost reports that behind its own messages."""
+        """Restore the clients that joined. A lost Flower server is reported after its own messages."""
         self.is_restoring = False
         run = self._server.data.run
         effects = [effect for one in messages if one.run == run for effect in self._on_client_joined(one)]
@@ -326,7 +326,7 @@ class TrainingRun:
                 return []
 
     def on_declined_read(self, declined: Mapping[str, str]) -> list[Effect]:
-        """The quorum did not join in time.
+        """Fail the run because the quorum did not join in time.
 
         Args:
             declined: The clients that declined the run, with their reasons.
@@ -346,7 +346,7 @@ class TrainingRun:
                 return []
 
     def on_server_found(self, event: FlowerServerFound) -> list[Effect]:
-        """The loss of a Flower server was reported; it may have been started again since."""
+        """Handle the reported loss of a Flower server, which may have been started again since."""
         self._finding = ""
         if event.is_up:
             return []
@@ -360,7 +360,7 @@ class TrainingRun:
                 return []
 
     def _recover(self, training: ServerTraining, reason: str) -> list[Effect]:
-        """Start another Flower server at the last round that was stored, or give the run up."""
+        """Start another Flower server at the last stored round, or fail the run."""
         match decide_recovery(training, reason):
             case GiveUp(reason=why):
                 return self._fail(ServerEvent.RUN_FAILED, why)
@@ -391,7 +391,7 @@ class TrainingRun:
     def cancel(self, event: CancelRequested) -> list[Effect]:
         run = event.request.run
         if self._current(run) is None:
-            reason = f"{run} is not under way: the server is {self._server.state}"
+            reason = f"{run} is not in progress: the server is {self._server.state}"
             return [Reply(event.id, Refused(reason=reason))]
         return [
             StopFlowerServer(run),
@@ -409,7 +409,7 @@ class TrainingRun:
         return [move, *self.publish()]
 
     def publish(self) -> list[Effect]:
-        """Make a version of the result, and promote it where the task's gate lets it."""
+        """Publish the result as a version, and promote it if the task's gate allows it."""
         run = server_publishing(self._server.data)
         self.is_publishing = True
         return [PublishVersion(run, self._rollout.task_at(run.code_version))]
@@ -433,7 +433,7 @@ class TrainingRun:
         ]
 
     def on_offer_result(self, then: CloseRun) -> list[Effect]:
-        """Clients may get the new champion: announce it, and the end of the run."""
+        """Announce the new champion, which clients may fetch now, and the end of the run."""
         return [
             *self._availability.announce(),
             *self._close(ServerEvent.VERSION_PUBLISHED, ""),
@@ -446,14 +446,14 @@ class TrainingRun:
         return []
 
     def _retire(self, keep: int) -> RetireVersions:
-        """No run begins and no version is promoted before it is over: it could delete what they need."""
+        """Delete old versions. No run starts and no version is promoted until then: both need versions."""
         data = self._server.data
         self.is_retiring = True
         spare = {one.sha256 for one in (data.model, data.base, data.checkpoint) if one is not None}
         return RetireVersions(keep, frozenset(spare))
 
     def on_publish_failed(self, reason: str) -> list[Effect]:
-        """The model store did not take the version."""
+        """Handle a version that the model store did not accept."""
         self.is_publishing = False
         return self._fail(ServerEvent.VERSION_REFUSED, reason, is_hindered=True)
 
@@ -471,7 +471,7 @@ class TrainingRun:
             event: What ended it.
             reason: Why.
             changes: The data that *event* changes.
-            is_hindered: True where a store or a missing agent is the cause, and not the code.
+            is_hindered: True if the cause is a store or a missing agent, not the code.
 
         """
         effects = self._end(event, reason, changes)

@@ -10,14 +10,14 @@ results are events.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import Context as Variables
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, TypeAlias, assert_never
+from typing import Final, TypeAlias, assert_never
 
 import structlog
 from opentelemetry import trace
@@ -78,7 +78,7 @@ from fedbus.agents.workflow_scheduler.machine import SchedulerConfig, SchedulerM
 from fedbus.agents.workflow_scheduler.records import ScheduleRecord
 from fedbus.agents.workflow_scheduler.runs import SCHEDULED
 from fedbus.agents.workflow_scheduler.trigger_inputs import TRIGGER_MESSAGES
-from fedbus.bus.bus import Bus, Delivery
+from fedbus.bus.bus import Bus, Delivery, Handler
 from fedbus.bus.errors import LeaseLost, NoResponse, RequestRefused, StaleOwner
 from fedbus.bus.lease import Lease
 from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
@@ -88,7 +88,7 @@ from fedbus.common.retry import RetryBackoff, backoff_s
 from fedbus.contracts import subjects
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.causation import cause_scope
-from fedbus.contracts.message import Body
+from fedbus.contracts.message import Body, Request
 from fedbus.contracts.run import (
     RUN,
     RunChanges,
@@ -138,7 +138,7 @@ class WorkflowScheduler:
         task: The task, at the version that the scheduler is started with.
         overrides: Replace values of the task's plan.
         schedule: Replace values of the task's schedule.
-        code: The repository of the task's code; left out: the directory of *task*, which does not change.
+        code: The repository of the task's code; None: the directory of *task*, which does not change.
 
     """
 
@@ -159,7 +159,7 @@ class WorkflowScheduler:
         """Set while this scheduler leads."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Schedule until *stop* is set; a run that is under way continues, and the next leader follows it."""
+        """Schedule until *stop* is set. The current run continues, and the next leader follows it."""
         await self._bus.create_streams()
         backoff = RetryBackoff()
         while not stop.is_set():
@@ -174,12 +174,12 @@ class WorkflowScheduler:
         """Wait for the lease, and schedule for as long as this scheduler holds it."""
         async with (
             Lease.acquire(self._bus, task=self._task.id, agent=AGENT) as lease,
-            LifecycleStore.open(self._bus) as lives,
+            LifecycleStore.open(self._bus) as lifecycles,
             Timers.open() as timers,
             self._bus.consume(AGENT, task=self._task.id) as server,
             self._bus.consume(INPUTS_CONSUMER, task=self._task.id) as inputs,
         ):
-            leadership = _Leadership(self._bus, self._config, self._code, lives, timers)
+            leadership = _Leadership(self._bus, self._config, self._code, lifecycles, timers)
             await leadership.run(lease.holder, server, inputs, self.ready)
 
 
@@ -203,14 +203,14 @@ class _Leadership:
         bus: Bus,
         config: SchedulerConfig,
         code: CodeRepository,
-        lives: LifecycleStore,
+        lifecycles: LifecycleStore,
         timers: Timers,
     ) -> None:
         self._bus = bus
         self._config = config
         self._task = config.task.id
         self._code = code
-        self._lives = lives
+        self._lives = lifecycles
         self._timers = timers
         self._decisions = asyncio.Lock()
         """Held while one event is handled."""
@@ -227,7 +227,7 @@ class _Leadership:
         ready: asyncio.Event,
     ) -> None:
         await self._decide(await self._load(holder))
-        handlers: dict[Any, Callable[[Any], Awaitable[Body]]] = {
+        handlers: dict[type[Request], Handler] = {
             StartRun: lambda request: self._ask(lambda request_id: RunStartRequested(request_id, request)),
             StopRun: lambda request: self._ask(lambda request_id: RunStopRequested(request_id, request)),
         }
@@ -265,7 +265,7 @@ class _Leadership:
             await delivery.ack()
 
     async def _decide(self, event: Event) -> None:
-        """Have the machine handle *event*, and perform the effects."""
+        """Let the machine handle *event*, and perform the effects."""
         async with self._decisions:
             with ExitStack() as traces:
                 events = [event]
@@ -277,7 +277,7 @@ class _Leadership:
                             events.append(result)
 
     async def _ask(self, request: Callable[[RequestId], Event]) -> Body:
-        """Have the machine handle a request, and wait for its reply."""
+        """Let the machine handle a request, and return its reply."""
         request_id = RequestId(next(self._request_ids))
         reply: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
         self._replies[request_id] = reply
@@ -414,7 +414,7 @@ class _Leadership:
     # --- jobs ---------------------------------------------------------------------------------------
 
     def _start_job(self, job: Job) -> None:
-        """Do *job* in a task of its own; one of the same kind that is under way is cancelled."""
+        """Run *job* in its own task. It cancels a running job of the same kind."""
         start = partial(self._timers.schedule_after, type(job).__name__, 0.0, partial(self._do, job))
         if isinstance(job, TracedEffect):
             with self._scope(job):
@@ -443,7 +443,7 @@ class _Leadership:
                 assert_never(job)
 
     async def _open(self, request: OpenRun) -> str:
-        """Have the server manager open the run; return its refusal, or nothing."""
+        """Request the server manager to open the run. Return the reason of a refusal, else an empty string."""
         try:
             await request_until_answered(self._bus, request, timeout_s=SERVER_REPLY_S)
         except RequestRefused as error:
@@ -451,7 +451,7 @@ class _Leadership:
         return ""
 
     async def _cancel(self, request: CancelRun) -> str:
-        """Have the server manager cancel the run; return why it did not, or nothing."""
+        """Request the server manager to cancel the run. Return why it did not, else an empty string."""
         try:
             await self._bus.request(request, timeout_s=SERVER_REPLY_S)
         except (RequestRefused, NoResponse) as error:

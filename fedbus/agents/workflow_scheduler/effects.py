@@ -1,4 +1,4 @@
-"""Effects of the workflow scheduler: everything that its decisions have the agent do.
+"""Effects of the workflow scheduler: everything that the agent does for its decisions.
 
 The three kinds of effects are described in `fedbus.agents.common.machine`.
 
@@ -110,7 +110,7 @@ class LoadCodeAtStartup:
 
 @dataclass(frozen=True)
 class RequestCancellation:
-    """Have the server manager cancel a run that a user stops. Result: `CancellationAnswered`."""
+    """Request the server manager to cancel a run that a user stops. Result: `CancellationAnswered`."""
 
     id: RequestId
     request: CancelRun
@@ -121,14 +121,14 @@ class RequestCancellation:
 
 @dataclass(frozen=True)
 class RequestOpening(TracedEffect):
-    """Have the server manager open a run, however long it does not answer. Result: `OpeningAnswered`."""
+    """Request the server manager to open a run; repeat the request until it answers. Result: `OpeningAnswered`."""
 
     request: OpenRun
 
 
 @dataclass(frozen=True)
 class CancelServerRun(TracedEffect):
-    """Have the server manager cancel a run that no user stops. No result: a refusal is only logged."""
+    """Request the server manager to cancel a run that no user stops. No result: a refusal is only logged."""
 
     request: CancelRun
 

@@ -1,6 +1,6 @@
 """Events of the workflow scheduler: everything that its decisions depend on.
 
-A transition of the task's server is an event as it is. The others are requests with the id of their reply, messages
+A transition of the task's server is an event itself. The others are requests with the id of their reply, messages
 with the time at which they were published, results of effects, and timers.
 """
 

@@ -1,8 +1,8 @@
 """The decisions of the workflow scheduler: events in, effects out. No bus, no code repository, no clock, no task.
 
-`SchedulerMachine.handle` takes one event and returns what the agent has to do about it. Four parts decide:
+`SchedulerMachine.handle` takes one event and returns what the agent must do. Four parts decide:
 `TaskRuns` (creates runs and moves them as the server moves), `RunSchedule` (when the next run is due and what
-postpones it), `TriggerInputTracker` (the values that triggers read) and `_DeployedCode` (which code runs are made of).
+postpones it), `TriggerInputTracker` (the values that triggers read) and `_DeployedCode` (which code new runs use).
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ class SchedulerConfig:
 
 
 class _DeployedCode:
-    """Loads the code that all clients run, whenever it is other code than runs are made of."""
+    """Loads the code that all clients run, whenever it differs from the code that new runs use."""
 
     def __init__(self, inputs: TriggerInputTracker) -> None:
         self._inputs = inputs
@@ -67,7 +67,7 @@ class _DeployedCode:
         """Failed attempts to load it, in a row."""
 
     def load(self) -> list[Effect]:
-        """Begin to load the deployed version, unless runs are made of it or it cannot be used."""
+        """Start to load the deployed version, unless runs use it already or it cannot be used."""
         version = self._inputs.code_version
         if version == self._loading:
             return []
@@ -212,7 +212,7 @@ class SchedulerMachine:
     def _on_startup_code_result(
         self, startup: SchedulerStarted, event: CodeResult, now: datetime
     ) -> list[Effect]:
-        """Start by the deployed code, or else by the code of the start: the agent loads the other one later."""
+        """Start with the deployed code; if it cannot be loaded, with the code of the start, and load it later."""
         if isinstance(event, DeployedCodeLoaded):
             return self._take_over(startup, event.task, now)
         if isinstance(event, DeployedCodeRejected):
@@ -247,7 +247,7 @@ class SchedulerMachine:
                 assert_never(event)
 
     def _change_to(self, task: Task, now: datetime) -> list[Effect]:
-        """Make runs of *task* from now on."""
+        """Use *task* for new runs from now on."""
         assert self._schedule is not None
         self._runs.task = self._inputs.task = task
         table, effects = self._schedule_of(task)

@@ -1,6 +1,6 @@
 """The lifecycles that the workflow scheduler owns, as its decisions see them: state and data, without the bus.
 
-A record moves when a decision is taken; the effect that it returns has the agent publish the same transition.
+A record moves when a decision is taken; the agent publishes the same transition when it performs the effect.
 """
 
 from datetime import datetime
@@ -37,7 +37,7 @@ class ScheduleRecord(LifecycleRecord[ScheduleState, ScheduleEvent, ScheduleData]
 
 
 class RunRecord(LifecycleRecord[RunState, RunEvent, RunData]):
-    """The run that is under way."""
+    """The current run."""
 
     def allows(self, event: RunEvent) -> bool:
         return RUN.allows(self.state, event)

@@ -1,4 +1,4 @@
-"""The runs of one task: at most one is under way, and it moves when the task's server moves.
+"""The runs of one task: at most one is active, and it moves when the task's server moves.
 
 The server manager opens a run when it can. Until then the run stays requested, and the agent repeats the request.
 From then on `RUN_EVENTS` names the event of the run for each event of the server.
@@ -109,7 +109,7 @@ class TaskRuns:
 
     @property
     def current(self) -> str | None:
-        """The run that is under way."""
+        """The current run."""
         return self._record.data.run if self._record is not None else None
 
     @property
@@ -131,7 +131,7 @@ class TaskRuns:
     # --- the start ----------------------------------------------------------------------------------
 
     def restore(self, server: Transition | None, transitions: Sequence[TimedMessage]) -> list[Effect]:
-        """Continue from the log: count the runs, and follow the one that is under way."""
+        """Continue from the log: count the runs, and follow the current one."""
         if server is not None:
             self.blocked_reason = _blocked_reason(server, self.blocked_reason)
         runs = sorted(_stored_runs(self.task.id, transitions), key=lambda run: run.number)
@@ -175,10 +175,10 @@ class TaskRuns:
         return self._answer_start()
 
     def on_stop_requested(self, event: RunStopRequested, now: datetime) -> list[Effect]:
-        """Stop a run that is not opened yet at once, and have the server manager stop any other."""
+        """Stop a requested run at once; request the server manager to stop one that is open."""
         record, request = self._record, event.request
         if record is None or record.data.run != request.run:
-            return _refuse(event.id, f"{request.run} is not under way: see `fedbus run ls`")
+            return _refuse(event.id, f"{request.run} is not in progress: see `fedbus run ls`")
         if record.state is not RunState.REQUESTED:
             cancel = CancelRun(task=self.task.id, run=request.run, reason=request.reason)
             return [JoinRunTrace(), RequestCancellation(event.id, cancel)]
@@ -248,7 +248,7 @@ class TaskRuns:
     # --- the server ---------------------------------------------------------------------------------
 
     def unblock_by(self, transition: Transition) -> bool:
-        """Record why no run can start after the server's *transition*; True if one can, and could not before."""
+        """Record why no run can start after the server's *transition*; True if it ends a block."""
         before, self.blocked_reason = self.blocked_reason, _blocked_reason(transition, self.blocked_reason)
         return before != "" and self.blocked_reason == ""
 
@@ -271,7 +271,7 @@ class TaskRuns:
         return [CancelServerRun(CancelRun(task=self.task.id, run=server.run, reason=reason))]
 
     def cancel_current(self, reason: str) -> list[Effect]:
-        """Have the server manager cancel the run that is under way, in the trace of that run."""
+        """Request the server manager to cancel the current run, in the trace of that run."""
         if self.current is None:
             return []
         request = CancelRun(task=self.task.id, run=self.current, reason=reason)

@@ -111,7 +111,7 @@ class RunSchedule:
         return effects
 
     def change_to(self, table: ScheduleTable, reason: str, now: datetime) -> list[Effect]:
-        """Follow *table* from now on. A run that was due is not due any more, and earlier cron times do not count."""
+        """Follow *table* from now on. A run that was due is no longer due, and earlier cron times do not count."""
         if table == self._table:
             return []
         self._table, self._trigger = table, table.trigger
@@ -194,18 +194,18 @@ class RunSchedule:
         return [move, *self._runs.create_scheduled(reason, now, cause=Cause.SCHEDULE)]
 
     def _overlap(self, trigger: Trigger, record: ScheduleRecord, running: str, now: datetime) -> list[Effect]:
-        """A run is due while another is under way."""
+        """Handle a run that is due during another run."""
         match self._table.overlap:
             case "skip":
                 baseline = self._new_baseline(trigger, record.data, now)
-                reason = f"{running} is under way"
+                reason = f"{running} is in progress"
                 return [record.move(ScheduleEvent.SKIPPED, baseline, reason=reason, trace=Trace.DUE_RUN)]
             case "cancel-running":
                 postponed = self._postpone(record, f"{running} must end first")
                 reason = f"the next run is due: {record.data.cause}"
                 return [*postponed, *self._runs.cancel_current(reason)] if postponed else []
             case "queue":
-                return self._postpone(record, f"{running} is under way")
+                return self._postpone(record, f"{running} is in progress")
 
     def _postpone(self, record: ScheduleRecord, reason: str, until: datetime | None = None) -> list[Effect]:
         """Publish why the run that is due does not start yet, unless that is published already.
@@ -274,7 +274,7 @@ class RunSchedule:
 
 
 def _timer(at: datetime | None, now: datetime) -> Effect:
-    """Return the effect that has the schedule evaluated at *at*; None: only by an event."""
+    """Return the effect that evaluates the schedule at *at*; None: only an event evaluates it."""
     if at is None:
         return CancelTimer(SchedulerTimer.EVALUATE)
     return StartTimer(SchedulerTimer.EVALUATE, (min(at, now + MAX_EVALUATE_DELAY) - now).total_seconds())

@@ -21,7 +21,7 @@ from fedbus.stores.code.open import (
     open_code,
 )
 
-log = structlog.get_logger("fedbus.code")
+log = structlog.get_logger("fedbus.initial_code")
 
 
 def code_from_settings(settings: Settings, address: str) -> CodeRepository:

@@ -1,6 +1,6 @@
 """A local cache of bounded size for the artifacts of a remote store.
 
-    <sha256>.part           a download under way; it continues here after a break
+    <sha256>.part           a download in progress; it continues here after a break
     <sha256>.safetensors    a complete file, verified before it got this name
 
 The processes of one machine share the cache. The lock on a part lets one process download while the others wait. A
@@ -118,7 +118,7 @@ class ArtifactCache:
 
 
 class PartialDownload:
-    """A download under way, in a file that is locked for this process."""
+    """A download in progress, in a file that is locked for this process."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path = path

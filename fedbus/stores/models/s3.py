@@ -31,7 +31,7 @@ from fedbus.stores.models.object_store import (
 from fedbus.stores.s3.bucket import MAX_PARTS, PART_BYTES, Bucket, BucketAddress, ConditionalPutsUnsupported
 from fedbus.stores.s3.lock import hold_lock
 
-log = structlog.get_logger("fedbus.models_s3")
+log = structlog.get_logger("fedbus.model_store")
 
 
 class S3ObjectStore:

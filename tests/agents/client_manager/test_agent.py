@@ -382,8 +382,8 @@ async def test_a_client_killed_while_learning_joins_its_run_again(
 async def test_a_client_killed_while_syncing_starts_again(fed: FederationHarness, server: FakeServer) -> None:
     device = fed.client_config(CLIENT_NAME)
     bus = await fed.connect_as("client-manager", CLIENT_NAME)
-    async with LifecycleStore.open(bus, device.open_outbox("client-manager")) as lives:
-        life = await lives.load(CLIENT, ClientData(task=TASK, client=CLIENT_NAME))
+    async with LifecycleStore.open(bus, device.open_outbox("client-manager")) as lifecycles:
+        life = await lifecycles.load(CLIENT, ClientData(task=TASK, client=CLIENT_NAME))
         await life.create()
         await life.transition(ClientEvent.MODEL_FETCHED, {"model": MODEL})
         await life.transition(ClientEvent.INFER_READY)

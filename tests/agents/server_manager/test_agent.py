@@ -339,7 +339,7 @@ async def test_a_run_that_is_cancelled_leaves_the_version_as_it_was(
     await open_run(fed)
     await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"))
     assert fed.last_transition("server").source == "recruiting"
-    with pytest.raises(RequestRefused, match="is not under way"):
+    with pytest.raises(RequestRefused, match="is not in progress"):
         await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"))
     closed = await fed.wait_for_message(ServerClosed)
     assert (closed.outcome, closed.reason) == ("cancelled", "enough")
@@ -406,8 +406,8 @@ async def test_a_second_owner_ends_the_manager_during_a_request_too(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
-    async with LifecycleStore.open(await fed.connect_as("server-manager")) as lives:
-        other = await lives.load(SERVER, ServerData(task=TASK))
+    async with LifecycleStore.open(await fed.connect_as("server-manager")) as lifecycles:
+        other = await lifecycles.load(SERVER, ServerData(task=TASK))
         changes = ServerChanges(trouble=StoreProblem.UNAVAILABLE)
         await other.transition(ServerEvent.STORE_UNAVAILABLE, changes, reason="of another manager")
     with pytest.raises(RequestRefused, match="another owner changed"):

@@ -234,8 +234,8 @@ def test_a_run_tries_the_candidate_when_the_stage_is_ready() -> None:
         *TRY,
     ]
     assert driver.handle(TimerFired(TimerName.CANDIDATE)) == [RequestCandidateRun()]
-    assert driver.handle(CandidateRunAnswered("a run is under way")) == [
-        Log("info", "The run of the candidate waits", {"reason": "a run is under way"}),
+    assert driver.handle(CandidateRunAnswered("a run is in progress")) == [
+        Log("info", "The run of the candidate waits", {"reason": "a run is in progress"}),
         RetryLater(TimerName.CANDIDATE, 1),
     ]
     assert driver.handle(CandidateRunAnswered()) == []
@@ -415,7 +415,7 @@ def test_a_person_ends_a_rollout() -> None:
     revert = RevertRequested(ID, "users complain")
     reply = Reply(ID, RolloutBegun(code_version=OLD))
     assert driver.handle(revert) == [*reverted("users complain"), reply]
-    assert driver.handle(revert) == [Reply(ID, Refused(reason="no rollout is under way"))]
+    assert driver.handle(revert) == [Reply(ID, Refused(reason="no rollout is in progress"))]
 
 
 def test_an_abandoned_candidate_is_rejected() -> None:

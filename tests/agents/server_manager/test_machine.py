@@ -305,9 +305,7 @@ def test_an_unusable_store_is_published_once_and_checked_again() -> None:
         Publish(CODE),
         FinishStartup(),
     ]
-    assert driver.machine.info() == Refused(
-        reason="task tiny has no model to give out now: it does not answer"
-    )
+    assert driver.machine.info() == Refused(reason="task tiny cannot offer its model now: it does not answer")
     assert driver.handle(TimerFired(TimerName.STORE)) == [CheckStore(model(1), 1)]
     assert driver.handle(trouble) == [RetryLater(TimerName.STORE, 1)]
     assert driver.handle(OPEN) == [refused("it does not answer")]

@@ -362,7 +362,7 @@ class ServerWalk:
     # --- what always holds --------------------------------------------------------------------------
 
     def check(self) -> None:
-        assert self.jobs or not self.waiting, "an event waits, and no job is under way"
+        assert self.jobs or not self.waiting, "an event waits, and no job is in progress"
         assert self.jobs or not self.unanswered, "a request is forgotten"
         assert len(self.closed) == len(set(self.closed)), "a run ends twice"
         assert set(self.closed) <= set(self.opened)

@@ -406,4 +406,4 @@ def test_a_run_without_any_update_fails() -> None:
 def test_a_run_that_is_over_cannot_be_cancelled() -> None:
     driver = ServerDriver(running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
     cancel = CancelRequested(ID, CancelRun(task=NAME, run=RUN, reason="enough"))
-    assert driver.handle(cancel) == [refused("tiny-1 is not under way: the server is publishing")]
+    assert driver.handle(cancel) == [refused("tiny-1 is not in progress: the server is publishing")]

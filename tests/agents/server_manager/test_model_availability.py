@@ -157,7 +157,7 @@ ERROR_TEXT = {
     StoreProblem.UNAVAILABLE: "cannot use ",
     StoreProblem.DENIED: " denied: ",
     StoreProblem.DAMAGED: "latest is corrupt",
-    StoreProblem.EMPTY: "is not the model repository that the log knows, with version 1: it is empty",
+    StoreProblem.EMPTY: "is not the model repository that the log names, with version 1: it is empty",
 }
 
 

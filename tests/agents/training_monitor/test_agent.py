@@ -89,8 +89,8 @@ async def simulate_run(fed: FederationHarness, number: int, *rounds: float | Rou
     scheduler = await fed.connect_as("workflow-scheduler")
     plan = RunPlan(rounds=len(rounds), config={"lr": 0.1})
     facts = RunData(task=TASK, run=f"{TASK}-{number}", plan=plan, requested_at=datetime.now(UTC))
-    async with LifecycleStore.open(scheduler) as lives:
-        run = await lives.load(RUN, facts)
+    async with LifecycleStore.open(scheduler) as lifecycles:
+        run = await lifecycles.load(RUN, facts)
         await run.create()
         await run.transition(RunEvent.RECRUITING_STARTED)
         await run.transition(RunEvent.QUORUM_REACHED, {"cohort": ("c1",)})

@@ -149,7 +149,7 @@ async def test_a_user_stops_a_run(
     await fed.bus.request(StopRun(task=TASK, run=run, reason="enough"))
     cancelled = await fed.wait_for_state("run", "cancelled")
     assert (cancelled.source, cancelled.reason) == ("recruiting", "enough")
-    with pytest.raises(RequestRefused, match="is not under way: see `fedbus run ls`"):
+    with pytest.raises(RequestRefused, match="is not in progress: see `fedbus run ls`"):
         await fed.bus.request(StopRun(task=TASK, run=run))
 
 
@@ -346,8 +346,8 @@ async def test_the_next_scheduler_creates_a_run_that_was_fired(
         await fed.wait_for_event("schedule", "started")
     data = fed.last_transition("schedule").facts
     assert isinstance(data, ScheduleData)
-    async with LifecycleStore.open(await fed.connect_as("workflow-scheduler")) as lives:
-        schedule = await lives.load(SCHEDULE, data)
+    async with LifecycleStore.open(await fed.connect_as("workflow-scheduler")) as lifecycles:
+        schedule = await lifecycles.load(SCHEDULE, data)
         await schedule.transition(ScheduleEvent.TRIGGERED, {"due_since": datetime.now(UTC)})
         await schedule.transition(ScheduleEvent.FIRED, {"run": f"{TASK}-1", "started": 1, "due_since": None})
     async with fed.run_agent(make_scheduler(fed, table)):
@@ -381,8 +381,8 @@ async def test_a_leader_stands_by_when_another_has_created_its_run(
 ) -> None:
     """It gets the lease again, reads the log, and continues with that run."""
     data = RunData(task=TASK, run=f"{TASK}-1", plan=RunPlan(), requested_at=datetime.now(UTC))
-    async with LifecycleStore.open(await fed.connect_as("workflow-scheduler")) as lives:
-        await (await lives.load(RUN, data)).create()
+    async with LifecycleStore.open(await fed.connect_as("workflow-scheduler")) as lifecycles:
+        await (await lifecycles.load(RUN, data)).create()
     with pytest.raises((RequestRefused, NoResponse)):
         await fed.bus.request(StartRun(task=TASK), timeout_s=1)
     await fed.wait_for_state("run", "recruiting", f"{TASK}-1")
@@ -408,8 +408,8 @@ async def test_a_run_of_another_task_starts_a_run(fed: FederationHarness, server
 
 async def finish_run_of_other_task(fed: FederationHarness, number: int) -> None:
     data = RunData(task="other", run=f"other-{number}", plan=RunPlan(), requested_at=datetime.now(UTC))
-    async with LifecycleStore.open(await fed.connect_as("workflow-scheduler")) as lives:
-        run = await lives.load(RUN, data)
+    async with LifecycleStore.open(await fed.connect_as("workflow-scheduler")) as lifecycles:
+        run = await lifecycles.load(RUN, data)
         await run.create()
         for event in (RunEvent.RECRUITING_STARTED, RunEvent.QUORUM_REACHED, RunEvent.RUN_FINISHED):
             await run.transition(event)

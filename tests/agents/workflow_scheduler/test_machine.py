@@ -219,8 +219,8 @@ def test_a_refusal_does_not_end_a_run_that_is_open() -> None:
     scheduler = leading_scheduler()
     scheduler.request_run()
     scheduler.move_server(ServerEvent.RUN_REQUESTED, run=FIRST_RUN, plan=RunPlan())
-    effects = scheduler.handle(OpeningAnswered(FIRST_RUN, "a run is under way"))
-    assert effects[1:] == [STOPS_REPLY_TIMER, *refused(1, "a run is under way")]
+    effects = scheduler.handle(OpeningAnswered(FIRST_RUN, "a run is in progress"))
+    assert effects[1:] == [STOPS_REPLY_TIMER, *refused(1, "a run is in progress")]
     assert scheduler.run_state == RunState.RECRUITING
 
 
@@ -354,10 +354,10 @@ def test_a_stopped_run_that_the_server_opens_is_cancelled() -> None:
 
 def test_only_the_run_that_is_under_way_can_be_stopped() -> None:
     scheduler = scheduler_with_run(RunState.REQUESTED)
-    reason = f"{SECOND_RUN} is not under way: see `fedbus run ls`"
+    reason = f"{SECOND_RUN} is not in progress: see `fedbus run ls`"
     assert scheduler.request_stop(SECOND_RUN) == refused(2, reason)
     scheduler.request_stop()
-    reason = f"{FIRST_RUN} is not under way: see `fedbus run ls`"
+    reason = f"{FIRST_RUN} is not in progress: see `fedbus run ls`"
     assert scheduler.request_stop() == refused(4, reason)
 
 

@@ -304,7 +304,7 @@ def test_a_due_run_waits_for_the_run_that_is_under_way() -> None:
     scheduler.request_run()
     triggered, waits = scheduler.receive(drift("c1"))
     assert triggered == moves_in([triggered])[0]
-    assert waits == postponed(f"{FIRST_RUN} is under way")
+    assert waits == postponed(f"{FIRST_RUN} is in progress")
     assert scheduler.receive(counted("c1", 1)) == [], "it is published once"
     scheduler.fail_run()
     assert scheduler.causes == ["manual", DRIFT]
@@ -314,7 +314,7 @@ def test_a_due_run_is_skipped_and_not_started_later() -> None:
     scheduler = leading_scheduler("drift", overlap="skip")
     scheduler.request_run()
     skipped = moves_in(scheduler.receive(drift("c1")))[1]
-    assert (skipped.event, skipped.reason) == (ScheduleEvent.SKIPPED, f"{FIRST_RUN} is under way")
+    assert (skipped.event, skipped.reason) == (ScheduleEvent.SKIPPED, f"{FIRST_RUN} is in progress")
     assert (skipped.trace, skipped.cause) == (Trace.DUE_RUN, Cause.EVENT)
     assert skipped.changes["drifted"] == ("c1",)
     scheduler.fail_run()
@@ -457,7 +457,7 @@ def test_the_next_scheduler_starts_the_run_that_is_due() -> None:
     scheduler.request_run()
     scheduler.receive(drift("c1"))
     assert scheduler.state is ScheduleState.DUE
-    assert scheduler.restart()[-1] == postponed(f"{FIRST_RUN} is under way")
+    assert scheduler.restart()[-1] == postponed(f"{FIRST_RUN} is in progress")
     scheduler.fail_run()
     assert scheduler.causes == ["manual", DRIFT]
 

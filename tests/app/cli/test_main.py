@@ -50,14 +50,14 @@ RUNS = {1: "recruiting_started quorum_reached", 2: "recruiting_started", 10: "re
 
 async def simulate_runs(bus: Bus) -> None:
     """Create three runs: 1 has finished, 2 has failed, 10 is recruiting."""
-    async with LifecycleStore.open(bus) as lives:
-        server = await lives.load(SERVER, ServerData(task="mnist"))
+    async with LifecycleStore.open(bus) as lifecycles:
+        server = await lifecycles.load(SERVER, ServerData(task="mnist"))
         await server.create()
         for number in (1, 2, 10):
             facts = RunData(
                 task="mnist", run=f"mnist-{number}", plan=RunPlan(rounds=4), requested_at=datetime.now(UTC)
             )
-            run = await lives.load(RUN, facts)
+            run = await lifecycles.load(RUN, facts)
             await run.create()
             await run.transition(RunEvent.RECRUITING_STARTED)
             if number == 1:
@@ -252,15 +252,15 @@ async def test_clients_are_listed_and_shown_with_what_they_wait_for(
 ) -> None:
     async with (
         Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as of_c1,
-        LifecycleStore.open(of_c1) as lives,
+        LifecycleStore.open(of_c1) as lifecycles,
     ):
-        client = await lives.load(CLIENT, ClientData(client="c1", task="mnist"))
+        client = await lifecycles.load(CLIENT, ClientData(client="c1", task="mnist"))
         await client.create()
         await client.transition(ClientEvent.MODEL_FETCHED, {"model": MODEL})
     worth = RESULT.model_copy(update={"train_s": {"c1": 4.5}, "contributions": {"c1": 0.125}})
-    async with LifecycleStore.open(bus) as lives:
+    async with LifecycleStore.open(bus) as lifecycles:
         plan, now = RunPlan(), datetime.now(UTC)
-        run = await lives.load(
+        run = await lifecycles.load(
             RUN, RunData(task="mnist", run="mnist-1", plan=plan, requested_at=now, rounds=(worth,))
         )
         await run.create()
@@ -287,8 +287,8 @@ async def test_tail_orders_the_messages_of_both_streams_by_time(
     fedbus: FedbusCli, bus: Bus, nats: NatsServer
 ) -> None:
     await bus.publish(CodePublished(task="mnist", code_version="a" * 40))
-    async with LifecycleStore.open(bus) as lives:
-        server = await lives.load(SERVER, ServerData(task="mnist"))
+    async with LifecycleStore.open(bus) as lifecycles:
+        server = await lifecycles.load(SERVER, ServerData(task="mnist"))
         await server.create()
     async with Bus.connect(nats.url, Identity(DEV, "flower-client", "c1")) as of_c1:
         await of_c1.publish(FinTrain(task="mnist", client="c1", run="mnist-1", rounds=4))

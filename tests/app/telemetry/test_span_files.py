@@ -317,7 +317,7 @@ async def test_a_run_in_progress_is_one_tree_of_open_spans(tmp_path: Path, colle
         }
         output = run_trace(tmp_path, RUN)
         assert output.startswith(f"{RUN} is requested: ")
-        assert "\n3 spans (2 under way), of 1 processes" in output
+        assert "\n3 spans (2 in progress), of 1 processes" in output
         assert "\nround 1 has taken " in output
         assert "\nin progress: round 1 for " in output
         assert output.endswith(f"live: fedbus run watch {RUN} · again: fedbus trace {RUN}\n")
@@ -348,7 +348,7 @@ async def test_an_export_gives_open_spans_an_end_and_marks_them(
         await eventually(lambda: len(read_endings(tmp_path)) == 3)
         output = run_trace(tmp_path, RUN, "--otlp-json", str(tmp_path / "trace.json"))
 
-    assert output == f"3 spans (2 under way) are in {tmp_path / 'trace.json'}\n"
+    assert output == f"3 spans (2 in progress) are in {tmp_path / 'trace.json'}\n"
     exported = TracesData()
     Parse((tmp_path / "trace.json").read_text().replace("\n", ""), exported)
     spans = [span for one in exported.resource_spans for scope in one.scope_spans for span in scope.spans]
@@ -357,7 +357,7 @@ async def test_an_export_gives_open_spans_an_end_and_marks_them(
         span.name: [one.value.string_value for one in span.attributes if one.key == "fedbus.ending"]
         for span in spans
     }
-    assert marked == {"run by manual": ["under way"], "run • → requested": [], "round": ["under way"]}
+    assert marked == {"run by manual": ["in progress"], "run • → requested": [], "round": ["in progress"]}
 
 
 def test_a_later_process_with_the_same_pid_is_another_one() -> None:

@@ -96,8 +96,8 @@ async def test_a_server_shows_a_store_problem_until_it_is_over(
     async def server_line() -> str:
         return render_lines(await loaded_view(simulation.bus), width=120)[1]
 
-    async with LifecycleStore.open(simulation.bus) as lives:
-        server = await lives.load(SERVER, ServerData(task=TASK))
+    async with LifecycleStore.open(simulation.bus) as lifecycles:
+        server = await lifecycles.load(SERVER, ServerData(task=TASK))
         await server.create()
         await server.transition(ServerEvent.MODEL_READY)
         await server.transition(
@@ -256,7 +256,7 @@ async def test_a_pipe_gets_one_whole_snapshot(simulation: SimulatedFederation, f
     assert len([line for line in result.out.splitlines() if line.startswith("c")]) == 41
     assert result.err == "no runs yet\n"
     assert [one["client"] for one in facts][-1] == "c39"
-    assert facts[0]["why_not"] == "no run is under way"
+    assert facts[0]["why_not"] == "no run is in progress"
     assert facts[0]["device"] is None
 
 

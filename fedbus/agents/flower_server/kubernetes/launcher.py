@@ -46,7 +46,7 @@ START_TIMEOUT_S: Final = 30.0
 """The limit for a start problem of a pod, which may be temporary. Clients wait in this time."""
 LABEL_PREFIX: Final = "fedbus.dev/"
 
-log = structlog.get_logger("fedbus.kubernetes_jobs")
+log = structlog.get_logger("fedbus.kubernetes_launcher")
 T = TypeVar("T")
 
 

@@ -41,9 +41,9 @@ class CodeServer:
 
     async def create_client(self, name: str, version: str) -> None:
         """A client that the log knows, on *version*."""
-        async with LifecycleStore.open(await self.fed.connect_as("client-manager", name)) as lives:
+        async with LifecycleStore.open(await self.fed.connect_as("client-manager", name)) as lifecycles:
             facts = ClientData(task=TASK, client=name, code_version=version)
-            await (await lives.load(CLIENT, facts)).create()
+            await (await lifecycles.load(CLIENT, facts)).create()
 
     async def send_code_ready(self, client: str, version: str) -> None:
         result = CodeReady(task=TASK, client=client, code_version=version)

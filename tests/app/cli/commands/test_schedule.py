@@ -73,10 +73,10 @@ async def test_postponed_runs_and_finished_schedules_are_shown(
     simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
     due = schedule_facts(cause="drift on 2 clients (c1, c2)", due_since=NOON)
-    await simulation.transition(due, "postponed", "due", "due", "mnist-4 is under way")
+    await simulation.transition(due, "postponed", "due", "due", "mnist-4 is in progress")
     result = (await fedbus("run", "schedule")).out
     assert "due because     drift on 2 clients (c1, c2)" in result
-    assert "postponed       mnist-4 is under way" in result
+    assert "postponed       mnist-4 is in progress" in result
 
     await simulation.transition(schedule_facts(started=3, next_at=NOON), "fired", "due", "watching")
     assert "next run        none: all 3 runs were started" in (await fedbus("run", "schedule")).out

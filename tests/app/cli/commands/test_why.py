@@ -29,9 +29,9 @@ async def test_why_prints_states_data_and_declined_runs(nats: NatsServer, tmp_pa
         await server.create_streams()
     async with (
         Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as bus,
-        LifecycleStore.open(bus) as lives,
+        LifecycleStore.open(bus) as lifecycles,
     ):
-        client = await lives.load(CLIENT, ClientData(client="c1", task="mnist"))
+        client = await lifecycles.load(CLIENT, ClientData(client="c1", task="mnist"))
         await client.create()
         await client.transition(ClientEvent.MODEL_FETCHED, {"model": MODEL})
         await client.transition(ClientEvent.INFER_READY)
@@ -80,19 +80,19 @@ async def test_why_prints_the_problem_of_the_model_repository(nats: NatsServer, 
     fedbus = FedbusCli(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
     async with (
         Bus.connect(nats.url, Identity(DEV, "server-manager")) as bus,
-        LifecycleStore.open(bus) as lives,
+        LifecycleStore.open(bus) as lifecycles,
     ):
         await bus.create_streams()
-        server = await lives.load(SERVER, ServerData(task="mnist"))
+        server = await lifecycles.load(SERVER, ServerData(task="mnist"))
         await server.create()
         await server.transition(
             ServerEvent.STORE_UNAVAILABLE, {"trouble": StoreProblem.EMPTY}, reason="it lacks v2"
         )
     async with (
         Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as bus,
-        LifecycleStore.open(bus) as lives,
+        LifecycleStore.open(bus) as lifecycles,
     ):
-        await (await lives.load(CLIENT, ClientData(client="c1", task="mnist"))).create()
+        await (await lifecycles.load(CLIENT, ClientData(client="c1", task="mnist"))).create()
 
     result = (await fedbus("why", "c1")).out.splitlines()
     assert result[2] == "  server        the model repository is empty, so no run can start: it lacks v2"
@@ -108,9 +108,9 @@ async def test_why_prints_the_device_without_control_characters(nats: NatsServer
         await server.create_streams()
     async with (
         Bus.connect(nats.url, Identity(DEV, "device-monitor", "c1")) as bus,
-        LifecycleStore.open(bus) as lives,
+        LifecycleStore.open(bus) as lifecycles,
     ):
-        client = await lives.load(CLIENT, ClientData(client="c1", task="mnist"))
+        client = await lifecycles.load(CLIENT, ClientData(client="c1", task="mnist"))
         await client.create()
         agents = {"inference": True, "flower-client": False}
         report = DeviceReport(task="mnist", client="c1", cpu=0.5, memory=0.25, disk=0.1, agents=agents)
