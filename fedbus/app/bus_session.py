@@ -93,7 +93,7 @@ async def latest_transitions(bus: Bus, *kinds: str, key: str = ">") -> list[Stor
     wanted = [subjects.lifecycle(bus.fed, kind, key) for kind in kinds]
     return sorted(
         await bus.last_per_subject(lifecycle_stream(bus.fed), wanted),
-        key=lambda seen: _natural_key(seen.subject),
+        key=lambda stored: _natural_key(stored.subject),
     )
 
 
@@ -105,10 +105,10 @@ async def latest_messages(
     return await bus.last_per_subject(events_stream(bus.fed), [subject])
 
 
-def transition_of(seen: StoredMessage) -> Transition:
-    """The transition in *seen*, a message of the lifecycle stream."""
-    assert isinstance(seen.message, Transition)
-    return seen.message
+def transition_of(stored: StoredMessage) -> Transition:
+    """The transition in *stored*, a message of the lifecycle stream."""
+    assert isinstance(stored.message, Transition)
+    return stored.message
 
 
 async def resolve_task(bus: Bus, name: str | None) -> str:
@@ -118,7 +118,7 @@ async def resolve_task(bus: Bus, name: str | None) -> str:
         CliError: There is no such task, or several and no *name*.
 
     """
-    tasks = [transition_of(seen).task for seen in await latest_transitions(bus, "server")]
+    tasks = [transition_of(stored).task for stored in await latest_transitions(bus, "server")]
     if name is not None and name in tasks:
         return name
     if name is None and len(tasks) == 1:

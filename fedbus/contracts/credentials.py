@@ -91,12 +91,12 @@ class UserClaims(BaseModel):
         if other_client and is_device:
             alternatives.append(f"the client {self.name}" if client else f"FEDBUS_CLIENT={self.name}")
         owner = f"client {self.name}" if is_device else self.name
-        here = f"client {client} of federation {fed}" if client else f"federation {fed}"
+        process = f"client {client} of federation {fed}" if client else f"federation {fed}"
         if is_device and not client:
-            here += " without a client"
+            process += " without a client"
         return (
             f"these are the credentials of {owner} of federation {self.federation or fed}, but this is "
-            f"{here}: set FEDBUS_KIT or FEDBUS_CREDS to its own{', or use ' if alternatives else ''}"
+            f"{process}: set FEDBUS_KIT or FEDBUS_CREDS to its own{', or use ' if alternatives else ''}"
             f"{' and '.join(alternatives)}"
         )
 

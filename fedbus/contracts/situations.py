@@ -1,10 +1,10 @@
 """Situations: typed views of the data of a lifecycle, one class for each state.
 
 The data on the wire has every field in every state, and most of them may be empty. A *situation* is a
-frozen dataclass with the fields of one state, in which required fields are never None. Each lifecycle has a
-function that creates it from the state and the data:
+frozen dataclass with the fields of one state, in which required fields are never None. A
+function for each lifecycle creates it from the state and the data:
 
-    match server_situation(handle.state, handle.facts):
+    match server_situation(handle.state, handle.data):
         case ServerTraining(run=run, checkpoint=checkpoint): ...
 
 It raises `IncompleteData` if the last transition lacks a required field.
@@ -15,10 +15,9 @@ from datetime import datetime
 from typing import Generic, TypeAlias, TypeVar, assert_never
 
 from fedbus.contracts.client import ClientData, ClientState, FlClientData, FlClientState
-from fedbus.contracts.code import CodeData, CodeState, RolloutCohort
 from fedbus.contracts.message import LifecycleData
 from fedbus.contracts.model import Artifact, ModelRef
-from fedbus.contracts.run import RoundResult, RunData, RunPlan, RunState
+from fedbus.contracts.run import RoundResult, RunPlan
 from fedbus.contracts.scheduling import ScheduleData, ScheduleState
 from fedbus.contracts.server import ServerData, ServerState
 
@@ -66,7 +65,6 @@ class ServerWaiting:
 
     model: ModelRef
     """The champion."""
-    last_run: str | None
     candidate: ModelRef | None
     """The result of the last run, promoted or not."""
 
@@ -136,7 +134,7 @@ def server_situation(state: ServerState, data: ServerData) -> ServerSituation:
             return ServerInitializing()
         case ServerState.WAITING:
             model = _Parser(state, data).need(data.model, "model")
-            return ServerWaiting(model=model, last_run=data.run, candidate=data.candidate)
+            return ServerWaiting(model=model, candidate=data.candidate)
         case ServerState.RECRUITING:
             return server_recruiting(data)
         case ServerState.TRAINING:
@@ -192,62 +190,6 @@ def _server_run(state: ServerState, data: ServerData) -> ServerRun:
     )
 
 
-# --- the code of a task -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class CodeSteady:
-    """Every client is on one version."""
-
-    code_version: str
-
-
-@dataclass(frozen=True)
-class CodeRolling:
-    """A candidate is rolled out, stage by stage."""
-
-    code_version: str
-    """The version of the clients outside the cohort."""
-    candidate: str
-    attempt: int
-    stages: tuple[str, ...]
-    stage: int
-    """The index of the current stage in *stages*."""
-    cohort: RolloutCohort
-    clients: tuple[str, ...]
-    """The members of the cohort when the stage started."""
-    ready: tuple[str, ...]
-    """The clients that the stage continues with; empty while it waits for answers."""
-    refused: dict[str, str]
-    """Reasons by client."""
-    new_lineage: bool
-
-
-CodeSituation: TypeAlias = CodeSteady | CodeRolling
-
-
-def code_situation(state: CodeState, data: CodeData) -> CodeSituation:
-    """Return the situation of a task's code; raises IncompleteData."""
-    match state:
-        case CodeState.STEADY:
-            return CodeSteady(code_version=data.code_version)
-        case CodeState.ROLLING:
-            return CodeRolling(
-                code_version=data.code_version,
-                candidate=_Parser(state, data).need(data.candidate, "candidate"),
-                attempt=data.attempt,
-                stages=data.stages,
-                stage=data.stage,
-                cohort=data.cohort,
-                clients=data.clients,
-                ready=data.ready,
-                refused=data.refused,
-                new_lineage=data.new_lineage,
-            )
-        case _:
-            assert_never(state)
-
-
 # --- the schedule of a task -------------------------------------------------------------------------
 
 
@@ -291,49 +233,6 @@ def schedule_due(data: ScheduleData) -> ScheduleDue:
         cause=data.cause,
         traceparent=data.traceparent,
     )
-
-
-# --- a run ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RunUnderWay:
-    """The run is requested, recruiting, running or recovering."""
-
-    state: RunState
-
-
-@dataclass(frozen=True)
-class RunCompleted:
-    """The run ended with a model version."""
-
-    model: ModelRef
-    promoted: bool
-    """True if *model* became champion."""
-
-
-@dataclass(frozen=True)
-class RunAborted:
-    """The run failed or was cancelled, without a model version."""
-
-    state: RunState
-
-
-RunSituation: TypeAlias = RunUnderWay | RunCompleted | RunAborted
-
-
-def run_situation(state: RunState, data: RunData) -> RunSituation:
-    """Return the situation of a run; raises IncompleteData."""
-    match state:
-        case RunState.REQUESTED | RunState.RECRUITING | RunState.RUNNING | RunState.RECOVERING:
-            return RunUnderWay(state)
-        case RunState.FINISHED:
-            model = _Parser(state, data).need(data.model, "model")
-            return RunCompleted(model=model, promoted=data.promoted)
-        case RunState.FAILED | RunState.CANCELLED:
-            return RunAborted(state)
-        case _:
-            assert_never(state)
 
 
 # --- a client ---------------------------------------------------------------------------------------

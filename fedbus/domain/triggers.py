@@ -130,8 +130,8 @@ def evaluate_trigger(trigger: Trigger, inputs: TriggerInputs) -> TriggerFired | 
 def next_evaluation(trigger: Trigger, inputs: TriggerInputs) -> datetime | None:
     """Return when *trigger* may start to hold because time passes; None if it needs an event."""
     conditions: list[TriggerCondition] = leaves(trigger)
-    coming = (_next_condition_time(condition, inputs) for condition in conditions)
-    return min((one for one in coming if one is not None), default=None)
+    times = (_next_condition_time(condition, inputs) for condition in conditions)
+    return min((one for one in times if one is not None), default=None)
 
 
 def unmet_conditions(trigger: Trigger, inputs: TriggerInputs) -> tuple[str, ...]:

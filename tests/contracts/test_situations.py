@@ -5,9 +5,7 @@ from typing import Any
 import pytest
 
 from fedbus.contracts.client import ClientData, ClientState, FlClientData, FlClientState
-from fedbus.contracts.code import CodeData, CodeState
 from fedbus.contracts.examples import ARTIFACT, FACTS, MODEL, NOON, PLAN, RESULT
-from fedbus.contracts.run import RunData, RunState
 from fedbus.contracts.scheduling import ScheduleData, ScheduleState
 from fedbus.contracts.server import ServerData, ServerState
 from fedbus.contracts.situations import (
@@ -16,9 +14,6 @@ from fedbus.contracts.situations import (
     ClientServing,
     FlClientTraining,
     IncompleteData,
-    RunAborted,
-    RunCompleted,
-    RunUnderWay,
     ScheduleDue,
     ServerInitializing,
     ServerPublishing,
@@ -26,26 +21,20 @@ from fedbus.contracts.situations import (
     ServerTraining,
     ServerWaiting,
     client_situation,
-    code_situation,
     fl_client_situation,
-    run_situation,
     schedule_situation,
     server_situation,
 )
 
 SITUATION: dict[str, Any] = {
     "server": server_situation,
-    "code": code_situation,
     "schedule": schedule_situation,
-    "run": run_situation,
     "client": client_situation,
     "fl_client": fl_client_situation,
 }
 STATES: dict[str, Any] = {
     "server": ServerState,
-    "code": CodeState,
     "schedule": ScheduleState,
-    "run": RunState,
     "client": ClientState,
     "fl_client": FlClientState,
 }
@@ -98,13 +87,6 @@ def test_incomplete_data_names_the_missing_field(state: ServerState, missing: st
         server_situation(state, SERVER.model_copy(update={missing: None}))
 
 
-def test_a_rollout_without_a_candidate_is_incomplete() -> None:
-    with pytest.raises(
-        IncompleteData, match="code mnist is in state rolling, but its last transition lacks candidate"
-    ):
-        code_situation(CodeState.ROLLING, CodeData(task="mnist"))
-
-
 def test_a_due_schedule_has_the_time_it_became_due() -> None:
     data = ScheduleData(task="mnist", since=NOON, clock_since=NOON, due_since=NOON, cause="every 6h")
     assert schedule_situation(ScheduleState.DUE, data) == ScheduleDue(NOON, "every 6h", "")
@@ -112,17 +94,6 @@ def test_a_due_schedule_has_the_time_it_became_due() -> None:
         IncompleteData, match="schedule mnist is in state due, but its last transition lacks due_since"
     ):
         schedule_situation(ScheduleState.DUE, data.model_copy(update={"due_since": None}))
-
-
-def test_only_a_finished_run_has_a_model() -> None:
-    data = RunData(task="mnist", run="mnist-2", plan=PLAN, requested_at=NOON, model=MODEL, promoted=False)
-    assert run_situation(RunState.FINISHED, data) == RunCompleted(MODEL, promoted=False)
-    assert run_situation(RunState.CANCELLED, data) == RunAborted(RunState.CANCELLED)
-    assert run_situation(RunState.RECOVERING, data) == RunUnderWay(RunState.RECOVERING)
-    with pytest.raises(
-        IncompleteData, match="run mnist-2 is in state finished, but its last transition lacks model"
-    ):
-        run_situation(RunState.FINISHED, data.model_copy(update={"model": None}))
 
 
 def test_a_learning_client_has_a_run_and_a_model() -> None:

@@ -280,10 +280,6 @@ class SchedulerDriver:
         return [one.reason for one in self.effects if isinstance(one, CreateRun)]
 
     @property
-    def schedule_events(self) -> list[str]:
-        return [one.event for one in self.effects if isinstance(one, MoveSchedule)]
-
-    @property
     def run_events(self) -> list[str]:
         return [one.event for one in self.effects if isinstance(one, MoveRun)]
 

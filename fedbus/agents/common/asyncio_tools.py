@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from fedbus.bus.bus import Bus, Delivery
@@ -80,18 +79,10 @@ class Timers:
             finally:
                 timers.cancel_all()
 
-    def schedule_at(self, name: str, when: datetime, do: Callable[[], Awaitable[None]]) -> None:
-        """Call *do* at the time *when*, in the current trace. A timer of the same name is replaced."""
-        self.schedule_after(name, max(0.0, (when - datetime.now(UTC)).total_seconds()), do)
-
     def schedule_after(self, name: str, delay_s: float, do: Callable[[], Awaitable[None]]) -> None:
+        """Call *do* after *delay_s*, in the current trace. A timer of the same name is replaced."""
         self.cancel(name)
         self._tasks[name] = self._group.create_task(_run_after(delay_s, do), name=name)
-
-    def is_pending(self, name: str) -> bool:
-        """Whether a timer of this *name* is set and has not gone off."""
-        task = self._tasks.get(name)
-        return task is not None and not task.done()
 
     def cancel(self, name: str) -> None:
         task = self._tasks.pop(name, None)

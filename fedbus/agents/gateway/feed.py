@@ -209,13 +209,13 @@ class Feed:
 
     def presence(self, since: datetime) -> dict[str, Any]:
         """Return the clients with a message after *since* and the device reports after *since*."""
-        heard = {client: at.isoformat() for client, at in self._presence.last_seen.items() if at > since}
+        last_seen = {client: at.isoformat() for client, at in self._presence.last_seen.items() if at > since}
         devices = {
             client: self._device_reports[client]
             for client, device in self._presence.devices.items()
             if device.at > since
         }
-        return {"heard": heard, "devices": devices}
+        return {"heard": last_seen, "devices": devices}
 
     # --- serving browsers -------------------------------------------------------------------------
 

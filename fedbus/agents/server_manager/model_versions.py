@@ -276,12 +276,12 @@ class ModelVersions:
 
         """
         try:
-            gone = await self._models.retire(keep=keep, spare=set(spare))
+            deleted = await self._models.retire(keep=keep, spare=set(spare))
         except StoreError as error:
             log.warning("Cannot delete old model versions", reason=str(error))
         else:
-            if gone:
-                log.info("Old model versions deleted", count=len(gone))
+            if deleted:
+                log.info("Old model versions deleted", count=len(deleted))
 
 
 async def wait_for_store(request: Callable[[], Awaitable[T]]) -> T:

@@ -46,8 +46,8 @@ def _field_docstrings(kind: type[BaseModel]) -> dict[str, str]:
     Pydantic's `use_attribute_docstrings` would read the sources at each start of a process.
     """
     docstrings: dict[str, str] = {}
-    ours = [one for one in kind.__mro__ if one.__module__.startswith("fedbus.")]
-    for one in reversed(ours):
+    classes = [one for one in kind.__mro__ if one.__module__.startswith("fedbus.")]
+    for one in reversed(classes):
         tree = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0]
         assert isinstance(tree, ast.ClassDef)
         for field, below in zip(tree.body, tree.body[1:], strict=False):

@@ -33,7 +33,6 @@ REGISTRY_FILE: Final = "federation.json"
 SYSTEM_NAME: Final = "system"
 DEVICE_DAYS: Final = 365.0
 AGENTS_DAYS: Final = 365.0
-PEOPLE_ROLES: Final = (Role.USER, Role.OBSERVER)
 STORED_ROLES: Final = tuple(role for role in Role if role not in (Role.DEVICE, Role.SITE))
 """Roles whose credentials `begin` creates in the folder."""
 

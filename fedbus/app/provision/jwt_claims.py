@@ -26,8 +26,6 @@ UNLIMITED: Final = {
 }
 UNLIMITED_STORAGE: Final = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
 UNLIMITED_USER: Final = dict.fromkeys(("subs", "data", "payload"), -1)
-ALL_USERS: Final = "*"
-"""In the revocations of an account: all users."""
 
 
 def sign_claims(

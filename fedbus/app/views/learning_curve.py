@@ -53,12 +53,12 @@ class LearningCurve:
 
     def times_of(self, client: str) -> dict[str, float] | None:
         """Return the mean time that *client* spent on each part of a round."""
-        mine = [
+        times = [
             found
             for point in self.points
             if set(TIME_PARTS) <= (found := point.result.client_metrics(client)).keys()
         ]
-        return {part: fmean(one[part] for one in mine) for part in TIME_PARTS} if mine else None
+        return {part: fmean(one[part] for one in times) for part in TIME_PARTS} if times else None
 
     def series_of(self, client: str, name: str) -> list[float]:
         """Return the metric *name* that *client* reported in each round: ``loss`` or ``accuracy``.

@@ -35,7 +35,6 @@ from fedbus.learning.flower import record_codec
 from fedbus.stores.captured.store import CapturedData
 
 RUN, CLIENT = f"{TASK}-1", "c1"
-THING = f"{CLIENT}.{TASK}"
 PLAN = RunPlan(rounds=2, quorum=1, recruit_s=30, round_s=30)
 
 

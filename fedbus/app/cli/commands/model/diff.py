@@ -34,12 +34,12 @@ def diff(
         ]
 
     with progress_bar(f"comparing {old} and {new}"):
-        (before, ours), (after, theirs) = run_with_store(read, task, store)
-        difference = weights.first_difference(ours, theirs)
+        (before, old_arrays), (after, new_arrays) = run_with_store(read, task, store)
+        difference = weights.first_difference(old_arrays, new_arrays)
         tensors = [
-            _tensor_change(name, ours[name], theirs[name])
-            for name in ours
-            if _is_comparable(name, ours, theirs)
+            _tensor_change(name, old_arrays[name], new_arrays[name])
+            for name in old_arrays
+            if _is_comparable(name, old_arrays, new_arrays)
         ]
     metrics: list[dict[str, Any]] = [
         {"metric": name, "old": before.metrics.get(name), "new": after.metrics.get(name)}
@@ -82,8 +82,8 @@ def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _is_comparable(name: str, ours: Arrays, theirs: Arrays) -> bool:
-    return name in theirs and ours[name].shape == theirs[name].shape
+def _is_comparable(name: str, old_arrays: Arrays, new_arrays: Arrays) -> bool:
+    return name in new_arrays and old_arrays[name].shape == new_arrays[name].shape
 
 
 def _tensor_change(name: str, old: Any, new: Any) -> dict[str, Any]:

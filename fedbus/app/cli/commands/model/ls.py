@@ -51,7 +51,7 @@ def ls(*, task: TaskId = None, store: Store = "", json: output.JsonOption = Fals
 
 
 async def _list_versions(models: ModelStore) -> list[dict[str, Any]]:
-    latest, champion, held = (
+    latest, champion, artifacts = (
         await models.read_latest(),
         await models.read_champion(),
         await models.list_artifacts(),
@@ -61,7 +61,7 @@ async def _list_versions(models: ModelStore) -> list[dict[str, Any]]:
         | {
             "latest": latest is not None and one.version == latest.version,
             "standing": status_of(one.version, champion),
-            "weights_kept": one.sha256 in held,
+            "weights_kept": one.sha256 in artifacts,
         }
         for one in reversed(await models.list_versions())
     ]
