@@ -58,8 +58,10 @@ class DeviceData:
         return inputs, labels
 
 
-def build_training_data(task: Task, inputs: Array, outputs: Array, labels: list[Any]) -> LabelledSamples:
-    """Build training data from captured rows with the task's function ``capture.training-data``.
+def build_training_data(
+    task: Task, reference: str, inputs: Array, outputs: Array, labels: list[Any]
+) -> LabelledSamples:
+    """Build training data from captured rows with the function *reference* of the task (``capture.training-data``).
 
     Takes inputs (n, …), the model's outputs (n, …) and n labels, each None if unknown. Returns inputs (m, …)
     and labels (m,).
@@ -68,8 +70,6 @@ def build_training_data(task: Task, inputs: Array, outputs: Array, labels: list[
         BadTask: the function does not exist, raises, or returns arrays that do not fit.
 
     """
-    reference = task.table.capture.training_data
-    assert reference is not None, "without it the rows with a label are the training data"
     build = task_code.load_function(Path(task.path), reference)
     try:
         train_inputs, train_labels = build(inputs, outputs, labels)

@@ -35,7 +35,7 @@ def write_training_rows(task: Task, database: Path, path: Path) -> WrittenRows:
     """
     table = task.table
     share = table.capture.holdout_share
-    if table.capture.training_data is None:
+    if (reference := table.capture.training_data) is None:
         inputs, labels = read_labelled_rows(database, holdout_share=share)
         valid = valid_rows(inputs, labels, table.serving, table.checks)
         count = write_training_data(path, inputs[valid], labels[valid])
@@ -46,5 +46,7 @@ def write_training_rows(task: Task, database: Path, path: Path) -> WrittenRows:
     if left_out == len(rows):
         return WrittenRows(write_training_data(path, rows.inputs[:0], rows.inputs[:0]), left_out)
     labels_of_valid = [label for label, is_valid in zip(rows.labels, valid, strict=True) if is_valid]
-    inputs, labels = build_training_data(task, rows.inputs[valid], rows.outputs[valid], labels_of_valid)
+    inputs, labels = build_training_data(
+        task, reference, rows.inputs[valid], rows.outputs[valid], labels_of_valid
+    )
     return WrittenRows(write_training_data(path, inputs, labels), left_out)

@@ -238,7 +238,12 @@ class SchedulerMachine:
             return self._on_startup_code_result(startup, event, now)
         match event:
             case DeployedCodeLoaded(task=task):
-                return self._change_to(task, now) if self._code.accept(task.code_version) else []
+                is_wanted = self._code.accept(task.code_version)
+                return (
+                    self._change_to(task, self._schedule, now)
+                    if is_wanted and self._schedule is not None
+                    else []
+                )
             case DeployedCodeRejected(version=version, reason=reason):
                 return self._code.on_rejected(version, reason)
             case DeployedCodeUnavailable(version=version, reason=reason):
@@ -246,12 +251,11 @@ class SchedulerMachine:
             case _:
                 assert_never(event)
 
-    def _change_to(self, task: Task, now: datetime) -> list[Effect]:
+    def _change_to(self, task: Task, schedule: RunSchedule, now: datetime) -> list[Effect]:
         """Use *task* for new runs from now on."""
-        assert self._schedule is not None
         self._runs.task = self._inputs.task = task
         table, effects = self._schedule_of(task)
-        effects += self._schedule.change_to(table, f"code {short_version(task.code_version)}", now)
+        effects += schedule.change_to(table, f"code {short_version(task.code_version)}", now)
         return [*effects, *self._follow_other_tasks(), *self._evaluate(now)]
 
     # --- other tasks --------------------------------------------------------------------------------

@@ -197,8 +197,7 @@ def _load_samples(task: Task, clients: int) -> dict[str, Samples]:
 
 def _dataset_name(task: Task) -> str:
     """Return the name of the data set that the task uses; its id if the task does not name one."""
-    assert task.table.samples is not None
-    module = task.table.samples.partition(":")[0]
+    module = (task.table.samples or "").partition(":")[0]
     try:
         return str(task_code.load_function(Path(task.path), f"{module}:dataset_name")())
     except task_code.BadTask:

@@ -53,11 +53,12 @@ async def resolve_window(
     """Complete a time window: for *run*, it is by default from the run's request to `AFTER_RUN` after its end.
 
     Raises:
-        CliError: There is no such run.
+        CliError: There is no such run, or neither *since* nor *run* is given.
 
     """
     if run is None:
-        assert since is not None
+        if since is None:
+            raise CliError("no time window. Set --since 10m or --run RUN", ExitCode.USAGE)
         return TimeWindow(since, until or datetime.now(UTC))
     stored = await bus.last_on_subject(subjects.lifecycle(bus.fed, RUN.kind, run))
     if stored is None or not isinstance(stored.message, Transition):

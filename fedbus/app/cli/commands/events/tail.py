@@ -24,7 +24,7 @@ def tail(
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     client: Annotated[str | None, typer.Option(help="Only this client.")] = None,
     name: Annotated[
-        str | None, typer.Option("--word", help="Only this message type or lifecycle kind.")
+        str | None, typer.Option("--type", help="Only this message type or lifecycle kind.")
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Exit after this number of messages.")] = None,
     json: output.JsonOption = False,
@@ -63,7 +63,7 @@ def replay(
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     client: Annotated[str | None, typer.Option(help="Only this client.")] = None,
     name: Annotated[
-        str | None, typer.Option("--word", help="Only this message type or lifecycle kind.")
+        str | None, typer.Option("--type", help="Only this message type or lifecycle kind.")
     ] = None,
     speed: Annotated[
         float, typer.Option(min=0, help="Speed factor, 1 for the original speed; 0: without pauses.")
