@@ -105,7 +105,7 @@ def served_version(fed: FederationHarness) -> int | None:
 # --- the start -------------------------------------------------------------------------------------------
 
 
-async def test_a_client_fetches_the_model_and_has_it_served(
+async def test_a_client_fetches_the_model_and_serves_it(
     fed: FederationHarness, starting: RunningAgent
 ) -> None:
     start = fed.messages_of(InferStart)[0]

@@ -188,7 +188,7 @@ async def test_a_run_ends_with_a_published_version(
     assert latest.metrics == {"loss": 0.5}
 
 
-async def test_a_run_that_no_update_is_in_fails_and_the_model_stays(
+async def test_a_run_without_updates_fails_and_the_model_stays(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
@@ -299,7 +299,7 @@ async def test_expired_recruiting_names_the_clients_that_declined(
     )
 
 
-async def test_a_run_is_opened_once_however_often_it_is_asked_for(
+async def test_a_run_is_opened_once_for_repeated_requests(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await open_run(fed)
@@ -452,7 +452,7 @@ async def test_restarted_while_recruiting_it_still_gives_up_in_time(
     assert transition.reason == "0 of 2 clients joined in time (none)"
 
 
-async def test_a_restart_while_recruiting_without_flower_server_fails_the_run(
+async def test_a_restart_in_recruiting_without_flower_server_fails_the_run(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await open_run(fed)

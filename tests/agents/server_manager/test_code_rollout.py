@@ -152,7 +152,7 @@ def reverted(reason: str) -> list[Effect]:
 # --- a proposal ---------------------------------------------------------------------------------------
 
 
-def test_a_proposal_begins_when_no_run_is_under_way() -> None:
+def test_a_proposal_begins_when_no_run_is_active() -> None:
     driver = ServerDriver(running_machine(ServerState.WAITING))
     assert driver.handle(proposal()) == [ReadFleet()]
     assert driver.handle(FLEET) == [

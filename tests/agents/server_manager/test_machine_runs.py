@@ -142,7 +142,7 @@ def test_a_run_whose_code_does_not_fit_names_the_tensor() -> None:
     assert driver.handle(FitChecked(store_error="the store is down")) == [refused("the store is down")]
 
 
-def test_a_second_run_is_refused_while_one_is_under_way() -> None:
+def test_a_second_run_is_refused_during_a_run() -> None:
     driver = ServerDriver(running_machine(ServerState.TRAINING, **TRAINED))
     other = RunRequested(ID, OpenRun(task=NAME, run="tiny-2", plan=PLAN), "")
     assert driver.handle(other) == [refused("the server of tiny is training with tiny-1")]

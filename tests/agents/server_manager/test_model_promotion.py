@@ -210,7 +210,7 @@ async def test_a_rollback_may_name_the_version(
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["recruiting", "training"])
-async def test_what_is_served_may_change_while_a_run_is_under_way(
+async def test_the_champion_may_change_during_a_run(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer, training: bool
 ) -> None:
     await flower.complete_run(1, loss=0.5)

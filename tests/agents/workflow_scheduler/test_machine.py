@@ -352,7 +352,7 @@ def test_a_stopped_run_that_the_server_opens_is_cancelled() -> None:
     assert scheduler.move_server(ServerEvent.RUN_CANCELLED, reason=reason) == []
 
 
-def test_only_the_run_that_is_under_way_can_be_stopped() -> None:
+def test_only_the_current_run_can_be_stopped() -> None:
     scheduler = scheduler_with_run(RunState.REQUESTED)
     reason = f"{SECOND_RUN} is not in progress: see `fedbus run ls`"
     assert scheduler.request_stop(SECOND_RUN) == refused(2, reason)
@@ -388,7 +388,7 @@ def test_the_next_scheduler_opens_a_run_that_is_requested() -> None:
     ]
 
 
-def test_the_next_scheduler_follows_a_run_that_is_under_way() -> None:
+def test_the_next_scheduler_follows_the_current_run() -> None:
     scheduler = scheduler_with_run(RunState.RUNNING)
     scheduler.finish_round(1)
     assert scheduler.start() == [LoadRun(scheduler.run)]

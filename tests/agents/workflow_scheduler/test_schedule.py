@@ -299,7 +299,7 @@ def test_missed_cron_times_start_as_many_runs_as_configured(missed: str, runs: i
 # --- what postpones a run -------------------------------------------------------------------------
 
 
-def test_a_due_run_waits_for_the_run_that_is_under_way() -> None:
+def test_a_due_run_waits_for_the_current_run() -> None:
     scheduler = leading_scheduler("drift")
     scheduler.request_run()
     triggered, waits = scheduler.receive(drift("c1"))
@@ -322,7 +322,7 @@ def test_a_due_run_is_skipped_and_not_started_later() -> None:
     assert scheduler.state is ScheduleState.WATCHING
 
 
-def test_a_due_run_cancels_the_one_that_is_under_way_once() -> None:
+def test_a_due_run_cancels_the_current_one_once() -> None:
     scheduler = leading_scheduler("drift", overlap="cancel-running")
     scheduler.request_run()
     scheduler.open_run()

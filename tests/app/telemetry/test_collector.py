@@ -117,7 +117,7 @@ async def run_python(home: Path, code: str, *arguments: str, **environment: str)
     return out.decode(), errors.decode()
 
 
-async def test_lines_arrive_with_their_trace_their_facts_and_their_exception(tmp_path: Path) -> None:
+async def test_log_lines_arrive_with_trace_data_and_exception(tmp_path: Path) -> None:
     async with run_collector() as collector:
         await run_python(tmp_path, LOGS_AND_TRACES, **{ENDPOINT: collector.url})
 
@@ -250,7 +250,7 @@ async def test_an_unknown_host_name_disturbs_nothing(tmp_path: Path) -> None:
     )
 
 
-async def test_a_collector_that_comes_late_gets_what_waits(tmp_path: Path) -> None:
+async def test_a_late_collector_gets_the_queued_spans(tmp_path: Path) -> None:
     """The first sending fails; the next ones do not."""
     waits = BUSY.replace('    print("worked")', '    import sys; sys.stdin.readline(); print("worked")')
     with socket.create_server(("127.0.0.1", 0)) as taken:

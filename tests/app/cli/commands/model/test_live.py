@@ -116,7 +116,7 @@ async def test_a_device_that_rejects_the_version_is_listed(live: LiveFederation)
     assert {one["client"]: one["model_version"] for one in rows} == {"c1": 2, "c2": 2}
 
 
-async def test_a_new_lineage_is_built_by_the_server_and_served_by_the_devices(live: LiveFederation) -> None:
+async def test_the_server_builds_a_new_lineage_and_the_devices_serve_it(live: LiveFederation) -> None:
     result = await live.model("init", "--new-lineage", "--reason", "begin again")
     assert result.code == 0, result.err
     assert result.out.splitlines() == [

@@ -79,7 +79,7 @@ async def test_a_person_goes_back_to_the_version_before(
     assert server.facts.rejected == {new: "users complain"}
 
 
-async def test_going_back_twice_does_not_lead_to_what_was_left(
+async def test_a_second_revert_does_not_return_to_a_reverted_version(
     fed: FederationHarness,
     server: RolloutServer,
     peers: FakePeers,
