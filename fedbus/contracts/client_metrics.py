@@ -19,9 +19,9 @@ PRIORITY_SUFFIXES: Final = ("loss", "accuracy", "num-examples", "num_examples")
 """Metrics with these suffixes are kept first."""
 
 
-def limit_metrics(figures: dict[str, float]) -> dict[str, float]:
+def limit_metrics(metrics: dict[str, float]) -> dict[str, float]:
     """Select the metrics that a message carries."""
-    valid = {name: value for name, value in figures.items() if math.isfinite(value) and _is_valid_name(name)}
+    valid = {name: value for name, value in metrics.items() if math.isfinite(value) and _is_valid_name(name)}
     return {name: valid[name] for name in sorted(valid, key=_sort_key)[:MAX_METRICS]}
 
 

@@ -13,7 +13,7 @@ While a new model is compared with the current one, both are a `ModelPair`:
     watch    the new model answers all requests; the old one stays loaded as fallback
 
 If the new model of a pair fails on a request, the old one answers it, so users see no error. The engine only
-collects the figures of the comparison; `fedbus.domain.serving_gates` decides on them.
+collects the metrics of the comparison; `fedbus.domain.serving_gates` decides on them.
 """
 
 import asyncio
@@ -104,7 +104,7 @@ class ComparisonRole(StrEnum):
 
 @dataclass(eq=False)
 class ModelPair:
-    """Two models on the same requests, and the figures of their comparison."""
+    """Two models on the same requests, and the metrics of their comparison."""
 
     old: LoadedModel
     new: LoadedModel
@@ -122,7 +122,7 @@ class ModelPair:
     new_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RECENT_TIMES))
     started_at: float = field(default_factory=time.monotonic)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set after each change of the figures."""
+    """Set after each change of the metrics."""
     is_shadow_busy: bool = False
     canary_credit: float = 0.0
 
@@ -139,7 +139,7 @@ class ModelPair:
         return True
 
     def compare(self) -> ModelComparison:
-        """Return the figures without the PSI of the predictions, which takes longer to compute."""
+        """Return the metrics without the PSI of the predictions, which takes longer to compute."""
         return ModelComparison(
             samples=self.samples,
             errors=self.errors,
@@ -332,7 +332,7 @@ class InferenceEngine:
     # --- comparison of two models --------------------------------------------------------------
 
     def _update_pair(self, pair: ModelPair, model: LoadedModel, result: "_BatchResult") -> None:
-        """Add the result of a batch of *model* to the figures of *pair*."""
+        """Add the result of a batch of *model* to the metrics of *pair*."""
         if model is pair.new:
             pair.samples += result.samples
             pair.errors += result.errors

@@ -1,4 +1,4 @@
-"""`fedbus run curve`: the learning curve of a task over all runs, and the figures of each client."""
+"""`fedbus run curve`: the learning curve of a task over all runs, and the metrics of each client."""
 
 import sys
 from csv import DictWriter
