@@ -20,6 +20,7 @@ from fedbus.contracts import subjects
 from fedbus.contracts.credentials import parse_user
 from fedbus.contracts.message import Message
 from fedbus.contracts.permissions import SERVER_ROLES, Role
+from fedbus.contracts.server import SERVER
 from fedbus.contracts.subjects import USERS
 from fedbus.contracts.transition import Transition
 
@@ -118,7 +119,7 @@ async def resolve_task(bus: Bus, name: str | None) -> str:
         CliError: There is no such task, or several and no *name*.
 
     """
-    tasks = [transition_of(stored).task for stored in await latest_transitions(bus, "server")]
+    tasks = [transition_of(stored).task for stored in await latest_transitions(bus, SERVER.kind)]
     if name is not None and name in tasks:
         return name
     if name is None and len(tasks) == 1:

@@ -24,6 +24,7 @@ from typing import Final
 from fedbus.contracts import catalogue, subjects
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.message import Family
 from fedbus.contracts.server import GetServerInfo, HealthCheck
 from fedbus.contracts.subjects import ROOT, SERVER_SIDE, USERS
 from fedbus.contracts.transition import LIFECYCLES
@@ -221,7 +222,7 @@ def _server_agent_permissions(fed: FederationId, role: Role) -> Permissions:
 def _served_subjects(fed: FederationId, agent: AgentName) -> list[str]:
     """Return the subjects of the requests that *agent* answers, and of all events of clients."""
     requests = [subjects.wildcard_for(fed, kind) for kind in catalogue.requests_answered_by(agent)]
-    events = [subjects.wildcard_for(fed, kind) for kind in catalogue.MESSAGES if kind.family == "client"]
+    events = [subjects.wildcard_for(fed, kind) for kind in catalogue.MESSAGES if kind.family is Family.CLIENT]
     return [*requests, *events]
 
 

@@ -107,7 +107,7 @@ def most_likely(outputs: Any) -> Array:
         NonFiniteOutput: *outputs* contains NaN or infinity.
 
     """
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415 - takes seconds
 
     if not bool(torch.isfinite(outputs).all()):  # argmax would return the index of a NaN
         raise NonFiniteOutput("the output contains NaN or infinity")

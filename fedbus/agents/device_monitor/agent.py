@@ -95,7 +95,7 @@ class DeviceMonitor:
         )
 
     async def _wait_for_agent_change(self) -> None:
-        while await asyncio.to_thread(read_agent_liveness, self._directory) == self._agents:  # noqa: ASYNC110
+        while await asyncio.to_thread(read_agent_liveness, self._directory) == self._agents:  # noqa: ASYNC110 - see below
             await asyncio.sleep(AGENT_POLL_S)  # the kernel has no notification for a released lock
 
     def _gauges(self) -> Mapping[Metric, Callable[[], GaugeValues]]:

@@ -30,6 +30,7 @@ from fedbus.contracts.code import CheckCode
 from fedbus.contracts.message import Body, RefusalKind, Refused, Request
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.server import (
+    SERVER,
     FindServer,
     InitModel,
     ModelInitialised,
@@ -190,7 +191,7 @@ class FlowerServer:
 
     async def _report_orphaned_run(self) -> None:
         """Report the run of the previous agent process as lost: its child process has ended with it."""
-        for server in await self._bus.current_states("server", self._config.task.id):
+        for server in await self._bus.current_states(SERVER.kind, self._config.task.id):
             assert isinstance(server.facts, ServerData)
             match server_situation(ServerState(server.target), server.facts):
                 case ServerRecruiting() | ServerTraining() as situation:

@@ -27,7 +27,7 @@ from fedbus.contracts.causation import current_cause, set_current_cause
 from fedbus.contracts.client import ClientJoined, FailTrain, Heartbeat, RoundReply
 from fedbus.contracts.envelope import uuid7
 from fedbus.contracts.model import Artifact
-from fedbus.contracts.run import RoundResult
+from fedbus.contracts.run import RUN, RoundResult
 from fedbus.contracts.server import BeginTraining, RoundFinished, RunFailed, RunFinished, ServerStarted
 from fedbus.contracts.telemetry import get_tracer
 from fedbus.domain.client_scores import collect_client_stats, compute_scores, task_rounds
@@ -136,7 +136,7 @@ class ServerAppProcess:
         table = self._task.table.selection
         if table.clients is None and table.weigh_by == "samples":
             return ClientSelection()
-        stats = collect_client_stats(task_rounds(self._task.id, await self._bus.current_states("run")))
+        stats = collect_client_stats(task_rounds(self._task.id, await self._bus.current_states(RUN.kind)))
         return ClientSelection(
             max_clients=table.clients,
             explore=table.explore,

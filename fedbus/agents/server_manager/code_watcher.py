@@ -28,7 +28,7 @@ from fedbus.agents.server_manager.flower_server_client import FlowerServerClient
 from fedbus.agents.server_manager.machine import ServerMachine
 from fedbus.bus.bus import Bus, Handler
 from fedbus.bus.errors import RequestRefused
-from fedbus.contracts.client import ClientData, ClientState
+from fedbus.contracts.client import CLIENT, ClientData, ClientState
 from fedbus.contracts.code import (
     CheckCode,
     CodeChecked,
@@ -282,7 +282,7 @@ class CodeWatcher:
 
 async def read_fleet(bus: Bus, task: str) -> Mapping[str, Mapping[str, str]]:
     """Return the labels of every client of *task* that is not terminated."""
-    found = await bus.current_states("client", f"*.{task}")
+    found = await bus.current_states(CLIENT.kind, f"*.{task}")
     return {
         one.facts.client: one.facts.labels
         for one in found

@@ -92,7 +92,7 @@ class TrackerThread:
         """Call the tracker; third-party code may raise any exception, which must not affect a run."""
         try:
             call()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - see above
             self._failures += 1
             reason = " ".join(str(error).split())[:300]
             log.warning("Tracker failed", tracker=self._name, step=step, reason=reason)

@@ -107,7 +107,7 @@ from fedbus.contracts.scheduling import (
     ScheduleOverrides,
     ScheduleState,
 )
-from fedbus.contracts.server import CancelRun, OpenRun
+from fedbus.contracts.server import SERVER, CancelRun, OpenRun
 from fedbus.contracts.task.task import Task
 from fedbus.contracts.telemetry import get_tracer
 from fedbus.stores.code.open import (
@@ -251,8 +251,8 @@ class _Leadership:
         self._machine = SchedulerMachine(self._config, record if schedule.exists else None, holder=holder)
         wanted = [subjects.wildcard_for(self._bus.fed, kind, task=self._task) for kind in TRIGGER_MESSAGES]
         messages = await self._bus.last_per_subject(events_stream(self._bus.fed), wanted)
-        server = await self._bus.current_states("server", self._task)
-        runs = await self._bus.last_transitions("run")
+        server = await self._bus.current_states(SERVER.kind, self._task)
+        runs = await self._bus.last_transitions(RUN.kind)
         return SchedulerStarted(_timed(messages), server[-1] if server else None, _timed(runs))
 
     # --- events -------------------------------------------------------------------------------------
@@ -470,7 +470,7 @@ class _Leadership:
         """Handle the last transition of each run, and then all that follow."""
         wanted = [subjects.lifecycle(self._bus.fed, "run", "*")]
         async with self._bus.read_stream(lifecycle_stream(self._bus.fed), wanted) as transitions:
-            for stored in await self._bus.last_transitions("run"):
+            for stored in await self._bus.last_transitions(RUN.kind):
                 await self._handle_run(stored)
             async for stored in transitions:
                 await self._handle_run(stored)

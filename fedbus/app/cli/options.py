@@ -119,5 +119,5 @@ def _check_scalars(config: object) -> dict[str, Scalar]:
         raise ValueError("the JSON is not an object")  # noqa: TRY004  # wrong input, not a wrong type in the program
     for key, value in config.items():
         if not isinstance(value, bool | int | float | str):
-            raise ValueError(f"{key} is not a number, string or boolean")  # noqa: TRY004
+            raise ValueError(f"{key} is not a number, string or boolean")  # noqa: TRY004 - the caller catches it
     return config

@@ -41,7 +41,7 @@ class PlainDisplay:
         self._console = console
 
     @contextmanager
-    def show(self, view: FederationView, task: str, counts: PredictionCounts) -> Iterator[None]:  # noqa: ARG002
+    def show(self, view: FederationView, task: str, counts: PredictionCounts) -> Iterator[None]:  # noqa: ARG002 - of the base class
         yield
 
     def on_transition(self, entity: EntityState[LifecycleData]) -> None:

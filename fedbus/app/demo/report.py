@@ -107,7 +107,7 @@ def plot_runs(runs: Sequence[RunData], path: Path) -> None:
     import matplotlib as mpl  # noqa: PLC0415 (an extra, and slow to load)
 
     mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - takes a second
 
     figure, loss_axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
     accuracy_axis = loss_axis.twinx()

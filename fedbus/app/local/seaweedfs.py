@@ -133,7 +133,7 @@ def find_seaweedfs() -> Path:
 
 async def _create_bucket(running: EmbeddedS3, *, public_models: bool) -> None:
     from fedbus.stores.s3.bucket import Bucket, BucketAddress  # noqa: PLC0415 (needs the extra, and a second)
-    from fedbus.stores.s3.public_access import set_public  # noqa: PLC0415
+    from fedbus.stores.s3.public_access import set_public  # noqa: PLC0415 (needs the extra)
 
     bucket = Bucket(BucketAddress.parse(running.store_url), credentials=running.credentials)
     async with bucket.open():

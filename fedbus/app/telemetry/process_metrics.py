@@ -128,7 +128,7 @@ class _NatsMonitor:
 
     def _request(self, path: str) -> Mapping[str, Any]:
         try:
-            with urllib.request.urlopen(f"{self._url}/{path}", timeout=REQUEST_S) as reply:  # noqa: S310
+            with urllib.request.urlopen(f"{self._url}/{path}", timeout=REQUEST_S) as reply:  # noqa: S310 - http on loopback
                 found = json.load(reply)
         except (OSError, ValueError):
             return {}

@@ -61,8 +61,8 @@ class ErrorTypeTracer(trace.Tracer):
         links: "Sequence[Link] | None" = None,
         start_time: int | None = None,
         record_exception: bool = True,  # noqa: ARG002, FBT001, FBT002  # the API's
-        set_status_on_exception: bool = True,  # noqa: ARG002, FBT001, FBT002
-        end_on_exit: bool = True,  # noqa: ARG002, FBT001, FBT002
+        set_status_on_exception: bool = True,  # noqa: ARG002, FBT001, FBT002 - the API's
+        end_on_exit: bool = True,  # noqa: ARG002, FBT001, FBT002 - the API's
     ) -> "SpanBlock":
         return SpanBlock(self._tracer, name, context, kind, attributes, links, start_time)
 

@@ -18,7 +18,7 @@ from fedbus.bus.streams import lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.client import ClientState
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.server import ServerState
+from fedbus.contracts.server import SERVER, ServerState
 from fedbus.domain.federation_view import ClientKey, FederationView
 
 AGENT: Final = "up"
@@ -92,7 +92,7 @@ async def wait_until_serving(
         # a restarted server publishes no transition, a restarted client always does
         wanted = [subjects.lifecycle(fed, kind, ">") for kind in ("server", "client")]
         async with bus.read_stream(lifecycle_stream(fed), wanted, since=started_at) as stream:
-            for stored in await latest_transitions(bus, "server"):
+            for stored in await latest_transitions(bus, SERVER.kind):
                 progress.apply(stored)
             with status_line(console) as show_status:
                 while not progress.is_complete:

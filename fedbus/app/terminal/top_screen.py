@@ -23,6 +23,7 @@ from rich.text import Text
 from fedbus.app.terminal.output import STATE_STYLES
 from fedbus.app.terminal.plain import pluralize, printable
 from fedbus.app.views.federation_status import device_usage, natural_key, sort_clients
+from fedbus.contracts.client import ClientState
 from fedbus.contracts.run import RunData
 from fedbus.contracts.server import ServerData
 from fedbus.domain.federation_view import ClientView, EntityState, FederationView
@@ -274,7 +275,7 @@ def format_short_duration(seconds: float) -> str:
 
 
 def _reason_cell(view: FederationView, client: ClientView) -> Text:
-    is_waiting = client.refusal is None and client.state == "serving"
+    is_waiting = client.refusal is None and client.state == ClientState.SERVING
     return Text(printable(view.not_training_reason(client)), style="dim" if is_waiting else "yellow")
 
 

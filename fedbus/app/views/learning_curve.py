@@ -10,7 +10,7 @@ from typing import Final
 
 from fedbus.app.bus_session import latest_transitions, transition_of
 from fedbus.bus.bus import Bus
-from fedbus.contracts.run import RoundResult, RunData
+from fedbus.contracts.run import RUN, RoundResult, RunData
 from fedbus.domain.client_scores import ClientStats, collect_client_stats
 
 TIME_PARTS: Final = ("train_s", "transfer_s", "wait_s")
@@ -78,7 +78,7 @@ class LearningCurve:
 
 async def load_curve(bus: Bus, task: str, *, last: int | None = None) -> LearningCurve:
     """Load the curve of *task* over its *last* runs, by default over all."""
-    transitions = [transition_of(one) for one in await latest_transitions(bus, "run")]
+    transitions = [transition_of(one) for one in await latest_transitions(bus, RUN.kind)]
     runs = [one.facts for one in transitions if isinstance(one.facts, RunData) and one.task == task]
     return LearningCurve(task, tuple(join_runs(runs[-last:] if last else runs)))
 

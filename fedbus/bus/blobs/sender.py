@@ -256,7 +256,7 @@ class BlobSender:
     async def _wait_for_socket(self) -> None:
         """Wait until little data is unwritten. nats-py 2.16 has no public method: `flush` sends its PING first."""
         if self._connection.pending_data_size >= MAX_UNWRITTEN_BYTES:
-            await self._connection._flush_pending(force_flush=True)  # noqa: SLF001
+            await self._connection._flush_pending(force_flush=True)  # noqa: SLF001 - nats-py's
         if not self._connection.is_connected:
             raise ConnectionReconnectingError
 

@@ -72,4 +72,4 @@ class LargePayloadParser(Parser):
         header: dict[str, Any] = self.msg_arg
         # An earlier piece may already contain a part of the line end.
         whole = payload if len(payload) == self.needed else payload[: self.needed]
-        await self.nc._process_msg(header["sid"], header["subject"], header["reply"], whole, None)  # noqa: SLF001
+        await self.nc._process_msg(header["sid"], header["subject"], header["reply"], whole, None)  # noqa: SLF001 - nats-py's

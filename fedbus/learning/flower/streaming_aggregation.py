@@ -70,7 +70,7 @@ def can_stream(strategy: FedAvg) -> bool:
     """Return whether the strategy has no code of its own that may read the arrays of replies."""
     return (
         strategy.train_metrics_aggr_fn is aggregate_metricrecords
-        and type(strategy)._check_and_log_replies is _STOCK_CHECKS  # noqa: SLF001
+        and type(strategy)._check_and_log_replies is _STOCK_CHECKS  # noqa: SLF001 - Flower's
     )
 
 

@@ -148,7 +148,7 @@ def _to_record(row: Any, holdout_share: float, *, lists: bool) -> dict[str, Any]
 @contextmanager
 def _open_writer(part: Path, suffix: str, schema: Any) -> Iterator[WriteBatch]:
     import pyarrow as pa  # noqa: PLC0415 - an extra
-    import pyarrow.parquet as pq  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415 - an extra
 
     with pq.ParquetWriter(part, schema) if suffix == ".parquet" else pa.ipc.new_file(part, schema) as writer:
         yield writer.write_batch

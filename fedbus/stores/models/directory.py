@@ -46,7 +46,7 @@ class DirectoryObjectStore:
         return cls(_root(url), task)
 
     @classmethod
-    async def list_tasks(cls, url: str, *, patience_s: float) -> list[str]:  # noqa: ARG003
+    async def list_tasks(cls, url: str, *, patience_s: float) -> list[str]:  # noqa: ARG003 - of the port
         markers = await asyncio.to_thread(lambda: list(_root(url).glob(f"*/{MARKER}")))
         return sorted(marker.parent.name for marker in markers)
 

@@ -17,7 +17,8 @@ from fedbus.app.settings import Settings
 from fedbus.app.terminal import output
 from fedbus.app.terminal.plain import pluralize, print_json
 from fedbus.app.terminal.progress_bar import progress_bar
-from fedbus.contracts.code import CodeLookedFor, LookForCode, RevertCode, RolloutBegun, RollOutCode
+from fedbus.contracts.client import CLIENT
+from fedbus.contracts.code import CODE, CodeLookedFor, LookForCode, RevertCode, RolloutBegun, RollOutCode
 from fedbus.contracts.message import Request
 from fedbus.contracts.task.task import STAGE_PATTERN
 from fedbus.contracts.transition import Transition
@@ -167,13 +168,13 @@ def _load_status(task: str | None) -> dict[str, Any]:
     async def load() -> tuple[Transition, list[Transition], Any]:
         async with connect_bus() as bus:
             name = await resolve_task(bus, task)
-            code = await latest_transitions(bus, "code", key=name)
+            code = await latest_transitions(bus, CODE.kind, key=name)
             if not code:
                 raise CliError(
                     f"the server of task {name} has published no code version. Check that it is running",
                     ExitCode.NOT_FOUND,
                 )
-            clients = await latest_transitions(bus, "client", key=f"*.{name}")
+            clients = await latest_transitions(bus, CLIENT.kind, key=f"*.{name}")
             return transition_of(code[0]), [transition_of(one) for one in clients], code[0].envelope.time
 
     last, clients, since = run_async(load())

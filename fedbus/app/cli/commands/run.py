@@ -78,7 +78,7 @@ def ls(
         async with connect_bus() as bus:
             return [
                 stored
-                for stored in await latest_transitions(bus, "run")
+                for stored in await latest_transitions(bus, RUN.kind)
                 if task in (None, stored.message.task)
             ]
 
@@ -171,7 +171,7 @@ def stop(
 
 
 async def _find_run(bus: Bus, run: str) -> StoredMessage:
-    transitions = await latest_transitions(bus, "run", key=check_id("run", run))
+    transitions = await latest_transitions(bus, RUN.kind, key=check_id("run", run))
     if not transitions:
         raise CliError(f"no run {run} in this federation. See: fedbus run ls", ExitCode.NOT_FOUND)
     return transitions[0]

@@ -8,7 +8,7 @@ from fedbus.app.bus_session import connect_bus, latest_transitions, run_async, t
 from fedbus.app.terminal import output
 from fedbus.app.terminal.plain import print_json, printable
 from fedbus.bus.stream_reader import StoredMessage
-from fedbus.contracts.scheduling import ScheduleData, ScheduleEvent
+from fedbus.contracts.scheduling import SCHEDULE, ScheduleData, ScheduleEvent, ScheduleState
 
 OVERLAP_TEXT: Final = {
     "skip": "skip the next run",
@@ -33,7 +33,7 @@ def schedule(
         async with connect_bus() as bus:
             return [
                 stored
-                for stored in await latest_transitions(bus, "schedule")
+                for stored in await latest_transitions(bus, SCHEDULE.kind)
                 if task in (None, stored.message.task)
             ]
 
@@ -57,11 +57,12 @@ def _schedule_facts(stored: StoredMessage) -> dict[str, Any]:
     used_up = (
         facts.rule is not None and facts.rule.at_most is not None and facts.started >= facts.rule.at_most
     )
+    is_due = transition.target == ScheduleState.DUE
     return {
         "task": facts.task,
         "state": transition.target,
         "rule": rule,
-        "next_at": transition.deadline if transition.target == "due" else None if used_up else facts.next_at,
+        "next_at": transition.deadline if is_due else None if used_up else facts.next_at,
         "awaits": [] if used_up else list(facts.awaits),
         "used_up": used_up,
         "due_to": facts.cause,
@@ -103,7 +104,7 @@ def _describe_next(one: dict[str, Any]) -> list[tuple[str, str]]:
     at = f"{one['next_at'].astimezone():%Y-%m-%d %H:%M:%S %Z}" if one["next_at"] else ""
     if one["used_up"]:
         return [("next run", f"none: all {one['started']} runs were started")]
-    if one["state"] == "due":
+    if one["state"] == ScheduleState.DUE:
         return [("due because", one["due_to"]), ("postponed", one["held_back_by"]), ("next run", at)]
     return [
         ("next run", at or "as soon as the trigger fires"),

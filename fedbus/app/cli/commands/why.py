@@ -16,7 +16,7 @@ from fedbus.contracts import subjects
 from fedbus.contracts.client import ClientDeclined
 from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.identifiers import client_id
-from fedbus.contracts.server import ServerData, ServerEvent
+from fedbus.contracts.server import SERVER, ServerData, ServerEvent
 from fedbus.contracts.serving import DataChecked, DataCounted
 from fedbus.contracts.transition import Transition
 
@@ -149,7 +149,7 @@ async def _client_facts(bus: Bus, client: str, task: str, transitions: list[Stor
 
 async def _store_problem(bus: Bus, task: str) -> dict[str, Any] | None:
     """The problem of the server's model repository; None if there is none."""
-    for server in await bus.current_states("server", task):
+    for server in await bus.current_states(SERVER.kind, task):
         if isinstance(server.facts, ServerData) and server.facts.trouble:
             is_store_event = server.event == ServerEvent.STORE_UNAVAILABLE
             reason = server.reason if is_store_event else server.event.replace("_", " ")

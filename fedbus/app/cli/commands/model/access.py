@@ -39,7 +39,7 @@ def access(
         )
     open_model_store(url, "any")  # reports an invalid URL and missing packages
     from fedbus.stores.s3.bucket import Bucket, BucketAddress  # noqa: PLC0415  # needs the extra
-    from fedbus.stores.s3.public_access import is_public, set_public  # noqa: PLC0415
+    from fedbus.stores.s3.public_access import is_public, set_public  # noqa: PLC0415 - needs the extra
 
     bucket = Bucket(BucketAddress.parse(url), patience_s=STORE_TIMEOUT_S)
 

@@ -23,7 +23,7 @@ from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.champion import PromoteModel, RollBackModel, StartLineage
-from fedbus.contracts.client import ClientEvent, InferenceEvent
+from fedbus.contracts.client import ClientEvent, InferenceData, InferenceEvent, InferenceState
 from fedbus.contracts.message import Request
 from fedbus.contracts.model import ModelRef
 
@@ -180,7 +180,11 @@ def _record_device(
     client = transition.key.split(".")[0]
     if stored.sequence > end_of_stream and transition.event in rejections:
         devices[client] = transition.reason or "no reason given"
-    elif transition.kind == "inference":
-        served = transition.facts.model  # type: ignore[union-attr]
-        serves = transition.target == "serving" and served is not None and served.version == model.version
+    elif isinstance(transition.facts, InferenceData):
+        served = transition.facts.model
+        serves = (
+            transition.target == InferenceState.SERVING
+            and served is not None
+            and served.version == model.version
+        )
         devices[client] = "" if serves else devices.get(client) or None
