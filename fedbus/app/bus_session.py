@@ -64,7 +64,7 @@ def _identity(settings: Settings) -> Identity:
 
 
 def _credentials_role(settings: Settings) -> str:
-    """The role in the credentials, or an empty string. `Bus.connect` reports invalid credentials."""
+    """Return the role in the credentials, or an empty string. `Bus.connect` reports invalid credentials."""
     try:
         return parse_user(settings.creds.read_text()).role if settings.creds else ""
     except (OSError, ValueError):
@@ -72,7 +72,7 @@ def _credentials_role(settings: Settings) -> str:
 
 
 def can_discover_agents(settings: Settings) -> bool:
-    """Whether the credentials permit service discovery (``$SRV``), as those of users do."""
+    """Return whether the credentials permit service discovery (``$SRV``), as those of users do."""
     return _credentials_role(settings) in ("", Role.USER, Role.OBSERVER, Role.GATEWAY)
 
 
@@ -90,7 +90,7 @@ async def _check_reachable(url: str) -> None:
 
 
 async def latest_transitions(bus: Bus, *kinds: str, key: str = ">") -> list[StoredMessage]:
-    """The last transition of every entity of these *kinds*, in the natural order of their keys."""
+    """Return the last transition of every entity of these *kinds*, in the natural order of their keys."""
     wanted = [subjects.lifecycle(bus.fed, kind, key) for kind in kinds]
     return sorted(
         await bus.last_per_subject(lifecycle_stream(bus.fed), wanted),
@@ -101,19 +101,19 @@ async def latest_transitions(bus: Bus, *kinds: str, key: str = ">") -> list[Stor
 async def latest_messages(
     bus: Bus, kind: type[Message], *, client: str = "*", task: str = "*"
 ) -> list[StoredMessage]:
-    """The last message of this *kind* from each client in each task that the event stream still has."""
+    """Return the last message of this *kind* from each client in each task that the event stream still has."""
     subject = subjects.wildcard_for(bus.fed, kind, client=client, task=task)
     return await bus.last_per_subject(events_stream(bus.fed), [subject])
 
 
 def transition_of(stored: StoredMessage) -> Transition:
-    """The transition in *stored*, a message of the lifecycle stream."""
+    """Return the transition in *stored*, a message of the lifecycle stream."""
     assert isinstance(stored.message, Transition)
     return stored.message
 
 
 async def resolve_task(bus: Bus, name: str | None) -> str:
-    """The task *name*, or without a name the only task of the federation.
+    """Return the task *name*, or without a name the only task of the federation.
 
     Raises:
         CliError: There is no such task, or several and no *name*.
@@ -153,5 +153,5 @@ def parse_time(text: str) -> datetime:
 
 
 def _natural_key(subject: str) -> list[tuple[int, str]]:
-    """A sort key by which run 10 comes after run 9."""
+    """Return a sort key by which run 10 comes after run 9."""
     return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"[.-]", subject)]

@@ -100,12 +100,12 @@ _HOW_TO_REPORT: Final = f"Run the command again with {DEBUG}=1 for the traceback
 
 
 def _one_line(error: BaseException) -> str:
-    """The message in one line, without control characters: the text may come from another machine."""
+    """Return the message in one line, without control characters: the text may come from another machine."""
     return printable(" ".join(str(error).split()))
 
 
 def _exit_code_of(error: BaseException) -> ExitCode | None:
-    """The code of an expected error, or None. Looked up by name, so that nothing is imported."""
+    """Return the code of an expected error, or None. Looked up by name, so that nothing is imported."""
     if isinstance(error, CliError):
         return error.code
     for kind in type(error).__mro__:

@@ -10,7 +10,7 @@ LOGS: Final = "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"
 
 
 def is_configured(signal: str) -> bool:
-    """Whether a collector is configured for *signal*, one of the three above."""
+    """Return whether a collector is configured for *signal*, one of the three above."""
     return bool(os.environ.get(signal) or os.environ.get(ENDPOINT))
 
 

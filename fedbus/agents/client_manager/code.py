@@ -93,7 +93,7 @@ class DeviceCode:
 
 
 def read_last_version(version_file: Path) -> str:
-    """The version that the device had when it ended; empty if it is not known."""
+    """Read the version that the device had when it ended; empty if it is not known."""
     try:
         return version_file.read_text().strip()
     except OSError:

@@ -83,7 +83,7 @@ def _read_clock(_: _FactSource) -> DeviceFacts:
 
 
 def _read_model_age(place: _FactSource) -> DeviceFacts:
-    """The age of a model is that of its file, so a restart does not change it."""
+    """Return the age of the model's file, which a restart does not change."""
     if place.model_file is None or not place.model_file.exists():
         return {"model_age": None}
     return {"model_age": max(0.0, time.time() - place.model_file.stat().st_mtime)}

@@ -513,7 +513,7 @@ class ClientMachine:
         return [CancelTimer(ClientTimer.APPLY), move, retry]
 
     def _on_rolled_back(self, event: ModelRolledBack) -> list[Effect]:
-        """The inference agent serves the model before again, by its own decision."""
+        """Record that the inference agent has rolled back to the previous model."""
         if self._models.served != event.returned_from:
             return self._ignore(event)  # it is about a model before the served one
         self._models.roll_back(event.model, event.returned_from)

@@ -38,14 +38,14 @@ class ModelChoice:
         self.target = self.served
 
     def roll_back(self, model: ModelRef, returned_from: ModelRef) -> None:
-        """The inference agent serves *model* again, and rejects *returned_from*."""
+        """Record that the inference agent serves *model* again and rejects *returned_from*."""
         self.served = model
         if self.announcement_of(returned_from) is not None:
             self.newest = None
 
 
 def announcement_from(info: ServerInfo) -> ModelAnnouncement | None:
-    """The champion, as the server's answer names it."""
+    """Return the champion, as the server's answer names it."""
     if info.model is None or info.blob is None:
         return None
     return ModelAnnouncement(info.model, info.blob, info.term, info.seal)

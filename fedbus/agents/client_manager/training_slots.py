@@ -47,7 +47,7 @@ class TrainingSlots:
         return None
 
     def list_holders(self) -> list[str]:
-        """The runs that took the slots last."""
+        """List the runs that took the slots last."""
         found = []
         for number in range(self.count):
             with suppress(OSError):

@@ -233,7 +233,7 @@ class InferenceAgent:
             await _cancel(watch_task)
 
     def _differs_from_served(self, message: InferStart) -> bool:
-        """Whether *message* requests another model or another code version than the served one."""
+        """Return whether *message* requests another model or another code version than the served one."""
         if self._server.current_model != message.model or self._served is None:
             return True
         return message.code_version not in ("", self._served.code_version)

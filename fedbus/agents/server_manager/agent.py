@@ -256,7 +256,7 @@ class ServerManager:
             return CodeUnusable(str(error))
 
     async def _trace_of_the_log(self) -> str:
-        """The trace of the current run, or of a run whose end is not published yet; empty if there is none."""
+        """Return the trace of the current run, or of a run whose end is not published yet; empty if there is none."""
         facts = self._server.data
         closed = await self._bus.last_per_sender(ServerClosed, task=self._id)
         is_over = self._server.state is ServerState.WAITING

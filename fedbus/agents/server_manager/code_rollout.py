@@ -143,7 +143,7 @@ class CodeRollout:
         )
 
     def is_known(self, version: str) -> bool:
-        """True if *version* is deployed, rolled out, proposed or rejected."""
+        """Return whether *version* is deployed, rolled out, proposed or rejected."""
         proposed = self._proposal.task.code_version if self._proposal else ""
         return version in (self.data.code_version, self.data.candidate, proposed, *self.data.rejected)
 
@@ -152,11 +152,11 @@ class CodeRollout:
         return AFTER_THE_RUN if proposal is self._proposal else describe_stage(self.data)
 
     def waits_for_run_end(self, version: str) -> bool:
-        """True if the rollout of *version* starts after the current run."""
+        """Return whether the rollout of *version* starts after the current run."""
         return self._proposal is not None and self._proposal.task.code_version == version
 
     def task_for_run(self, request: OpenRun) -> tuple[Task, RunPlan]:
-        """The task that a run trains now, and its plan; the quorum is at most the size of the cohort."""
+        """Return the task that a run trains now, and its plan; the quorum is at most the size of the cohort."""
         rollout = self._rollout
         if rollout is None or not rollout.ready or self.data.new_lineage:
             return self._deployed, _plan(request, self._deployed)
@@ -225,7 +225,7 @@ class CodeRollout:
         return [Log("warning", "Code version rejected", {"code": version, "reason": reason}), move]
 
     def pause_following(self, reason: str) -> list[Effect]:
-        """The code cannot be followed now. The same reason is published once."""
+        """Record that the code cannot be followed now. The same reason is published once."""
         if reason == self.data.held_up:
             return []
         changes = CodeChanges(held_up=reason[:1000])
@@ -233,7 +233,7 @@ class CodeRollout:
         return [Log("warning", "Code following paused", {"reason": reason}), move]
 
     def resume_following(self) -> list[Effect]:
-        """The code can be followed again."""
+        """Record that the code can be followed again."""
         if not self.data.held_up:
             return []
         return [self._record.move(CodeEvent.FOLLOWING_RESUMED, CodeChanges(held_up=""))]
@@ -332,7 +332,7 @@ class CodeRollout:
                 rollout.ready.pop(message.client, None)
 
     def _is_of_this_rollout(self, message: CodeMessage) -> bool:
-        """An older device does not name the attempt."""
+        """Return whether *message* answers this rollout. An older device does not name the attempt."""
         return message.code_version == self.data.candidate and message.attempt in (None, self.data.attempt)
 
     def _evaluate_answers(self, rollout: _Rollout) -> list[Effect]:
@@ -461,7 +461,7 @@ def _stage_timer(rollout: _Rollout) -> StartTimer[TimerName]:
 def _stage(
     number: int, stages: Sequence[str], version: str, fleet: Mapping[str, Mapping[str, str]]
 ) -> CodeChanges:
-    """The data of a stage that begins: its cohort, and no answers."""
+    """Return the data of a stage that begins: its cohort, and no answers."""
     cohort = stage_cohort(stages[number], fleet, version)
     return CodeChanges(
         stage=number, cohort=cohort, clients=cohort_members(cohort, fleet, version), ready=(), refused={}

@@ -195,7 +195,7 @@ class ModelAvailability:
         return self._report(ServerEvent.STORE_UNAVAILABLE, reason, trouble)
 
     def _report(self, event: ServerEvent, reason: str, trouble: StoreProblem | None) -> list[Effect]:
-        """The same reason is published once."""
+        """Publish *reason* once, and check the store again later."""
         effects: list[Effect] = []
         if reason != self.trouble:
             self.trouble = reason

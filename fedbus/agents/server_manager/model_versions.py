@@ -102,7 +102,7 @@ class ModelVersions:
         return await self._load_served(latest) if latest else None
 
     async def load_known(self, model: ModelRef, term: int) -> ChampionDetails:
-        """The champion of the store, which must hold *model*, the champion of the log in *term*.
+        """Load the champion of the store, which must hold *model*, the champion of the log in *term*.
 
         Raises StoreError; StoreEmpty if the store is empty.
         """
@@ -164,17 +164,17 @@ class ModelVersions:
         return ChampionDetails(champion, manifest)
 
     async def read_code_version(self, model: ModelRef) -> str:
-        """The code version that made *model*; raises StoreError."""
+        """Read the code version that made *model*; raises StoreError."""
         if model.sha256 not in self._code_of_model:
             self._code_of_model[model.sha256] = (await self._models.read_manifest(model.version)).code_version
         return self._code_of_model[model.sha256]
 
     async def read_manifest(self, version: int) -> Manifest:
-        """The manifest of *version*; raises StoreError."""
+        """Read the manifest of *version*; raises StoreError."""
         return await self._models.read_manifest(version)
 
     async def previous_champion(self) -> int:
-        """The champion before this one; raises NoPreviousChampion."""
+        """Return the champion before this one; raises NoPreviousChampion."""
         present = await self._models.read_champion()
         if present is None or not present.before:
             raise NoPreviousChampion(
@@ -259,7 +259,7 @@ class ModelVersions:
         return self._offer.ref
 
     async def local_path(self, artifact: Artifact) -> Path:
-        """The local file with these weights; raises StoreError."""
+        """Return the local file with these weights; raises StoreError."""
         return await self._models.local_path(artifact.sha256)
 
     def withdraw(self) -> None:

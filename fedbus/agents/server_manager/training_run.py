@@ -121,7 +121,7 @@ class TrainingRun:
         return self._finding != ""
 
     def invitation(self, now: datetime) -> UpdateReady | None:
-        """The run that clients may join; during training, a late client may still join."""
+        """Return the run that clients may join; during training, a late client may still join."""
         match self._server.situation:
             case ServerRecruiting() as run:
                 return _invite(self._server.data.task, run, run.recruit_until)
@@ -313,7 +313,7 @@ class TrainingRun:
         return [self._server.move(ServerEvent.ROUND_FINISHED, changes), RecordRound(message.result)]
 
     def _members(self, training: ServerTraining) -> tuple[str, ...]:
-        """The cohort, and the clients that have joined since."""
+        """Return the cohort, and the clients that have joined since."""
         return tuple(dict.fromkeys((*training.cohort, *self._joined)))
 
     # --- deadlines and losses -----------------------------------------------------------------------
@@ -379,7 +379,7 @@ class TrainingRun:
                 return [move, start]
 
     def _current(self, run: str) -> ServerRecruiting | ServerTraining | None:
-        """The situation of *run*, while clients may join it."""
+        """Return the situation of *run*, while clients may join it."""
         match self._server.situation:
             case ServerRecruiting() | ServerTraining() as situation if situation.run == run:
                 return situation

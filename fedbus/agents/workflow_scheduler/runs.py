@@ -171,7 +171,7 @@ class TaskRuns:
         return [*overdue, *created, StartTimer(SchedulerTimer.REPLY, START_RUN_REPLY_S)]
 
     def on_reply_timeout(self) -> list[Effect]:
-        """The run is not opened yet, and may be opened later."""
+        """Answer the request before the run is opened; it may be opened later."""
         return self._answer_start()
 
     def on_stop_requested(self, event: RunStopRequested, now: datetime) -> list[Effect]:
@@ -264,7 +264,7 @@ class TaskRuns:
         return self._move(record, event, changes, transition.reason, now)
 
     def _cancel_stopped(self, transition: Transition, server: ServerData) -> list[Effect]:
-        """The server manager has opened a run that was stopped in the meantime."""
+        """Cancel a run that was stopped before the server manager opened it."""
         if transition.event != ServerEvent.RUN_REQUESTED or server.run is None:
             return []
         reason = "the run was stopped before it was opened"

@@ -341,7 +341,7 @@ def _inference_server(device: ClientConfig, captured: CapturedData | None) -> In
 
 
 def _score_function(task: Task) -> Score:
-    """The score function of the task, else accuracy or R²."""
+    """Return the score function of the task, else accuracy or R²."""
     if task.table.serving.score is None:
         return score
     own: Score = task_code.load_function(Path(task.path), task.table.serving.score)

@@ -123,7 +123,7 @@ class Dashboard:
         await asyncio.Event().wait()
 
     async def list_models(self, task: str) -> dict[str, Any]:
-        """The versions of *task* in the model repository, or the error why they cannot be read."""
+        """List the versions of *task* in the model repository, or the error why they cannot be read."""
         try:
             store = open_model_store(self.settings.store_url, task, patience_s=STORE_TIMEOUT_S)
             versions, champion = await asyncio.gather(store.list_versions(), store.read_champion())

@@ -42,7 +42,7 @@ def code_from_settings(settings: Settings, address: str) -> CodeRepository:
 
 
 def code_address(settings: Settings, source: str) -> str:
-    """The address in FEDBUS_TASK; else *source*, the repository of the server, in the form of an address.
+    """Return the address in FEDBUS_TASK; else *source*, the repository of the server, in the form of an address.
 
     ``https://host/x.git main examples/mnist/`` becomes ``git+https://host/x.git@main#subdirectory=examples/mnist``.
     """
@@ -78,7 +78,7 @@ async def _load_initial_task(code: CodeRepository, last_versions: list[str]) -> 
 
 
 async def _versions_newest_first(code: CodeRepository) -> list[str]:
-    """The current commit of the ref and the ones before; those on this machine if the repository is unavailable."""
+    """Return the commits of the ref, newest first; those on this machine if the repository is unavailable."""
     newest: list[str] = []
     try:
         newest.append(await code.fetch_latest())
@@ -93,6 +93,6 @@ async def _versions_newest_first(code: CodeRepository) -> list[str]:
 
 
 def _last_versions(settings: Settings, client: str) -> Iterable[str]:
-    """The last code versions of *client* in all of its tasks; a repository rejects those of other repositories."""
+    """Return the last code versions of *client* in all tasks; a repository rejects those of other repositories."""
     found: Iterable[Path] = (settings.home / "clients" / client).glob(f"*/{VERSION_FILE}")
     return (version for path in found if (version := read_last_version(path)))

@@ -33,7 +33,7 @@ def _run(name: str) -> None:
 
 
 def _with_local_task(config: str, task: Task) -> str:
-    """*config* with the paths of the task in this pod; the task's table stays as the Flower server read it."""
+    """Return *config* with the paths of the task in this pod; the task's table stays as the Flower server read it."""
     facts = json.loads(config)
     facts["task"] |= {"path": task.path, "libraries": task.libraries}
     return json.dumps(facts)

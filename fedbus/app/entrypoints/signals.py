@@ -17,7 +17,7 @@ STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stop_on_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGINT or SIGTERM sets while the block runs. The second signal ends this process at once.
+    """Yield an event that SIGINT or SIGTERM sets while the block runs. The second signal ends this process at once.
 
     Child processes end with it: see `fedbus.agents.common.child_process`.
     """

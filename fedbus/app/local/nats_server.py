@@ -139,7 +139,7 @@ class _NatsServerProgram:
         return f"fedbus-{hashlib.sha256(str(self.home.directory).encode()).hexdigest()[:12]}"
 
     async def _is_own_server(self, running: EmbeddedNats) -> bool:
-        """Whether INFO on the port has our server name, so that it is not another server."""
+        """Return whether INFO on the port has our server name, so that it is not another server."""
         greeting = await read_reply(running.port, b"", end=b"\r\n")
         if not greeting.startswith(b"INFO "):
             return False

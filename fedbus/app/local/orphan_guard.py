@@ -23,7 +23,7 @@ STAY = "--stay"
 
 
 def wrapper_command(*, stay: bool = False) -> tuple[str, ...]:
-    """The prefix for the command of a program that must end with this process."""
+    """Return the prefix for the command of a program that must end with this process."""
     return (sys.executable, "-I", "-S", __file__, *([STAY] if stay else []), str(os.getpid()))
 
 

@@ -207,7 +207,7 @@ class _SeaweedProgram:
         return await self._accepts_own_key(running)
 
     async def _accepts_own_key(self, running: EmbeddedS3) -> bool:
-        """Whether it accepts our key, so that it is not another SeaweedFS."""
+        """Return whether it accepts our key, so that it is not another SeaweedFS."""
         from fedbus.stores.s3.bucket import Bucket, BucketAddress  # noqa: PLC0415 (needs the extra, and a second)
 
         address = BucketAddress.parse(running.store_url)

@@ -130,12 +130,12 @@ async def run_stack(
 
 
 def is_supervised() -> bool:
-    """Whether `run_stack` started this process."""
+    """Return whether `run_stack` started this process."""
     return bool(os.environ.pop(SUPERVISED_VARIABLE, ""))
 
 
 def inherited_socket() -> socket.socket | None:
-    """The socket that `run_stack` has bound for this process, if any."""
+    """Return the socket that `run_stack` has bound for this process, if any."""
     number = os.environ.pop(GATEWAY_SOCKET_VARIABLE, "")
     return socket.socket(fileno=int(number)) if number else None
 

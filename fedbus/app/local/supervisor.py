@@ -126,7 +126,7 @@ class Program(Protocol[RunningT]):
         """Write the configuration, and return the command."""
 
     async def is_ready(self, running: RunningT) -> bool:
-        """Whether it is ready, and is the program that we have started."""
+        """Return whether it is ready, and is the program that we have started."""
 
 
 @asynccontextmanager
@@ -327,7 +327,7 @@ class ProgramDirectory:
             yield
 
     def log_tail(self) -> str:
-        """The end of its output, which has configuration errors, and of its log."""
+        """Return the end of its output, which has configuration errors, and of its log."""
         tails = [log_tail(self.output), log_tail(self.log, 2)]
         return " | ".join(tail for tail in tails if tail) or "(nothing)"
 

@@ -78,7 +78,7 @@ def read_certificate(path: Path) -> x509.Certificate:
 
 
 def read_first_pem(path: Path) -> str:
-    """The first certificate in *path* as PEM; of a renewed CA, the newest.
+    """Read the first certificate in *path* as PEM; of a renewed CA, the newest.
 
     Raises:
         CliError: The file cannot be read, or has no certificate.
@@ -88,7 +88,7 @@ def read_first_pem(path: Path) -> str:
 
 
 def read_authorities(path: Path) -> list[x509.Certificate]:
-    """All CA certificates in *path*, the newest first.
+    """Read all CA certificates in *path*, the newest first.
 
     Raises:
         CliError: The file cannot be read, or has no certificate.
@@ -99,7 +99,7 @@ def read_authorities(path: Path) -> list[x509.Certificate]:
 
 
 def common_name_of(name: x509.Name) -> str:
-    """The common name, for example ``fedbus dev`` for the CA of federation dev."""
+    """Return the common name, for example ``fedbus dev`` for the CA of federation dev."""
     found = name.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(found[0].value) if found else name.rfc4514_string()
 

@@ -352,12 +352,12 @@ class Federation:
         )
 
     def certificate_host(self, url: str) -> str:
-        """The host of *url* if the server certificate has it, else the first host of the certificate."""
+        """Return the host of *url* if the server certificate has it, else the first host of the certificate."""
         host = urlsplit(url).hostname or ""
         return host if host in self.registry.hosts else self.registry.hosts[0]
 
     def account_jwts(self) -> tuple[str, str]:
-        """The claims to push to a running server."""
+        """Return the claims to push to a running server."""
         return self.account_jwt(), self.system_jwt()
 
     def server_claims(self) -> nats_config.ServerClaims:

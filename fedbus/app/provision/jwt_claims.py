@@ -73,7 +73,7 @@ def account_jwt(
     roles: Mapping[Role, tuple[str, Permissions]],
     revocations: Mapping[str, int],
 ) -> str:
-    """The account of the federation; *roles* has the public signing key and the permissions of each role."""
+    """Return the account of the federation; *roles* has the public signing key and the permissions of each role."""
     scopes = [_signing_scope(role, key, permissions) for role, (key, permissions) in roles.items()]
     nats = {"type": "account", "limits": UNLIMITED | UNLIMITED_STORAGE, "signing_keys": scopes}
     return sign_claims(operator_key, public, name, nats | _revocation_claims(revocations))
@@ -98,7 +98,7 @@ def user_jwt(
 def system_user_jwt(
     system: Key, public: str, name: str, permissions: Permissions | None = None, *, expires: int | None = None
 ) -> str:
-    """A user of the system account. That has no signing keys, so the claims have the *permissions*; None: all."""
+    """Return a user of the system account, which has no signing keys: the claims have *permissions*; None: all."""
     nats: dict[str, Any] = {"type": "user", "issuer_account": system.public, **UNLIMITED_USER}
     if permissions is not None:
         nats |= {"pub": {"allow": list(permissions.publish)}, "sub": {"allow": list(permissions.subscribe)}}

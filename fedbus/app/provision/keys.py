@@ -109,7 +109,7 @@ def _is_public_key(text: str) -> bool:
 
 
 def public_bytes(public: str) -> bytes:
-    """The 32 bytes of a public key.
+    """Return the 32 bytes of a public key.
 
     Raises:
         ValueError: *public* is not in base 32.
@@ -119,7 +119,7 @@ def public_bytes(public: str) -> bytes:
 
 
 def verify_signature(public: str, content: bytes, signature: bytes) -> bool:
-    """Whether the key *public* has signed *content*."""
+    """Return whether the key *public* has signed *content*."""
     try:
         ed25519.Ed25519PublicKey.from_public_bytes(public_bytes(public)).verify(signature, content)
     except (ValueError, InvalidSignature):

@@ -64,7 +64,7 @@ class Kit:
 
 
 def is_kit(where: Path) -> bool:
-    """Whether *where* is a kit: a folder with settings, or a tar file."""
+    """Return whether *where* is a kit: a folder with settings, or a tar file."""
     return (where / SETTINGS).exists() or (where.suffix == ".tar" and where.is_file())
 
 

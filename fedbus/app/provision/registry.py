@@ -121,7 +121,7 @@ class FederationRegistry(BaseModel):
                 )
 
     def sites_of(self, client: str) -> dict[str, Site]:
-        """The sites to whose leaf node *client* connects."""
+        """Return the sites to whose leaf node *client* connects."""
         return {
             name: site for name, site in self.sites.items() if client in site.clients and not site.revoked
         }

@@ -62,7 +62,7 @@ def use_root_handlers(library: str) -> None:
 
 
 def parse_level(name: str, default: str) -> int:
-    """The number of the level *name*; that of *default* if there is no such level."""
+    """Return the number of the level *name*; that of *default* if there is no such level."""
     names = logging.getLevelNamesMapping()
     return names.get(name.strip().upper(), names[default.upper()])
 
@@ -106,7 +106,7 @@ class LineFormatter(logging.Formatter):
 
 
 def _keys(record: logging.LogRecord) -> dict[str, Any]:
-    """The event and keys of *record*: structlog's, or the message of a library."""
+    """Return the event and keys of *record*: structlog's, or the message of a library."""
     if isinstance(record.msg, dict) and hasattr(record, "_logger"):  # set by `wrap_for_formatter`
         return record.msg
     more = {"exc_info": record.exc_info, "stack_info": record.stack_info}
@@ -130,7 +130,7 @@ def _short_timestamp(created: float) -> str:
 
 
 def error_summary() -> tuple[int, str]:
-    """The number of error lines of this process, and the event of the last one."""
+    """Return the number of error lines of this process, and the event of the last one."""
     return _errors.count, _errors.last
 
 

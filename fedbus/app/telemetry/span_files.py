@@ -139,7 +139,7 @@ def record_of(span: ReadableSpan) -> SpanRecord:
 
 
 def encode_block(resource: Mapping[str, Any], records: list[SpanRecord]) -> bytes:
-    """One block of a file: the *records* of one process."""
+    """Encode one block of a file: the *records* of one process."""
     packed: bytes = msgpack.packb([resource, records], default=str)
     return len(packed).to_bytes(LENGTH_BYTES, "big") + packed
 
@@ -159,12 +159,12 @@ def prune(directory: Path, max_bytes: int) -> None:
 
 
 def _ended_since_its_start(span: ReadableSpan) -> bool:
-    """Whether *span* was queued at its start and has ended. Its end is in the queue as a copy, which is no Span."""
+    """Return whether *span* was queued at its start and has ended. Its end is queued as a copy, which is no Span."""
     return isinstance(span, Span) and not span.is_recording()
 
 
 def _event(event: Event) -> tuple[str, int, Mapping[str, Any]]:
-    """A stack trace is in the log line of the error; here it would fill the file."""
+    """Return *event* without its stack trace, which the log line has and which would fill the file."""
     about = {
         name: value[:MESSAGE_CHARS] if isinstance(value, str) else value
         for name, value in (event.attributes or {}).items()
@@ -174,5 +174,5 @@ def _event(event: Event) -> tuple[str, int, Mapping[str, Any]]:
 
 
 def _ids_of(context: SpanContext) -> tuple[bytes, bytes]:
-    """The trace's id and the span's, as raw bytes."""
+    """Return the trace's id and the span's, as raw bytes."""
     return context.trace_id.to_bytes(16, "big"), context.span_id.to_bytes(8, "big")

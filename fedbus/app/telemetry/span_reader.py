@@ -63,7 +63,7 @@ class StoredTrace:
 
 
 def find_trace_of_run(directory: Path, run: str) -> str | None:
-    """The id of the trace in which *run* was requested; else of the trace with most spans of the run."""
+    """Find the id of the trace in which *run* was requested; else of the trace with most spans of the run."""
     votes: Counter[str] = Counter()
     for _, records in _read_blocks(directory, run.encode()):
         for record in records:
@@ -75,7 +75,7 @@ def find_trace_of_run(directory: Path, run: str) -> str | None:
 
 
 def list_runs(directory: Path) -> list[str]:
-    """The runs that were requested on this machine and whose spans are stored, newest last."""
+    """List the runs that were requested on this machine and whose spans are stored, newest last."""
     found: dict[str, int] = {}
     for _, records in _read_blocks(directory, FIRST_TRANSITION.encode()):
         for record in records:
@@ -98,7 +98,7 @@ def read_trace(directory: Path, trace_id: str) -> StoredTrace:
 
 
 def has_running_owner(directory: Path, stored: StoredTrace, run: str) -> bool:
-    """Whether the owner of *run* runs: the process of its last transition, or a later one of the same service."""
+    """Return whether the owner of *run* runs: the process of its last transition, or a later one of that service."""
     transitions = [
         (record.start, resource)
         for resource, records in stored.blocks
@@ -116,7 +116,7 @@ def has_running_owner(directory: Path, stored: StoredTrace, run: str) -> bool:
 
 
 def _writers(directory: Path, service: str) -> Iterator[tuple[int, int]]:
-    """The process ids of *service* and their start times in nanoseconds, from the names of their files."""
+    """Return the process ids of *service* and their start times in nanoseconds, from the names of their files."""
     for path in directory.glob(f"{service}-*{SUFFIX}"):
         with suppress(ValueError):  # another service whose name has this prefix
             pid, start, _ = path.stem.removeprefix(f"{service}-").split("-")
@@ -161,12 +161,12 @@ def _with_endings(
 
 
 def _is_running(resource: Resource, *, before: int) -> bool:
-    """Whether the process runs. Processes of other machines are assumed to."""
+    """Return whether the process runs. Processes of other machines are assumed to."""
     return resource.get("host.name") != platform.node() or _runs(resource["process.pid"], before=before)
 
 
 def _runs(pid: int, *, before: int) -> bool:
-    """Whether the process *pid* runs and started *before* this time in nanoseconds."""
+    """Return whether the process *pid* runs and started *before* this time in nanoseconds."""
     try:
         process = psutil.Process(pid)
         return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= before * NANO

@@ -27,7 +27,7 @@ LIMITS: Final = SpanLimits(max_links=SpanLimits.UNSET)
 
 
 def sdk_provider(resource: Mapping[str, str | int]) -> TracerProvider:
-    """The SDK's provider; `OTEL_TRACES_SAMPLER` configures its sampling. Its own exit handler would wait for 30 s."""
+    """Return the SDK's provider, which `OTEL_TRACES_SAMPLER` samples, without its exit handler: it waits for 30 s."""
     return TracerProvider(
         resource=Resource.create(dict(resource)), shutdown_on_exit=False, span_limits=LIMITS
     )

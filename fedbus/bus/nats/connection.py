@@ -127,7 +127,7 @@ class Connection:
         )
 
     async def messages(self, subscription: Subscription) -> AsyncIterator[Msg]:
-        """The messages of *subscription*, until it ends.
+        """Yield the messages of *subscription*, until it ends.
 
         nats-py only ends the iteration when the connection is closed for good, before it calls `closed_cb`. An agent
         would take that for the end of its work, and its process would end with exit code 0.

@@ -105,7 +105,7 @@ def _describe_serving(one: dict[str, Any]) -> str:
 
 
 def _device_cells(device: dict[str, Any] | None) -> tuple[str, ...]:
-    """The cells of `DEVICE_COLUMNS`."""
+    """Return the cells of `DEVICE_COLUMNS`."""
     if device is None:
         return ("",) * len(DEVICE_COLUMNS)
     heat = device["temperature_c"]
@@ -130,7 +130,7 @@ def _describe_device(device: dict[str, Any] | None) -> str:
 
 
 def _describe_live_accuracy(live: list[dict[str, Any]]) -> str:
-    """The accuracy of its models on the predictions that have a label, newest version first."""
+    """Describe the accuracy of its models on the predictions that have a label, newest version first."""
     accuracies = [
         f"v{one['version']} {one['right'] / one['labelled']:.1%} of {one['labelled']}"
         for one in sorted(live, key=lambda one: -one["version"])
@@ -143,7 +143,7 @@ def _format_number(value: float | None) -> str:
 
 
 def _describe_stats(standing: dict[str, Any]) -> str:
-    """Its rounds so far, from the transitions of all runs."""
+    """Describe its rounds so far, from the transitions of all runs."""
     parts = [
         pluralize(standing["rounds"], "round"),
         f"{standing['failed']} failed",

@@ -208,7 +208,7 @@ def _describe_source(source: str) -> str:
 
 
 def _status_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """The rows of the status: heading, text and style."""
+    """Return the rows of the status: heading, text and style."""
     on = facts["clients_on"]
     heading = "other clients" if facts["candidate"] else "all clients"
     yield (

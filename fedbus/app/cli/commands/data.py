@@ -81,7 +81,7 @@ def export(
 
 
 def _find_databases(client: str | None, task: str | None) -> list[Path]:
-    """The databases of captured rows on this machine."""
+    """Find the databases of captured rows on this machine."""
     client_pattern = client_id(client) if client else "*"
     task_pattern = task_id(task) if task else "*"
     return sorted(
@@ -90,7 +90,7 @@ def _find_databases(client: str | None, task: str | None) -> list[Path]:
 
 
 def _find_single_database(client: str | None, task: str | None) -> Path:
-    """The database of one client in one task.
+    """Find the database of one client in one task.
 
     Raises:
         CliError: None or several match.

@@ -212,7 +212,7 @@ async def _watch_run(bus: Bus, latest: StoredMessage, *, json: bool) -> None:
 
 
 def _round_figures(stored: StoredMessage) -> list[str]:
-    """The result of a round, if the transition ends one."""
+    """Return the result of a round, if the transition ends one."""
     transition = transition_of(stored)
     rounds = getattr(transition.facts, "rounds", ())
     if not rounds or transition.event != RunEvent.ROUND_FINISHED:

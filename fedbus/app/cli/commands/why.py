@@ -89,7 +89,7 @@ def _print_client(one: dict[str, Any]) -> None:
 
 
 def _describe_checks(checked: dict[str, Any]) -> str:
-    """The failed checks of the newest captured rows, and whether they have drifted."""
+    """Describe the failed checks of the newest captured rows, and whether they have drifted."""
     drift = "drift" if checked["drifting"] else "no drift"
     parts = [f"{one['check']}: {one['what']}" for one in checked["findings"] if not one["ok"]]
     parts += [f"no drift check: {checked['drift_unknown']}" if checked["drift_unknown"] else drift]
@@ -97,7 +97,7 @@ def _describe_checks(checked: dict[str, Any]) -> str:
 
 
 def _describe_device(device: dict[str, Any]) -> str:
-    """The load of the device, the agents that are not running, and its last error."""
+    """Describe the load of the device, the agents that are not running, and its last error."""
     heat = f", {device['temperature_c']:.0f} °C" if device["temperature_c"] is not None else ""
     parts = [f"cpu {device['cpu']:.0%}, memory {device['memory']:.0%}, disk {device['disk']:.0%}{heat}"]
     down = ", ".join(sorted(agent for agent, runs in device["agents"].items() if not runs))
@@ -148,7 +148,7 @@ async def _client_facts(bus: Bus, client: str, task: str, transitions: list[Stor
 
 
 async def _store_problem(bus: Bus, task: str) -> dict[str, Any] | None:
-    """The problem of the server's model repository; None if there is none."""
+    """Return the problem of the server's model repository; None if there is none."""
     for server in await bus.current_states(SERVER.kind, task):
         if isinstance(server.facts, ServerData) and server.facts.trouble:
             is_store_event = server.event == ServerEvent.STORE_UNAVAILABLE
@@ -162,7 +162,7 @@ def _is_from(stored: StoredMessage, client: str, task: str) -> bool:
 
 
 async def _events_of_kind(bus: Bus, kind: type[Any], client: str, task: str) -> list[StoredMessage]:
-    """All messages of this *kind* from the client in the event stream."""
+    """Return all messages of this *kind* from the client in the event stream."""
     stream, subject = events_stream(bus.fed), subjects.wildcard_for(bus.fed, kind, client=client, task=task)
     last = await bus.last_per_subject(stream, [subject])
     events: list[StoredMessage] = []

@@ -87,7 +87,7 @@ def _is_comparable(name: str, old_arrays: Arrays, new_arrays: Arrays) -> bool:
 
 
 def _tensor_change(name: str, old: Any, new: Any) -> dict[str, Any]:
-    """The Euclidean norms of a tensor and of its change, in double precision."""
+    """Return the Euclidean norms of a tensor and of its change, in double precision."""
     before, after = (np.asarray(one, dtype=np.float64).ravel() for one in (old, new))
     old_norm, moved = float(np.linalg.norm(before)), float(np.linalg.norm(after - before))
     return {

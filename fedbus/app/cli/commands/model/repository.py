@@ -42,7 +42,7 @@ def run_with_store(work: Callable[[ModelStore], Awaitable[T]], task: str | None,
 
 
 def store_address(store: str) -> str:
-    """The URL of the model repository: *store*, else the one from the settings, with its credentials configured."""
+    """Return the URL of the model repository: *store*, else that of the settings, and configure its credentials."""
     settings = Settings.from_environment()
     _use_embedded_credentials(
         settings.s3_dir / "credentials", is_named=bool(store or settings.configured_store)

@@ -93,7 +93,7 @@ async def _verify_version(
 
 
 async def _champion_problem(models: ModelStore, existing: list[int]) -> str:
-    """The problem of the pointer to the champion; empty if there is none."""
+    """Return the problem of the pointer to the champion; empty if there is none."""
     try:
         champion = await models.read_champion()
     except StoreCorrupt as error:
