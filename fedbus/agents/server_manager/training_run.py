@@ -67,7 +67,7 @@ from fedbus.domain.run_recovery import GiveUp, Resume, decide_recovery
 
 PUBLISH_S: Final = 120.0
 """How long the model store may take for the version of a finished run."""
-HINDERED_S: Final = 60.0
+BLOCKED_RETRY_S: Final = 60.0
 """The pause before the candidate is tried again, after a run that failed for a reason outside its code."""
 
 
@@ -208,8 +208,8 @@ class TrainingRun:
         refusal = event.refusal
         effects: list[Effect] = []
         if self._current(event.run) is not None:
-            is_hindered = refusal.kind is not RefusalKind.CALLER
-            effects += self._fail(ServerEvent.RUN_FAILED, refusal.reason, is_hindered=is_hindered)
+            is_blocked = refusal.kind is not RefusalKind.CALLER
+            effects += self._fail(ServerEvent.RUN_FAILED, refusal.reason, is_blocked=is_blocked)
         if starting is not None and starting.id is not None:
             effects.append(Reply(starting.id, refusal))
         return effects
@@ -455,7 +455,7 @@ class TrainingRun:
     def on_publish_failed(self, reason: str) -> list[Effect]:
         """Handle a version that the model store did not accept."""
         self.is_publishing = False
-        return self._fail(ServerEvent.VERSION_REFUSED, reason, is_hindered=True)
+        return self._fail(ServerEvent.VERSION_REFUSED, reason, is_blocked=True)
 
     def _fail(
         self,
@@ -463,7 +463,7 @@ class TrainingRun:
         reason: str,
         changes: ServerChanges | None = None,
         *,
-        is_hindered: bool = False,
+        is_blocked: bool = False,
     ) -> list[Effect]:
         """End a run without a version.
 
@@ -471,12 +471,12 @@ class TrainingRun:
             event: What ended it.
             reason: Why.
             changes: The data that *event* changes.
-            is_hindered: True if the cause is a store or a missing agent, not the code.
+            is_blocked: True if the cause is a store or a missing agent, not the code.
 
         """
         effects = self._end(event, reason, changes)
-        if is_hindered:
-            return effects + self._rollout.resume(pause_s=HINDERED_S)
+        if is_blocked:
+            return effects + self._rollout.resume(pause_s=BLOCKED_RETRY_S)
         return effects + self._judge(failed=reason)
 
     def _end(self, event: ServerEvent, reason: str, changes: ServerChanges | None = None) -> list[Effect]:

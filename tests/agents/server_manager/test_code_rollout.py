@@ -331,12 +331,12 @@ def test_a_run_of_other_code_does_not_judge_the_candidate() -> None:
     assert effects[-2:] == TRY, "it is tried by a run of its own"
 
 
-def test_a_run_that_a_store_hindered_is_repeated_after_a_pause() -> None:
+def test_a_run_that_a_store_blocked_is_repeated_after_a_pause() -> None:
     driver = in_training_of_the_candidate()
     driver.machine._server.state = ServerState.PUBLISHING
     effects = driver.handle(PublishFailed("access denied"))
     assert driver.code_events == []
-    assert effects[-1] == StartTimer(TimerName.CANDIDATE, training_run.HINDERED_S)
+    assert effects[-1] == StartTimer(TimerName.CANDIDATE, training_run.BLOCKED_RETRY_S)
 
 
 def test_a_model_that_was_not_compared_repeats_the_trial() -> None:

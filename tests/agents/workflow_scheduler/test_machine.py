@@ -255,8 +255,8 @@ def test_a_run_follows_the_server_from_its_opening_to_a_version() -> None:
 def test_a_version_that_is_not_promoted_ends_its_run() -> None:
     scheduler = scheduler_with_run(RunState.RUNNING)
     scheduler.move_server(ServerEvent.RUN_FINISHED)
-    kept = scheduler.move_server(ServerEvent.CANDIDATE_KEPT, candidate=model(2), reason="worse")
-    assert kept == [MoveRun(RunEvent.RUN_FINISHED, {"model": model(2), "promoted": False}, "worse")]
+    effects = scheduler.move_server(ServerEvent.CANDIDATE_KEPT, candidate=model(2), reason="worse")
+    assert effects == [MoveRun(RunEvent.RUN_FINISHED, {"model": model(2), "promoted": False}, "worse")]
 
 
 def test_a_repeated_transition_of_the_server_changes_nothing() -> None:

@@ -142,21 +142,21 @@ def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _describe_stats(standing: dict[str, Any]) -> str:
+def _describe_stats(stats: dict[str, Any]) -> str:
     """Describe its rounds so far, from the transitions of all runs."""
     parts = [
-        pluralize(standing["rounds"], "round"),
-        f"{standing['failed']} failed",
+        pluralize(stats["rounds"], "round"),
+        f"{stats['failed']} failed",
     ]
-    if standing["last_failure"]:
-        parts[-1] += f" (last: {standing['last_failure']})"
-    parts.append(f"reliability {standing['reliability']:.2f}")
-    if standing["samples"]:
-        parts.append(f"{standing['samples']} samples")
-    if standing["train_s"] is not None:
-        parts.append(f"{standing['train_s']:.2f} s per training")
-    if standing["contribution"] is not None:
-        parts.append(f"contribution {standing['contribution']:.4g}")
+    if stats["last_failure"]:
+        parts[-1] += f" (last: {stats['last_failure']})"
+    parts.append(f"reliability {stats['reliability']:.2f}")
+    if stats["samples"]:
+        parts.append(f"{stats['samples']} samples")
+    if stats["train_s"] is not None:
+        parts.append(f"{stats['train_s']:.2f} s per training")
+    if stats["contribution"] is not None:
+        parts.append(f"contribution {stats['contribution']:.4g}")
     return "so far: " + ", ".join(parts)
 
 

@@ -147,8 +147,8 @@ def _print_report(facts: dict[str, Any], *, limit: int | None) -> None:
 
 def _format_heading(facts: dict[str, Any]) -> str:
     version = f"version {facts['manifest']['version']}" if facts["manifest"] else "no version"
-    standing = f", {facts['standing']}" if facts["standing"] else ""
-    return f"[bold]{escape(facts['run'])}[/] {facts['state']} {output.format_age(facts['since'])}: {version}{standing}"
+    status = f", {facts['standing']}" if facts["standing"] else ""
+    return f"[bold]{escape(facts['run'])}[/] {facts['state']} {output.format_age(facts['since'])}: {version}{status}"
 
 
 def _print_rounds(rounds: list[dict[str, Any]]) -> None:

@@ -202,7 +202,7 @@ async def test_a_commit_that_cannot_be_checked_now_is_retried(
 
 
 @pytest.mark.parametrize(
-    ("hindrance", "passes"),
+    ("reason", "passes"),
     [
         ("cannot use s3://models: it does not answer", True),
         ("models/1.safetensors is corrupt: restore it from a copy", False),
@@ -210,7 +210,7 @@ async def test_a_commit_that_cannot_be_checked_now_is_retried(
     ids=["unavailable", "damaged"],
 )
 async def test_a_run_that_a_store_blocks_is_repeated(
-    hindrance: str,
+    reason: str,
     passes: bool,
     fed: FederationHarness,
     server: RolloutServer,
@@ -220,10 +220,10 @@ async def test_a_run_that_a_store_blocks_is_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(flower_server_client, "START_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(training_run, "HINDERED_S", 0.1)
+    monkeypatch.setattr(training_run, "BLOCKED_RETRY_S", 0.1)
     new = await peers.prepare_candidate(server, REVISED_FILES, repository, ada)
-    peers.blocked_reason, peers.is_transient = hindrance, passes
-    with pytest.raises(RequestRefused, match=re.escape(hindrance)):
+    peers.blocked_reason, peers.is_transient = reason, passes
+    with pytest.raises(RequestRefused, match=re.escape(reason)):
         await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN), timeout_s=10)
     peers.blocked_reason = ""
     await fed.wait_until(lambda: len(peers.run_requests) == 2, "another run to be asked for")

@@ -145,10 +145,7 @@ def list_(*, json: output.JsonOption = False, trust: TrustFolder = None) -> None
     if json:
         facts = [(name, kind, one.status, one.model_dump(mode="json")) for kind, name, one in members]
         print_json(
-            [
-                {"name": name, "kind": kind, "standing": standing, **rest}
-                for name, kind, standing, rest in facts
-            ]
+            [{"name": name, "kind": kind, "standing": status, **rest} for name, kind, status, rest in facts]
         )
     else:
         rows = [_member_row(*one) for one in members]
