@@ -44,13 +44,8 @@ async def run_demo_process(directory: Path) -> AsyncIterator[tuple[asyncio.subpr
             remaining.kill()
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        pytest.param("round"),
-        *(pytest.param(moment, marks=pytest.mark.fault) for moment in MOMENTS if moment != "round"),
-    ],
-)
+@pytest.mark.fault
+@pytest.mark.parametrize("moment", MOMENTS)
 async def test_ctrl_c_ends_every_process(tmp_path: Path, moment: str) -> None:
     async with run_demo_process(tmp_path) as (process, output_file):
         await eventually(lambda: MOMENTS[moment] in output_file.read_text(), within_s=60)

@@ -9,9 +9,8 @@ from support.otlp_collector import closed_address, unresponsive_collector
 from support.process_federation import run_process_federation
 
 
-@pytest.mark.parametrize(
-    "collector", [pytest.param(closed_address, marks=pytest.mark.slow), unresponsive_collector]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("collector", [closed_address, unresponsive_collector])
 async def test_a_run_finishes_without_a_reachable_collector(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collector: Callable[[], AbstractContextManager[str]]
 ) -> None:

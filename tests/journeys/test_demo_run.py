@@ -19,7 +19,8 @@ from fedbus.app.settings import Settings
 from fedbus.contracts.lifecycle import span_name
 from fedbus.stores.captured.reader import count_rows
 
-CLIENTS = 3
+CLIENTS = 2
+CLIENT_NAMES = {f"c{number}" for number in range(1, CLIENTS + 1)}
 ROUNDS = 2
 RUNS = 2
 
@@ -111,7 +112,7 @@ def test_the_report_has_all_lifecycles_of_each_client(demo: DemoRecord) -> None:
             ("inference", "serving", "updating"),
             ("inference", "updating", "serving"),
         }
-    assert {client["client"] for client in demo.facts["clients"]} == {"c1", "c2", "c3"}
+    assert {client["client"] for client in demo.facts["clients"]} == CLIENT_NAMES
 
 
 def test_without_a_terminal_rounds_are_printed_as_lines(demo: DemoRecord) -> None:
@@ -156,11 +157,11 @@ def test_a_trace_has_all_steps_from_the_trigger_to_the_swaps(demo: DemoRecord, n
         moved = {
             span.attributes["fedbus.thing"] for span in spans if span.name == span_name(kind, source, target)
         }
-        assert moved == {f"c{n}.tiny" for n in range(1, CLIENTS + 1)}, (kind, source, target)
+        assert moved == {f"{name}.tiny" for name in CLIENT_NAMES}, (kind, source, target)
     phases = [span for span in spans if span.attributes.get("fedbus.run") == run]
     for phase in ("download", "train", "upload"):
         clients = {span.attributes["fedbus.client"] for span in phases if span.name == phase}
-        assert clients == {"c1", "c2", "c3"}, phase
+        assert clients == CLIENT_NAMES, phase
 
 
 def test_each_transition_of_a_run_is_a_span_of_its_trace(demo: DemoRecord) -> None:

@@ -11,14 +11,14 @@ from support.recorded_telemetry import expected_transitions
 from fedbus.app.telemetry import span_reader
 from fedbus.domain.critical_path import TracedSpan
 
-RUNS, ROUNDS, CLIENTS = 2, 2, 3
+RUNS, ROUNDS, CLIENTS = 2, 2, 2
 SCHEDULED = ("--rounds", str(ROUNDS), "--quorum", str(CLIENTS), "--every", "3s", "--at-most", str(RUNS))
 
 
 async def test_a_scheduled_run_is_one_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("OTEL")]:
         monkeypatch.delenv(name)
-    async with run_process_federation(tmp_path, SCHEDULED) as site:
+    async with run_process_federation(tmp_path, SCHEDULED, clients=CLIENTS) as site:
         names = [f"{TASK}-{number}" for number in range(1, RUNS + 1)]
         await site.wait_until(lambda: all(site.has_ended(run) for run in names))
         await site.wait_until(lambda: all(client.is_settled for client in site.view.clients.values()))

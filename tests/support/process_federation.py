@@ -77,13 +77,13 @@ MANUAL_RUN_OPTIONS = ("--rounds", "4", "--quorum", "3", "--run-config", "pause-s
 
 @asynccontextmanager
 async def run_process_federation(
-    directory: Path, options: Sequence[str] = MANUAL_RUN_OPTIONS
+    directory: Path, options: Sequence[str] = MANUAL_RUN_OPTIONS, *, clients: int = 3
 ) -> AsyncIterator[ProcessFederation]:
-    """Run three clients and a server with these *options*, and check at the end that no process is left."""
+    """Run *clients* and a server with these *options*, and check at the end that no process is left."""
     task = tiny_task(directory)
     settings = Settings.from_environment({"FEDBUS_HOME": str(directory / "home")})
     async with (
-        run_stack(settings, [task.path], clients=3, server_options=options) as stack,
+        run_stack(settings, [task.path], clients=clients, server_options=options) as stack,
         Bus.connect(stack.nats.url, Identity(settings.fed, "test")) as bus,
     ):
         await bus.create_streams()
