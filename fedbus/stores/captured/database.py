@@ -19,13 +19,14 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from fedbus.common.filesystem import SHARED_MODE, publish_file, temporary_file
 from fedbus.stores.captured.reader import Label, is_held_out
-from fedbus.stores.errors import StoreError
+from fedbus.stores.errors import StoreError, StoreUnavailable
 from fedbus.stores.sqlite import open_database
 
 UNLABELLED_SHARE: Final = 0.25
@@ -129,6 +130,8 @@ class CapturedDatabase:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._holdout_share = holdout_share
+        if not path.exists():
+            _create(path, max_bytes, holdout_share)
         self._connection = open_database(path, lambda connection: _prepare(connection, max_bytes))
         self.first_id, self._rows = self._begin_opening()
 
@@ -222,6 +225,23 @@ class CapturedDatabase:
         (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
         used: int = (pages - free) * _PAGE_BYTES
         return used
+
+
+def _create(path: Path, max_bytes: int, holdout_share: float) -> None:
+    """Create the database with its tables: another process may read it as soon as the file exists."""
+
+    def prepare(connection: sqlite3.Connection) -> None:
+        _prepare(connection, max_bytes)
+        connection.execute(_INIT_TOTALS, (uuid.uuid4().hex, holdout_share))
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_file(path, mode=SHARED_MODE) as part:
+            open_database(part, prepare).close()
+            with suppress(FileExistsError):  # another process has created it
+                publish_file(part, path, durable=False, overwrite=False)
+    except OSError as error:
+        raise StoreUnavailable(path, error) from error
 
 
 def _prepare(connection: sqlite3.Connection, max_bytes: int) -> None:

@@ -22,6 +22,8 @@ from support import eventually
 from fedbus.stores.captured.database import UNLABELLED_SHARE, CapturedDatabase, CapturedRow
 from fedbus.stores.captured.reader import (
     Label,
+    RowCounts,
+    TotalCounts,
     count_rows,
     encode_array,
     is_held_out,
@@ -511,6 +513,24 @@ from pathlib import Path
 from fedbus.stores.captured.reader import read_labelled_rows
 print(len(read_labelled_rows(Path(sys.argv[1]))[1]))
 """
+
+
+def test_a_database_can_be_read_as_soon_as_its_file_exists(tmp_path: Path) -> None:
+    paths = [tmp_path / f"captured-{number}.db" for number in range(50)]
+    counts: list[tuple[int, RowCounts, TotalCounts]] = []
+
+    def read_each() -> None:
+        for path in paths:
+            while not path.exists():
+                pass
+            counts.append((count_rows(path), read_row_counts(path, 0.5), read_total_counts(path)))
+
+    reader = threading.Thread(target=read_each)
+    reader.start()
+    for path in paths:
+        CapturedDatabase(path, max_rows=10, max_bytes=2**20, holdout_share=0.5).close()
+    reader.join(timeout=30)
+    assert [(rows, total.labelled) for rows, _, total in counts] == [(0, 0)] * len(paths)
 
 
 async def test_a_file_that_is_not_a_database_is_corrupt(tmp_path: Path) -> None:
