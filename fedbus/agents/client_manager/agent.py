@@ -13,7 +13,6 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -69,6 +68,7 @@ from fedbus.agents.common.asyncio_tools import (
     run_until,
 )
 from fedbus.agents.common.debug_logging import log_method_calls
+from fedbus.agents.common.effect_runner import EffectRunner
 from fedbus.agents.common.machine import (
     CancelTimer,
     FinishStartup,
@@ -76,13 +76,11 @@ from fedbus.agents.common.machine import (
     Publish,
     RetryLater,
     StartTimer,
-    TimerFired,
 )
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus, Delivery
 from fedbus.bus.errors import NoResponse, RequestRefused
 from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore, TransitionOutbox
-from fedbus.common.retry import backoff_s
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import (
     CLIENT,
@@ -127,7 +125,7 @@ class ClientManager:
     """
 
     _lifecycle: LifecycleHandle[ClientState, ClientEvent, ClientData, ClientChanges]
-    _timers: Timers
+    _runner: EffectRunner[Event, Job, ClientTimer]
     _machine: ClientMachine
 
     def __init__(
@@ -175,8 +173,11 @@ class ClientManager:
         """
         async with (
             LifecycleStore.open(self._bus, self._outbox) as lifecycles,
-            Timers.open() as self._timers,
+            Timers.open() as timers,
         ):
+            self._runner = EffectRunner(
+                self._bus, timers, log, decide=self._decide, result_of=self._result_of
+            )
             try:
                 await run_until(stop, self._live(lifecycles))
             finally:
@@ -224,27 +225,19 @@ class ClientManager:
 
     # --- effects ------------------------------------------------------------------------------------
 
-    async def _perform(self, effect: Effect) -> Event | None:  # noqa: PLR0912 - one line an effect
+    async def _perform(self, effect: Effect) -> Event | None:
         """Perform *effect*; the result of a query."""
         match effect:
             case MoveClient(event=event, changes=changes, reason=reason, deadline=deadline):
                 await self._lifecycle.transition(event, changes, reason=reason, deadline=deadline)
-            case Publish(message=message):
-                await self._bus.publish(message)
+            case Publish() | StartTimer() | RetryLater() | CancelTimer() | Log():
+                await self._runner.perform(effect)
             case HandOverModel():
                 await self._bus.publish(self._infer_message(effect))
             case SwitchCode(task=task):
                 await self._code.switch_to(task)
             case ReleaseSlot():
                 self._release_slot()
-            case StartTimer(timer=timer, delay_s=delay_s):
-                self._start_timer(timer, delay_s)
-            case RetryLater(timer=timer, attempt=attempt):
-                self._start_timer(timer, backoff_s(attempt))
-            case CancelTimer(timer=timer):
-                self._timers.cancel(timer)
-            case Log(level=level, event=text, data=data):
-                getattr(log, level)(text, **data)
             case OpenInbox():
                 self._inbox_open.set()
             case FinishStartup():
@@ -256,11 +249,8 @@ class ClientManager:
             case ReadDeviceFacts() | TakeSlot():
                 return await self._query(effect)
             case _:
-                self._start_job(effect)
+                self._runner.start_job(effect)
         return None
-
-    def _start_timer(self, timer: ClientTimer, delay_s: float) -> None:
-        self._timers.schedule_after(timer, delay_s, partial(self._decide, TimerFired(timer)))
 
     def _infer_message(self, effect: HandOverModel) -> InferStart:
         kind = InferStart if effect.is_first else InferUpdate
@@ -302,13 +292,6 @@ class ClientManager:
             self._slot = None
 
     # --- jobs ---------------------------------------------------------------------------------------
-
-    def _start_job(self, job: Job) -> None:
-        """Run *job* in its own task. It cancels a running job of the same kind."""
-        self._timers.schedule_after(type(job).__name__, 0.0, partial(self._do, job))
-
-    async def _do(self, job: Job) -> None:
-        await self._decide(await self._result_of(job))
 
     async def _result_of(self, job: Job) -> Event:
         match job:

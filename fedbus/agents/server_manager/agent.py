@@ -10,10 +10,9 @@ store and in blobs.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -23,16 +22,15 @@ from fedbus import __version__
 from fedbus.agents.common import tracing
 from fedbus.agents.common.asyncio_tools import Timers, handle_each, request_until_answered, run_until
 from fedbus.agents.common.debug_logging import log_method_calls
+from fedbus.agents.common.effect_runner import EffectRunner
 from fedbus.agents.common.machine import (
     CancelTimer,
     FinishStartup,
     Log,
     Publish,
     Reply,
-    RequestId,
     RetryLater,
     StartTimer,
-    TimerFired,
 )
 from fedbus.agents.server_manager import training_run
 from fedbus.agents.server_manager.code_watcher import CodeWatcher, read_fleet
@@ -106,7 +104,7 @@ from fedbus.agents.server_manager.run_metrics import record_round, record_run
 from fedbus.bus.bus import Bus, Delivery, Handler
 from fedbus.bus.errors import RequestRefused
 from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
-from fedbus.common.retry import backoff_s, retry
+from fedbus.common.retry import retry
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import CLIENT_CONSUMERS
 from fedbus.contracts.champion import PromoteModel, RollBackModel, StartLineage
@@ -160,7 +158,7 @@ class ServerManager:
 
     _server: LifecycleHandle[ServerState, ServerEvent, ServerData, ServerChanges]
     _code: LifecycleHandle[CodeState, CodeEvent, CodeData, CodeChanges]
-    _timers: Timers
+    _runner: EffectRunner[Event, Job, TimerName]
     _machine: ServerMachine
     _watcher: CodeWatcher
 
@@ -181,8 +179,6 @@ class ServerManager:
         self._versions = ModelVersions(bus, task.id, models, signer)
         self._decisions = asyncio.Condition()
         """Held while one event is handled; notified when others may be accepted."""
-        self._request_ids = count(1)
-        self._replies: dict[RequestId, asyncio.Future[Body]] = {}
         self.ready = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -190,9 +186,12 @@ class ServerManager:
         await self._bus.create_streams()
         async with (
             LifecycleStore.open(self._bus) as lifecycles,
-            Timers.open() as self._timers,
+            Timers.open() as timers,
             self._bus.consume(AgentName.SERVER_MANAGER, task=self._id) as inbox,
         ):
+            self._runner = EffectRunner(
+                self._bus, timers, log, decide=self._decide, result_of=self._result_of
+            )
             started = await self._load(lifecycles)
             try:
                 async with self._bus.serve(self._handlers, task=self._id, version=__version__):
@@ -227,7 +226,12 @@ class ServerManager:
             CodeRecord(code.state, code.data, code.event or CODE.creation, code.reason),
         )
         self._watcher = CodeWatcher(
-            self._bus, self._repository, self._flower, self._machine, decide=self._decide, ask=self._ask
+            self._bus,
+            self._repository,
+            self._flower,
+            self._machine,
+            decide=self._decide,
+            ask=self._runner.ask,
         )
         version = code.data.code_version
         deployed = self._task if version == own else await self._load_task(version)
@@ -277,35 +281,18 @@ class ServerManager:
                     events += [result] if result is not None else []
             self._decisions.notify_all()
 
-    async def _ask(self, request: Callable[[RequestId], Event]) -> Body:
-        """Let the machine handle a request, and return its reply."""
-        request_id = RequestId(next(self._request_ids))
-        reply: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
-        self._replies[request_id] = reply
-        try:
-            await self._decide(request(request_id))
-            return await reply
-        except Exception as error:  # nats-py would only log it: a half-performed decision ends the agent
-            self._timers.schedule_after("failed decision", 0.0, partial(_raise, error))
-            raise
-        finally:
-            del self._replies[request_id]
-
     @property
     def _handlers(self) -> dict[type[Request], Handler]:
+        ask = self._runner.ask
         return {
             HealthCheck: self._health,
             GetServerInfo: self._info,
             Enroll: self._enroll,
             OpenRun: self._open_run,
-            CancelRun: lambda request: self._ask(lambda request_id: CancelRequested(request_id, request)),
-            PromoteModel: lambda request: self._ask(
-                lambda request_id: PromotionRequested(request_id, request)
-            ),
-            RollBackModel: lambda request: self._ask(
-                lambda request_id: PromotionRequested(request_id, request)
-            ),
-            StartLineage: lambda request: self._ask(lambda request_id: LineageRequested(request_id, request)),
+            CancelRun: lambda request: ask(lambda request_id: CancelRequested(request_id, request)),
+            PromoteModel: lambda request: ask(lambda request_id: PromotionRequested(request_id, request)),
+            RollBackModel: lambda request: ask(lambda request_id: PromotionRequested(request_id, request)),
+            StartLineage: lambda request: ask(lambda request_id: LineageRequested(request_id, request)),
             **self._watcher.handlers,
         }
 
@@ -317,7 +304,7 @@ class ServerManager:
 
     async def _open_run(self, request: OpenRun) -> Body:
         traceparent = tracing.current_traceparent()
-        return await self._ask(lambda request_id: RunRequested(request_id, request, traceparent))
+        return await self._runner.ask(lambda request_id: RunRequested(request_id, request, traceparent))
 
     async def _enroll(self, request: Enroll) -> Body:
         if request.client in RESERVED_OWNERS:
@@ -333,44 +320,30 @@ class ServerManager:
 
     # --- effects ------------------------------------------------------------------------------------
 
-    async def _perform(self, effect: Effect) -> Event | None:  # noqa: PLR0912 - one line an effect
+    async def _perform(self, effect: Effect) -> Event | None:
         """Perform *effect*; the result of a query."""
         match effect:
             case MoveServer(event=event, changes=changes, reason=reason, deadline=deadline):
                 await self._server.transition(event, changes, reason=reason, deadline=deadline)
             case MoveCode(event=event, changes=changes, reason=reason):
                 await self._code.transition(event, changes, reason=reason)
-            case Publish(message=message):
-                await self._bus.publish(message)
-            case Reply(id=id, body=body):
-                if (reply := self._replies.get(id)) is not None and not reply.done():
-                    reply.set_result(body)
-            case StartTimer(timer=timer, delay_s=delay_s):
-                self._start_timer(timer, delay_s)
-            case RetryLater(timer=timer, attempt=attempt):
-                self._start_timer(timer, backoff_s(attempt))
-            case CancelTimer(timer=timer):
-                self._timers.cancel(timer)
+            case Publish() | Reply() | StartTimer() | RetryLater() | CancelTimer() | Log():
+                await self._runner.perform(effect)
             case CancelCandidateRunRequest():
-                self._timers.cancel(RequestCandidateRun.__name__)
+                self._runner.cancel_job(RequestCandidateRun)
             case StopFlowerServer(run=run):
                 await self._flower.stop(run)
             case RecordRound(result=result):
                 record_round(self._id, result)
             case RecordRun(outcome=outcome):
                 record_run(self._id, outcome)
-            case Log(level=level, event=text, data=data):
-                getattr(log, level)(text, **data)
             case FinishStartup():
                 self.ready.set()
             case ReadJoined() | ReadDeclined() | ReadFleet() | OfferModel() | PromoteVersion():
                 return await self._query(effect)
             case _:
-                self._start_job(effect)
+                self._runner.start_job(effect)
         return None
-
-    def _start_timer(self, timer: TimerName, delay_s: float) -> None:
-        self._timers.schedule_after(timer, delay_s, partial(self._decide, TimerFired(timer)))
 
     async def _query(self, query: Query) -> Event:
         match query:
@@ -400,14 +373,6 @@ class ServerManager:
             return OfferFailed(str(error), trouble_of(error))
 
     # --- jobs ---------------------------------------------------------------------------------------
-
-    def _start_job(self, job: Job) -> None:
-        """Run *job* in its own task. It cancels a running job of the same kind."""
-        self._timers.schedule_after(type(job).__name__, 0.0, partial(self._do, job))
-
-    async def _do(self, job: Job) -> None:
-        if (result := await self._result_of(job)) is not None:
-            await self._decide(result)
 
     async def _result_of(self, job: Job) -> Event | None:  # noqa: PLR0911, PLR0912 - one line a job
         match job:
@@ -548,7 +513,3 @@ class ServerManager:
         except RequestRefused as error:
             return CandidateRunAnswered(str(error))
         return CandidateRunAnswered()
-
-
-async def _raise(error: Exception) -> None:
-    raise error

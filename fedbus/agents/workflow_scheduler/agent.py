@@ -10,12 +10,10 @@ results are events.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import Context as Variables
 from datetime import UTC, datetime
-from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Final, TypeAlias, assert_never
 
@@ -27,14 +25,13 @@ from fedbus import __version__
 from fedbus.agents.common import tracing
 from fedbus.agents.common.asyncio_tools import Timers, handle_each, request_until_answered, run_until
 from fedbus.agents.common.debug_logging import log_method_calls
+from fedbus.agents.common.effect_runner import EffectRunner
 from fedbus.agents.common.machine import (
     CancelTimer,
     Log,
     Reply,
-    RequestId,
     RetryLater,
     StartTimer,
-    TimerFired,
 )
 from fedbus.agents.workflow_scheduler.effects import (
     CancelOpening,
@@ -84,11 +81,11 @@ from fedbus.bus.lease import Lease
 from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
 from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream, lifecycle_stream
-from fedbus.common.retry import RetryBackoff, backoff_s
+from fedbus.common.retry import RetryBackoff
 from fedbus.contracts import subjects
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.causation import cause_scope
-from fedbus.contracts.message import Body, Request
+from fedbus.contracts.message import Request
 from fedbus.contracts.run import (
     RUN,
     RunChanges,
@@ -211,11 +208,16 @@ class _Leadership:
         self._task = config.task.id
         self._code = code
         self._lives = lifecycles
-        self._timers = timers
+        self._runner: EffectRunner[Event, Job, SchedulerTimer] = EffectRunner(
+            bus,
+            timers,
+            log,
+            decide=self._decide,
+            result_of=self._result_of,
+            timer_context=Variables,  # empty: the trace and the cause of an event do not lead to its timers
+        )
         self._decisions = asyncio.Lock()
         """Held while one event is handled."""
-        self._request_ids = count(1)
-        self._replies: dict[RequestId, asyncio.Future[Body]] = {}
         self._due_trace = ""
         """The trace of a due run whose schedule has none, because an older fedbus wrote it."""
 
@@ -227,9 +229,10 @@ class _Leadership:
         ready: asyncio.Event,
     ) -> None:
         await self._decide(await self._load(holder))
+        ask = self._runner.ask
         handlers: dict[type[Request], Handler] = {
-            StartRun: lambda request: self._ask(lambda request_id: RunStartRequested(request_id, request)),
-            StopRun: lambda request: self._ask(lambda request_id: RunStopRequested(request_id, request)),
+            StartRun: lambda request: ask(lambda request_id: RunStartRequested(request_id, request)),
+            StopRun: lambda request: ask(lambda request_id: RunStopRequested(request_id, request)),
         }
         async with self._bus.serve(handlers, task=self._task, version=__version__):
             ready.set()
@@ -276,23 +279,9 @@ class _Leadership:
                         elif (result := await self._perform(effect)) is not None:
                             events.append(result)
 
-    async def _ask(self, request: Callable[[RequestId], Event]) -> Body:
-        """Let the machine handle a request, and return its reply."""
-        request_id = RequestId(next(self._request_ids))
-        reply: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
-        self._replies[request_id] = reply
-        try:
-            await self._decide(request(request_id))
-            return await reply
-        except Exception as error:  # nats-py would only log it: a half-performed decision ends the leadership
-            self._timers.schedule_after("failed decision", 0.0, partial(_raise, error))
-            raise
-        finally:
-            del self._replies[request_id]
-
     # --- effects ------------------------------------------------------------------------------------
 
-    async def _perform(self, effect: Effect) -> Event | None:  # noqa: PLR0912 - one line an effect
+    async def _perform(self, effect: Effect) -> Event | None:
         """Perform *effect*; the result of a query."""
         match effect:
             case CreateSchedule(data=data):
@@ -309,18 +298,9 @@ class _Leadership:
             case JoinRunTrace():
                 pass  # `_decide` has joined it
             case CancelOpening():
-                self._timers.cancel(RequestOpening.__name__)
-            case Reply(id=id, body=body):
-                if (reply := self._replies.get(id)) is not None and not reply.done():
-                    reply.set_result(body)
-            case StartTimer(timer=timer, delay_s=delay_s):
-                self._start_timer(timer, delay_s)
-            case RetryLater(timer=timer, attempt=attempt):
-                self._start_timer(timer, backoff_s(attempt))
-            case CancelTimer(timer=timer):
-                self._timers.cancel(timer)
-            case Log(level=level, event=text, data=data):
-                getattr(log, level)(text, **data)
+                self._runner.cancel_job(RequestOpening)
+            case Reply() | StartTimer() | RetryLater() | CancelTimer() | Log():
+                await self._runner.perform(effect)
             case LoadCodeAtStartup() | RequestCancellation():
                 return await self._query(effect)
             case _:
@@ -350,10 +330,6 @@ class _Leadership:
                 raise StaleOwner(RUN.kind, effect.data.run)
             await run.create(reason=effect.reason)
             self._run = run
-
-    def _start_timer(self, timer: SchedulerTimer, delay_s: float) -> None:
-        """Start *timer* outside the trace and the cause of the event: they do not lead to it."""
-        Variables().run(self._timers.schedule_after, timer, delay_s, partial(self._decide, TimerFired(timer)))
 
     async def _query(self, query: Query) -> Event:
         match query:
@@ -414,17 +390,12 @@ class _Leadership:
     # --- jobs ---------------------------------------------------------------------------------------
 
     def _start_job(self, job: Job) -> None:
-        """Run *job* in its own task. It cancels a running job of the same kind."""
-        start = partial(self._timers.schedule_after, type(job).__name__, 0.0, partial(self._do, job))
+        """Run *job* in its own task, with the trace and the cause that it names, else with neither."""
         if isinstance(job, TracedEffect):
             with self._scope(job):
-                start()
+                self._runner.start_job(job)
         else:
-            Variables().run(start)
-
-    async def _do(self, job: Job) -> None:
-        if (result := await self._result_of(job)) is not None:
-            await self._decide(result)
+            Variables().run(self._runner.start_job, job)
 
     async def _result_of(self, job: Job) -> Event | None:
         match job:
@@ -489,7 +460,3 @@ def _new_run_trace() -> AbstractContextManager[object]:
 
 def _timed(messages: list[StoredMessage]) -> tuple[TimedMessage, ...]:
     return tuple(TimedMessage(one.message, one.envelope.time) for one in messages)
-
-
-async def _raise(error: Exception) -> None:
-    raise error
