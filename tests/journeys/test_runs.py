@@ -129,7 +129,7 @@ async def test_a_killed_flower_server_resumes_from_its_checkpoint(
         facts = await wait_for_run_end(fed, run)
         assert state_of(fed, run) == RunState.FINISHED
         assert [result.round for result in facts.rounds] == [0, 1, 2, 3]
-        assert await training_count(fed) == 3
+        assert await training_count(fed) == 3, facts.rounds
     events = fed.events_of("run", run)
     assert events.count("server_lost") == events.count("server_recovered") == 1
     assert "was killed (SIGKILL" in (await fed.wait_for_event("run", "server_lost", run)).reason
