@@ -49,6 +49,8 @@ from fedbus.stores.errors import StoreError
 
 CAPTURED_DATA_KEY: Final = "captured-data"
 """The key of Flower's node_config with the path of the captured data."""
+MAX_QUEUED_MESSAGES: Final = 16
+"""Messages of the run that are received and not handled yet; more of them wait in the stream."""
 MAX_OPEN_OFFERS: Final = 2
 """Blobs of replies that stay available: those of this round and the previous one."""
 
@@ -71,6 +73,10 @@ async def main(stop: asyncio.Event) -> int:
     return 0
 
 
+class _ServerReplaced(Exception):
+    """A later message came from another Flower server process."""
+
+
 class ClientAppProcess:
     """Runs the ClientApp of one client in one run."""
 
@@ -86,7 +92,12 @@ class ClientAppProcess:
             run_config={**config.task.run_config, **config.plan.config},
             node_config=config.node_config,
         )
-        self._handled_ids: set[str] = set()
+        self._received_ids: set[str] = set()
+        self._received: asyncio.Queue[Delivery] = asyncio.Queue(MAX_QUEUED_MESSAGES)
+        self._server = ""
+        """The blob holder of the newest Flower server process; a lost server is replaced by another process."""
+        self._download: asyncio.Timeout | None = None
+        self._has_started = False
         self._offers: deque[OfferProtocol] = deque()
 
     async def run(self) -> None:
@@ -101,19 +112,31 @@ class ClientAppProcess:
                     code_version=self._task.code_version,
                 )
             )
-            await self._handle_messages(inbox)
+            await wait_for_first(self._receive_messages(inbox), self._handle_messages())
 
-    async def _handle_messages(self, inbox: AsyncIterator[Delivery]) -> None:
-        """Handle each message once. Drop messages of earlier runs and repeated ones."""
+    async def _receive_messages(self, inbox: AsyncIterator[Delivery]) -> None:
+        """Queue each message once. Drop messages of earlier runs and repeated ones."""
         async for delivery in inbox:
             await delivery.ack()
             message = delivery.message
             assert isinstance(message, RoundMessage)
-            if message.run != self._config.run or message.message_id in self._handled_ids:
+            if message.run != self._config.run or message.message_id in self._received_ids:
                 continue
-            self._handled_ids.add(message.message_id)
+            self._received_ids.add(message.message_id)
+            if (server := _blob_holder(message)) not in ("", self._server):
+                self._server = server
+                if self._download is not None:
+                    self._download.reschedule(asyncio.get_running_loop().time())
+            await self._received.put(delivery)
+
+    async def _handle_messages(self) -> None:
+        while True:
+            delivery = await self._received.get()
+            message = delivery.message
+            assert isinstance(message, RoundMessage)
             with delivery.process():
-                if len(self._handled_ids) == 1:
+                if not self._has_started:
+                    self._has_started = True
                     await self._publish_started(message)
                 await self._handle(message)
 
@@ -125,19 +148,38 @@ class ClientAppProcess:
         )
 
     async def _handle(self, message: RoundMessage) -> None:
-        """Download, train and upload, each in a span of its own."""
+        """Download, train and upload, each in a span of its own.
+
+        Drop a message of a lost Flower server that is not downloaded yet: its successor does not know the message, and
+        the successor's own would wait behind the download.
+        """
         try:
             with self._phase_span("download", message):
-                data = await fetch_content(
-                    message.content, self._bus.blobs, timeout_s=self._config.plan.round_s
-                )
+                data = await self._fetch(message)
             reply, payload = await asyncio.to_thread(self._run_app, message, data)
         except (BlobUnavailable, BlobCorrupt, RecordDecodeError) as error:
             log.warning("Message download failed", run=message.run, reason=str(error))
             await self._bus.publish(make_undelivered_reply(message, str(error)).to_message(None))
             return
+        except _ServerReplaced:
+            log.info("Dropping message of a lost Flower server", run=message.run, round=message.round)
+            return
         with self._phase_span("upload", message):
             await self._bus.publish(await self._offer(reply, payload))
+
+    async def _fetch(self, message: RoundMessage) -> bytes | memoryview:
+        """Download the content of *message*. Raises _ServerReplaced, and the errors of `fetch_content`."""
+        if _blob_holder(message) not in ("", self._server):
+            raise _ServerReplaced
+        try:
+            async with asyncio.timeout(None) as self._download:
+                return await fetch_content(
+                    message.content, self._bus.blobs, timeout_s=self._config.plan.round_s
+                )
+        except TimeoutError:
+            raise _ServerReplaced from None
+        finally:
+            self._download = None
 
     def _run_app(
         self, message: RoundMessage, data: bytes | memoryview
@@ -206,3 +248,12 @@ class ClientAppProcess:
             "fedbus.round": message.round or 0,
         }
         return tracer.start_as_current_span(name, attributes=attributes)
+
+
+def _blob_holder(message: RoundMessage) -> str:
+    """Return the process that offers the content of *message*; "" for inline content, which needs no process."""
+    return (
+        message.content.blob.holder
+        if message.content is not None and message.content.blob is not None
+        else ""
+    )

@@ -1,5 +1,6 @@
 """The Flower client, observed on the bus, with real training processes."""
 
+import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -29,6 +30,7 @@ from fedbus.contracts.client import (
     Heartbeat,
     RoundReply,
 )
+from fedbus.contracts.model import BlobRef
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import MessageContent, RoundMessage, ServerClosed
 from fedbus.learning.flower import record_codec
@@ -63,9 +65,10 @@ async def send_round_message(
     run: str = RUN,
     *,
     to: str = "evaluate",
+    blob: BlobRef | None = None,
     **records: ArrayRecord,
 ) -> None:
-    """Send a Flower message of the run: evaluate, which needs no weights, or another with *records*."""
+    """Send a Flower message of the run: evaluate, which needs no weights, or another with *records* or *blob*."""
     content = record_codec.encode(
         RecordDict({"config": ConfigRecord({"server-round": 1}), **records})
     ).to_bytes()
@@ -78,7 +81,7 @@ async def send_round_message(
         round=1,
         created_at=time.time(),
         ttl_s=60,
-        content=MessageContent(inline=content),
+        content=MessageContent(blob=blob) if blob else MessageContent(inline=content),
     )
     await fed.publish(message, sender="flower-server")
 
@@ -127,6 +130,21 @@ async def test_a_repeated_message_gets_one_reply(fed: FederationHarness, trainer
     await send_round_message(fed, "m2")
     await fed.wait_for_message(RoundReply, times=2)
     assert [reply.reply_to for reply in fed.messages_of(RoundReply)] == ["m1", "m2"]
+
+
+async def test_a_new_server_ends_the_download_from_a_lost_one(
+    fed: FederationHarness, trainer: RunningAgent
+) -> None:
+    content = record_codec.encode(RecordDict({"config": ConfigRecord({"server-round": 1})})).to_bytes()
+    await train(fed)
+    bus = await fed.connect_as("flower-server")
+    async with await bus.blobs.offer(content) as offer:
+        lost = offer.ref.model_copy(update={"holder": "server.flower-server_lost"})
+        await send_round_message(fed, "from a lost server", blob=lost)
+        await send_round_message(fed, "from the new server", blob=offer.ref)
+        async with asyncio.timeout(PLAN.round_s / 2):  # the download itself would wait for `round_s`
+            await fed.wait_for_message(RoundReply, times=2)
+    assert [reply.reply_to for reply in fed.messages_of(RoundReply)] == ["m1", "from the new server"]
 
 
 async def test_a_client_that_trains_publishes_heartbeats(
