@@ -32,7 +32,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST)
+	$(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 test-all: $(READY)  ## all tests, including the slow ones
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not bench" $(PYTEST)
