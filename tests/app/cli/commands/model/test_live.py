@@ -69,13 +69,17 @@ async def test_promotions_list_the_devices_and_fail_no_prediction(
             "promoted version 1; the previous champion is version 2",
             "serving it: c1, c2",
         ]
-        assert served_versions(live.fed) == {"c1": 1, "c2": 1}
+        await live.fed.wait_until(
+            lambda: served_versions(live.fed) == {"c1": 1, "c2": 1}
+        )  # by its own consumer
 
         on = await live.model("promote", "v2", "--json")
         assert on.code == 0, on.err
         assert (on.facts["model"]["version"], on.facts["instead_of"]) == (2, 1)
         assert (on.facts["serving"], on.facts["not_yet"]) == (["c1", "c2"], [])
-        assert served_versions(live.fed) == {"c1": 2, "c2": 2}
+        await live.fed.wait_until(
+            lambda: served_versions(live.fed) == {"c1": 2, "c2": 2}
+        )  # by its own consumer
     assert predictions.errors == []
     assert {1, 2} <= set(predictions.versions)
     rows = (await live.model("ls", "--json")).facts
