@@ -59,6 +59,11 @@ async def live(fed: FederationHarness, nats: NatsServer, tmp_path: Path) -> Asyn
         yield LiveFederation(fed, agents, make_cli(fed, nats, tmp_path))
 
 
+async def wait_until_served(live: LiveFederation, version: int) -> None:
+    """Wait until the harness sees *version* on both devices; it follows them on a connection of its own."""
+    await live.fed.wait_until(lambda: served_versions(live.fed) == {"c1": version, "c2": version})
+
+
 async def test_promotions_list_the_devices_and_fail_no_prediction(
     live: LiveFederation,
 ) -> None:
@@ -69,17 +74,13 @@ async def test_promotions_list_the_devices_and_fail_no_prediction(
             "promoted version 1; the previous champion is version 2",
             "serving it: c1, c2",
         ]
-        await live.fed.wait_until(
-            lambda: served_versions(live.fed) == {"c1": 1, "c2": 1}
-        )  # by its own consumer
+        await wait_until_served(live, 1)
 
         on = await live.model("promote", "v2", "--json")
         assert on.code == 0, on.err
         assert (on.facts["model"]["version"], on.facts["instead_of"]) == (2, 1)
         assert (on.facts["serving"], on.facts["not_yet"]) == (["c1", "c2"], [])
-        await live.fed.wait_until(
-            lambda: served_versions(live.fed) == {"c1": 2, "c2": 2}
-        )  # by its own consumer
+        await wait_until_served(live, 2)
     assert predictions.errors == []
     assert {1, 2} <= set(predictions.versions)
     rows = (await live.model("ls", "--json")).facts
