@@ -60,8 +60,7 @@ def describe(value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - one line for 
         case MetricRecord() | ConfigRecord():
             return {type(value).__name__: describe(dict(value))}
         case Array():
-            data = describe(value.numpy()) if value.stype == "numpy.ndarray" and value.dtype else describe(value.data)
-            return [value.dtype, list(value.shape), value.stype, data]
+            return [value.dtype, list(value.shape), value.stype, _describe_tensor(value.data)]
         case Parameters():
             return {"parameters": [_describe_tensor(tensor) for tensor in value.tensors], "type": value.tensor_type}
         case History():

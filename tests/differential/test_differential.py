@@ -3,7 +3,7 @@
 import pytest
 from pathlib import Path
 
-from differential import app_apps, grid_apps, record_apps, strategy_apps  # noqa: F401 - they register the cases
+from differential import app_apps, grid_apps, legacy_apps, record_apps, strategy_apps  # noqa: F401 - they register the cases
 from differential.cases import CASES
 from differential.over_fedbus import run_over_fedbus
 from differential.recording import compare
