@@ -23,10 +23,10 @@ from fedbus.learning.flower.grid import BusGrid
 from fedbus.learning.flower.legacy_strategy_hook import LegacyHook
 from fedbus.learning.flower.private_api import SERVER_NODE_ID, set_process_identity
 from fedbus.learning.flower.replies import GridClosed
-from fedbus.learning.flower.round_log import RoundLog
 from fedbus.learning.flower.strategy_hook import StrategyHook
 from fedbus.learning.flower.streaming_aggregation import streaming_aggregation
 from fedbus.learning.library import NotEnoughClients, OnRound
+from fedbus.learning.round_log import RoundLog
 from fedbus.learning.weights import Arrays, BadWeights
 
 MODEL_KEY: Final = "fedbus.model"
