@@ -1,4 +1,4 @@
-"""Collects the result of each round from the strategy hooks."""
+"""Collects the result of each round, and reports it."""
 
 import time
 from collections.abc import Callable, Mapping

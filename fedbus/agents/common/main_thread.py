@@ -30,6 +30,7 @@ class MainThread:
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._at_end: list[Callable[[], None]] = []
         self._ended = Event()
+        self._released = Event()
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call *function* in the main thread, in the caller's context, and return its result.
@@ -55,7 +56,7 @@ class MainThread:
         self._at_end.append(function)
 
     def serve(self) -> None:
-        """Run the calls until `end`. Called in the main thread."""
+        """Run the calls until `end`, and return after `release`. Called in the main thread."""
         while (call := self._calls.get()) is not None:
             call()
         for function in reversed(self._at_end):
@@ -64,8 +65,13 @@ class MainThread:
             except Exception as error:
                 log.warning("Clean-up failed", exc_info=error)
         self._ended.set()
+        self._released.wait()
 
-    def end(self) -> None:
-        """End `serve`, and wait at most `UNWIND_S` for the current call and the clean-up."""
+    def end(self) -> bool:
+        """End `serve`, and wait at most `UNWIND_S` for the current call and the clean-up. Return whether it ended."""
         self._calls.put(None)
-        self._ended.wait(UNWIND_S)
+        return self._ended.wait(UNWIND_S)
+
+    def release(self) -> None:
+        """Let `serve` return."""
+        self._released.set()

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import traceback
+from concurrent.futures import Future
 from typing import NoReturn
 
 from fedbus.agents.common.child_process import exit_when_parent_dies, write_answer
@@ -36,29 +37,36 @@ def main(name: str) -> NoReturn:
 
 
 def run_child(name: str) -> NoReturn:
-    """Run the entry module *name* and exit with its code."""
-    main_thread, signals = MainThread(), SignalWatch()
+    """Run the entry module *name* and exit with its code. Raises its error, unless the code of the task blocks."""
+    main_thread, signals, exit_code = MainThread(), SignalWatch(), Future[int]()
     threading.Thread(
-        target=_run_event_loop, args=(name, main_thread, signals), name="event loop", daemon=True
+        target=_run_event_loop, args=(name, main_thread, signals, exit_code), name="event loop", daemon=True
     ).start()
     main_thread.serve()
-    threading.Event().wait()  # the thread of the event loop ends the process
-    raise AssertionError
+    _exit(exit_code.result())
 
 
-def _run_event_loop(name: str, main_thread: MainThread, signals: SignalWatch) -> NoReturn:
-    code = 1
-    try:
-        with telemetry.configure_telemetry(f"fedbus-{name}"):
-            try:
-                code = asyncio.run(_run(name, main_thread, signals))
-            except BaseException as error:
-                write_answer(_one_line(error))
-                raise
-            finally:
-                main_thread.end()
-    except BaseException:  # noqa: BLE001 - the traceback goes to the log
-        traceback.print_exc()
+def _run_event_loop(
+    name: str, main_thread: MainThread, signals: SignalWatch, exit_code: "Future[int]"
+) -> None:
+    """Run the event loop. End the process here only if the main thread is blocked in the code of the task."""
+    with telemetry.configure_telemetry(f"fedbus-{name}"):
+        try:
+            exit_code.set_result(asyncio.run(_run(name, main_thread, signals)))
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it; the traceback goes to the log
+            write_answer(_one_line(error))
+            exit_code.set_exception(error)
+        is_free = main_thread.end()
+    if is_free:
+        main_thread.release()
+    elif error := exit_code.exception():
+        traceback.print_exception(error)
+        _exit(1)
+    else:
+        _exit(exit_code.result())
+
+
+def _exit(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # everything is flushed; the destructors of torch take seconds

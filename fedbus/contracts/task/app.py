@@ -30,6 +30,10 @@ class AppProblem:
     keys: Keys
     what: str
     advice: str
+    file: str = ""
+    """The file that has the problem, relative to the task's directory, instead of ``pyproject.toml``."""
+    line: int = 1
+    """The line in *file*."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,9 @@ async def test_a_client_that_raises_fails_alone_with_a_reason(tmp_path: Path) ->
 
         final = await fed.run(initial_model())
 
-    assert fed.results[1].failures == {"c3": "the ClientApp raised KeyError: 'step'"}
+    assert fed.results[1].failures == {
+        "c3": f"the ClientApp raised KeyError: 'step' ({fed.package}/client_app.py:10)"
+    }
     assert set(fed.results[1].participants) == {"c1", "c2"}
     np.testing.assert_allclose(final["w"], 1.0)
 
