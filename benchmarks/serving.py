@@ -41,7 +41,7 @@ from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.task.task import Task
 from fedbus.learning import weights
-from fedbus.learning.flower import task_code
+from fedbus.learning import task_code
 from fedbus.learning.predictor import TorchPredictor
 from fedbus.stores.captured.store import CapturedData
 from fedbus.stores.tasks.task_directory import read_task

@@ -33,6 +33,8 @@ class GateTable(_Table):
     """If false, every candidate whose metrics are finite is promoted."""
 
 
+DEFAULT_LIBRARY: Final = "flower"
+
 STAGE_PATTERN = (
     r"^(100|[1-9][0-9]?)%$|^[a-z0-9][a-z0-9-]*=[A-Za-z0-9._-]+(,[a-z0-9][a-z0-9-]*=[A-Za-z0-9._-]+)*$"
 )
@@ -69,6 +71,8 @@ class TaskTable(_Table):
 
     task: Id
     """The task's id: lower-case letters, digits and hyphens."""
+    library: Annotated[str, StringConstraints(min_length=1, max_length=100)] = DEFAULT_LIBRARY
+    """The library for federated learning that runs the app: the name of an installed one."""
     model: ObjectReference
     """Builds the model: ``() -> torch.nn.Module``."""
     predict: ObjectReference | None = None

@@ -14,8 +14,8 @@ from flwr.server.server import Server
 from flwr.server.workflow import DefaultWorkflow
 
 from fedbus.learning.flower.node_polling import not_enough_clients
-from fedbus.learning.flower.round_log import RoundLog
 from fedbus.learning.flower.strategy_hook import loaded_subclasses
+from fedbus.learning.round_log import RoundLog
 from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_difference
 
 
