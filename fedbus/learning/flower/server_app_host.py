@@ -68,7 +68,7 @@ class ServerJob:
     @property
     def rounds(self) -> int:
         """The number of rounds left."""
-        return max(0, self.plan.rounds - self.first_round + 1)
+        return max(0, (self.plan.total_rounds or 3) - self.first_round + 1)
 
 
 def run_server_app(grid: BusGrid, job: ServerJob, on_round: OnRound) -> Arrays:
