@@ -11,7 +11,7 @@ export FEDBUS_DATA_DIR
 # The tests start hundreds of processes that import the same modules; byte code saves time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all lint types unit faults bench docs try-compose clean
+.PHONY: demo test test-all lint types unit faults test-flower bench docs try-compose clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("fedbus needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
@@ -40,6 +40,20 @@ test-all: $(READY)  ## all tests, including the slow ones
 
 faults: $(READY)  ## fault tests: they kill and freeze processes
 	$(BIN)/pytest -m fault $(PYTEST)
+
+# Another version of Flower needs other versions of the packages that Flower itself pins: these are not constrained.
+FLOWER_PINS := flwr|certifi|uv
+FLOWER_VENV := $(if $(VERSION),.venv-flower-$(VERSION),$(VENV))
+
+test-flower: $(FLOWER_VENV)/.ready  ## the tests that depend on Flower; VERSION=1.42.0 installs that version
+	$(FLOWER_VENV)/bin/pytest -p no:cacheprovider tests/learning $(PYTEST)
+	$(FLOWER_VENV)/bin/pytest -p no:cacheprovider -m differential tests/differential $(PYTEST)
+
+.venv-flower-$(VERSION)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	grep -vE '^($(FLOWER_PINS))==' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $(@D)/constraints.txt -e '.[dev]' 'flwr==$(VERSION)'
+	touch $@
 
 bench: $(READY)  ## compare fedbus with Flower's own deployment
 	$(BIN)/python -m benchmarks.noop_round $(BENCH)

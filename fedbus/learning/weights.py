@@ -40,6 +40,8 @@ _TAGS: Final = {
     "bool": "BOOL",
     "complex64": "C64",
 }
+SUPPORTED_DTYPES: Final = tuple(_TAGS)
+"""The names of the dtypes that a weights file can have."""
 _WRITE_BYTES: Final = 16 * 1024**2
 
 

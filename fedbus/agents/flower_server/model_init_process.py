@@ -1,7 +1,7 @@
 """The process that builds a task's initial model: ``python -m fedbus child init``.
 
-It imports torch, whose memory is released when the process ends. Its answer is the stored artifact as JSON, or,
-with exit code 1, the reason for the failure.
+A task without a builder gets an empty model. The process runs the task's code, whose memory is released when it ends.
+Its answer is the stored artifact as JSON, or, with exit code 1, the reason for the failure.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from fedbus.agents.common.process_orders import InitProcessConfig, read_process_
 from fedbus.contracts.model import Artifact
 from fedbus.learning import weights
 from fedbus.learning.flower import task_code
+from fedbus.learning.task_model import first_arrays
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models.open import open_model_store
 
@@ -33,11 +34,9 @@ async def main(_: asyncio.Event) -> int:
 
 
 def _build(config: InitProcessConfig, path: Path) -> Artifact:
-    builder = task_code.load_function(Path(config.task.path), config.task.table.model)
     try:
-        model = builder()
-        return weights.save(weights.from_torch(model.state_dict()), path)
-    except Exception as error:
+        return weights.save(first_arrays(config.task) or {}, path)
+    except weights.BadWeights as error:
         raise task_code.BadTask(
-            f"{config.task.table.model} did not build a model: {task_code.format_error(error)}"
+            f"the model of {config.task.table.model} cannot be stored: {error}"
         ) from error

@@ -36,9 +36,9 @@ from fedbus.learning.client_selection import ClientSelection
 from fedbus.learning.flower import task_code
 from fedbus.learning.flower.contribution import ContributionLimits
 from fedbus.learning.flower.grid import BusGrid
-from fedbus.learning.flower.node_polling import NotEnoughClients
 from fedbus.learning.flower.replies import GridClosed
 from fedbus.learning.flower.server_app_host import ServerAppFailed, ServerJob, run_server_app
+from fedbus.learning.library import NotEnoughClients
 from fedbus.learning.weights import Arrays, BadWeights, SafetensorsFile
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models.open import ModelStore, open_model_store

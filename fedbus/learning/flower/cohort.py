@@ -21,7 +21,7 @@ from fedbus.learning.flower.contribution import (
     make_update_directory,
 )
 from fedbus.learning.flower.replies import Replies
-from fedbus.learning.flower.round_log import RoundLog
+from fedbus.learning.round_log import RoundLog
 
 T = TypeVar("T")
 log = structlog.get_logger("fedbus.learning")

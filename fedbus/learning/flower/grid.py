@@ -19,7 +19,7 @@ from collections.abc import Coroutine, Iterable
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -38,7 +38,7 @@ from fedbus.learning.bus_protocol import BusProtocol
 from fedbus.learning.flower import record_codec
 from fedbus.learning.flower.message_payload import MessagePayload, fetch_content
 from fedbus.learning.flower.node_ids import node_id, run_number
-from fedbus.learning.flower.node_polling import MAX_BLOCK_S, NodePoller, NotEnoughClients
+from fedbus.learning.flower.node_polling import MAX_BLOCK_S, NodePoller, not_enough_clients
 from fedbus.learning.flower.private_api import NO_REPLY, NODE_UNAVAILABLE, Run, empty_run, set_message_id
 from fedbus.learning.flower.replies import (
     MAX_PREFETCHED_REPLIES,
@@ -54,6 +54,7 @@ from fedbus.learning.flower.replies import (
     round_number_of,
     sample_count,
 )
+from fedbus.learning.library import RoundTally
 from fedbus.learning.round_timing import ExchangeTiming
 from fedbus.learning.round_tracker import (
     Effect,
@@ -72,22 +73,6 @@ MAX_CONCURRENT_PUBLISHES: Final = 64
 log = structlog.get_logger("fedbus.learning")
 tracer = get_tracer("fedbus.learning")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class RoundTally:
-    """The participants of a round."""
-
-    participants: dict[str, int] = field(default_factory=dict)
-    """Samples by client."""
-    failures: dict[str, str] = field(default_factory=dict)
-    """Reasons by client."""
-    train_s: dict[str, float] = field(default_factory=dict)
-    """Training time in seconds, by client."""
-    figures: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Metrics that each ClientApp reported, by client."""
-    exchanges: list[ExchangeTiming] = field(default_factory=list)
-    """Times of each message and its reply, without those that failed."""
 
 
 class BusGrid(Grid):
@@ -440,7 +425,7 @@ class BusGrid(Grid):
         if poller.is_polling(now, self._calls_made) and not self._pending:
             left_s = poller.since + self._plan.recruit_s - now
             if left_s <= 0:
-                raise NotEnoughClients(self._nodes.values(), self._failed, self._plan.recruit_s)
+                raise not_enough_clients(self._nodes.values(), self._failed, self._plan.recruit_s)
             nodes_before = set(self._nodes)
             self._changed.wait_for(
                 lambda: self._closed is not None or set(self._nodes) != nodes_before, min(left_s, MAX_BLOCK_S)

@@ -13,9 +13,9 @@ from flwr.common import Parameters, ndarrays_to_parameters, parameters_to_ndarra
 from flwr.server.server import Server
 from flwr.server.workflow import DefaultWorkflow
 
-from fedbus.learning.flower.node_polling import NotEnoughClients
-from fedbus.learning.flower.round_log import RoundLog
+from fedbus.learning.flower.node_polling import not_enough_clients
 from fedbus.learning.flower.strategy_hook import loaded_subclasses
+from fedbus.learning.round_log import RoundLog
 from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_difference
 
 
@@ -151,7 +151,7 @@ class LegacyHook:
             wait_s = min(self._recruit_s, self._recruit_s if timeout is None else timeout)
             if not wait_for(num_clients, wait_s):
                 present = [f"node {cid}" for cid in client_manager.all()]
-                raise NotEnoughClients(present, {}, wait_s)
+                raise not_enough_clients(present, {}, wait_s)
             return True
 
         return wait_with_limit

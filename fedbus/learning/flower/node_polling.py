@@ -7,23 +7,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from fedbus.learning.library import NotEnoughClients
+
 POLL_INTERVAL_S: Final = (0.5, 3.0)
 """Minimum and maximum pause between two calls of a thread that polls for nodes, in seconds."""
 MAX_BLOCK_S: Final = 2.0
 """The limit for which one call blocks a polling thread, which may wait for something else as well."""
 
 
-class NotEnoughClients(RuntimeError):
-    """The strategy waits for more clients than are present, and the recruiting time is over."""
-
-    def __init__(self, present: Iterable[str], failed: dict[str, str], waited_s: float) -> None:
-        present_text = ", ".join(sorted(present)) or "none"
-        failed_text = ", ".join(f"{client} ({reason})" for client, reason in sorted(failed.items())) or "none"
-        super().__init__(
-            f"the strategy waited for more clients (limit {waited_s:g} s). "
-            f"Present: {present_text}. Failed: {failed_text}. "
-            "Lower the strategy's min_available_nodes, or start more clients"
-        )
+def not_enough_clients(present: Iterable[str], failed: dict[str, str], waited_s: float) -> NotEnoughClients:
+    """Return the error of a strategy that waits for more clients than *present* for *waited_s* seconds."""
+    present_text = ", ".join(sorted(present)) or "none"
+    failed_text = ", ".join(f"{client} ({reason})" for client, reason in sorted(failed.items())) or "none"
+    return NotEnoughClients(
+        f"the strategy waited for more clients (limit {waited_s:g} s). "
+        f"Present: {present_text}. Failed: {failed_text}. "
+        "Lower the strategy's min_available_nodes, or start more clients"
+    )
 
 
 @dataclass

@@ -1,6 +1,7 @@
-"""The private API of flwr 1.41 that fedbus needs. `streaming_aggregation` also uses `FedAvg._check_and_log_replies`.
+"""The private API of Flower that fedbus uses, checked when this module is imported (`flower_version`).
 
-`tests/learning/flower/test_private_api.py` fails if Flower changes one of them; then these modules change.
+`tests/learning/flower/test_private_api.py` fails if Flower changes the behaviour of one of them; then this module
+changes. `make test-flower VERSION=…` runs the tests against another version of Flower.
 
     set_process_identity    `Message(content, dst_node_id, message_type)` reads a process-wide identity on the server
     set_message_id          the metadata of a message that the Grid sends has no setter for its id
@@ -8,20 +9,47 @@
     empty_run               legacy `server_fn` apps read a `Run` from the Grid, which has no public constructor
     BorrowedArray           an `Array` copies its data to `bytes`; this one uses a buffer that it does not own
     RunNotRunningException  ends Flower's background threads when a Grid is closed
+    check_replies           streaming aggregation lets Flower check and log replies whose arrays are released
     error codes, aggregate_metricrecords: they have no public name
 """
 
 from typing import Any, Final, cast
 
 import numpy as np
-from flwr.app import Array, Error, Message, Metadata, RecordDict
-from flwr.app.message.message import make_message
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
-from flwr.supercore.run import Run, RunNotRunningException
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedbus.learning import npy
+from fedbus.learning.flower import flower_version
+
+with flower_version.checked_imports():
+    from flwr.app import Array, Error, Message, Metadata, RecordDict
+    from flwr.app.message.message import make_message
+    from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
+    from flwr.server.server import Server
+    from flwr.server.workflow import DefaultWorkflow
+    from flwr.serverapp.strategy import FedAvg, Strategy
+    from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+    from flwr.supercore.run import Run, RunNotRunningException
+    from flwr.supercore.task_identity import TaskIdentity
+
+_ATTRIBUTES: Final[dict[Any, tuple[str, ...]]] = {
+    ErrorCode: (
+        "UNKNOWN",
+        "LOAD_CLIENT_APP_EXCEPTION",
+        "CLIENT_APP_RAISED_EXCEPTION",
+        "MESSAGE_UNAVAILABLE",
+        "NODE_UNAVAILABLE",
+        "REPLY_MESSAGE_UNAVAILABLE",
+    ),
+    SType: ("NUMPY",),
+    Run: ("create_empty",),
+    TaskIdentity: ("task_id", "run_id", "node_id"),
+    FedAvg: ("_check_and_log_replies", "aggregate_train"),
+    Strategy: ("start",),  # the hooks replace this one and the next two
+    Server: ("fit",),
+    DefaultWorkflow: ("__call__",),
+}
+for _owner, _names in _ATTRIBUTES.items():
+    flower_version.require_attributes(_owner, _names)
 
 __all__ = [
     "CLIENT_APP_RAISED",
@@ -38,6 +66,8 @@ __all__ = [
     "aggregate_metricrecords",
     "array_view",
     "build_message",
+    "check_replies",
+    "checks_replies_as_flower",
     "empty_run",
     "serialized_buffer",
     "set_message_id",
@@ -76,6 +106,20 @@ def build_message(
 
 def empty_run(run_id: int) -> Run:
     return Run.create_empty(run_id)
+
+
+_STOCK_CHECK: Final = FedAvg._check_and_log_replies  # noqa: SLF001 - this module holds the private names
+
+
+def checks_replies_as_flower(strategy: FedAvg) -> bool:
+    """Return whether *strategy* has no check of replies of its own, which might read their arrays."""
+    return type(strategy)._check_and_log_replies is _STOCK_CHECK  # noqa: SLF001
+
+
+def check_replies(strategy: FedAvg, replies: list[Message]) -> list[Message]:
+    """Log the failed *replies* to a training message as Flower does, and return the valid ones."""
+    valid, _ = strategy._check_and_log_replies(replies, is_train=True)  # noqa: SLF001
+    return valid
 
 
 class BorrowedArray(Array):

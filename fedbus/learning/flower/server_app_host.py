@@ -21,12 +21,12 @@ from fedbus.learning.flower.cohort import CohortPolicy
 from fedbus.learning.flower.contribution import ContributionEvaluator, ContributionLimits
 from fedbus.learning.flower.grid import BusGrid
 from fedbus.learning.flower.legacy_strategy_hook import LegacyHook
-from fedbus.learning.flower.node_polling import NotEnoughClients
 from fedbus.learning.flower.private_api import SERVER_NODE_ID, set_process_identity
 from fedbus.learning.flower.replies import GridClosed
-from fedbus.learning.flower.round_log import OnRound, RoundLog
 from fedbus.learning.flower.strategy_hook import StrategyHook
 from fedbus.learning.flower.streaming_aggregation import streaming_aggregation
+from fedbus.learning.library import NotEnoughClients, OnRound
+from fedbus.learning.round_log import RoundLog
 from fedbus.learning.weights import Arrays, BadWeights
 
 MODEL_KEY: Final = "fedbus.model"
@@ -68,7 +68,7 @@ class ServerJob:
     @property
     def rounds(self) -> int:
         """The number of rounds left."""
-        return max(0, self.plan.rounds - self.first_round + 1)
+        return max(0, (self.plan.total_rounds or 3) - self.first_round + 1)
 
 
 def run_server_app(grid: BusGrid, job: ServerJob, on_round: OnRound) -> Arrays:

@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedbus.learning.flower.array_records import from_record
 from fedbus.learning.flower.cohort import CohortPolicy
-from fedbus.learning.flower.round_log import RoundLog
+from fedbus.learning.round_log import RoundLog
 from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_difference
 
 

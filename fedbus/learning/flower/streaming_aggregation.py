@@ -29,6 +29,8 @@ from fedbus.learning.flower.private_api import (
     aggregate_metricrecords,
     array_view,
     build_message,
+    check_replies,
+    checks_replies_as_flower,
 )
 from fedbus.learning.flower.replies import Replies, update_weight
 
@@ -36,7 +38,6 @@ BLOCK_BYTES: Final = 512 * 1024
 """Size of a block that is multiplied and then added, small enough for the CPU cache."""
 
 _STOCK_AGGREGATE = FedAvg.aggregate_train
-_STOCK_CHECKS = FedAvg._check_and_log_replies  # noqa: SLF001 - an override may read the arrays
 _EMPTY_ARRAY = Array("", (), "", b"")
 
 
@@ -59,7 +60,7 @@ def aggregate_train(
         return result
     mean = WeightedMean(self.weighted_by_key)
     outlines = [mean.add(reply) for reply in _drain_once(replies)]
-    valid, _ = self._check_and_log_replies(outlines, is_train=True)
+    valid = check_replies(self, outlines)
     if not valid:
         return None, None
     metrics = aggregate_metricrecords([message.content for message in valid], self.weighted_by_key)
@@ -68,10 +69,7 @@ def aggregate_train(
 
 def can_stream(strategy: FedAvg) -> bool:
     """Return whether the strategy has no code of its own that may read the arrays of replies."""
-    return (
-        strategy.train_metrics_aggr_fn is aggregate_metricrecords
-        and type(strategy)._check_and_log_replies is _STOCK_CHECKS  # noqa: SLF001 - Flower's
-    )
+    return strategy.train_metrics_aggr_fn is aggregate_metricrecords and checks_replies_as_flower(strategy)
 
 
 class WeightedMean:

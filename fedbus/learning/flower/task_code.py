@@ -16,15 +16,14 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedbus.contracts.task.task import LIBRARIES_SUFFIX
+from fedbus.learning.library import BadTask
+
+__all__ = ["BadTask", "format_error", "load", "load_client_app", "load_function", "load_server_app"]
 
 _task_roots: set[str] = set()
 """The task directories from which this process has imported modules."""
 _import_lock = RLock()
 """`sys.path` and `sys.modules` belong to the whole process, in which several agents may load code at the same time."""
-
-
-class BadTask(Exception):
-    """The task's code is invalid. The text is one line with the reason and the place."""
 
 
 def load(path: Path, reference: str) -> Any:

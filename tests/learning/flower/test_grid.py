@@ -25,10 +25,10 @@ from fedbus.contracts.client import FailTrain, Heartbeat
 from fedbus.contracts.server import RoundMessage
 from fedbus.learning.flower.array_records import to_record
 from fedbus.learning.flower.node_ids import node_id
-from fedbus.learning.flower.node_polling import NotEnoughClients
 from fedbus.learning.flower.private_api import set_process_identity
 from fedbus.learning.flower.replies import MAX_PREFETCHED_REPLIES, GridClosed
 from fedbus.learning.flower.server_app_host import ServerAppFailed
+from fedbus.learning.library import NotEnoughClients
 
 
 async def test_fedavg_trains_and_reports_each_round(tmp_path: Path) -> None:

@@ -1,17 +1,15 @@
-"""Collects the result of each round from the strategy hooks."""
+"""Collects the result of each round, and reports it."""
 
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedbus.contracts.run import MAX_REPORTED_CLIENTS, RoundResult
-from fedbus.learning.flower.grid import RoundTally
-from fedbus.learning.flower.round_spans import RoundTrace
+from fedbus.learning.library import OnRound, RoundTally
 from fedbus.learning.round_metrics import normalize_metrics
+from fedbus.learning.round_spans import RoundTrace
 from fedbus.learning.round_timing import split_round_time
 from fedbus.learning.weights import Arrays, cast
-
-OnRound = Callable[[RoundResult, Arrays], None]
 
 
 class RoundLog:

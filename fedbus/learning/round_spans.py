@@ -1,4 +1,4 @@
-"""The spans of a round in the ServerApp's thread, from its first message to its last metric.
+"""The spans of a round in the thread that trains, from its first message to its last metric.
 
 A span is exported when it ends. No span here is longer than a round, so that a long run is visible while it
 runs.
@@ -18,7 +18,7 @@ tracer = get_tracer("fedbus.learning")
 
 
 class RoundTrace:
-    """The span of the current round, in the ServerApp's thread. It is the parent of all messages of the round."""
+    """The span of the current round, in the thread that trains. It is the parent of all messages of the round."""
 
     def __init__(self, run: str) -> None:
         self._run = run
@@ -40,7 +40,7 @@ class RoundTrace:
 
     @contextmanager
     def aggregate_span(self, number: int) -> Iterator[None]:
-        """Open the span of an aggregation. `BusGrid` links it to the spans of the replies that it takes."""
+        """Open the span of an aggregation. The messenger links it to the spans of the replies that it takes."""
         with tracer.start_as_current_span("aggregate", attributes=self._attributes(number)):
             yield
 

@@ -1,0 +1,58 @@
+"""The app of a task as a training library reads it from ``pyproject.toml``, without importing its code."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any, Protocol, TypeAlias
+
+from fedbus.contracts.run import Scalar
+
+Keys: TypeAlias = tuple[str, ...]
+"""The keys of a value in ``pyproject.toml``, from the outermost table: ``("tool", "fedbus", "model")``."""
+
+
+class LibraryUnusable(Exception):
+    """The training library cannot be used on this machine. The text is the reason and what to do, on one line."""
+
+
+@dataclass(frozen=True)
+class AppProblem:
+    """A problem of an app: the keys in ``pyproject.toml`` that it concerns, a description and advice."""
+
+    keys: Keys
+    what: str
+    advice: str
+    file: str = ""
+    """The file that has the problem, relative to the task's directory, instead of ``pyproject.toml``."""
+    line: int = 1
+    """The line in *file*."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppDeclaration:
+    """What ``pyproject.toml`` declares of an app. If it has *problems*, the other attributes may be incomplete."""
+
+    references: Mapping[str, str] = field(default_factory=dict)
+    """The app's own objects by role, each as ``module:name``: ``{"serverapp": "my_app.server:app"}``. The library
+    chooses the roles. The role ``predict`` is used for serving if ``[tool.fedbus]`` names no ``predict``."""
+    places: Mapping[str, Keys] = field(default_factory=dict)
+    """The keys in ``pyproject.toml`` of each role, so that an error about a reference can name its line."""
+    run_config: Mapping[str, Scalar] = field(default_factory=dict)
+    """The app's own run configuration, flattened: ``{"optimizer.lr": 0.1}``."""
+    rounds: int | None = None
+    """The app's own number of rounds, if it declares one."""
+    problems: tuple[AppProblem, ...] = ()
+
+
+class AppReader(Protocol):
+    """The static part of a training library. Implementations import no code of the task."""
+
+    def read_app(self, pyproject: Mapping[str, Any], directory: PathLike[str]) -> AppDeclaration:
+        """Read the app in *directory* from its parsed ``pyproject.toml``. Do not raise: return problems."""
+
+
+class FindAppReader(Protocol):
+    """Finds the reader of a library by its name."""
+
+    def __call__(self, name: str, /) -> AppReader:
+        """Return the reader of the library *name*. Raises LibraryUnusable."""
