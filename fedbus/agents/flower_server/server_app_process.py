@@ -155,7 +155,7 @@ class ServerAppProcess:
             model=weights.load(initial),
             run_config=dict(self._task.run_config),
             first_round=self._config.first_round,
-            streaming=self._task.table.aggregation == "streaming",
+            streaming=self._task.table.aggregation.method == "streaming",
             selection=selection,
             contribution=ContributionLimits(**self._task.table.contribution.model_dump(by_alias=False)),
         )
