@@ -34,6 +34,8 @@ class GateTable(_Table):
     """If false, every candidate whose metrics are finite is promoted."""
 
 
+DEFAULT_LIBRARY: Final = "flower"
+
 STAGE_PATTERN = (
     r"^(100|[1-9][0-9]?)%$|^[a-z0-9][a-z0-9-]*=[A-Za-z0-9._-]+(,[a-z0-9][a-z0-9-]*=[A-Za-z0-9._-]+)*$"
 )
@@ -70,6 +72,8 @@ class TaskTable(_Table):
 
     task: Id
     """The task's id: lower-case letters, digits and hyphens."""
+    library: Annotated[str, StringConstraints(min_length=1, max_length=100)] = DEFAULT_LIBRARY
+    """The library for federated learning that runs the app: the name of an installed one."""
     model: ObjectReference | None = None
     """Builds the model: ``() -> torch.nn.Module``, or a dict or a list of arrays. Default: the first version is empty,
     and the first run begins with the arrays that the app itself begins with."""
