@@ -102,7 +102,7 @@ def test_the_run_configuration_is_flattened_as_flower_does(task: Path) -> None:
     [
         ("quorum = 2", "qorum = 2", "unknown key `qorum`", "did you mean `quorum`?"),
         ("every-s", "every", "unknown key `every` in [tool.fedbus.schedule]", "did you mean `every-s`?"),
-        ("recruit-s = 60", "hue = 60", "unknown key `hue`", "known keys: task, model"),
+        ("recruit-s = 60", "hue = 60", "unknown key `hue`", "known keys: task, library, model"),
         (
             "rounds = 3   ",
             "rounds = 0   ",
