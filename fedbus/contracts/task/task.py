@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from fedbus.contracts.identifiers import Id
-from fedbus.contracts.run import RunPlan
+from fedbus.contracts.run import RunOverrides, RunPlan
 from fedbus.contracts.scheduling import ContributionTable, EligibilityTable, ScheduleTable, SelectionTable
 from fedbus.contracts.task.base import ConfigSection as _Table
 from fedbus.contracts.task.base import ObjectReference
@@ -73,16 +73,22 @@ class TaskTable(_Table):
     """The task's id: lower-case letters, digits and hyphens."""
     library: Annotated[str, StringConstraints(min_length=1, max_length=100)] = DEFAULT_LIBRARY
     """The library for federated learning that runs the app: the name of an installed one."""
-    model: ObjectReference
-    """Builds the model: ``() -> torch.nn.Module``."""
+    model: ObjectReference | None = None
+    """Builds the model: ``() -> torch.nn.Module``, or a dict or a list of arrays. Default: the first version is empty,
+    and the first run begins with the arrays that the app itself begins with."""
     predict: ObjectReference | None = None
-    """Computes predictions: ``(model, inputs: ndarray (n, …)) -> ndarray (n, …)``. Default: the class with the highest
-    output."""
+    """Computes predictions: ``(model, inputs: ndarray (n, …)) -> ndarray (n, …)``. *model* is the torch module of
+    `model`, else the dict of arrays. Default, for a torch module: the class with the highest output, or the output
+    itself if the model has one output. Without a torch module and without `predict`, a device trains and does not
+    serve."""
     samples: ObjectReference | None = None
     """Loads labelled samples: ``(partition_id, num_partitions) -> (inputs (n, …), labels (n,))``. They are the probes
     for new models and the inputs of simulated traffic."""
-    rounds: int = Field(default=3, ge=1)
-    """The number of rounds of a run."""
+    architecture: Literal["fixed", "free"] = "free"
+    """``fixed``: a run fails if its app changes the name, the shape or the dtype of an array. ``free``: such a result
+    becomes a version, for example trees that grow, and the next run begins with it."""
+    rounds: int | None = Field(default=None, ge=1, le=100_000)
+    """The number of rounds of a run, which replaces the app's own number. Default: the app's own number."""
     quorum: int = Field(default=2, ge=1)
     """The number of clients that a run needs before it trains."""
     recruit_s: float = Field(default=60.0, gt=0)
@@ -105,11 +111,6 @@ class TaskTable(_Table):
     capture: CaptureTable = CaptureTable()
     checks: ChecksTable = ChecksTable()
 
-    @property
-    def plan(self) -> RunPlan:
-        """The plan of a run without overrides."""
-        return RunPlan(rounds=self.rounds, quorum=self.quorum, recruit_s=self.recruit_s, round_s=self.round_s)
-
 
 LIBRARIES_SUFFIX: Final = ".libs"
 """Suffix of the directory with the installed requirements of a task, next to the directory of the task."""
@@ -125,6 +126,10 @@ class Task(BaseModel):
     clientapp: ObjectReference
     run_config: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """``[tool.flwr.app.config]``, flattened as Flower does: ``{"optimizer.lr": 0.1}``."""
+    app_rounds: int = 0
+    """The number of rounds that the app declares; 0 if it declares none."""
+    rounds_key: str = ""
+    """The key of the run configuration that has this number; empty if none has it."""
     code_version: str
     """The commit SHA of a clean Git work tree, else ``sha256:`` and the digest of the files."""
     path: str
@@ -134,3 +139,22 @@ class Task(BaseModel):
     @property
     def id(self) -> str:
         return self.table.task
+
+    def plan_run(self, overrides: RunOverrides | None = None) -> RunPlan:
+        """Return the plan of a run with *overrides*."""
+        table = self.table
+        plan = RunPlan(
+            rounds=table.rounds or 0,
+            app_rounds=self.app_rounds,
+            quorum=table.quorum,
+            recruit_s=table.recruit_s,
+            round_s=table.round_s,
+        )
+        plan = overrides.apply_to(plan) if overrides is not None else plan
+        match plan.config.get(self.rounds_key):
+            case bool():
+                return plan
+            case int(rounds) if rounds > 0:
+                return plan.model_copy(update={"app_rounds": rounds})
+            case _:
+                return plan
