@@ -9,9 +9,7 @@ ObjectReference: TypeAlias = Annotated[
 ]
 """A function or class of the task's code: ``module:name``."""
 
-ModuleName: TypeAlias = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")
-]
+ModuleName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 """A module of the task's code: ``my_app.functions``."""
 
 

@@ -4,15 +4,16 @@ Flower reads ``[tool.flwr.app]``. fedbus parses ``[tool.fedbus]`` into `TaskTabl
 classes have the form ``module:name``, as in Flower's table.
 """
 
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.run import RunOverrides, RunPlan
 from fedbus.contracts.scheduling import ContributionTable, EligibilityTable, ScheduleTable, SelectionTable
+from fedbus.contracts.task.aggregation import AggregationTable
 from fedbus.contracts.task.base import ConfigSection as _Table
-from fedbus.contracts.task.base import ObjectReference
+from fedbus.contracts.task.base import ModuleName, ObjectReference
 from fedbus.contracts.task.serving import CaptureTable, ChecksTable, ServingTable
 
 __all__ = ["CodeTable", "GateTable", "RolloutTable", "ScheduleTable", "Stage", "Task", "TaskTable"]
@@ -81,6 +82,11 @@ class TaskTable(_Table):
     `model`, else the dict of arrays. Default, for a torch module: the class with the highest output, or the output
     itself if the model has one output. Without a torch module and without `predict`, a device trains and does not
     serve."""
+    functions: ModuleName | None = None
+    """The module with the functions ``load``, ``train`` and ``evaluate``, for the library `functions`."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The run configuration, for a library whose app has none of its own: numbers, strings, true or false. Nested
+    tables are flattened: ``optimizer.lr``."""
     samples: ObjectReference | None = None
     """Loads labelled samples: ``(partition_id, num_partitions) -> (inputs (n, …), labels (n,))``. They are the probes
     for new models and the inputs of simulated traffic."""
@@ -95,12 +101,10 @@ class TaskTable(_Table):
     """How long a run waits for its quorum before it fails."""
     round_s: float = Field(default=600.0, gt=0)
     """The time limit of a client for one message. After it the round continues without the client."""
-    aggregation: Literal["streaming", "stock"] = "streaming"
-    """``streaming``: add updates to the sum as they arrive, if the strategy computes a weighted mean. ``stock``: use
-    Flower's own aggregation."""
     keep_models: int = Field(default=20, ge=2)
     """The number of versions that keep their weights. Older versions keep only their manifest."""
     eligibility: EligibilityTable = EligibilityTable()
+    aggregation: AggregationTable = AggregationTable()
     schedule: ScheduleTable = ScheduleTable()
     selection: SelectionTable = SelectionTable()
     contribution: ContributionTable = ContributionTable()

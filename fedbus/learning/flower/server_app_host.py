@@ -86,7 +86,7 @@ def run_server_app(app: ServerApp, grid: MessengerGrid, job: ServerJob, on_round
     with ExitStack() as hooks:
         hooks.enter_context(strategy_hook.install())
         hooks.enter_context(legacy_hook.install())
-        if job.task.table.aggregation == "streaming":
+        if job.task.table.aggregation.method == "streaming":
             hooks.enter_context(streaming_aggregation())
         _run_app(app, grid, context, job.path)
     if isinstance(result := context.state.get(RESULT_KEY), ArrayRecord):

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedbus.contracts.identifiers import check_id
 from fedbus.contracts.task.base import ObjectReference
-from fedbus.contracts.task.task import Task, TaskTable
+from fedbus.contracts.task.task import DEFAULT_LIBRARY, Task, TaskTable
 from fedbus.stores.errors import StoreError
 from fedbus.stores.tasks import git_version
 from fedbus.stores.tasks.requirement_syntax import problem_with
@@ -133,13 +133,20 @@ def validate_task(path: Path) -> list[Problem]:
     return sorted(_TaskValidator(path, document, _LineIndex(text)).find_problems())
 
 
-def create_task(path: Path, id: str) -> None:
-    """Create a small runnable Flower app in *path*, as the task *id*."""
+def create_task(path: Path, id: str, *, library: str = DEFAULT_LIBRARY) -> None:
+    """Create a small runnable app for the training library *library* in *path*, as the task *id*.
+
+    Raises:
+        StoreError: the directory is not empty, or there is no template for the library.
+
+    """
     check_id("task", id)
+    if library not in (names := _list_templates()):
+        raise StoreError(f"there is no template for the library {library!r}; choose one of {', '.join(names)}")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StoreError(f"{path} is not empty; choose a directory that does not exist")
     values = {"id": id, "package": _package_name(id)}
-    for template, target in _render_templates(path, values["package"]):
+    for template, target in _render_templates(path, values["package"], library):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(Template(template).substitute(values), encoding="utf-8")
 
@@ -482,9 +489,15 @@ def _package_name(id: str) -> str:
     return name if name[0].isalpha() else f"task_{name}"
 
 
-def _render_templates(path: Path, package: str) -> Iterator[tuple[str, Path]]:
+def _list_templates() -> list[str]:
+    """Return the libraries for which there are templates, sorted."""
+    folders = resources.files("fedbus.stores").joinpath("templates").iterdir()
+    return sorted(folder.name for folder in folders if folder.is_dir())
+
+
+def _render_templates(path: Path, package: str, library: str) -> Iterator[tuple[str, Path]]:
     """Yield the text and the target path of each template."""
-    for template in resources.files("fedbus.stores").joinpath("templates").iterdir():
+    for template in resources.files("fedbus.stores").joinpath("templates", library).iterdir():
         if template.name.endswith(".tmpl"):
             name = template.name.removesuffix(".tmpl")
             folder = path / package if name.endswith(".py") else path
