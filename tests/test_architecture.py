@@ -105,9 +105,7 @@ PURE_MODULES: Final = {
 }
 """The modules of each agent that decide without I/O."""
 
-SHARED_CLASS_NAMES: Final[dict[str, str]] = {
-    "ServerJob": "the Flower adapter moves to fedbus.learning.library"
-}
+SHARED_CLASS_NAMES: Final[dict[str, str]] = {}
 """A class name that may occur more than once, and the reason."""
 
 MODULE_PATH: Final = re.compile(r"\bfedbus(?:\.[a-z_]\w*){2,}")

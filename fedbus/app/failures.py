@@ -138,7 +138,7 @@ _EXIT_CODES: Final = {
     "fedbus.stores.code.interface.InvalidCodeSource": ExitCode.USAGE,
     "fedbus.stores.code.interface.GitNotInstalled": ExitCode.MACHINE,
     "fedbus.app.local.supervisor.EmbeddedError": ExitCode.MACHINE,
-    "fedbus.learning.flower.task_code.BadTask": ExitCode.FAILED,
+    "fedbus.learning.task_code.BadTask": ExitCode.FAILED,
     "fedbus.agents.client_manager.agent.BootstrapFailed": ExitCode.FAILED,
     "fedbus.agents.common.child_process.ChildNotStarted": ExitCode.MACHINE,
     "fedbus.agents.flower_server.kubernetes.api.NotInACluster": ExitCode.MACHINE,

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from fedbus.contracts.task.task import Task
-from fedbus.learning.flower import task_code
+from fedbus.learning import task_code
 
 MAX_PROBES: Final = 8
 """The number of samples that a new model must answer before it may serve."""

@@ -25,6 +25,9 @@ A child process exists for one purpose and has one session. Its event loop runs 
 block as long as it needs, and may use signals, ``asyncio.run`` and processes of its own. A process may end without
 `close` at any time: by SIGTERM, or when its parent dies. What must not outlive it must end with its process group.
 
+Logging: libraries log to the root logger's handlers, which fedbus configures. If a dependency adds handlers of its own
+when it is imported, the library removes them.
+
 Only `read_app` runs in the agents. So a library imports its heavy dependencies in the other methods, not at the top
 of the module with the `TrainingLibrary`.
 
@@ -35,7 +38,7 @@ the process with a traceback, and the run is recovered.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
@@ -103,7 +106,7 @@ class ReplyError:
     code: int
     """An `ErrorCode`, or the library's own number."""
     reason: str
-    """One line. On the server side it begins with the client's name."""
+    """One line."""
     kind: str = ""
     """A short name for metrics and traces, such as that of the exception type."""
 
@@ -133,12 +136,18 @@ class ClientReply:
     """The reply to *request*: *data*, or *error* if there is no result."""
 
     request: OutgoingMessage
+    round: int
+    """The round that the exchange counts for; 0 before the first round."""
     message_id: str = ""
     created_at: float = field(default_factory=time.time)
     ttl_s: float = 0.0
     data: bytes | memoryview | None = None
     """The bytes of the client's payload. Arrays that are views of it keep all of it in memory."""
     error: ReplyError | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The metrics that the client reported."""
+    timing: ExchangeTiming | None = None
+    """None if there was no reply."""
 
     @property
     def client(self) -> str:
@@ -175,6 +184,13 @@ class Messenger(Protocol):
     def run(self) -> str:
         """The name of the run."""
 
+    @property
+    def plan(self) -> RunPlan: ...
+
+    @property
+    def has_open_messages(self) -> bool:
+        """Whether a message has no reply yet."""
+
     def clients(self) -> list[str]:
         """Return the clients that are present. A client that is silent or failed is not."""
 
@@ -184,12 +200,15 @@ class Messenger(Protocol):
     def wait_for_clients(self, count: int = 1, *, timeout_s: float | None = None) -> list[str]:
         """Block until at least *count* clients are present, and return those that are.
 
-        *timeout_s* is the plan's recruiting time by default.
+        The limit is *timeout_s* seconds; None is the plan's recruiting time.
 
         Raises:
             NotEnoughClients: the time is over. It is a TrainingFailed, and names the clients that are missing.
 
         """
+
+    def wait_for_change(self, clients: Collection[str], *, timeout_s: float) -> list[str]:
+        """Block until the present clients differ from *clients*, at most *timeout_s*. Return those present then."""
 
     def send(
         self, messages: Iterable[OutgoingMessage], *, timeout_s: float | None = None
@@ -197,9 +216,9 @@ class Messenger(Protocol):
         """Send *messages*, and yield exactly one reply for each, in order of arrival.
 
         This blocks until the messages are published; each step of the iterator blocks until the next reply. At most
-        `MAX_PREFETCHED_REPLIES` replies with blobs are in memory before they are taken, so take them one by one and
-        release them. A message without a reply within *timeout_s*, the plan's ``round_s`` and its time to live, or
-        whose client leaves, yields a `ClientReply` with an error. Nothing raises because of a client.
+        `reply_queue.MAX_PREFETCHED_REPLIES` replies with blobs are in memory before they are taken: take them one by
+        one, and release them. A message without a reply within *timeout_s*, the plan's ``round_s`` and its time to
+        live, or whose client leaves, yields a `ClientReply` with an error. Nothing raises because of a client.
         """
 
     def post(self, messages: Iterable[OutgoingMessage], *, timeout_s: float | None = None) -> list[str]:
@@ -208,8 +227,11 @@ class Messenger(Protocol):
     def collect(self, message_ids: Iterable[str]) -> list[ClientReply]:
         """Return the replies to *message_ids* that have arrived, each once. This blocks for their transfer only."""
 
-    def count_samples(self, reply: ClientReply, samples: int) -> None:
-        """Record how many samples the client used for *reply*, for the round's participants."""
+    def accept(self, reply: ClientReply, *, samples: int = 0) -> None:
+        """Record that *reply* counts for its round, with the number of samples that the client trained on.
+
+        Call this once for each valid reply, in any thread. Replies with an error are recorded without it.
+        """
 
     def reject(self, reply: ClientReply, reason: str) -> None:
         """Record that *reply* is useless, for example because it cannot be decoded: a failure of its client."""
@@ -346,10 +368,6 @@ class TrainingLibrary(AppReader, Protocol):
     @property
     def packages(self) -> Sequence[str]:
         """The distributions whose versions a bug report names: ``("flwr",)``."""
-
-    @property
-    def loggers(self) -> Sequence[str]:
-        """The names of loggers with handlers of their own, which fedbus removes in child processes."""
 
     def check(self, task: Task, *, server_side: bool) -> None:
         """Import the code of *task*: that of the clients, and with *server_side* that of the server. Raises BadTask."""

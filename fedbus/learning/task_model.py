@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from fedbus.contracts.task.task import Task
-from fedbus.learning import weights
-from fedbus.learning.flower import task_code
-from fedbus.learning.flower.task_code import BadTask
+from fedbus.learning import task_code, weights
+from fedbus.learning.library import BadTask, open_library
+from fedbus.learning.task_code import describe_error
+
+__all__ = ["build_model", "describe_error", "first_arrays", "is_module", "model_arrays"]
 
 
 def build_model(task: Task) -> Any:
@@ -38,14 +40,15 @@ def build_model(task: Task) -> Any:
 
 
 def first_arrays(task: Task) -> weights.Arrays | None:
-    """Return the arrays of the first model of *task*; None if the task has none.
+    """Return the arrays of the first model of *task*: its builder's, or its library's. None if the task has none.
 
     Raises:
         BadTask: the builder fails, or does not return a model.
+        LibraryUnusable: the task names no builder, and its library is not installed.
 
     """
     if task.table.model is None:
-        return None
+        return open_library(task.table.library).initial_model(task)
     return model_arrays(build_model(task), task.table.model)
 
 
@@ -71,22 +74,6 @@ def is_module(model: Any) -> bool:
     """Return whether *model* is a torch module, without an import of torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(model, torch.nn.Module)
-
-
-def describe_error(error: BaseException, root: Path) -> str:
-    """Format *error* as one line, with the innermost line of the task in *root* that raised it, if there is one.
-
-    For example ``KeyError: 'coef' (my_app/task.py:31)``.
-    """
-    text = task_code.format_error(error)
-    place, traceback = "", error.__traceback__
-    base = root.resolve()
-    while traceback is not None:
-        file = Path(traceback.tb_frame.f_code.co_filename)
-        if file.is_relative_to(base):
-            place = f" ({file.relative_to(base)}:{traceback.tb_lineno})"
-        traceback = traceback.tb_next
-    return f"{text}{place}"
 
 
 def _to_array(value: Any, name: str) -> np.ndarray[Any, Any]:

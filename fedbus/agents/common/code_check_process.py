@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from fedbus.agents.common.child_process import exit_with_reason, write_answer
+from fedbus.agents.common.main_thread import MainThread
 from fedbus.agents.common.process_orders import CheckProcessConfig, read_process_config
 from fedbus.contracts.code import CodeChecked
-from fedbus.learning import weights
-from fedbus.learning.flower import task_code
+from fedbus.contracts.task.app import LibraryUnusable
+from fedbus.learning import task_code, weights
+from fedbus.learning.library import open_library
 from fedbus.learning.task_model import first_arrays
 
 
-async def main(_: asyncio.Event) -> int:
+async def main(_: asyncio.Event, main_thread: MainThread) -> int:
     config = read_process_config(CheckProcessConfig)
     try:
-        checked = await asyncio.to_thread(_check, config)
-    except (task_code.BadTask, weights.BadWeights) as error:
+        checked = await main_thread.run(_check, config)
+    except (task_code.BadTask, LibraryUnusable, weights.BadWeights) as error:
         return exit_with_reason(str(error))
     write_answer(checked.model_dump_json())
     return 0
@@ -29,9 +31,7 @@ async def main(_: asyncio.Event) -> int:
 
 def _check(config: CheckProcessConfig) -> CodeChecked:
     path, table = Path(config.task.path), config.task.table
-    task_code.load_client_app(path, config.task.clientapp)
-    if config.server_side:
-        task_code.load_server_app(path, config.task.serverapp)
+    open_library(table.library).check(config.task, server_side=config.server_side)
     for reference in (table.predict, table.samples):
         if reference is not None:
             task_code.load_function(path, reference)

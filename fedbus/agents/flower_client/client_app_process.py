@@ -1,18 +1,20 @@
 """The process that trains one run on one client: ``python -m fedbus child trainer``.
 
-It loads the ClientApp, publishes `joined`, and replies to each Flower message of the run until it is
-stopped. Weights are transferred as blobs between this process and the Flower server. The app gets the path of the
-captured data as ``node_config["captured-data"]``.
+It loads the app's client side, publishes `joined`, and replies to each message of the run until it is stopped. The
+app runs in the main thread, the event loop in another one. Weights are transferred as blobs between this process and
+the server's. The app gets the path of the captured data as ``node_config["captured-data"]``.
 """
 
 import asyncio
 import math
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
 import structlog
 from opentelemetry import context as otel_context
@@ -20,6 +22,7 @@ from opentelemetry import trace
 
 from fedbus.agents.common.asyncio_tools import wait_for_first
 from fedbus.agents.common.child_process import exit_with_reason, parent_cause, parent_trace
+from fedbus.agents.common.main_thread import MainThread
 from fedbus.agents.common.process_orders import TrainerProcessConfig, read_process_config
 from fedbus.agents.flower_client.captured_training_data import NO_ROWS, WrittenRows, write_training_rows
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
@@ -28,7 +31,8 @@ from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.causation import set_current_cause
 from fedbus.contracts.client import ClientJoined, RoundReply, RoundStarted
 from fedbus.contracts.run import Scalar
-from fedbus.contracts.server import RoundMessage
+from fedbus.contracts.server import MessageContent, RoundMessage
+from fedbus.contracts.task.app import LibraryUnusable
 from fedbus.contracts.telemetry import (
     CLIENT,
     TASK,
@@ -40,15 +44,21 @@ from fedbus.contracts.telemetry import (
     set_gauge,
 )
 from fedbus.learning.bus_protocol import OfferProtocol
-from fedbus.learning.flower import record_codec
-from fedbus.learning.flower.client_app_host import ClientAppHost, ClientAppReply, make_undelivered_reply
-from fedbus.learning.flower.message_payload import MessagePayload, fetch_content
-from fedbus.learning.flower.record_codec import RecordDecodeError
-from fedbus.learning.flower.task_code import BadTask
+from fedbus.learning.library import (
+    BadTask,
+    ClientJob,
+    ClientResponse,
+    ClientSession,
+    ErrorCode,
+    IncomingMessage,
+    ReplyError,
+    open_library,
+)
+from fedbus.learning.payload import ContentMissing, fetch_content
 from fedbus.stores.errors import StoreError
 
 CAPTURED_DATA_KEY: Final = "captured-data"
-"""The key of Flower's node_config with the path of the captured data."""
+"""The key of the node configuration with the path of the captured data."""
 MAX_QUEUED_MESSAGES: Final = 16
 """Messages of the run that are received and not handled yet; more of them wait in the stream."""
 MAX_OPEN_OFFERS: Final = 2
@@ -58,7 +68,7 @@ log = structlog.get_logger("fedbus.client_app_process")
 tracer = get_tracer("fedbus.client_app_process")
 
 
-async def main(stop: asyncio.Event) -> int:
+async def main(stop: asyncio.Event, main_thread: MainThread) -> int:
     """Train the run of this process's configuration."""
     config = read_process_config(TrainerProcessConfig)
     otel_context.attach(parent_trace())
@@ -67,8 +77,10 @@ async def main(stop: asyncio.Event) -> int:
         config.nats_url, config.identity(AgentName.TRAINER, config.client), access=config.bus_access
     ) as bus:
         try:
-            await wait_for_first(ClientAppProcess(bus, config).run(), stop.wait(), bus.wait_closed())
-        except BadTask as error:
+            await wait_for_first(
+                ClientAppProcess(bus, config, main_thread).run(), stop.wait(), bus.wait_closed()
+            )
+        except (BadTask, LibraryUnusable) as error:
             return exit_with_reason(str(error))
     return 0
 
@@ -78,20 +90,14 @@ class _ServerReplaced(Exception):
 
 
 class ClientAppProcess:
-    """Runs the ClientApp of one client in one run."""
+    """Runs the app of one client in one run."""
 
-    def __init__(self, bus: Bus, config: TrainerProcessConfig) -> None:
+    def __init__(self, bus: Bus, config: TrainerProcessConfig, main_thread: MainThread) -> None:
         self._bus = bus
         self._config = config
         self._task = config.task
-        self._host = ClientAppHost(
-            Path(config.task.path),
-            config.task.clientapp,
-            client=config.client,
-            run=config.run,
-            run_config={**config.task.run_config, **config.plan.config},
-            node_config=config.node_config,
-        )
+        self._main_thread = main_thread
+        self._session: ClientSession
         self._received_ids: set[str] = set()
         self._received: asyncio.Queue[Delivery] = asyncio.Queue(MAX_QUEUED_MESSAGES)
         self._server = ""
@@ -101,9 +107,9 @@ class ClientAppProcess:
         self._offers: deque[OfferProtocol] = deque()
 
     async def run(self) -> None:
-        """Load the app, join the run and handle its messages. Raises BadTask."""
+        """Load the app, join the run and handle its messages. Raises BadTask and LibraryUnusable."""
         async with self._bus.consume(AgentName.TRAINER, task=self._task.id) as inbox:
-            await asyncio.to_thread(self._host.load)
+            await self._main_thread.run(self._open_session)
             await self._bus.publish(
                 ClientJoined(
                     task=self._task.id,
@@ -113,6 +119,17 @@ class ClientAppProcess:
                 )
             )
             await wait_for_first(self._receive_messages(inbox), self._handle_messages())
+
+    def _open_session(self) -> None:
+        job = ClientJob(
+            task=self._task,
+            client=self._config.client,
+            run=self._config.run,
+            plan=self._config.plan,
+            node_config=self._config.node_config,
+        )
+        self._session = open_library(self._task.table.library).open_client(job)
+        self._main_thread.at_end(self._session.close)
 
     async def _receive_messages(self, inbox: AsyncIterator[Delivery]) -> None:
         """Queue each message once. Drop messages of earlier runs and repeated ones."""
@@ -156,16 +173,19 @@ class ClientAppProcess:
         try:
             with self._phase_span("download", message):
                 data = await self._fetch(message)
-            reply, payload = await asyncio.to_thread(self._run_app, message, data)
-        except (BlobUnavailable, BlobCorrupt, RecordDecodeError) as error:
+        except (BlobUnavailable, BlobCorrupt, ContentMissing) as error:
             log.warning("Message download failed", run=message.run, reason=str(error))
-            await self._bus.publish(make_undelivered_reply(message, str(error)).to_message(None))
+            reason = f"cannot fetch the message: {error}"
+            failed = ClientResponse(error=ReplyError(ErrorCode.MESSAGE_UNAVAILABLE, reason))
+            await self._bus.publish(_make_reply(message, failed, None))
             return
         except _ServerReplaced:
             log.info("Dropping message of a lost Flower server", run=message.run, round=message.round)
             return
+        response, left_out = await self._main_thread.run(self._run_app, message, data)
         with self._phase_span("upload", message):
-            await self._bus.publish(await self._offer(reply, payload))
+            content = await self._offer(response)
+            await self._bus.publish(_make_reply(message, response, content, left_out=left_out))
 
     async def _fetch(self, message: RoundMessage) -> bytes | memoryview:
         """Download the content of *message*. Raises _ServerReplaced, and the errors of `fetch_content`."""
@@ -181,22 +201,33 @@ class ClientAppProcess:
         finally:
             self._download = None
 
-    def _run_app(
-        self, message: RoundMessage, data: bytes | memoryview
-    ) -> tuple[ClientAppReply, MessagePayload | None]:
-        """Do all blocking work in one call: a switch of threads costs more than the work of a small round."""
-        content = record_codec.decode(data)
+    def _run_app(self, message: RoundMessage, data: bytes | memoryview) -> tuple[ClientResponse, int]:
+        """Return the app's response, and the number of captured rows that were left out.
+
+        All blocking work is one call: a switch of threads costs more than the work of a small round.
+        """
         phase = message.message_type.partition(".")[0]
         with self._phase_span(phase, message) as span:
             captured = self._write_captured(message)
-            reply = self._host.handle(message, content, node_config=self._node_config(captured))
-            if reply.error_code is not None:
-                mark_failed(span, reply.error_kind, reply.error_reason)
-        reply = replace(reply, left_out=captured.skipped_rows)
-        self._record_metrics(phase, reply)
-        if reply.content is None:
-            return reply, None
-        return reply, MessagePayload.from_records(record_codec.encode(reply.content))
+            start = time.monotonic()
+            response = self._session.handle(
+                IncomingMessage(
+                    message_id=message.message_id,
+                    kind=message.message_type,
+                    data=data,
+                    round=message.round,
+                    group_id=message.group_id,
+                    ttl_s=message.ttl_s,
+                    created_at=message.created_at,
+                    node_config=self._node_config(captured),
+                )
+            )
+            if response.train_s is None:
+                response = replace(response, train_s=time.monotonic() - start)
+            if response.error is not None:
+                mark_failed(span, response.error.kind or str(response.error.code), response.error.reason)
+        self._record_metrics(phase, response)
+        return response, captured.skipped_rows
 
     def _write_captured(self, message: RoundMessage) -> WrittenRows:
         """Write the captured data for a training message. If that fails, train without it."""
@@ -210,7 +241,7 @@ class ClientAppProcess:
             return NO_ROWS
 
     def _node_config(self, captured: WrittenRows) -> dict[str, Scalar]:
-        """Return the device's node_config, with the path of the captured rows if there are any."""
+        """Return the device's node configuration, with the path of the captured rows if there are any."""
         if captured.skipped_rows:
             log.warning("Captured rows do not validate; excluding them", rows=captured.skipped_rows)
         captured_data: dict[str, Scalar] = (
@@ -222,23 +253,23 @@ class ClientAppProcess:
     def _captured_path(self) -> Path:
         return Path(self._config.captured).with_name("captured.npz")
 
-    async def _offer(self, reply: ClientAppReply, payload: MessagePayload | None) -> RoundReply:
-        if payload is None:
-            return reply.to_message(None)
-        content, offer = await payload.prepare(self._bus.blobs, receivers=1)
+    async def _offer(self, response: ClientResponse) -> MessageContent | None:
+        if response.payload is None or response.error is not None:
+            return None
+        content, offer = await response.payload.prepare(self._bus.blobs, receivers=1)
         if offer is not None:
             self._add_offer(offer)
-        return reply.to_message(content)
+        return content
 
     def _add_offer(self, offer: OfferProtocol) -> None:
         self._offers.append(offer)
         if len(self._offers) > MAX_OPEN_OFFERS:
             self._offers.popleft().release()
 
-    def _record_metrics(self, phase: str, reply: ClientAppReply) -> None:
+    def _record_metrics(self, phase: str, response: ClientResponse) -> None:
         attributes = {TASK: self._task.id, CLIENT: self._config.client}
-        record(TRAIN_DURATION, reply.train_s, attributes | {"fedbus.phase": phase})
-        if (loss := reply.figures.get("train_loss")) is not None and math.isfinite(loss):
+        record(TRAIN_DURATION, response.train_s or 0.0, attributes | {"fedbus.phase": phase})
+        if (loss := response.metrics.get("train_loss")) is not None and math.isfinite(loss):
             set_gauge(TRAIN_LOSS, loss, attributes)
 
     def _phase_span(self, name: str, message: RoundMessage) -> AbstractContextManager[trace.Span]:
@@ -256,4 +287,27 @@ def _blob_holder(message: RoundMessage) -> str:
         message.content.blob.holder
         if message.content is not None and message.content.blob is not None
         else ""
+    )
+
+
+def _make_reply(
+    message: RoundMessage, response: ClientResponse, content: MessageContent | None, *, left_out: int = 0
+) -> RoundReply:
+    """Build the event of *response*. *content* is its payload; None for an error."""
+    error = response.error
+    return RoundReply(
+        task=message.task,
+        client=message.client,
+        run=message.run,
+        round=message.round,
+        message_id=uuid4().hex,
+        reply_to=message.message_id,
+        created_at=response.created_at,
+        ttl_s=message.ttl_s if response.ttl_s is None else response.ttl_s,
+        content=content,
+        error_code=None if error is None else int(error.code),
+        error_reason="" if error is None else error.reason,
+        train_s=response.train_s or 0.0,
+        left_out=left_out,
+        figures=dict(response.metrics),
     )

@@ -1,6 +1,6 @@
-"""The process of one run's ServerApp: ``python -m fedbus child server``.
+"""The process of one run's server side: ``python -m fedbus child server``.
 
-    ServerApp (a thread)  ⇄  BusGrid  ⇄  the loop (this thread)  ⇄  the bus
+    the app (main thread)  ⇄  its library  ⇄  BusMessenger  ⇄  the loop (another thread)  ⇄  the bus
 
 It publishes `server_started`, waits for the quorum, runs the app, stores the global model after each round, and
 ends with `run_finished` or `run_failed`. It exits with 0 after it has published one of them. After any other end,
@@ -20,6 +20,7 @@ from opentelemetry import trace
 
 from fedbus.agents.common.asyncio_tools import wait_for_first
 from fedbus.agents.common.child_process import parent_cause, parent_trace
+from fedbus.agents.common.main_thread import MainThread
 from fedbus.agents.common.process_orders import ServerProcessConfig, read_process_config
 from fedbus.bus.bus import Bus, Delivery
 from fedbus.contracts.agent_names import AgentName
@@ -29,55 +30,60 @@ from fedbus.contracts.envelope import uuid7
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.run import RUN, RoundResult
 from fedbus.contracts.server import BeginTraining, RoundFinished, RunFailed, RunFinished, ServerStarted
+from fedbus.contracts.task.app import LibraryUnusable
 from fedbus.contracts.telemetry import get_tracer
 from fedbus.domain.client_scores import collect_client_stats, compute_scores, task_rounds
 from fedbus.learning import weights
 from fedbus.learning.client_selection import ClientSelection
-from fedbus.learning.flower import task_code
-from fedbus.learning.flower.contribution import ContributionLimits
-from fedbus.learning.flower.grid import BusGrid
-from fedbus.learning.flower.replies import GridClosed
-from fedbus.learning.flower.server_app_host import ServerAppFailed, ServerJob, run_server_app
-from fedbus.learning.library import NotEnoughClients
+from fedbus.learning.library import (
+    BadTask,
+    MessengerClosed,
+    ServerJob,
+    ServerSession,
+    TrainingFailed,
+    open_library,
+)
+from fedbus.learning.messenger import BusMessenger
 from fedbus.learning.weights import Arrays, BadWeights, SafetensorsFile
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models.open import ModelStore, open_model_store
 
-EXPECTED_ERRORS = (task_code.BadTask, BadWeights, NotEnoughClients, GridClosed, ServerAppFailed, StoreError)
+EXPECTED_ERRORS = (BadTask, BadWeights, LibraryUnusable, TrainingFailed, MessengerClosed, StoreError)
 """Errors that end a run with `run_failed`. Any other error is a bug and ends the process."""
 
 log = structlog.get_logger("fedbus.server_app_process")
 tracer = get_tracer("fedbus.server_app_process")
 
 
-async def main(stop: asyncio.Event) -> int:
-    """Run the ServerApp of this process's configuration, in the trace of the parent process."""
+async def main(stop: asyncio.Event, main_thread: MainThread) -> int:
+    """Run the app of this process's configuration, in the trace of the parent process."""
     config = read_process_config(ServerProcessConfig)
     otel_context.attach(parent_trace())
     set_current_cause(parent_cause())
     async with Bus.connect(
         config.nats_url, config.identity(AgentName.FLOWER_SERVER), access=config.bus_access
     ) as bus:
-        await wait_for_first(ServerAppProcess(bus, config).run(), stop.wait(), bus.wait_closed())
+        await wait_for_first(ServerAppProcess(bus, config, main_thread).run(), stop.wait(), bus.wait_closed())
     return 0
 
 
 class ServerAppProcess:
-    """Runs the ServerApp of one run."""
+    """Runs the server side of one run."""
 
-    def __init__(self, bus: Bus, config: ServerProcessConfig) -> None:
+    def __init__(self, bus: Bus, config: ServerProcessConfig, main_thread: MainThread) -> None:
         self._bus = bus
         self._config = config
+        self._main_thread = main_thread
         self._task = config.task
         self._store = open_model_store(config.store, config.task.id)
-        self._grid = BusGrid(bus, task=config.task.id, run=config.run, plan=config.plan)
+        self._messenger = BusMessenger(bus, task=config.task.id, run=config.run, plan=config.plan)
         self._training_requested: asyncio.Future[tuple[BeginTraining, str]] = (
             asyncio.get_running_loop().create_future()
         )
         """The `BeginTraining` of this run, with the id of its message."""
 
     async def run(self) -> None:
-        """Run the ServerApp, and publish its start, rounds and end."""
+        """Run the app, and publish its start, rounds and end."""
         async with (
             self._bus.consume(AgentName.FLOWER_SERVER_GRID, task=self._task.id) as inbox,
             self._bus.subscribe_ephemeral(Heartbeat, task=self._task.id) as beats,
@@ -86,7 +92,7 @@ class ServerAppProcess:
             try:
                 await wait_for_first(self._train(), consumers)
             finally:
-                self._grid.close("the run is over")
+                self._messenger.close("the run is over")
 
     async def _consume(self, inbox: AsyncIterator[Delivery]) -> None:
         async for delivery in inbox:
@@ -98,29 +104,28 @@ class ServerAppProcess:
                 case ClientJoined() as joined if joined.code_version != self._task.code_version:
                     log.warning("Ignoring client with another code version", client=joined.client)
                 case RoundReply() as reply:
-                    self._grid.deliver(
+                    self._messenger.deliver(
                         reply, sender_span=delivery.sender_span, message_id=delivery.envelope.id
                     )
                 case ClientJoined() | FailTrain() as event:
-                    self._grid.deliver(event)
+                    self._messenger.deliver(event)
                 case _:
                     pass
             await delivery.ack()
 
     async def _relay_heartbeats(self, beats: AsyncIterator[Any]) -> None:
         async for beat in beats:
-            self._grid.deliver(beat)
+            self._messenger.deliver(beat)
 
     async def _train(self) -> None:
         try:
-            job = await asyncio.to_thread(
-                self._make_job, await self._fetch_initial_model(), await self._client_selection()
-            )
+            job = await self._make_job()
+            session = await self._main_thread.run(self._open_session, job)
             await self._bus.publish(ServerStarted(task=self._task.id, run=self._config.run))
             begin, message_id = await self._training_requested
             set_current_cause(message_id)
-            self._grid.admit(begin.cohort)
-            await self._run_app(job)
+            self._messenger.admit(begin.cohort)
+            await self._run_app(session, job)
         except EXPECTED_ERRORS as error:
             log.warning("Run failed", run=self._config.run, reason=str(error))
             await self._bus.publish(
@@ -144,30 +149,32 @@ class ServerAppProcess:
             weights=None if table.weigh_by == "samples" else compute_scores(stats, table.weigh_by),
         )
 
-    def _make_job(self, initial: Path, selection: ClientSelection) -> ServerJob:
-        """Build the job. Load the app once, so that an invalid one fails before clients join."""
-        path = Path(self._task.path)
-        task_code.load_server_app(path, self._task.serverapp)
+    async def _make_job(self) -> ServerJob:
+        initial = await self._fetch_initial_model()
         return ServerJob(
-            path=path,
-            serverapp=self._task.serverapp,
+            task=self._task,
+            run=self._config.run,
             plan=self._config.plan,
-            model=weights.load(initial),
-            run_config=dict(self._task.run_config),
+            model=await asyncio.to_thread(weights.load, initial),
             first_round=self._config.first_round,
-            streaming=self._task.table.aggregation.method == "streaming",
-            selection=selection,
-            contribution=ContributionLimits(**self._task.table.contribution.model_dump(by_alias=False)),
+            selection=await self._client_selection(),
         )
 
-    async def _run_app(self, job: ServerJob) -> None:
+    def _open_session(self, job: ServerJob) -> ServerSession:
+        """Import the app, so that an invalid one fails before clients join."""
+        session = open_library(self._task.table.library).open_server(job)
+        self._main_thread.at_end(session.close)
+        return session
+
+    async def _run_app(self, session: ServerSession, job: ServerJob) -> None:
         with CheckpointWriter(self._bus, self._config, self._store) as checkpoints:
             with _start_span("run the ServerApp", self._config.run):
-                final = await asyncio.to_thread(
-                    run_server_app, self._grid, job, checkpoints.on_round_finished
+                result = await self._main_thread.run(
+                    session.run, self._messenger, checkpoints.on_round_finished
                 )
             await asyncio.to_thread(checkpoints.flush)
             set_current_cause(checkpoints.last_published or current_cause())
+        final = job.model if result is None else result
         artifact = await _store_model(weights.pack(final), self._store, self._config)
         await self._bus.publish(
             RunFinished(
@@ -199,7 +206,7 @@ class CheckpointWriter:
             self._pending.cancel()
 
     def on_round_finished(self, result: RoundResult, arrays: Arrays) -> None:
-        """Start to store the model of a round. The app's thread calls this after each round."""
+        """Start to store the model of a round. The main thread calls this after each round."""
         self.flush()
         coroutine = self._store_and_publish(result, weights.pack(arrays))
         self._pending = asyncio.run_coroutine_threadsafe(coroutine, self._loop)

@@ -44,7 +44,7 @@ from fedbus.domain.data_checks import (
     restrict_classes,
 )
 from fedbus.domain.prediction_comparison import to_scalars
-from fedbus.learning.flower.task_code import BadTask
+from fedbus.learning.task_code import BadTask
 from fedbus.stores.captured.reader import (
     CapturedRows,
     RowCounts,

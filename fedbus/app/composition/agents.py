@@ -50,8 +50,8 @@ from fedbus.contracts.serving import CapturePaused, CaptureResumed
 from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.task.task import Task
 from fedbus.domain.serving_gates import score
+from fedbus.learning import task_code
 from fedbus.learning.device_data import DeviceData
-from fedbus.learning.flower import task_code
 from fedbus.learning.predictor import ModelUnavailable, TaskPredictor
 from fedbus.stores.captured.store import CapturedData
 from fedbus.stores.code.open import CodeRepository

@@ -36,7 +36,7 @@ from fedbus.contracts.run import RunState
 from fedbus.contracts.task.task import Task
 from fedbus.contracts.transition import Transition
 from fedbus.domain.federation_view import FederationView
-from fedbus.learning.flower import task_code
+from fedbus.learning import task_code
 from fedbus.stores.captured.reader import count_rows
 from fedbus.stores.tasks.task_directory import read_task
 

@@ -1,5 +1,6 @@
 """The app of a task as a training library reads it from ``pyproject.toml``, without importing its code."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -9,6 +10,13 @@ from fedbus.contracts.run import Scalar
 
 Keys: TypeAlias = tuple[str, ...]
 """The keys of a value in ``pyproject.toml``, from the outermost table: ``("tool", "fedbus", "model")``."""
+
+
+def missing_key_problem(section: Keys, key: str, table: Mapping[str, Any]) -> "AppProblem":
+    """Return the problem that the *table* at *section* lacks *key*. It suggests the correction of a similar key."""
+    close = difflib.get_close_matches(key, table, n=1)
+    advice = f"did you mean `{key}` instead of `{close[0]}`?" if close else f"add a line: {key} = …"
+    return AppProblem(section, f"[{'.'.join(section)}] lacks `{key}`", advice)
 
 
 class LibraryUnusable(Exception):
@@ -41,6 +49,8 @@ class AppDeclaration:
     """The app's own run configuration, flattened: ``{"optimizer.lr": 0.1}``."""
     rounds: int | None = None
     """The app's own number of rounds, if it declares one."""
+    rounds_key: str = ""
+    """The key of the run configuration that has this number; empty if none has it."""
     problems: tuple[AppProblem, ...] = ()
 
 

@@ -37,7 +37,7 @@ from fedbus.contracts.task.serving import CaptureTable, ChecksTable
 from fedbus.contracts.task.task import Task
 from fedbus.domain import drift
 from fedbus.learning import weights
-from fedbus.learning.flower.task_code import BadTask
+from fedbus.learning.task_code import BadTask
 from fedbus.stores.captured.reader import is_held_out
 from fedbus.stores.captured.store import CapturedData
 

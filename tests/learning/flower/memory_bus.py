@@ -19,13 +19,15 @@ from fedbus.contracts.envelope import pack, unpack
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import BlobRef
 from fedbus.contracts.run import RoundResult, RunPlan, Scalar
-from fedbus.contracts.server import RoundMessage
+from fedbus.contracts.server import MessageContent, RoundMessage
+from fedbus.contracts.task.task import Task, TaskTable
 from fedbus.learning import bus_protocol
-from fedbus.learning.flower import record_codec
 from fedbus.learning.flower.client_app_host import ClientAppHost
-from fedbus.learning.flower.grid import BusGrid
-from fedbus.learning.flower.message_payload import MessagePayload, fetch_content
-from fedbus.learning.flower.server_app_host import ServerJob, run_server_app
+from fedbus.learning.flower.grid import MessengerGrid
+from fedbus.learning.flower.server_app_host import ServerAppHost
+from fedbus.learning.library import ClientJob, ClientResponse, ClientSession, IncomingMessage, ServerJob
+from fedbus.learning.messenger import BusMessenger
+from fedbus.learning.payload import fetch_content
 from fedbus.learning.weights import Arrays
 
 TASK, RUN = "tiny", "tiny-1"
@@ -100,12 +102,13 @@ class MemoryBus:
 
 @dataclass
 class MemoryDevice:
-    """A client: a ClientAppHost in a worker thread. A *silent* one receives messages and never replies."""
+    """A client: a session in a worker thread. A *silent* one receives messages and never replies."""
 
-    host: ClientAppHost
+    session: ClientSession
     client: str
     bus: bus_protocol.BusProtocol
     deliver: Callable[[Any], object]
+    node_config: dict[str, Scalar] = field(default_factory=dict)
     received_messages: list[RoundMessage] = field(default_factory=list)
     is_silent: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -117,16 +120,24 @@ class MemoryDevice:
             self.tasks.add(asyncio.get_running_loop().create_task(self.answer(message)))
 
     async def answer(self, message: RoundMessage) -> None:
-        content = record_codec.decode(await fetch_content(message.content, self.bus.blobs, timeout_s=5))
+        data = await fetch_content(message.content, self.bus.blobs, timeout_s=5)
+        incoming = IncomingMessage(
+            message_id=message.message_id,
+            kind=message.message_type,
+            data=data,
+            round=message.round,
+            group_id=message.group_id,
+            ttl_s=message.ttl_s,
+            created_at=message.created_at,
+            node_config=self.node_config,
+        )
         loop = asyncio.get_running_loop()
-        answer = await loop.run_in_executor(self.thread, self.host.handle, message, content)
-        encoded = None
-        if answer.content is not None:
-            encoded, _ = await MessagePayload.from_records(record_codec.encode(answer.content)).prepare(
-                self.bus.blobs, receivers=1
-            )
-        reply = RoundReply.model_validate(unpack(pack(answer.to_message(encoded))))
-        self.deliver(reply)
+        response = await loop.run_in_executor(self.thread, self.session.handle, incoming)
+        content = None
+        if response.payload is not None:
+            content, _ = await response.payload.prepare(self.bus.blobs, receivers=1)
+        reply = make_reply(message, response, content)
+        self.deliver(RoundReply.model_validate(unpack(pack(reply))))
 
     async def close(self) -> None:
         for task in self.tasks:
@@ -137,45 +148,74 @@ class MemoryDevice:
         await asyncio.to_thread(self.thread.shutdown)
 
 
+def make_reply(message: RoundMessage, response: ClientResponse, content: MessageContent | None) -> RoundReply:
+    """Build the event of *response*, as the training process does."""
+    return RoundReply(
+        task=message.task,
+        client=message.client,
+        run=message.run,
+        round=message.round,
+        message_id=uuid4().hex,
+        reply_to=message.message_id,
+        created_at=response.created_at,
+        ttl_s=message.ttl_s if response.ttl_s is None else response.ttl_s,
+        content=content,
+        error_code=response.error.code if response.error else None,
+        error_reason=response.error.reason if response.error else "",
+        train_s=response.train_s or 0.0,
+        figures=dict(response.metrics),
+    )
+
+
 @dataclass
 class MemoryFederation:
-    """A Grid, its devices, and the task that they run."""
+    """A messenger with its Grid, the devices, and the task that they run."""
 
     path: Path
     package: str
     bus: MemoryBus
-    grid: BusGrid
+    messenger: BusMessenger
+    grid: MessengerGrid
     plan: RunPlan
     devices: dict[str, MemoryDevice] = field(default_factory=dict)
     rounds: list[tuple[RoundResult, Arrays]] = field(default_factory=list)
 
     def add(self, client: str, **node_config: Scalar) -> MemoryDevice:
-        host = ClientAppHost(
-            self.path,
-            f"{self.package}.client_app:app",
-            client=client,
-            run=RUN,
-            run_config={"lr": 1.0},
-            node_config=node_config,
+        job = ClientJob(
+            task=self.task({"lr": 1.0}), client=client, run=RUN, plan=self.plan, node_config=node_config
         )
-        device = MemoryDevice(host, client, self.bus, self.grid.deliver)
+        device = MemoryDevice(ClientAppHost(job), client, self.bus, self.messenger.deliver, node_config)
         self.devices[client] = device
         self.bus.subscribers[client] = device.receive
-        self.grid.deliver(ClientJoined(task=TASK, client=client, run=RUN))
+        self.messenger.deliver(ClientJoined(task=TASK, client=client, run=RUN))
         return device
 
-    async def run(self, model: Arrays, **job: Any) -> Arrays:
-        """Run the ServerApp and return the final model. The results of the rounds are in `rounds`."""
-        server_job = ServerJob(
-            path=self.path,
+    def task(self, run_config: dict[str, Scalar], **table: Any) -> Task:
+        return Task(
+            table=TaskTable.model_validate({"task": TASK, "model": "models:build", **table}),
             serverapp=f"{self.package}.server_app:app",
-            plan=self.plan,
-            model=model,
-            run_config={"num-server-rounds": 1, **job.pop("run_config", {})},
-            **job,
+            clientapp=f"{self.package}.client_app:app",
+            run_config=run_config,
+            code_version="v1",
+            path=str(self.path),
         )
+
+    async def run(
+        self,
+        model: Arrays,
+        *,
+        run_config: dict[str, Scalar] | None = None,
+        first_round: int = 1,
+        **table: Any,
+    ) -> Arrays:
+        """Run the ServerApp and return the final model. The results of the rounds are in `rounds`.
+
+        *table* are further keys of ``[tool.fedbus]``.
+        """
+        task = self.task({"num-server-rounds": 1, **(run_config or {})}, **table)
+        job = ServerJob(task=task, run=RUN, plan=self.plan, model=model, first_round=first_round)
         on_round = lambda result, arrays: self.rounds.append((result, arrays))  # noqa: E731
-        return await asyncio.to_thread(run_server_app, self.grid, server_job, on_round)
+        return await asyncio.to_thread(lambda: ServerAppHost(job).run(self.messenger, on_round))
 
     @property
     def results(self) -> list[RoundResult]:
@@ -270,11 +310,11 @@ async def open_memory_federation(
     (home / "client_app.py").write_text(dedent(client or CLIENT_APP))
     bus = MemoryBus()
     run_plan = RunPlan(**{"rounds": 2, "round_s": 20.0, "recruit_s": 5.0, **plan})
-    grid = BusGrid(bus, task=TASK, run=RUN, plan=run_plan, lost_after_s=lost_after_s)
-    federation = MemoryFederation(path, package, bus, grid, run_plan)
+    messenger = BusMessenger(bus, task=TASK, run=RUN, plan=run_plan, lost_after_s=lost_after_s)
+    federation = MemoryFederation(path, package, bus, messenger, MessengerGrid(messenger), run_plan)
     try:
         yield federation
     finally:
-        grid.close("the test is over")
+        messenger.close("the test is over")
         for device in federation.devices.values():
             await device.close()

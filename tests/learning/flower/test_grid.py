@@ -26,9 +26,10 @@ from fedbus.contracts.server import RoundMessage
 from fedbus.learning.flower.array_records import to_record
 from fedbus.learning.flower.node_ids import node_id
 from fedbus.learning.flower.private_api import set_process_identity
-from fedbus.learning.flower.replies import MAX_PREFETCHED_REPLIES, GridClosed
+from fedbus.learning.flower.replies import GridClosed
 from fedbus.learning.flower.server_app_host import ServerAppFailed
 from fedbus.learning.library import NotEnoughClients
+from fedbus.learning.messenger import MAX_PREFETCHED_REPLIES
 
 
 async def test_fedavg_trains_and_reports_each_round(tmp_path: Path) -> None:
@@ -124,7 +125,9 @@ async def test_a_client_that_raises_fails_alone_with_a_reason(tmp_path: Path) ->
 
         final = await fed.run(initial_model())
 
-    assert fed.results[1].failures == {"c3": "the ClientApp raised KeyError: 'step'"}
+    assert fed.results[1].failures == {
+        "c3": f"the ClientApp raised KeyError: 'step' ({fed.package}/client_app.py:10)"
+    }
     assert set(fed.results[1].participants) == {"c1", "c2"}
     np.testing.assert_allclose(final["w"], 1.0)
 
@@ -150,7 +153,7 @@ async def test_a_client_that_leaves_ends_the_wait_for_its_reply(tmp_path: Path) 
 
         run = asyncio.create_task(fed.run(initial_model()))
         await eventually(lambda: bool(leaving.received_messages))
-        fed.grid.deliver(FailTrain(task=TASK, client="c2", run=RUN, reason="the battery is low"))
+        fed.messenger.deliver(FailTrain(task=TASK, client="c2", run=RUN, reason="the battery is low"))
         await asyncio.wait_for(run, 5)
 
     assert fed.results[1].failures == {"c2": "the battery is low"}
@@ -161,7 +164,7 @@ async def test_a_silent_client_is_absent_until_its_next_heartbeat(tmp_path: Path
         fed.add("c1", step=1, samples=1)
         assert fed.grid.get_node_ids() == [node_id("c1")]
         await eventually(lambda: fed.grid.get_node_ids() == [])
-        fed.grid.deliver(Heartbeat(task=TASK, client="c1", run=RUN))
+        fed.messenger.deliver(Heartbeat(task=TASK, client="c1", run=RUN))
         assert fed.grid.get_node_ids() == [node_id("c1")]
 
 
@@ -169,8 +172,8 @@ async def test_no_client_is_lost_while_nats_is_disconnected(tmp_path: Path) -> N
     async with open_memory_federation(tmp_path, lost_after_s=0.1) as fed:
         fed.bus.is_connected = False
         fed.add("c1", step=1, samples=1)
-        tracker = fed.grid._tracker
-        await eventually(lambda: (tracker.next_deadline() or 0) > fed.grid._now() + 0.05)
+        tracker = fed.messenger._tracker
+        await eventually(lambda: (tracker.next_deadline() or 0) > fed.messenger._now() + 0.05)
         await asyncio.sleep(0.3)
         assert fed.grid.get_node_ids() == [node_id("c1")]
 
@@ -198,7 +201,7 @@ async def test_too_few_clients_end_the_run_with_a_list_of_them(tmp_path: Path) -
     async with open_memory_federation(tmp_path, server=server, recruit_s=1.5) as fed:
         fed.add("c1", step=1, samples=1)
         fed.add("c2", step=1, samples=1)
-        fed.grid.deliver(FailTrain(task=TASK, client="c9", run=RUN, reason="no disk"))
+        fed.messenger.deliver(FailTrain(task=TASK, client="c9", run=RUN, reason="no disk"))
 
         with pytest.raises(NotEnoughClients, match=r"limit 1.5 s\). Present: c1, c2. Failed: c9 \(no disk\)"):
             await fed.run(initial_model())
@@ -233,7 +236,7 @@ async def test_closing_the_grid_ends_a_blocked_app_at_once(tmp_path: Path, block
             await asyncio.sleep(1.5)
 
         start = time.monotonic()
-        fed.grid.close("the run was cancelled")
+        fed.messenger.close("the run was cancelled")
         with pytest.raises(GridClosed, match="the run was cancelled"):
             await run
         assert time.monotonic() - start < 5  # Flower itself sleeps for 1 s

@@ -16,12 +16,15 @@ from learning.flower.memory_bus import (
     render_server_app,
 )
 
-from fedbus.contracts.server import MessageContent, RoundMessage
+from fedbus.contracts.run import Scalar
+from fedbus.contracts.server import RoundMessage
+from fedbus.contracts.task.task import Task, TaskTable
+from fedbus.learning.flower import record_codec
 from fedbus.learning.flower.client_app_host import ClientAppHost
-from fedbus.learning.flower.private_api import CLIENT_APP_RAISED, LOAD_CLIENT_APP_FAILED
+from fedbus.learning.flower.private_api import CLIENT_APP_RAISED
 from fedbus.learning.flower.server_app_host import ServerAppFailed
 from fedbus.learning.flower.strategy_hook import loaded_subclasses
-from fedbus.learning.flower.task_code import BadTask
+from fedbus.learning.library import BadTask, ClientJob, ClientResponse, ErrorCode, IncomingMessage
 from fedbus.learning.weights import ArchitectureMismatch, first_difference
 
 # --- ServerApps ---------------------------------------------------------------------------
@@ -108,7 +111,7 @@ async def test_stock_aggregation_gives_the_same_result(tmp_path: Path) -> None:
         async with open_memory_federation(home) as fed:
             fed.add("c1", step=1, samples=30)
             fed.add("c2", step=2, samples=10)
-            finals.append(await fed.run(initial_model(), streaming=streaming))
+            finals.append(await fed.run(initial_model(), aggregation="streaming" if streaming else "stock"))
     np.testing.assert_allclose(finals[0]["w"], finals[1]["w"], rtol=1e-6)
 
 
@@ -163,21 +166,21 @@ async def test_a_task_without_its_app_is_rejected(tmp_path: Path) -> None:
 def make_host(tmp_path: Path, text: str) -> ClientAppHost:
     name = f"client_of_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(dedent(text))
-    return ClientAppHost(tmp_path, f"{name}:app", client="c1", run=RUN, run_config={"lr": 0.5})
+    task = Task(
+        table=TaskTable.model_validate({"task": TASK, "model": "models:build"}),
+        serverapp=f"{name}:app",
+        clientapp=f"{name}:app",
+        run_config={"lr": 0.5},
+        code_version="v1",
+        path=str(tmp_path),
+    )
+    return ClientAppHost(ClientJob(task=task, client="c1", run=RUN))
 
 
-def make_round_message(kind: str = "query") -> RoundMessage:
-    return RoundMessage(
-        task=TASK,
-        client="c1",
-        run=RUN,
-        message_id="m1",
-        message_type=kind,
-        round=3,
-        group_id="3",
-        created_at=1e9,
-        ttl_s=1e9,
-        content=MessageContent(inline=b""),
+def make_message(content: RecordDict, **node_config: Scalar) -> IncomingMessage:
+    data = record_codec.encode(content).to_bytes()
+    return IncomingMessage(
+        message_id="m1", kind="query", data=data, round=3, group_id="3", node_config=node_config
     )
 
 
@@ -185,18 +188,17 @@ def content() -> RecordDict:
     return RecordDict({"config": ConfigRecord({"ask": "me"})})
 
 
+def decode(response: ClientResponse) -> RecordDict:
+    assert response.payload is not None
+    return record_codec.decode(response.payload.to_bytes())
+
+
 def test_a_message_gets_a_reply(tmp_path: Path) -> None:
-    reply = make_host(tmp_path, QUERY_APP).handle(make_round_message(), content())
-    assert reply.content == content()
-    event = reply.to_message(MessageContent(inline=b"x"))
-    assert (event.reply_to, event.client, event.run, event.round, event.error_code) == (
-        "m1",
-        "c1",
-        RUN,
-        3,
-        None,
-    )
-    assert event.ttl_s > 0
+    response = make_host(tmp_path, QUERY_APP).handle(make_message(content()))
+    assert decode(response) == content()
+    assert response.error is None
+    assert response.ttl_s is not None
+    assert response.ttl_s > 0
 
 
 @pytest.mark.parametrize(
@@ -219,12 +221,6 @@ def test_a_message_gets_a_reply(tmp_path: Path) -> None:
         ),
         (QUERY_APP.replace("@app.query()", ""), CLIENT_APP_RAISED, "No query function registered"),
         (
-            QUERY_APP.replace("import ClientApp", "import NoApp"),
-            LOAD_CLIENT_APP_FAILED,
-            "cannot import name 'NoApp'",
-        ),
-        ("apq = 5", LOAD_CLIENT_APP_FAILED, "has no 'app'"),
-        (
             QUERY_APP.replace(
                 "return Message(message.content",
                 "from flwr.app import Error; return Message(Error(6, 'a\\nb')",
@@ -235,11 +231,42 @@ def test_a_message_gets_a_reply(tmp_path: Path) -> None:
     ],
 )
 def test_a_failure_is_an_error_reply_of_one_line(tmp_path: Path, text: str, code: int, reason: str) -> None:
-    reply = make_host(tmp_path, text).handle(make_round_message(), content())
-    assert reply.content is None
-    assert reply.error_code == code
-    assert reason in reply.error_reason
-    assert "\n" not in reply.error_reason
+    response = make_host(tmp_path, text).handle(make_message(content()))
+    assert response.payload is None
+    assert response.error is not None
+    assert response.error.code == code
+    assert reason in response.error.reason
+    assert "\n" not in response.error.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            QUERY_APP.replace("import ClientApp", "import NoApp"),
+            r"cannot import name 'NoApp' from .* \(client_of_\w+\.py:3\)$",
+        ),
+        (
+            "import no_such_library\n",
+            r"imports 'no_such_library', which is not installed \(client_of_\w+\.py:1\)$",
+        ),
+        ("x =\n", r"cannot be imported: SyntaxError: .*client_of_\w+\.py, line 1"),
+        ("exit('bye')\n", r"cannot be imported: SystemExit: bye \(client_of_\w+\.py:1\)$"),
+        ("apq = 5\n", "has no 'app'"),
+    ],
+)
+def test_an_app_that_cannot_be_imported_is_named_with_its_line(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    with pytest.raises(BadTask, match=reason):
+        make_host(tmp_path, text)
+
+
+def test_a_message_that_cannot_be_decoded_is_an_error(tmp_path: Path) -> None:
+    message = IncomingMessage(message_id="m1", kind="query", data=b"not records")
+    response = make_host(tmp_path, QUERY_APP).handle(message)
+    assert response.error is not None
+    assert response.error.code == ErrorCode.MESSAGE_UNAVAILABLE
 
 
 def test_the_node_config_may_change_between_messages(tmp_path: Path) -> None:
@@ -249,6 +276,5 @@ def test_the_node_config_may_change_between_messages(tmp_path: Path) -> None:
     )
     host = make_host(tmp_path, app)
     for rows in (1, 2):
-        reply = host.handle(make_round_message(), content(), node_config={"rows": rows})
-        assert reply.content is not None
-        assert reply.content["config"]["rows"] == rows
+        response = host.handle(make_message(content(), rows=rows))
+        assert decode(response)["config"]["rows"] == rows

@@ -10,7 +10,7 @@ import pytest
 from flwr.serverapp import ServerApp
 
 from fedbus.learning.flower import task_code
-from fedbus.learning.flower.task_code import BadTask
+from fedbus.learning.task_code import BadTask
 
 Write = Callable[[str, str], Path]
 

@@ -1,0 +1,110 @@
+"""Flower as a `TrainingLibrary`: ServerApps and ClientApps run unmodified over fedbus's messages.
+
+This module is imported by agents that only read ``pyproject.toml``, so it imports flwr in the methods that need it.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final
+
+from fedbus.contracts.task.app import AppDeclaration, AppProblem, Keys, missing_key_problem
+from fedbus.contracts.task.task import Task
+from fedbus.learning.library import ClientJob, ClientSession, ServerJob, ServerSession
+from fedbus.learning.weights import Arrays
+
+COMPONENTS_TABLE: Final = ("tool", "flwr", "app", "components")
+CONFIG_TABLE: Final = ("tool", "flwr", "app", "config")
+ROLES: Final = ("serverapp", "clientapp")
+ROUNDS_KEY: Final = "num-server-rounds"
+"""The key of the run configuration that Flower's templates use for the number of rounds."""
+
+
+class FlowerLibrary:
+    """The library ``flower``."""
+
+    packages = ("flwr",)
+
+    def read_app(self, pyproject: Mapping[str, Any], directory: PathLike[str]) -> AppDeclaration:  # noqa: ARG002
+        """Read ``[tool.flwr.app]``."""
+        components = _get_nested(pyproject, COMPONENTS_TABLE)
+        config = dict(_flatten(_get_nested(pyproject, CONFIG_TABLE) or {}))
+        problems = [*_check_components(components), *_check_config(config)]
+        rounds = config.get(ROUNDS_KEY)
+        references = components if isinstance(components, dict) else {}
+        return AppDeclaration(
+            references={role: references[role] for role in ROLES if role in references},
+            places={role: (*COMPONENTS_TABLE, role) for role in ROLES},
+            run_config=config,
+            rounds=rounds if isinstance(rounds, int) and rounds > 0 else None,
+            rounds_key=ROUNDS_KEY,
+            problems=tuple(problems),
+        )
+
+    def check(self, task: Task, *, server_side: bool) -> None:
+        from fedbus.learning.flower import task_code  # noqa: PLC0415 - imports flwr
+
+        task_code.load_client_app(Path(task.path), task.clientapp)
+        if server_side:
+            task_code.load_server_app(Path(task.path), task.serverapp)
+
+    def initial_model(self, task: Task) -> Arrays | None:  # noqa: ARG002
+        """Return None: a Flower app has initial arrays only when it runs."""
+        return None
+
+    def open_server(self, job: ServerJob) -> ServerSession:
+        from fedbus.learning.flower.server_app_host import ServerAppHost  # noqa: PLC0415 - imports flwr
+
+        _remove_log_handlers()
+        return ServerAppHost(job)
+
+    def open_client(self, job: ClientJob) -> ClientSession:
+        from fedbus.learning.flower.client_app_host import ClientAppHost  # noqa: PLC0415 - imports flwr
+
+        _remove_log_handlers()
+        return ClientAppHost(job)
+
+
+def _remove_log_handlers() -> None:
+    """Remove the handlers and the level that Flower sets when it is imported, so that its lines are written once."""
+    logger = logging.getLogger("flwr")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+
+
+def _check_components(table: object) -> Iterator[AppProblem]:
+    section = ".".join(COMPONENTS_TABLE)
+    if not isinstance(table, dict):
+        yield AppProblem(
+            COMPONENTS_TABLE, f"there is no section [{section}]", "name the serverapp and clientapp in it"
+        )
+        return
+    for role in ROLES:
+        if role not in table:
+            yield missing_key_problem(COMPONENTS_TABLE, role, table)
+
+
+def _check_config(config: Mapping[str, Any]) -> Iterator[AppProblem]:
+    for key, value in config.items():
+        if not isinstance(value, bool | int | float | str):
+            yield AppProblem(
+                (*CONFIG_TABLE, key),
+                f"`{key}` has the type {type(value).__name__}, which a run configuration cannot hold",
+                "use a number, a string, true or false",
+            )
+
+
+def _get_nested(document: Any, keys: Keys) -> Any:
+    for key in keys:
+        document = document.get(key) if isinstance(document, dict) else None
+    return document
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Flatten a run configuration as Flower does: ``{"optimizer": {"lr": 0.1}}`` is ``optimizer.lr``."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
