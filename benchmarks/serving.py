@@ -41,8 +41,8 @@ from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.task.task import Task
 from fedbus.learning import weights
-from fedbus.learning import task_code
-from fedbus.learning.predictor import TorchPredictor
+from fedbus.learning.predictor import TaskPredictor
+from fedbus.learning.task_model import first_arrays
 from fedbus.stores.captured.store import CapturedData
 from fedbus.stores.tasks.task_directory import read_task
 
@@ -78,12 +78,11 @@ def load_task() -> Task:
 
 def write_models(directory: Path, task: Task) -> list[tuple[ModelRef, Path]]:
     """Write different models of the task's architecture."""
-    builder = task_code.load_function(Path(task.path), task.table.model)
     files = []
     for number in range(1, MODELS + 1):
         torch.manual_seed(number)
         path = directory / f"{number}.safetensors"
-        artifact = weights.save(weights.from_torch(builder().state_dict()), path)
+        artifact = weights.save(first_arrays(task) or {}, path)
         files.append((ModelRef(**artifact.model_dump(), version=number), path))
     return files
 
@@ -104,12 +103,12 @@ async def serve_fedbus(directory: Path) -> None:
         client=client_id("bench"),
     )
     files = write_models(directory, task)
-    await phases.serve_first(files[0][0], lambda: TorchPredictor(task, files[0][1]))
+    await phases.serve_first(files[0][0], lambda: TaskPredictor(task, files[0][1]))
     print_line(await server.start())
     async for number in read_line_numbers():
         ref, path = files[number % MODELS]
         start = time.monotonic()
-        await phases.replace(ref, lambda path=path: TorchPredictor(task, path))
+        await phases.replace(ref, lambda path=path: TaskPredictor(task, path))
         print_line(f"{time.monotonic() - start:.6f}")
     await server.stop()
     await captured.close()
@@ -118,7 +117,7 @@ async def serve_fedbus(directory: Path) -> None:
 async def serve_bare(directory: Path) -> None:
     """Run a minimal server that serves the same request with the same model."""
     task = load_task()
-    predictor = TorchPredictor(task, write_models(directory, task)[0][1])
+    predictor = TaskPredictor(task, write_models(directory, task)[0][1])
 
     async def predict(request: web.Request) -> web.Response:
         body = await request.json()

@@ -38,6 +38,7 @@ class ClientEvent(StrEnum):
     INFER_READY = "infer_ready"
     INFER_REFUSED = "infer_refused"
     INFER_RETRIED = "infer_retried"
+    MODEL_NOT_SERVED = "model_not_served"
     NO_NEW_MODEL = "no_new_model"
     CLIENT_START = "client_start"
     MODEL_PUBLISHED = "model_published"
@@ -57,7 +58,9 @@ class ClientData(LifecycleData):
     kind: Literal["client"] = "client"
     client: Id
     model: ModelRef | None = None
-    """The version that the client serves or is about to serve."""
+    """The version that the client has taken. It serves this version, or is about to, unless *not_served* is set."""
+    not_served: str = ""
+    """Why the client does not serve *model*, although it has taken it and trains; empty if it serves it."""
     run: Id | None = None
     code_version: str = ""
     labels: dict[str, str] = Field(default_factory=dict)
@@ -72,6 +75,7 @@ class ClientChanges(TypedDict, total=False):
     """The data of a client that a transition may change."""
 
     model: ModelRef | None
+    not_served: str
     run: Id | None
     code_version: str
     labels: dict[str, str]
@@ -91,6 +95,7 @@ CLIENT = Lifecycle[ClientState, ClientEvent, ClientData, ClientChanges](
         (_C.PENDING_APPLICATION, _CE.INFER_READY): _C.SERVING,
         (_C.PENDING_APPLICATION, _CE.INFER_REFUSED): _C.SERVING,
         (_C.PENDING_APPLICATION, _CE.INFER_RETRIED): _C.PENDING_APPLICATION,
+        (_C.PENDING_APPLICATION, _CE.MODEL_NOT_SERVED): _C.SERVING,
         (_C.PENDING_APPLICATION, _CE.NO_NEW_MODEL): _C.SERVING,
         (_C.SERVING, _CE.CLIENT_START): _C.LEARNING,
         (_C.SERVING, _CE.MODEL_PUBLISHED): _C.PENDING_APPLICATION,
@@ -111,15 +116,16 @@ CLIENT = Lifecycle[ClientState, ClientEvent, ClientData, ClientChanges](
     changes={
         _CE.RESTARTED: {"run", "code_version", "labels"},
         _CE.MODEL_FETCHED: {"model", "code_version"},
-        _CE.INFER_READY: {"model", "code_version"},
-        _CE.INFER_REFUSED: {"model", "code_version"},
-        _CE.INFER_RETRIED: {"model", "code_version"},
-        _CE.NO_NEW_MODEL: {"model"},
+        _CE.INFER_READY: {"model", "not_served", "code_version"},
+        _CE.INFER_REFUSED: {"model", "not_served", "code_version"},
+        _CE.INFER_RETRIED: {"model", "not_served", "code_version"},
+        _CE.MODEL_NOT_SERVED: {"model", "not_served", "code_version"},
+        _CE.NO_NEW_MODEL: {"model", "not_served"},
         _CE.CLIENT_START: {"run"},
         _CE.MODEL_PUBLISHED: {"model"},
-        _CE.MODEL_RETURNED: {"model"},
-        _CE.CODE_READY: {"model", "code_version"},
-        _CE.CODE_REFUSED: {"model"},
+        _CE.MODEL_RETURNED: {"model", "not_served"},
+        _CE.CODE_READY: {"model", "not_served", "code_version"},
+        _CE.CODE_REFUSED: {"model", "not_served"},
         _CE.FIN_TRAIN: {"run", "model"},
         _CE.FAIL_TRAIN: {"run", "model"},
         _CE.TRAINER_LOST: {"run", "model"},
@@ -132,7 +138,9 @@ CLIENT = Lifecycle[ClientState, ClientEvent, ClientData, ClientChanges](
         _C.PENDING_APPLICATION: Wait("the inference agent to load the model", "120 s (APPLY_S)"),
         _C.SYNCING: Wait("the task's code", "900 s (SYNC_S)"),
         _C.LEARNING: Wait(
-            "the run to end", "plan.recruit_s + 2 · plan.rounds · plan.round_s + 60 s (SPARE_S)"
+            "the run to end",
+            "plan.recruit_s + 2 · plan.rounds · plan.round_s + 60 s (SPARE_S); "
+            "1000 rounds (ASSUMED_ROUNDS) if the app decides",
         ),
     },
     failure_events=frozenset(
@@ -231,6 +239,7 @@ class InferenceEvent(StrEnum):
     INFER_UPDATE = "infer_update"
     MODEL_LOADED = "model_loaded"
     LOAD_REFUSED = "load_refused"
+    MODEL_NOT_SERVED = "model_not_served"
     MODEL_RETURNED = "model_returned"
 
 
@@ -240,6 +249,9 @@ class InferenceData(LifecycleData):
     kind: Literal["inference"] = "inference"
     client: Id
     model: ModelRef | None = None
+    not_served: str = ""
+    """Why the newest version of the client is not served: no code fits it. *model* may be an older version, which is
+    served. Empty if the newest version is served."""
     endpoint: str = ""
     """The base URL for predictions: ``http://127.0.0.1:8080``."""
 
@@ -252,6 +264,7 @@ class InferenceChanges(TypedDict, total=False):
     """The data of a client's inference agent that a transition may change."""
 
     model: ModelRef | None
+    not_served: str
     endpoint: str
 
 
@@ -268,15 +281,18 @@ INFERENCE = Lifecycle[InferenceState, InferenceEvent, InferenceData, InferenceCh
         (_I.SERVING, _IE.INFER_UPDATE): _I.UPDATING,
         (_I.UPDATING, _IE.MODEL_LOADED): _I.SERVING,
         (_I.UPDATING, _IE.LOAD_REFUSED): _I.SERVING,
+        (_I.EMPTY, _IE.MODEL_NOT_SERVED): _I.EMPTY,
+        (_I.UPDATING, _IE.MODEL_NOT_SERVED): _I.SERVING,
         (_I.SERVING, _IE.MODEL_RETURNED): _I.SERVING,
         (_I.SERVING, _IE.RESTARTED): _I.EMPTY,
         (_I.UPDATING, _IE.RESTARTED): _I.EMPTY,
     },
     changes={
         _IE.RESTARTED: {"model", "endpoint"},
-        _IE.INFER_START: {"model", "endpoint"},
-        _IE.MODEL_LOADED: {"model"},
-        _IE.MODEL_RETURNED: {"model"},
+        _IE.INFER_START: {"model", "not_served", "endpoint"},
+        _IE.MODEL_LOADED: {"model", "not_served"},
+        _IE.MODEL_NOT_SERVED: {"not_served", "endpoint"},
+        _IE.MODEL_RETURNED: {"model", "not_served"},
     },
     waits={_I.UPDATING: Wait("the new model to load and to pass the checks", "120 s (APPLY_S)")},
     failure_events=frozenset({_IE.LOAD_REFUSED, _IE.MODEL_RETURNED}),
@@ -439,3 +455,10 @@ class InferRefused(ClientMessage):
     still: ModelRef | None = None
     """The model of the version in *serving*."""
     code_version: str = ""
+    not_served: bool = False
+    """True if no code of the task can serve the model. The client takes it nevertheless, and trains."""
+
+
+def not_served_text(model: ModelRef, reason: str) -> str:
+    """Describe for users that *model* is not served."""
+    return f"version {model.version} is not served: {reason}"

@@ -313,8 +313,11 @@ class CodeChecked(Body):
     """Reply to `check_code`: the code works and builds models of this *architecture*."""
 
     architecture: str
+    """Empty if the task names no builder, so that its architecture is not known."""
     differs: str = ""
     """The first tensor in which the architecture differs from the one to compare with, as text."""
+    fixed: bool = False
+    """True if the task declares its architecture as fixed."""
 
 
 class CheckCode(Request):

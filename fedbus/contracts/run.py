@@ -24,7 +24,10 @@ Scalar = bool | int | float | str
 class RunPlan(Body):
     """The parameters of a run. They are fixed before the run starts."""
 
-    rounds: int = Field(default=3, ge=1, le=100_000)
+    rounds: int = Field(default=0, ge=0, le=100_000)
+    """The number of rounds, which replaces the app's own number; 0: the app's own number stands."""
+    app_rounds: int = Field(default=0, ge=0)
+    """The number of rounds that the app declares, which its code may ignore; 0: it declares none."""
     quorum: int = Field(default=2, ge=1)
     """Clients that must have joined before training starts."""
     recruit_s: float = Field(default=60.0, gt=0)
@@ -34,7 +37,16 @@ class RunPlan(Body):
     max_recoveries: int = Field(default=2, ge=0)
     """How often a lost Flower server is restarted before the run fails."""
     config: dict[str, Scalar] = Field(default_factory=dict)
-    """Overrides of the Flower app's run configuration."""
+    """Overrides of the app's run configuration."""
+
+    @property
+    def total_rounds(self) -> int:
+        """The number of rounds, as far as it is known before the run; 0 if it is not."""
+        return self.rounds or self.app_rounds
+
+    def total_rounds_after(self, done: int) -> int:
+        """Return the number of rounds after *done* of them; 0 if it is not known, or the app has exceeded it."""
+        return self.total_rounds if done <= self.total_rounds else 0
 
 
 MAX_REPORTED_CLIENTS: Final = 200
@@ -236,7 +248,7 @@ class StartRun(Request):
     rounds: int | None = Field(default=None, ge=1)
     quorum: int | None = Field(default=None, ge=1)
     config: dict[str, Scalar] = Field(default_factory=dict)
-    """Overrides of the Flower app's run configuration."""
+    """Overrides of the app's run configuration."""
     trigger: str = "manual"
     """What started the run, for the event log."""
 

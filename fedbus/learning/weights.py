@@ -9,6 +9,7 @@ The file format is https://huggingface.co/docs/safetensors/index#format.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ _TAGS: Final = {
     "bool": "BOOL",
     "complex64": "C64",
 }
+_DTYPES: Final = {tag: name for name, tag in _TAGS.items()}
+_MAX_HEADER_BYTES: Final = 100_000_000
+"""The limit of safetensors."""
 SUPPORTED_DTYPES: Final = tuple(_TAGS)
 """The names of the dtypes that a weights file can have."""
 _WRITE_BYTES: Final = 16 * 1024**2
@@ -146,6 +150,39 @@ def load(path: Path) -> Arrays:
         raise BadWeights(f"there are no weights at {path}") from None
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise BadWeights(f"{path} is not a valid safetensors file: {error}") from error
+
+
+def unpack(data: memoryview) -> Arrays:
+    """Return the arrays in the bytes of a safetensors file, as views that cannot be written to.
+
+    Raises:
+        BadWeights: the bytes are not a valid safetensors file.
+
+    """
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(_MAX_HEADER_BYTES, len(data) - 8):
+        raise BadWeights("the weights are truncated, or their header is too long")
+    body = data[8 + length :].toreadonly()
+    try:
+        header = json.loads(bytes(data[8 : 8 + length]))
+        metadata = header.pop("__metadata__", {})
+        arrays = {name: _unpack_array(body, entry) for name, entry in header.items()}
+        return {name: arrays[name] for name in _order_names(list(arrays), metadata.get(ORDER))}
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise BadWeights(f"the weights are not a valid safetensors file: {error}") from None
+
+
+def _unpack_array(body: memoryview, entry: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    dtype = np.dtype(_DTYPES[entry["dtype"]])
+    shape = tuple(map(int, entry["shape"]))
+    start, end = map(int, entry["data_offsets"])
+    if not 0 <= start <= end <= len(body) or math.prod(shape) * dtype.itemsize != end - start:
+        raise ValueError(f"bytes {start}:{end} do not match {dtype} {shape}")
+    if min(shape, default=0) < 0:
+        raise ValueError(f"shape {shape} is invalid")
+    if dtype.kind == "b":
+        return np.not_equal(np.frombuffer(body[start:end], np.uint8), 0).reshape(shape)
+    return np.frombuffer(body[start:end], dtype).reshape(shape)
 
 
 def _file_buffers(arrays: Arrays) -> Iterator[bytes | memoryview]:

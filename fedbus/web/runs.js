@@ -44,7 +44,7 @@ export class RunsPage {
     const runs = this.store.runList();
     const selected = this.run || runs[0]?.body.facts.run || "";
     put(this.list, runs.slice(0, 200).map((one) => h("li", {}, h("a", { href: `#/runs/${encodeURIComponent(one.body.facts.run)}`, "aria-current": one.body.facts.run === selected ? "true" : null },
-      h("strong", {}, one.body.facts.run), badge(one.body.target), h("span", { class: "muted" }, `${done(one.body.facts)} of ${one.body.facts.plan.rounds} rounds · ${ago(one.body.facts.requested_at)}`)))));
+      h("strong", {}, one.body.facts.run), badge(one.body.target), h("span", { class: "muted" }, `${roundsText(one.body.facts)} · ${ago(one.body.facts.requested_at)}`)))));
     if (runs.length && this.scrolledTo !== selected) {
       this.app.scrollToLink(this.list.querySelector("[aria-current]"), this.list);
       this.scrolledTo = selected;
@@ -250,8 +250,8 @@ export class RunsPage {
       h("div", { class: "head" }, h("h2", { class: "named" }, facts.run, badge(target)), h("div", { class: "filters" }, trace,
         !this.isFinal && this.store.mayAct ? h("button", { type: "button", class: "danger", onclick: () => this.stop(facts) }, "Stop this run") : null)),
       reason ? h("p", { class: `note ${facts.promoted === false ? "wait" : tone(target)}` }, reason) : null,
-      h("div", { class: "meter", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": facts.plan.rounds, "aria-valuenow": done(facts), "aria-label": "Rounds done" }, bar(done(facts) / facts.plan.rounds)),
-      h("dl", { class: "across" }, pair("Rounds", `${done(facts)} of ${facts.plan.rounds}`), pair(this.isFinal ? "Duration" : "Elapsed", span(took)), pair("Clients", facts.cohort.length || "–"), pair("Quorum", facts.plan.quorum),
+      h("div", { class: "meter", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": total(facts) || null, "aria-valuenow": total(facts) ? done(facts) : null, "aria-valuetext": roundsText(facts), "aria-label": "Rounds done" }, bar(total(facts) ? done(facts) / total(facts) : Number(this.isFinal))),
+      h("dl", { class: "across" }, pair("Rounds", total(facts) ? `${done(facts)} of ${total(facts)}` : done(facts)), pair(this.isFinal ? "Duration" : "Elapsed", span(took)), pair("Clients", facts.cohort.length || "–"), pair("Quorum", facts.plan.quorum),
         pair("Trigger", clip(facts.trigger, 60)), pair("Code", short(facts.code_version)), pair("Model version", facts.model ? `v${facts.model.version}${facts.promoted === false ? ", not promoted" : ""}` : "–"), pair("Requested", clock(facts.requested_at))));
     const rounds = facts.rounds;
     put(this.rounds, rounds.length
@@ -272,6 +272,12 @@ const elapsed = (seconds) => (seconds < 60 ? `${seconds} s` : seconds < 3600 ? `
 const pad = (number) => String(number).padStart(2, "0");
 const COLLATE = new Intl.Collator(undefined, { numeric: true });
 const done = (facts) => facts.rounds.reduce((most, one) => Math.max(most, one.round), 0);
+/** The number of rounds of a run; 0 if only the app knows it, or has exceeded the number that it declares. */
+const total = (facts) => {
+  const planned = facts.plan.rounds || facts.plan.app_rounds || 0;
+  return done(facts) <= planned ? planned : 0;
+};
+const roundsText = (facts) => (total(facts) ? `${done(facts)} of ${total(facts)} rounds` : done(facts) === 1 ? "1 round" : `${done(facts)} rounds`);
 const after = (iso, seconds) => new Date(+new Date(iso) + seconds * 1000).toISOString();
 const durationText = (one) => (one.to ? span((new Date(one.to) - new Date(one.from)) / 1000) : "ongoing");
 const describe = (one) => `${one.text}, ${clock(one.from, true)}, ${one.to ? `for ${durationText(one)}` : "ongoing"}`;

@@ -15,6 +15,7 @@ RUNS, ROUNDS, CLIENTS = 2, 2, 2
 SCHEDULED = ("--rounds", str(ROUNDS), "--quorum", str(CLIENTS), "--every", "3s", "--at-most", str(RUNS))
 
 
+@pytest.mark.slow
 async def test_a_scheduled_run_is_one_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("OTEL")]:
         monkeypatch.delenv(name)

@@ -8,7 +8,7 @@ import torch
 
 from fedbus.contracts.task.task import Task, TaskTable
 from fedbus.learning import weights
-from fedbus.learning.predictor import ModelRefused, TorchPredictor
+from fedbus.learning.predictor import ModelRefused, TaskPredictor
 
 CODE = """
 import numpy as np
@@ -88,13 +88,13 @@ def expected_scores(state: dict[str, torch.Tensor]) -> np.ndarray:
 
 
 def test_it_predicts_the_class_with_the_highest_score(task: Task, directory: Path) -> None:
-    predictor = TorchPredictor(task, save_model(directory, train_model()))
+    predictor = TaskPredictor(task, save_model(directory, train_model()))
     assert predictor.predict(SAMPLES).tolist() == expected_scores(train_model()).argmax(1).tolist()
 
 
 def test_it_predicts_with_the_function_of_the_task(directory: Path, request: pytest.FixtureRequest) -> None:
     task = task_of(directory, module_of(request), predict="scores")
-    predictor = TorchPredictor(task, save_model(directory, train_model()))
+    predictor = TaskPredictor(task, save_model(directory, train_model()))
     np.testing.assert_allclose(
         predictor.predict(SAMPLES), expected_scores(train_model()), rtol=1e-4, atol=1e-5
     )
@@ -102,20 +102,20 @@ def test_it_predicts_with_the_function_of_the_task(directory: Path, request: pyt
 
 def test_a_prediction_does_not_depend_on_the_batch(task: Task, directory: Path) -> None:
     """The model is in evaluation mode: a batch norm uses its running statistics."""
-    predictor = TorchPredictor(task, save_model(directory, train_model()))
+    predictor = TaskPredictor(task, save_model(directory, train_model()))
     one_by_one = [predictor.predict(SAMPLES[n : n + 1])[0] for n in range(len(SAMPLES))]
     assert one_by_one == predictor.predict(SAMPLES).tolist()
 
 
 def test_a_probe_sets_the_input_shape(task: Task, directory: Path) -> None:
-    predictor = TorchPredictor(task, save_model(directory, train_model()))
+    predictor = TaskPredictor(task, save_model(directory, train_model()))
     assert predictor.input_shape is None
     predictor.probe(SAMPLES)
     assert predictor.input_shape == (4,)
 
 
 def test_the_number_of_classes_is_the_number_of_outputs(task: Task, directory: Path) -> None:
-    predictor = TorchPredictor(task, save_model(directory, train_model()))
+    predictor = TaskPredictor(task, save_model(directory, train_model()))
     predictor.predict(SAMPLES)
     assert predictor.classes == 3
 
@@ -124,7 +124,7 @@ def test_a_function_of_the_task_leaves_the_classes_unknown(
     directory: Path, request: pytest.FixtureRequest
 ) -> None:
     task = task_of(directory, module_of(request), predict="scores")
-    predictor = TorchPredictor(task, save_model(directory, train_model()))
+    predictor = TaskPredictor(task, save_model(directory, train_model()))
     predictor.predict(SAMPLES)
     assert predictor.classes is None
 
@@ -143,7 +143,7 @@ def test_weights_of_another_model_are_rejected(
 ) -> None:
     state = {name: tensor for name, tensor in {**train_model(), **change}.items() if tensor is not None}
     with pytest.raises(ModelRefused, match=reason):
-        TorchPredictor(task, save_model(directory, state))
+        TaskPredictor(task, save_model(directory, state))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -151,22 +151,22 @@ def test_weights_with_nan_or_infinity_are_rejected(task: Task, directory: Path, 
     state = train_model()
     state["fc.weight"][1, 2] = value
     with pytest.raises(ModelRefused, match=r"'fc\.weight' contains NaN or infinity"):
-        TorchPredictor(task, save_model(directory, state))
+        TaskPredictor(task, save_model(directory, state))
 
 
 def test_an_invalid_file_is_rejected(task: Task, directory: Path) -> None:
     (directory / "model.safetensors").write_bytes(b"\x80\x04 a pickle, perhaps")
     with pytest.raises(ModelRefused, match="not a valid safetensors file"):
-        TorchPredictor(task, directory / "model.safetensors")
+        TaskPredictor(task, directory / "model.safetensors")
     with pytest.raises(ModelRefused, match="no weights at"):
-        TorchPredictor(task, directory / "nowhere.safetensors")
+        TaskPredictor(task, directory / "nowhere.safetensors")
 
 
 def test_a_model_whose_output_overflows_is_rejected(task: Task, directory: Path) -> None:
     """All weights are finite, so that only the probe finds the overflow."""
     state = train_model()
     state["fc.weight"].fill_(3e38)
-    predictor = TorchPredictor(task, save_model(directory, state))
+    predictor = TaskPredictor(task, save_model(directory, state))
     with pytest.raises(ModelRefused, match="NaN or infinity"):
         predictor.probe(SAMPLES)
 
@@ -178,7 +178,7 @@ def test_a_model_whose_output_overflows_is_rejected(task: Task, directory: Path)
 def test_a_model_with_wrong_output_is_rejected(
     directory: Path, request: pytest.FixtureRequest, predict: str, reason: str
 ) -> None:
-    predictor = TorchPredictor(
+    predictor = TaskPredictor(
         task_of(directory, module_of(request), predict=predict), save_model(directory, train_model())
     )
     with pytest.raises(ModelRefused, match=reason):
@@ -186,7 +186,7 @@ def test_a_model_with_wrong_output_is_rejected(
 
 
 def test_a_model_that_fails_on_the_samples_is_rejected(task: Task, directory: Path) -> None:
-    predictor = TorchPredictor(task, save_model(directory, train_model()))
+    predictor = TaskPredictor(task, save_model(directory, train_model()))
     with pytest.raises(ModelRefused, match=r"fails on samples of shape \(8, 3\)"):
         predictor.probe(SAMPLES[:, :3])
 
@@ -196,13 +196,13 @@ def test_a_task_with_an_unknown_function_is_rejected(directory: Path, request: p
     artifact = save_model(directory, train_model())
     for task in (task_of(directory, module, model="Nett"), task_of(directory, module, predict="scorse")):
         with pytest.raises(ModelRefused, match="has no"):
-            TorchPredictor(task, artifact)
+            TaskPredictor(task, artifact)
 
 
 def test_a_model_that_cannot_be_built_is_rejected_in_one_line(
     directory: Path, request: pytest.FixtureRequest
 ) -> None:
     with pytest.raises(ModelRefused, match="did not build a model: RuntimeError: no such layer"):
-        TorchPredictor(
+        TaskPredictor(
             task_of(directory, module_of(request), model="broken"), save_model(directory, train_model())
         )

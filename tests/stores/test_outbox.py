@@ -4,7 +4,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,15 +105,6 @@ def test_appended_messages_survive_kill_9(tmp_path: Path) -> None:
             numbers.append(entry.number)
             outbox.remove(entry.number)
     assert numbers[: len(returned)] == returned
-
-
-def test_append_takes_less_than_a_millisecond(outbox: SqliteOutbox) -> None:
-    times = []
-    for _ in range(300):
-        start = time.perf_counter()
-        outbox.append("fedbus.f.life.client.c1", {"ce-id": "x" * 36}, b"x" * 500)
-        times.append(time.perf_counter() - start)
-    assert sorted(times)[len(times) // 2] < 0.001
 
 
 def test_a_file_that_is_not_a_database_is_corrupt(tmp_path: Path) -> None:

@@ -68,7 +68,12 @@ def infer_ready(version: int, code_version: str = OLD) -> InferReady:
 
 
 def infer_refused(
-    version: int, *, serving: int | None, still: ModelRef | None = None, code_version: str = OLD
+    version: int,
+    *,
+    serving: int | None,
+    still: ModelRef | None = None,
+    code_version: str = OLD,
+    not_served: bool = False,
 ) -> InferRefused:
     return InferRefused(
         task=NAME,
@@ -78,6 +83,7 @@ def infer_refused(
         serving=serving,
         still=still,
         code_version=code_version,
+        not_served=not_served,
     )
 
 

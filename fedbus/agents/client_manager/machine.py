@@ -95,6 +95,7 @@ from fedbus.contracts.client import (
     FinTrain,
     InferReady,
     InferRefused,
+    not_served_text,
 )
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.message import Message
@@ -138,7 +139,7 @@ class ClientMachine:
         self._labels = dict(labels)
         self._bootstrap_s = bootstrap_s
         self._code = CodeChoice(task, client=self._client, labels=labels)
-        self._models = ModelChoice(record.data.model)
+        self._models = ModelChoice(record.data.model, record.data.not_served)
         self._runs = RunChoice(task.id, self._client)
         self._step: Step = Created()
         self._now: datetime
@@ -484,7 +485,7 @@ class ClientMachine:
                 return self._change_code(task)
             case Applying(model=model) if model == event.model:
                 self._refusals = 0
-                self._models.served = model
+                self._models.serve(model)
                 return self._serve(ClientEvent.INFER_READY)
             case _:
                 return self._ignore(event)
@@ -496,12 +497,21 @@ class ClientMachine:
             case Applying(model=model) if model == event.model:
                 data = {"version": str(model.version), "reason": event.reason}
                 log = Log("warning", "Inference agent refused the model", data)
+                if event.not_served:
+                    return [Log("info", "Model not served", data), *self._take_unserved(event)]
                 if event.serving is None:
                     return [log, *self._retry_first(event)]
                 self._models.served = event.still or self._models.served
                 return [log, *self._keep_current(event.reason)]
             case _:
                 return self._ignore(event)
+
+    def _take_unserved(self, event: InferRefused) -> list[Effect]:
+        """Take a model that no code of the task can serve, and train from now on."""
+        self._refusals = 0
+        reason = not_served_text(event.model, event.reason)
+        self._models.take_unserved(event.model, reason, event.still)
+        return self._serve(ClientEvent.MODEL_NOT_SERVED, reason)
 
     def _retry_first(self, event: InferRefused) -> list[Effect]:
         """Nothing is served: search for a model again, until one is accepted."""
@@ -522,7 +532,10 @@ class ClientMachine:
         self._models.target = event.model
         if self.state is not ClientState.SERVING:
             return []  # the next transition records it
-        return [self._record.move(ClientEvent.MODEL_RETURNED, {"model": event.model}, reason=event.reason)]
+        changes: ClientChanges = {"model": event.model}
+        if self._record.data.not_served:
+            changes["not_served"] = ""
+        return [self._record.move(ClientEvent.MODEL_RETURNED, changes, reason=event.reason)]
 
     def _keep_current(self, reason: str) -> list[Effect]:
         """Do not try the new model again; the next version is tried."""
@@ -538,8 +551,10 @@ class ClientMachine:
         return [CancelTimer(ClientTimer.APPLY), move, *then, *self._next_work()]
 
     def _served_changes(self) -> ClientChanges:
-        """Return the served model, and the code if it changed since the last transition."""
+        """Return the target model, and what changed since the last transition: the code, or why it is not served."""
         changes: ClientChanges = {"model": self._models.target}
+        if self._models.not_served != self._record.data.not_served:
+            changes["not_served"] = self._models.not_served
         if self._code.version != self._record.data.code_version:
             changes["code_version"] = self._code.version
         return changes
@@ -611,6 +626,7 @@ class ClientMachine:
 
     def _switch_to(self, task: Task) -> list[Effect]:
         self._code.task = task
+        self._models.change_code()
         return [SwitchCode(task), Publish(self._code.ready())]
 
     def _refuse_sync(self, version: str, reason: str) -> list[Effect]:

@@ -16,6 +16,8 @@ from fedbus.domain.run_participation import decline_reason
 
 SPARE_S: Final = 60.0
 """The time that a run may take beyond its recruiting and its rounds."""
+ASSUMED_ROUNDS: Final = 1000
+"""The number of rounds for this limit if the plan leaves it to the app, which may exceed what it declares."""
 
 
 @dataclass(frozen=True)
@@ -117,4 +119,5 @@ def ineligibility(rule: str, run: str, facts: Mapping[str, float | None]) -> Ine
 
 def run_limit_s(plan: RunPlan) -> float:
     """Return the time after which a client leaves a run that has not ended."""
-    return plan.recruit_s + plan.rounds * 2 * plan.round_s + SPARE_S
+    rounds = plan.rounds or max(plan.app_rounds, ASSUMED_ROUNDS)
+    return plan.recruit_s + rounds * 2 * plan.round_s + SPARE_S

@@ -14,9 +14,9 @@ from fedbus.agents.common.main_thread import MainThread
 from fedbus.agents.common.process_orders import CheckProcessConfig, read_process_config
 from fedbus.contracts.code import CodeChecked
 from fedbus.contracts.task.app import LibraryUnusable
-from fedbus.contracts.task.task import Task
 from fedbus.learning import task_code, weights
 from fedbus.learning.library import open_library
+from fedbus.learning.task_model import first_arrays
 
 
 async def main(_: asyncio.Event, main_thread: MainThread) -> int:
@@ -35,20 +35,16 @@ def _check(config: CheckProcessConfig) -> CodeChecked:
     for reference in (table.predict, table.samples):
         if reference is not None:
             task_code.load_function(path, reference)
-    arrays = _build_model(config.task)
+    arrays = first_arrays(config.task)
     if table.code.check is not None:
         _call_task_code(task_code.load_function(path, table.code.check), f"{table.code.check} failed")
+    fixed = table.architecture == "fixed"
+    if arrays is None:
+        return CodeChecked(architecture="", fixed=fixed)
     difference = weights.first_difference(weights.load(Path(config.like)), arrays) if config.like else None
-    return CodeChecked(architecture=weights.architecture_digest(arrays), differs=difference or "")
-
-
-def _build_model(task: Task) -> weights.Arrays:
-    """Build the task's model and return its arrays; raises BadTask and BadWeights."""
-    builder = task_code.load_function(Path(task.path), task.table.model)
-    state: dict[str, Any] = _call_task_code(
-        lambda: builder().state_dict(), f"{task.table.model} cannot build a model"
+    return CodeChecked(
+        architecture=weights.architecture_digest(arrays), differs=difference or "", fixed=fixed
     )
-    return weights.from_torch(state)
 
 
 def _call_task_code(function: Callable[[], Any], failure: str) -> Any:

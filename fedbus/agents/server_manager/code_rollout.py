@@ -469,7 +469,7 @@ def _stage(
 
 
 def _plan(request: OpenRun, task: Task) -> RunPlan:
-    return request.plan if request.overrides is None else request.overrides.apply_to(task.table.plan)
+    return request.plan if request.overrides is None else task.plan_run(request.overrides)
 
 
 def _without(version: str, rejected: Mapping[str, str]) -> dict[str, str]:

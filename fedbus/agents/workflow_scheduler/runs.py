@@ -214,7 +214,7 @@ class TaskRuns:
         data = RunData(
             task=self.task.id,
             run=self.next_id,
-            plan=overrides.apply_to(self.task.table.plan),
+            plan=self.task.plan_run(overrides),
             overrides=overrides,
             trigger=trigger,
             requested_at=now,

@@ -50,9 +50,9 @@ from fedbus.contracts.serving import CapturePaused, CaptureResumed
 from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.task.task import Task
 from fedbus.domain.serving_gates import score
+from fedbus.learning import task_code
 from fedbus.learning.device_data import DeviceData
-from fedbus.learning.flower import task_code
-from fedbus.learning.predictor import ModelRefused, TorchPredictor
+from fedbus.learning.predictor import ModelUnavailable, TaskPredictor
 from fedbus.stores.captured.store import CapturedData
 from fedbus.stores.code.open import CodeRepository
 from fedbus.stores.errors import StoreError
@@ -312,15 +312,15 @@ async def device_monitor(device: ClientConfig, stop: asyncio.Event) -> None:
 
 def _model_loader(
     device: ClientConfig, loop: asyncio.AbstractEventLoop
-) -> Callable[[InferStart], TorchPredictor]:
+) -> Callable[[InferStart], TaskPredictor]:
     """Make a function that loads a model with its code version. It runs in a thread, and uses *loop* for downloads."""
 
-    def load(start: InferStart) -> TorchPredictor:
+    def load(start: InferStart) -> TaskPredictor:
         download = asyncio.run_coroutine_threadsafe(device.agent_config.task_at(start.code_version), loop)
         try:
-            return TorchPredictor(download.result(), Path(start.path))
+            return TaskPredictor(download.result(), Path(start.path))
         except StoreError as error:
-            raise ModelRefused(str(error)) from error
+            raise ModelUnavailable(str(error)) from error
 
     return load
 

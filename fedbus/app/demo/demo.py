@@ -36,7 +36,7 @@ from fedbus.contracts.run import RunState
 from fedbus.contracts.task.task import Task
 from fedbus.contracts.transition import Transition
 from fedbus.domain.federation_view import FederationView
-from fedbus.learning.flower import task_code
+from fedbus.learning import task_code
 from fedbus.stores.captured.reader import count_rows
 from fedbus.stores.tasks.task_directory import read_task
 
@@ -95,9 +95,9 @@ async def run_demo(
         stack.enter_context(_environment_variable("FEDBUS_DATA_DIR", data_dir))  # read by the task's own code
         samples = await asyncio.to_thread(_load_samples, task, options.clients)
         dataset = await asyncio.to_thread(_dataset_name, task)
-        console.print(
-            f"fedbus demo: {options.clients} clients, {options.runs} runs of {task.table.rounds} rounds, {dataset}"
-        )
+        rounds = task.plan_run().total_rounds
+        length = f" of {rounds} rounds" if rounds else ""
+        console.print(f"fedbus demo: {options.clients} clients, {options.runs} runs{length}, {dataset}")
         if task.id not in dataset.lower():
             console.print(f"no {task.id} data in {data_dir}; name its directory with --data", soft_wrap=True)
         settings = _remove_previous(settings)
@@ -165,7 +165,9 @@ def _load_task(options: DemoOptions) -> Task:
 
 def _server_options(options: DemoOptions, task: Task) -> list[str]:
     """Return the options of the server process that differ from the task."""
-    arguments = ["--rounds", str(task.table.rounds), "--quorum", str(task.table.quorum)]
+    arguments = ["--quorum", str(task.table.quorum)]
+    if task.table.rounds is not None:
+        arguments += ["--rounds", str(task.table.rounds)]
     scheduled = 1 if options.commit else options.runs  # each commit starts the next run
     arguments += ["--every", f"{RUN_INTERVAL_S:g}s", "--at-most", str(scheduled)]
     return arguments + (["--run-config", f"local-epochs={options.epochs}"] if options.epochs else [])

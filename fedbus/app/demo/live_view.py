@@ -103,8 +103,10 @@ class LiveDisplay:
             last = run.rounds[-1] if run.rounds else None
             loss = f"loss {last.loss:.4f}" if last and last.loss is not None else ""
             accuracy = f"accuracy {last.accuracy:.2%}" if last and last.accuracy is not None else ""
-            bar = ProgressBar(total=run.plan.rounds, completed=done, width=24)
-            line.add_row(run.run, bar, f"round {done} of {run.plan.rounds}", f"{loss}  {accuracy}")
+            total = run.plan.total_rounds_after(done)
+            bar = ProgressBar(total=total or None, completed=done, width=24)
+            rounds = f"round {done} of {total}" if total else f"round {done}"
+            line.add_row(run.run, bar, rounds, f"{loss}  {accuracy}")
         return Panel(line, title="fedbus", title_align="left")
 
     def _render_clients(self) -> RenderableType:

@@ -117,7 +117,7 @@ def plot_runs(runs: Sequence[RunData], path: Path) -> None:
         accuracies = {at + one.round: one.accuracy for one in run.rounds if one.accuracy is not None}
         loss_axis.plot(list(losses), list(losses.values()), "o-", color=f"C{index}", label=run.run)
         accuracy_axis.plot(list(accuracies), list(accuracies.values()), ":", color=f"C{index}")
-        at += run.plan.rounds
+        at += max((one.round for one in run.rounds), default=0)
         if index < len(runs) - 1:
             loss_axis.axvline(at, color="0.8", linewidth=1)
     loss_axis.set(xlabel="round, over all runs", ylabel="loss (solid)")
@@ -170,7 +170,7 @@ def _rounds_table(runs: Sequence[RunData]) -> Table:
     for name in ("run", "round", "loss", "accuracy", "seconds", "clients", "samples"):
         table.add_column(name, justify="left" if name == "run" else "right")
     for run in runs:
-        for one in run.rounds:
+        for index, one in enumerate(run.rounds, start=1):
             table.add_row(
                 run.run,
                 str(one.round) if one.round else "start",
@@ -179,7 +179,7 @@ def _rounds_table(runs: Sequence[RunData]) -> Table:
                 f"{one.seconds:.1f}",
                 str(len(one.participants) or "–"),
                 str(sum(one.participants.values()) or "–"),
-                end_section=one.round == run.plan.rounds,
+                end_section=index == len(run.rounds),
             )
     return table
 

@@ -283,7 +283,8 @@ async def check_version(
     plan = log.facts.plan
     yield make_finding(
         "configuration",
-        f"{plan.rounds} rounds, quorum {plan.quorum}, {config or 'no overrides of the app'}",
+        f"{f'{plan.rounds} rounds' if plan.rounds else 'the rounds of the app'}, quorum {plan.quorum}, "
+        f"{config or 'no overrides of the app'}",
         provenance.config_mismatches(manifest, log.facts),
     )
 

@@ -59,8 +59,8 @@ def _run_event_loop(
         is_free = main_thread.end()
     if is_free:
         main_thread.release()
-    elif error := exit_code.exception():
-        traceback.print_exception(error)
+    elif failure := exit_code.exception():
+        traceback.print_exception(failure)
         _exit(1)
     else:
         _exit(exit_code.result())

@@ -153,7 +153,8 @@ def _(value: ModelRef) -> str:
 
 @short_text.register
 def _(value: RunPlan) -> str:
-    return f"{value.rounds}-rounds,quorum-{value.quorum}"
+    rounds = f"{value.total_rounds}-rounds" if value.total_rounds else "rounds-of-the-app"
+    return f"{rounds},quorum-{value.quorum}"
 
 
 @short_text.register

@@ -54,13 +54,15 @@ class RunProgress:
         start = Text.assemble((self._run, "bold"), " ", (state, STATE_STYLES.get(state, "")), " ")
         if run is None:
             return start
-        done, total = rounds_done(run.data), run.data.plan.rounds
+        done = rounds_done(run.data)
+        total = run.data.plan.total_rounds_after(done)
         parts = [
-            f"round {min(done + 1, total)} of {total}",
+            describe_round(done, total, is_final=run.state in RUN.final),
             *self._describe_replies(run),
             *_describe_loss(run.data),
         ]
-        line = Text.assemble(start, render_bar(done, total, BAR_WIDTH), " ", "  ".join(parts))
+        bar = (render_bar(done, total, BAR_WIDTH), " ") if total else ()
+        line = Text.assemble(start, *bar, "  ".join(parts))
         line.no_wrap, line.overflow = True, "ellipsis"
         return line
 
@@ -74,6 +76,12 @@ class RunProgress:
         kind = progress.message_type.partition(".")[0]
         text = f"{kind}: {answered} of {pluralize(len(progress.requested), 'client')} answered"
         return [f"{text}, not {', '.join(pending[:MAX_NAMES])}" if answered and pending else text]
+
+
+def describe_round(done: int, total: int, *, is_final: bool = False) -> str:
+    """Describe the round after *done* finished ones: ``round 3 of 5``, or ``round 3`` if *total* is not known."""
+    current = done if is_final else done + 1
+    return f"round {min(current, total)} of {total}" if total else f"round {current}"
 
 
 def _describe_loss(data: RunData) -> list[str]:

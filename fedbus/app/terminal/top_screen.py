@@ -184,21 +184,27 @@ def _render_run(run: EntityState[RunData], width: int) -> RenderableType:
     name, state, progress = run_cells(run)
     start = Text.assemble(Text(f"{name:<10} ", style="bold"), state, " " * max(1, 12 - len(state)))
     bar_width = BAR_WIDTH if width < MIDDLE_WIDTH else 2 * BAR_WIDTH
-    bar = render_bar(rounds_done(run.data), run.data.plan.rounds, bar_width)
+    done = rounds_done(run.data)
+    bar = render_bar(done, run.data.plan.total_rounds_after(done), bar_width)
     return _truncate(Text.assemble(start, bar, f" {progress}"))
 
 
 def render_bar(done: int, total: int, width: int) -> Text:
-    """Draw a progress bar that can be read without colours."""
-    full = min(width, width * done // max(1, total))
+    """Draw a progress bar that can be read without colours; it stays empty if *total* is 0, which is not known."""
+    full = min(width, width * done // total) if total else 0
     return Text.assemble(("━" * full, "cyan"), ("╌" * (width - full), "dim"))
 
 
 def run_cells(run: EntityState[RunData]) -> tuple[str, Text, str]:
-    """Return a run's name, state and progress: ``2/4  loss 0.2931  accuracy 91.40%  3 clients``."""
+    """Return a run's name, state and progress: ``2/4  loss 0.2931  accuracy 91.40%  3 clients``.
+
+    The progress begins with ``round 2`` if only the app knows the number of rounds.
+    """
     data = run.data
     last = data.rounds[-1] if data.rounds else None
-    parts = [f"{rounds_done(data)}/{data.plan.rounds}"]
+    done = rounds_done(data)
+    total = data.plan.total_rounds_after(done)
+    parts = [f"{done}/{total}" if total else f"round {done}"]
     if last and last.loss is not None:
         parts.append(f"loss {last.loss:.4f}")
     if last and last.accuracy is not None:

@@ -78,9 +78,10 @@ class AggregationTable(ConfigSection):
     @model_validator(mode="after")
     def _check_parameters(self) -> Self:
         """Refuse a parameter of another strategy, which would have no effect."""
-        own = _PARAMETERS[self.strategy]
         for strategy, names in _PARAMETERS.items():
-            if unused := sorted((names - own) & self.model_fields_set):
-                key = unused[0].replace("_", "-")
-                raise ValueError(f"`{key}` has no effect: it belongs to strategy {strategy.value!r}")
+            for name in sorted(names - _PARAMETERS[self.strategy]):
+                # not `model_fields_set`: a table that has been serialised sets all of them
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    key = name.replace("_", "-")
+                    raise ValueError(f"`{key}` has no effect: it belongs to strategy {strategy.value!r}")
         return self

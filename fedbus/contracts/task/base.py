@@ -9,6 +9,9 @@ ObjectReference: TypeAlias = Annotated[
 ]
 """A function or class of the task's code: ``module:name``."""
 
+ModuleName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
+"""A module of the task's code: ``my_app.functions``."""
+
 
 class ConfigSection(BaseModel):
     """A table of the task. Unknown keys are errors."""

@@ -4,15 +4,16 @@ Flower reads ``[tool.flwr.app]``. fedbus parses ``[tool.fedbus]`` into `TaskTabl
 classes have the form ``module:name``, as in Flower's table.
 """
 
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from fedbus.contracts.identifiers import Id
-from fedbus.contracts.run import RunPlan
+from fedbus.contracts.run import RunOverrides, RunPlan
 from fedbus.contracts.scheduling import ContributionTable, EligibilityTable, ScheduleTable, SelectionTable
+from fedbus.contracts.task.aggregation import AggregationTable
 from fedbus.contracts.task.base import ConfigSection as _Table
-from fedbus.contracts.task.base import ObjectReference
+from fedbus.contracts.task.base import ModuleName, ObjectReference
 from fedbus.contracts.task.serving import CaptureTable, ChecksTable, ServingTable
 
 __all__ = ["CodeTable", "GateTable", "RolloutTable", "ScheduleTable", "Stage", "Task", "TaskTable"]
@@ -73,28 +74,37 @@ class TaskTable(_Table):
     """The task's id: lower-case letters, digits and hyphens."""
     library: Annotated[str, StringConstraints(min_length=1, max_length=100)] = DEFAULT_LIBRARY
     """The library for federated learning that runs the app: the name of an installed one."""
-    model: ObjectReference
-    """Builds the model: ``() -> torch.nn.Module``."""
+    model: ObjectReference | None = None
+    """Builds the model: ``() -> torch.nn.Module``, or a dict or a list of arrays. Default: the first version is empty,
+    and the first run begins with the arrays that the app itself begins with."""
     predict: ObjectReference | None = None
-    """Computes predictions: ``(model, inputs: ndarray (n, …)) -> ndarray (n, …)``. Default: the class with the highest
-    output."""
+    """Computes predictions: ``(model, inputs: ndarray (n, …)) -> ndarray (n, …)``. *model* is the torch module of
+    `model`, else the dict of arrays. Default, for a torch module: the class with the highest output, or the output
+    itself if the model has one output. Without a torch module and without `predict`, a device trains and does not
+    serve."""
+    functions: ModuleName | None = None
+    """The module with the functions ``load``, ``train`` and ``evaluate``, for the library `functions`."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The run configuration, for a library whose app has none of its own: numbers, strings, true or false. Nested
+    tables are flattened: ``optimizer.lr``."""
     samples: ObjectReference | None = None
     """Loads labelled samples: ``(partition_id, num_partitions) -> (inputs (n, …), labels (n,))``. They are the probes
     for new models and the inputs of simulated traffic."""
-    rounds: int = Field(default=3, ge=1)
-    """The number of rounds of a run."""
+    architecture: Literal["fixed", "free"] = "free"
+    """``fixed``: a run fails if its app changes the name, the shape or the dtype of an array. ``free``: such a result
+    becomes a version, for example trees that grow, and the next run begins with it."""
+    rounds: int | None = Field(default=None, ge=1, le=100_000)
+    """The number of rounds of a run, which replaces the app's own number. Default: the app's own number."""
     quorum: int = Field(default=2, ge=1)
     """The number of clients that a run needs before it trains."""
     recruit_s: float = Field(default=60.0, gt=0)
     """How long a run waits for its quorum before it fails."""
     round_s: float = Field(default=600.0, gt=0)
     """The time limit of a client for one message. After it the round continues without the client."""
-    aggregation: Literal["streaming", "stock"] = "streaming"
-    """``streaming``: add updates to the sum as they arrive, if the strategy computes a weighted mean. ``stock``: use
-    Flower's own aggregation."""
     keep_models: int = Field(default=20, ge=2)
     """The number of versions that keep their weights. Older versions keep only their manifest."""
     eligibility: EligibilityTable = EligibilityTable()
+    aggregation: AggregationTable = AggregationTable()
     schedule: ScheduleTable = ScheduleTable()
     selection: SelectionTable = SelectionTable()
     contribution: ContributionTable = ContributionTable()
@@ -104,11 +114,6 @@ class TaskTable(_Table):
     serving: ServingTable = ServingTable()
     capture: CaptureTable = CaptureTable()
     checks: ChecksTable = ChecksTable()
-
-    @property
-    def plan(self) -> RunPlan:
-        """The plan of a run without overrides."""
-        return RunPlan(rounds=self.rounds, quorum=self.quorum, recruit_s=self.recruit_s, round_s=self.round_s)
 
 
 LIBRARIES_SUFFIX: Final = ".libs"
@@ -125,6 +130,10 @@ class Task(BaseModel):
     clientapp: ObjectReference
     run_config: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """``[tool.flwr.app.config]``, flattened as Flower does: ``{"optimizer.lr": 0.1}``."""
+    app_rounds: int = 0
+    """The number of rounds that the app declares; 0 if it declares none."""
+    rounds_key: str = ""
+    """The key of the run configuration that has this number; empty if none has it."""
     code_version: str
     """The commit SHA of a clean Git work tree, else ``sha256:`` and the digest of the files."""
     path: str
@@ -134,3 +143,22 @@ class Task(BaseModel):
     @property
     def id(self) -> str:
         return self.table.task
+
+    def plan_run(self, overrides: RunOverrides | None = None) -> RunPlan:
+        """Return the plan of a run with *overrides*."""
+        table = self.table
+        plan = RunPlan(
+            rounds=table.rounds or 0,
+            app_rounds=self.app_rounds,
+            quorum=table.quorum,
+            recruit_s=table.recruit_s,
+            round_s=table.round_s,
+        )
+        plan = overrides.apply_to(plan) if overrides is not None else plan
+        match plan.config.get(self.rounds_key):
+            case bool():
+                return plan
+            case int(rounds) if rounds > 0:
+                return plan.model_copy(update={"app_rounds": rounds})
+            case _:
+                return plan

@@ -86,7 +86,7 @@ def run_server_app(app: ServerApp, grid: MessengerGrid, job: ServerJob, on_round
     with ExitStack() as hooks:
         hooks.enter_context(strategy_hook.install())
         hooks.enter_context(legacy_hook.install())
-        if job.task.table.aggregation == "streaming":
+        if job.task.table.aggregation.method == "streaming":
             hooks.enter_context(streaming_aggregation())
         _run_app(app, grid, context, job.path)
     if isinstance(result := context.state.get(RESULT_KEY), ArrayRecord):
@@ -98,7 +98,7 @@ def run_server_app(app: ServerApp, grid: MessengerGrid, job: ServerJob, on_round
 
 def rounds_left(job: ServerJob) -> int:
     """Return the number of rounds that are left of the plan."""
-    return max(0, job.plan.rounds - job.first_round + 1)
+    return max(0, (job.plan.total_rounds or 3) - job.first_round + 1)
 
 
 def _make_context(grid: MessengerGrid, job: ServerJob, record: ArrayRecord) -> Context:

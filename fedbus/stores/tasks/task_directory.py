@@ -1,8 +1,8 @@
 """Read, check and create task directories.
 
-A task is a directory with a Flower app and a ``[tool.fedbus]`` table in its ``pyproject.toml``. Its code is never
-imported here: the source shows whether a function exists. So a task can be checked without its dependencies and
-without trust in its code.
+A task is a directory with an app in its ``pyproject.toml``. A ``[tool.fedbus]`` table is optional: its defaults make
+a task of any app, with an id made of the project's name. The code of a task is never imported here: the source shows
+whether a function exists. So a task can be checked without its dependencies and without trust in its code.
 """
 
 import ast
@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedbus.contracts.identifiers import check_id
 from fedbus.contracts.task.base import ObjectReference
-from fedbus.contracts.task.task import Task, TaskTable
+from fedbus.contracts.task.task import DEFAULT_LIBRARY, Task, TaskTable
 from fedbus.stores.errors import StoreError
 from fedbus.stores.tasks import git_version
 from fedbus.stores.tasks.requirement_syntax import problem_with
@@ -29,10 +29,14 @@ from fedbus.stores.tasks.requirement_syntax import problem_with
 PYPROJECT: Final = "pyproject.toml"
 MAX_SOURCE_FILES: Final = 10_000
 MAX_PYPROJECT_BYTES: Final = 1024 * 1024
+MAX_DERIVED_ID_CHARS: Final = 48
+"""The longest id that is made of a project's name. The ids of its runs are longer (limit 63)."""
 
 _COMPONENTS_TABLE: Final = ("tool", "flwr", "app", "components")
 _CONFIG_TABLE: Final = ("tool", "flwr", "app", "config")
+_ROUNDS_KEY: Final = "num-server-rounds"
 _FEDBUS_TABLE: Final = ("tool", "fedbus")
+_PROJECT_NAME: Final = ("project", "name")
 _CODE_TABLE: Final = (*_FEDBUS_TABLE, "code")
 _IGNORED_DIRECTORIES: Final = {"__pycache__", "build", "dist", "node_modules", "venv"}
 
@@ -82,8 +86,11 @@ def read_task(path: Path, *, version: str = "") -> Task:
         raise TaskInvalid(path, problems)
     document = tomllib.loads((path / PYPROJECT).read_text(encoding="utf-8"))
     components = _get_nested(document, _COMPONENTS_TABLE)
+    app_rounds = dict(_flatten(_get_nested(document, _CONFIG_TABLE) or {})).get(_ROUNDS_KEY)
     return Task(
-        table=TaskTable.model_validate(_get_nested(document, _FEDBUS_TABLE)),
+        table=TaskTable.model_validate(_with_task_id(document, _get_nested(document, _FEDBUS_TABLE) or {})),
+        app_rounds=app_rounds if isinstance(app_rounds, int) and app_rounds > 0 else 0,
+        rounds_key=_ROUNDS_KEY,
         serverapp=components["serverapp"],
         clientapp=components["clientapp"],
         run_config=dict(_flatten(_get_nested(document, _CONFIG_TABLE) or {})),
@@ -126,13 +133,20 @@ def validate_task(path: Path) -> list[Problem]:
     return sorted(_TaskValidator(path, document, _LineIndex(text)).find_problems())
 
 
-def create_task(path: Path, id: str) -> None:
-    """Create a small runnable Flower app in *path*, as the task *id*."""
+def create_task(path: Path, id: str, *, library: str = DEFAULT_LIBRARY) -> None:
+    """Create a small runnable app for the training library *library* in *path*, as the task *id*.
+
+    Raises:
+        StoreError: the directory is not empty, or there is no template for the library.
+
+    """
     check_id("task", id)
+    if library not in (names := _list_templates()):
+        raise StoreError(f"there is no template for the library {library!r}; choose one of {', '.join(names)}")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StoreError(f"{path} is not empty; choose a directory that does not exist")
     values = {"id": id, "package": _package_name(id)}
-    for template, target in _render_templates(path, values["package"]):
+    for template, target in _render_templates(path, values["package"], library):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(Template(template).substitute(values), encoding="utf-8")
 
@@ -179,15 +193,17 @@ class _TaskValidator:
 
     def _check_fedbus_table(self) -> Iterator[Problem]:
         table = _get_nested(self._document, _FEDBUS_TABLE)
+        if table is None:
+            table = {}
         if not isinstance(table, dict):
             yield self._problem(
                 _FEDBUS_TABLE,
-                f"there is no section [{_join_keys(_FEDBUS_TABLE)}]",
-                "add one with at least `task` and `model`",
+                f"{_join_keys(_FEDBUS_TABLE)} is not a table",
+                f"write a section [{_join_keys(_FEDBUS_TABLE)}]",
             )
             return
         try:
-            TaskTable.model_validate(table)
+            TaskTable.model_validate(_with_task_id(self._document, table))
         except ValidationError as error:
             for detail in error.errors():
                 yield self._table_problem(
@@ -213,6 +229,13 @@ class _TaskValidator:
         """Describe a problem that pydantic found, by the keys of the table."""
         *parents, key = keys
         section = (*_FEDBUS_TABLE, *parents)
+        if (section, key) == (_FEDBUS_TABLE, "task") and kind == "missing":
+            return self._problem(
+                _PROJECT_NAME,
+                f"the task has no id: there is neither `task` in [{_join_keys(_FEDBUS_TABLE)}] nor a project name "
+                "of which an id can be made",
+                "set `name` in [project]",
+            )
         if kind == "missing":
             return self._missing_key_problem(section, key, table)
         if kind == "extra_forbidden":
@@ -387,6 +410,19 @@ def _get_nested(document: Any, keys: Keys) -> Any:
     return document
 
 
+def _with_task_id(document: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table of the task with its id, which is made of the project's name if the table has none."""
+    name = _get_nested(document, _PROJECT_NAME)
+    default = _task_id_of(name) if isinstance(name, str) else ""
+    return {**({"task": default} if default else {}), **table}
+
+
+def _task_id_of(name: str) -> str:
+    """Make a task id of the name of a project: ``My_App 2.0`` is ``my-app-2-0``; empty if there is none."""
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    return "-".join(words)[:MAX_DERIVED_ID_CHARS].rstrip("-")
+
+
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Flatten a run configuration as Flower does: ``{"optimizer": {"lr": 0.1}}`` is ``optimizer.lr``."""
     for key, value in table.items():
@@ -453,9 +489,15 @@ def _package_name(id: str) -> str:
     return name if name[0].isalpha() else f"task_{name}"
 
 
-def _render_templates(path: Path, package: str) -> Iterator[tuple[str, Path]]:
+def _list_templates() -> list[str]:
+    """Return the libraries for which there are templates, sorted."""
+    folders = resources.files("fedbus.stores").joinpath("templates").iterdir()
+    return sorted(folder.name for folder in folders if folder.is_dir())
+
+
+def _render_templates(path: Path, package: str, library: str) -> Iterator[tuple[str, Path]]:
     """Yield the text and the target path of each template."""
-    for template in resources.files("fedbus.stores").joinpath("templates").iterdir():
+    for template in resources.files("fedbus.stores").joinpath("templates", library).iterdir():
         if template.name.endswith(".tmpl"):
             name = template.name.removesuffix(".tmpl")
             folder = path / package if name.endswith(".py") else path

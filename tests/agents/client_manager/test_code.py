@@ -112,7 +112,7 @@ async def test_code_that_cannot_serve_is_refused(
     ("files", "reason"),
     [
         ({"tiny/client_app.py": "import a_missing_library\n"}, "a_missing_library"),
-        ({"tiny/model.py": "class Net: pass\n"}, "cannot build a model"),
+        ({"tiny/model.py": "class Net: pass\n"}, "tiny.model:Net returned an object of type tiny.model.Net"),
         ({"pyproject.toml": "[tool.fedbus]\n"}, "pyproject.toml"),
     ],
     ids=["an import that fails", "no model", "no task"],

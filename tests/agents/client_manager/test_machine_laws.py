@@ -257,7 +257,11 @@ class ClientWalk:
                 self.served, self.before = None, None  # it was restarted, and could not load anything
             serving = self.served.version if self.served else None
             answer = infer_refused(
-                version, serving=serving, still=self.served, code_version=asked.code_version
+                version,
+                serving=serving,
+                still=self.served,
+                code_version=asked.code_version,
+                not_served=self.fails(0.3),
             )
         self.decide(answer)
         if self.fails():

@@ -29,9 +29,10 @@ from support.client_machine import (
     serving_client,
     starting_client,
 )
-from support.server_machine import NEW, model, task_at
+from support.server_machine import NAME, NEW, model, task_at
 
 from fedbus.agents.client_manager.effects import (
+    HandOverModel,
     MoveClient,
     ReadOpenRun,
 )
@@ -43,6 +44,7 @@ from fedbus.agents.client_manager.events import (
     Event,
     ModelFetched,
     ModelNotFetched,
+    OpenRunRead,
     SlotTaken,
 )
 from fedbus.agents.common.machine import (
@@ -53,7 +55,7 @@ from fedbus.contracts.client import (
     ClientEvent,
     ClientState,
 )
-from fedbus.contracts.code import CodePlan
+from fedbus.contracts.code import CodePlan, CodePublished
 
 # --- models ---------------------------------------------------------------------------------------
 
@@ -173,6 +175,41 @@ def test_code_that_is_changed_in_a_search_is_recorded() -> None:
     assert client.handle(ModelFetched(model(1))) == [starts(1, NEW)]
     assert client.handle(infer_ready(1, NEW))[1] == moves(ClientEvent.INFER_READY, 1, code_version=NEW)
     assert client.data.code_version == NEW
+
+
+def test_a_model_that_no_code_serves_is_taken() -> None:
+    client = starting_client()
+    reason = "version 1 is not served: NaN"
+    assert client.handle(infer_refused(1, serving=None, not_served=True))[1:] == [
+        STOPS_APPLY,
+        moves(ClientEvent.MODEL_NOT_SERVED, 1, reason, not_served=reason),
+        ReadOpenRun(),
+    ]
+    assert client.state is ClientState.SERVING
+    assert client.handle(model_announced(2)) == [moves(ClientEvent.MODEL_PUBLISHED, 2), fetches(2)]
+    client.handle(ModelFetched(model(2)))
+    assert client.handle(infer_ready(2))[1] == moves(ClientEvent.INFER_READY, 2, not_served="")
+
+
+def test_a_served_model_stays_served_behind_one_that_is_not() -> None:
+    client = applying_client()
+    client.handle(infer_refused(2, serving=1, still=model(1), not_served=True))
+    assert client.data.model == model(2)
+    assert client.handle(model_rolled_back(1, to=3))[0] == moves(
+        ClientEvent.MODEL_RETURNED, 3, "it errs", not_served=""
+    )
+
+
+def test_new_code_may_serve_a_model_that_was_not_served() -> None:
+    client = starting_client()
+    client.handle(infer_refused(1, serving=None, not_served=True), OpenRunRead(None))
+    client.handle(CodePublished(task=NAME, code_version=NEW))
+    client.handle(CodePrepared(task_at(NEW)))
+    effects = client.handle(server_info(1, code=CodePlan(code_version=NEW)))
+    assert effects[-2] == moves(ClientEvent.MODEL_PUBLISHED, 1)
+    handed = client.handle(ModelFetched(model(1)))[-1]
+    assert isinstance(handed, HandOverModel)
+    assert (handed.model, handed.code_version) == (model(1), NEW)
 
 
 def test_an_inference_agent_without_a_model_has_no_deadline() -> None:

@@ -77,7 +77,7 @@ async def test_only_the_server_checks_the_server_app(tiny: Path) -> None:
 
 async def test_a_model_that_cannot_be_built_is_rejected_with_the_reason(tiny: Path) -> None:
     (tiny / "tiny" / "model.py").write_text("class Net:\n    def __init__(self): self.depth = 1 / 0\n")
-    assert "tiny.model:Net cannot build a model: ZeroDivisionError" in await check_error(read_task(tiny))
+    assert "tiny.model:Net did not build a model: ZeroDivisionError" in await check_error(read_task(tiny))
 
 
 @pytest.mark.parametrize(

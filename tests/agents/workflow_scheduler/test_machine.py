@@ -92,7 +92,7 @@ def scheduler_with_run(state: RunState) -> SchedulerDriver:
 def test_a_requested_run_is_created_opened_and_then_answered() -> None:
     scheduler = leading_scheduler()
     data = run_data(
-        plan=scheduler.task.table.plan, overrides=RunOverrides(), trigger="manual", requested_at=NOW
+        plan=scheduler.task.plan_run(), overrides=RunOverrides(), trigger="manual", requested_at=NOW
     )
     assert scheduler.request_run() == [
         CreateRun(data, "manual", trace=Trace.NEW_SPAN),
@@ -138,7 +138,7 @@ def test_a_request_overrides_the_options_and_these_the_task() -> None:
     scheduler.request_run(quorum=4, config={"strategy": "krum"})
     overrides = RunOverrides(rounds=7, quorum=4, config={"lr": 0.1, "strategy": "krum"})
     assert scheduler.run.overrides == overrides
-    assert scheduler.run.plan == overrides.apply_to(scheduler.task.table.plan)
+    assert scheduler.run.plan == overrides.apply_to(scheduler.task.plan_run())
     assert (scheduler.run.plan.rounds, scheduler.run.plan.quorum) == (7, 4)
 
 

@@ -97,7 +97,7 @@ def test_a_trigger_that_holds_starts_a_run_in_a_trace_of_its_own() -> None:
     }
     assert created == CreateRun(scheduler.run, DRIFT, trace=Trace.DUE_RUN, cause=Cause.SCHEDULE)
     assert (scheduler.run.run, scheduler.run.trigger) == (FIRST_RUN, SCHEDULED)
-    request = OpenRun(task=NAME, run=FIRST_RUN, plan=scheduler.task.table.plan, overrides=scheduler.overrides)
+    request = OpenRun(task=NAME, run=FIRST_RUN, plan=scheduler.task.plan_run(), overrides=scheduler.overrides)
     assert opening == RequestOpening(request, trace=Trace.RUN, cause=Cause.RUN)
     day = timedelta(days=1)
     assert waits == evaluates_in(MAX_EVALUATE_DELAY.total_seconds())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedbus.contracts.identifiers import BadId
+from fedbus.contracts.run import RunOverrides
 from fedbus.stores.errors import StoreError
 from fedbus.stores.tasks.task_directory import (
     Problem,
@@ -82,7 +83,7 @@ def test_a_task_is_read_from_its_tables(task: Path) -> None:
     loaded = read_task(task)
     assert (loaded.serverapp, loaded.clientapp) == ("moons_app.server_app:app", "moons_app.client_app:app")
     assert loaded.table.model == "moons_app.task:Net"
-    assert loaded.table.plan.quorum == 2
+    assert loaded.plan_run().quorum == 2
     assert loaded.path == str(task)
 
 
@@ -101,7 +102,7 @@ def test_the_run_configuration_is_flattened_as_flower_does(task: Path) -> None:
     [
         ("quorum = 2", "qorum = 2", "unknown key `qorum`", "did you mean `quorum`?"),
         ("every-s", "every", "unknown key `every` in [tool.fedbus.schedule]", "did you mean `every-s`?"),
-        ("recruit-s = 60", "hue = 60", "unknown key `hue`", "known keys: task, model"),
+        ("recruit-s = 60", "hue = 60", "unknown key `hue`", "known keys: task, library, model"),
         (
             "rounds = 3   ",
             "rounds = 0   ",
@@ -171,11 +172,54 @@ def test_all_problems_are_reported_in_the_order_of_lines(task: Path) -> None:
     assert invalid.value.problems == problems
 
 
-@pytest.mark.parametrize("section", ["tool.fedbus", "tool.flwr.app.components"])
-def test_a_missing_section_is_named(task: Path, section: str) -> None:
-    edit(task / "pyproject.toml", "[tool.fedbus.schedule]", "[tool.other]")
-    edit(task / "pyproject.toml", f"[{section}]", "[tool.else]")
-    assert any(f"no section [{section}]" in problem.what for problem in validate_task(task))
+def test_a_missing_section_is_named(task: Path) -> None:
+    edit(task / "pyproject.toml", "[tool.flwr.app.components]", "[tool.else]")
+    assert any("no section [tool.flwr.app.components]" in problem.what for problem in validate_task(task))
+
+
+def flower_app(directory: Path, name: str = 'name = "My_App 2.0"') -> Path:
+    """Write a Flower app without a table of fedbus, as `flwr new` does."""
+    package = directory / "my_app"
+    package.mkdir(parents=True)
+    for module in ("server_app", "client_app"):
+        (package / f"{module}.py").write_text("app = None\n")
+    (directory / "pyproject.toml").write_text(
+        f"""
+[project]
+{name}
+version = "1.0.0"
+
+[tool.flwr.app]
+publisher = "me"
+
+[tool.flwr.app.components]
+serverapp = "my_app.server_app:app"
+clientapp = "my_app.client_app:app"
+
+[tool.flwr.app.config]
+num-server-rounds = 5
+"""
+    )
+    return directory
+
+
+def test_an_app_without_a_table_of_fedbus_is_a_task(tmp_path: Path) -> None:
+    loaded = read_task(flower_app(tmp_path))
+    assert loaded.id == "my-app-2-0"
+    assert loaded.table.model is None
+    assert (loaded.plan_run().rounds, loaded.plan_run().total_rounds) == (0, 5)
+
+
+def test_the_rounds_of_the_run_configuration_are_the_total(tmp_path: Path) -> None:
+    loaded = read_task(flower_app(tmp_path))
+    assert loaded.plan_run(RunOverrides(config={"num-server-rounds": 2})).total_rounds == 2
+    assert loaded.plan_run(RunOverrides(config={"num-server-rounds": 2}, rounds=7)).total_rounds == 7
+
+
+def test_an_app_without_any_name_needs_one(tmp_path: Path) -> None:
+    problem = only_problem(flower_app(tmp_path, name='name = "???"'))
+    assert (problem.line, problem.advice) == (3, "set `name` in [project]")
+    assert "no id" in problem.what
 
 
 def test_invalid_toml_is_reported_with_its_line(task: Path) -> None:

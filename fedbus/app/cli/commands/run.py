@@ -17,6 +17,7 @@ from fedbus.app.terminal import output
 from fedbus.app.terminal.event_lines import message_record, render_line, short_text
 from fedbus.app.terminal.plain import print_json, to_json
 from fedbus.app.terminal.run_progress import render_transition, show_progress
+from fedbus.app.terminal.top_screen import rounds_done
 from fedbus.app.views.event_tail import read_until_lost
 from fedbus.bus.bus import Bus
 from fedbus.bus.stream_reader import StoredMessage
@@ -92,7 +93,7 @@ def ls(
             (
                 run["run"],
                 output.state_text(run["state"]),
-                f"{run['rounds_done']}/{run['rounds_planned']}",
+                "/".join(str(run[key]) for key in ("rounds_done", "rounds_planned") if run[key] is not None),
                 _format_number(run["loss"]),
                 _format_number(run["accuracy"]),
                 len(run["cohort"]),
@@ -223,7 +224,7 @@ def _round_figures(stored: StoredMessage) -> list[str]:
 def _run_facts(stored: StoredMessage) -> dict[str, Any]:
     transition = transition_of(stored)
     facts: RunData = transition.facts  # type: ignore[assignment]
-    trained = [one for one in facts.rounds if one.round > 0]
+    done = rounds_done(facts)
     last = facts.rounds[-1] if facts.rounds else None
     return {
         "run": facts.run,
@@ -236,8 +237,8 @@ def _run_facts(stored: StoredMessage) -> dict[str, Any]:
         "since": stored.envelope.time,
         "trigger": facts.trigger,
         "requested_at": facts.requested_at,
-        "rounds_planned": facts.plan.rounds,
-        "rounds_done": max((one.round for one in trained), default=0),
+        "rounds_planned": facts.plan.total_rounds_after(done) or None,
+        "rounds_done": done,
         "loss": last.loss if last else None,
         "accuracy": last.accuracy if last else None,
         "cohort": list(facts.cohort),

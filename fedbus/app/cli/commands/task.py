@@ -11,6 +11,7 @@ from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
 from fedbus.app.terminal.plain import pluralize, print_json
 from fedbus.contracts.identifiers import task_id
+from fedbus.contracts.task.task import DEFAULT_LIBRARY
 from fedbus.stores.tasks.task_directory import create_task, read_task, validate_task
 
 
@@ -20,11 +21,14 @@ def new(
     id: Annotated[
         str | None, typer.Option(help="The task's id.", show_default="the name of the directory")
     ] = None,
+    library: Annotated[
+        str, typer.Option(help="The training library: flower, or functions for plain functions over NumPy arrays.")
+    ] = DEFAULT_LIBRARY,
     json: output.JsonOption = False,
 ) -> None:
-    """Create a task: a small Flower app that trains, with comments on all settings of fedbus."""
+    """Create a task: a small app that trains, with comments on all settings of fedbus."""
     task = task_id(id or path.resolve().name)
-    create_task(path, task)
+    create_task(path, task, library=library)
     if json:
         print_json({"task": task, "path": str(path)})
     else:

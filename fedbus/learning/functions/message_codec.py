@@ -1,0 +1,82 @@
+"""The content of a message between server and client: a few values and weights.
+
+    length of the values (8 bytes, little-endian) · values as JSON, padded to 8 bytes · a safetensors file
+
+The weights of a decoded message are views of its bytes, which cannot be written to.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fedbus.learning import weights
+from fedbus.learning.functions.updates import Weights
+
+MAX_VALUES_BYTES: Final = 4 * 1024**2
+ALIGNMENT: Final = 8
+
+
+class BadContent(ValueError):
+    """The bytes are not a valid message."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """The content of one message."""
+
+    values: Mapping[str, Any]
+    """JSON values: ``config`` of a request; ``metrics`` and ``num-examples`` of a reply."""
+    weights: Weights = field(default_factory=dict)
+
+
+def encode(content: Content) -> list[bytes | memoryview]:
+    """Return the buffers of *content*. The weights are not copied and must not change until they are sent.
+
+    Raises:
+        BadWeights: an array has a dtype that cannot be stored.
+
+    """
+    values = json.dumps(content.values).encode()
+    values += b" " * (-len(values) % ALIGNMENT)
+    return [len(values).to_bytes(8, "little"), values, *weights.pack(content.weights).buffers]
+
+
+def decode(data: bytes | memoryview) -> Content:
+    """Parse the bytes of a message.
+
+    Raises:
+        BadContent: they are not valid.
+
+    """
+    view = memoryview(data).cast("B")
+    length = int.from_bytes(view[:8], "little")
+    if len(view) < 8 or length > min(MAX_VALUES_BYTES, len(view) - 8):
+        raise BadContent("the message is truncated, or its values are too long")
+    try:
+        values = json.loads(bytes(view[8 : 8 + length]))
+    except (ValueError, RecursionError) as error:
+        raise BadContent(f"the values of the message are not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise BadContent("the values of the message are not a JSON object")
+    try:
+        return Content(values, weights.unpack(view[8 + length :]))
+    except weights.BadWeights as error:
+        raise BadContent(str(error)) from None
+
+
+def to_metrics(value: object) -> dict[str, float]:
+    """Return the metrics of a reply. A metric that is no finite number is left out.
+
+    Raises:
+        BadContent: *value* is not an object.
+
+    """
+    if not isinstance(value, dict):
+        raise BadContent("the metrics of the reply are not an object")
+    return {
+        str(name): float(number)
+        for name, number in value.items()
+        if isinstance(number, int | float) and math.isfinite(number)
+    }

@@ -1,0 +1,275 @@
+"""The server side: the rounds of a run.
+
+    for each round:   weights ──▶ train on each client ──▶ add the valid updates ──▶ new weights
+                      new weights ──▶ evaluate on each client ──▶ mean metrics
+
+A client that fails, or whose update does not fit, is counted as a failure of this client; the round continues
+without it. A round without any update keeps the weights.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+import numpy as np
+import structlog
+
+from fedbus.contracts.task.aggregation import StrategyName
+from fedbus.learning.functions.message_codec import BadContent, Content, decode, encode, to_metrics
+from fedbus.learning.functions.signatures import FunctionName
+from fedbus.learning.functions.strategies import AggregationStrategy, RobustStrategy, make_strategy
+from fedbus.learning.functions.task_module import Config, FunctionFailed, TaskModule
+from fedbus.learning.functions.updates import (
+    BadUpdate,
+    Update,
+    Weights,
+    check_same_arrays,
+    check_weights,
+)
+from fedbus.learning.library import (
+    ClientReply,
+    ErrorCode,
+    Messenger,
+    OnRound,
+    OutgoingMessage,
+    ServerJob,
+    TrainingFailed,
+)
+from fedbus.learning.payload import Payload
+from fedbus.learning.round_log import RoundLog
+from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_difference
+
+DEFAULT_ROUNDS: Final = 3
+"""The number of rounds of a task that names none."""
+LOST_CODES: Final = {ErrorCode.NO_REPLY, ErrorCode.CLIENT_LOST, ErrorCode.MESSAGE_UNAVAILABLE}
+"""Errors of the connection, which may be gone in the next round."""
+
+log = structlog.get_logger("fedbus.learning")
+
+
+class MetricsMean:
+    """The mean of metrics, weighted by examples. A metric that some clients lack is the mean of the others."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._examples: dict[str, int] = {}
+
+    def add(self, metrics: dict[str, float], num_examples: int) -> None:
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * num_examples
+            self._examples[name] = self._examples.get(name, 0) + num_examples
+
+    def mean(self) -> dict[str, float]:
+        return {name: self._sums[name] / count for name, count in self._examples.items() if count}
+
+
+class TaskAggregation(RobustStrategy):
+    """The task's own function ``aggregate``. It gets all updates of a round."""
+
+    def __init__(self, module: TaskModule, config: Callable[[], Config]) -> None:
+        super().__init__()
+        self._module = module
+        self._config = config
+        self._state: dict[str, Any] = {}
+
+    def end_round(self) -> Weights | None:
+        """Return what the function returns, in its own dtypes. Raises FunctionFailed."""
+        result = self._aggregate()  # the task's code may keep its arrays, and change them in the next round
+        return None if result is None else {name: np.array(array) for name, array in result.items()}
+
+    def _combine(self, updates: list[Update]) -> Weights:
+        return self._module.aggregate(self.weights, updates, self._config(), self._state)
+
+
+class FunctionsServer:
+    """The server side of one run."""
+
+    def __init__(self, job: ServerJob, module: TaskModule) -> None:
+        self._job = job
+        self._module = module
+        self._table = job.task.table.aggregation
+        self._round = 0
+        self._weights: Weights = {}
+        self._expected: Weights = {}
+        """Weights with the names and shapes that the updates of this round must have."""
+        self._has_own_aggregation = module.has(FunctionName.AGGREGATE)
+        self._strategy: AggregationStrategy = (
+            TaskAggregation(module, self._make_config)
+            if self._has_own_aggregation
+            else make_strategy(self._table)
+        )
+
+    def run(self, messenger: Messenger, on_round: OnRound) -> Arrays | None:
+        """Train the remaining rounds, and return the final weights; None if there are none.
+
+        Raises:
+            TrainingFailed: a function of the server failed, or no client could train.
+            ArchitectureMismatch: the stored weights are not those of ``initial``.
+
+        """
+        job = self._job
+        self._check_architecture()
+        self._set_weights(job.model)
+        round_log = RoundLog(
+            job.model, run=job.run, first_round=job.first_round, tally=messenger.tally, on_round=on_round
+        )
+        try:
+            if job.first_round == 1:
+                self._evaluate_global(round_log)
+                round_log.end_round(0)
+            for number in range(job.first_round, (job.plan.total_rounds or DEFAULT_ROUNDS) + 1):
+                self._round = number
+                round_log.trace.begin_round(number)
+                self._train(messenger, round_log)
+                self._evaluate(messenger, round_log)
+                self._evaluate_global(round_log)
+                round_log.end_round(number)
+        except FunctionFailed as error:
+            raise TrainingFailed(str(error)) from error
+        return self._weights or None
+
+    def close(self) -> None:
+        """Do nothing: the session holds only memory."""
+
+    # --- a round ------------------------------------------------------------------------------
+
+    def _train(self, messenger: Messenger, round_log: RoundLog) -> None:
+        clients = self._sample(messenger, self._table.fraction_train)
+        selected = self._job.selection.choose(clients)
+        self._strategy.begin_round(self._weights)
+        self._expected = self._weights
+        metrics = MetricsMean()
+        failures: list[ClientReply | str] = []
+        has_update = False
+        with round_log.trace.aggregate_span(self._round):
+            for reply, update in self._exchange(messenger, "train", sorted(selected), failures):
+                messenger.accept(reply, samples=update.num_examples)
+                metrics.add(update.metrics, update.num_examples)
+                if update.num_examples:
+                    self._expected = self._expected or update.weights
+                    self._strategy.add(update)
+                has_update = True
+            new_weights = self._strategy.end_round()
+        if not has_update:
+            self._check_failures(failures)
+        if new_weights is None:
+            log.warning("Round without updates; keeping the weights", round=self._round)
+        else:
+            self._set_weights(new_weights)
+            round_log.set_model(self._weights)
+        round_log.add_metrics(metrics.mean(), prefix="train_")
+
+    def _evaluate(self, messenger: Messenger, round_log: RoundLog) -> None:
+        if not self._table.fraction_evaluate:
+            return
+        metrics = MetricsMean()
+        clients = self._sample(messenger, self._table.fraction_evaluate)
+        for reply, update in self._exchange(messenger, "evaluate", clients, []):
+            messenger.accept(reply)
+            metrics.add(update.metrics, update.num_examples)
+        round_log.add_metrics(metrics.mean(), prefix="eval_")
+
+    def _evaluate_global(self, round_log: RoundLog) -> None:
+        if self._module.has(FunctionName.EVALUATE_GLOBAL) and self._weights:
+            round_log.add_metrics(self._module.evaluate_global(self._weights, self._make_config()))
+
+    def _sample(self, messenger: Messenger, fraction: float) -> list[str]:
+        """Choose this share of the present clients, the same for the same run and round. Raises NotEnoughClients."""
+        minimum = self._table.min_clients
+        present = sorted(messenger.wait_for_clients(minimum))
+        count = min(len(present), max(minimum, int(fraction * len(present))))
+        generator = random.Random(f"{self._job.run}:{self._round}")  # noqa: S311 - no secret
+        return sorted(generator.sample(present, count))
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def _exchange(
+        self, messenger: Messenger, kind: str, clients: Iterable[str], failures: list[ClientReply | str]
+    ) -> Iterator[tuple[ClientReply, Update]]:
+        """Send the weights to *clients*, and yield each valid reply. The others are added to *failures*."""
+        values = {"config": self._values()}
+        payload = Payload.pack(encode(Content(values, self._weights)))
+        messages = [
+            OutgoingMessage(client=client, kind=kind, payload=payload, round=self._round)
+            for client in clients
+        ]
+        for reply in messenger.send(messages):
+            if reply.error is not None or reply.data is None:
+                failures.append(reply)
+                continue
+            try:
+                update = self._read(reply.client, reply.data, kind)
+            except (BadContent, BadUpdate) as error:
+                messenger.reject(reply, str(error))
+                failures.append(f"{reply.client}: {error}")
+            else:
+                yield reply, update
+
+    def _read(self, client: str, data: bytes | memoryview, kind: str) -> Update:
+        """Read an untrusted reply. Raises BadContent, BadUpdate."""
+        content = decode(data)
+        num_examples = content.values.get("num-examples")
+        if not isinstance(num_examples, int) or isinstance(num_examples, bool) or num_examples < 0:
+            raise BadContent(f"num_examples of the reply is {num_examples!r}")
+        weights = check_weights(content.weights)
+        if kind == "train" and not self._has_own_aggregation:
+            check_same_arrays(weights, self._expected or weights)
+        return Update(
+            client,
+            weights,
+            num_examples,
+            to_metrics(content.values.get("metrics")),
+            weight=num_examples * self._job.selection.weight_factor(client),
+        )
+
+    def _check_failures(self, failures: list[ClientReply | str]) -> None:
+        """End the run if all clients failed because of their code: it would fail in each round.
+
+        Raises:
+            TrainingFailed: no client is lost, and none could train.
+
+        """
+        reasons: list[str] = []
+        for failure in failures:
+            if isinstance(failure, str):
+                reasons.append(failure)
+            elif failure.error is not None and failure.error.code not in LOST_CODES:
+                reasons.append(f"{failure.client}: {failure.error.reason}")
+        if failures and len(reasons) == len(failures):
+            others = len(reasons) - 1
+            more = f" (and {others} more client{'s' * (others > 1)})" if others else ""
+            raise TrainingFailed(f"no client could train in round {self._round}: {reasons[0]}{more}")
+
+    # --- state --------------------------------------------------------------------------------
+
+    def _values(self) -> Config:
+        """Return the values that fedbus adds to the configuration of the clients."""
+        values: Config = {"server-round": self._round}
+        if self._table.strategy is StrategyName.FEDPROX and not self._has_own_aggregation:
+            values["proximal-mu"] = self._table.proximal_mu
+        return values
+
+    def _make_config(self) -> Config:
+        return {**self._job.config, **self._values()}
+
+    def _set_weights(self, weights: Weights) -> None:
+        """Set the global weights. They are stored while the next round runs, so nothing may write to them."""
+        self._weights = {}
+        for name, array in weights.items():
+            frozen = array.view()
+            frozen.flags.writeable = False
+            self._weights[name] = frozen
+
+    def _check_architecture(self) -> None:
+        """Check that the stored weights are those that ``initial`` makes, unless the task aggregates itself."""
+        if not self._job.model or self._has_own_aggregation or not self._module.has(FunctionName.INITIAL):
+            return
+        try:
+            expected = self._module.initial(self._make_config())
+        except FunctionFailed as error:
+            raise TrainingFailed(str(error)) from error
+        if difference := first_difference(expected, self._job.model):
+            raise ArchitectureMismatch(
+                f"the stored weights are not those that `initial` makes: {difference}. "
+                "Start a new lineage for the new architecture, or return to the code that made the weights"
+            )
