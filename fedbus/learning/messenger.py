@@ -68,6 +68,11 @@ __all__ = ["MAX_CONCURRENT_PUBLISHES", "MAX_PREFETCHED_REPLIES", "BusMessenger"]
 MAX_CONCURRENT_PUBLISHES: Final = 64
 """The limit of concurrent publishes that wait for the acknowledgement of the stream."""
 
+MAX_UNCLAIMED_REPLIES: Final = 10_000
+"""The limit of replies that wait for `BusMessenger.collect`; the oldest is dropped."""
+
+_NO_PAYLOAD: Final = Payload.pack(())
+
 log = structlog.get_logger("fedbus.learning")
 tracer = get_tracer("fedbus.learning")
 T = TypeVar("T")
@@ -186,13 +191,20 @@ class BusMessenger:
             pending, reply_span=self._event_span, reply_message_id=self._event_id, answered_at=self._now()
         )
         if pending.queue is None:
-            self._unclaimed[sent.message_id] = pending, reply
+            self._keep_for_collect(pending, reply)
         elif isinstance(reply, ReplyError) or not has_blob(reply):
             pending.queue.put(make_fetched_reply(pending, reply))
         else:
             task = self._loop.create_task(self._fetch_into_queue(pending.queue, pending, reply))
             self._fetching.add(task)
             task.add_done_callback(self._fetching.discard)
+
+    def _keep_for_collect(self, pending: PendingMessage, reply: RoundReply | ReplyError) -> None:
+        """Keep *reply* without the payload of its request, for `collect`."""
+        request = replace(pending.message, payload=_NO_PAYLOAD)
+        self._unclaimed[pending.sent.message_id] = replace(pending, message=request), reply
+        while len(self._unclaimed) > MAX_UNCLAIMED_REPLIES:
+            del self._unclaimed[next(iter(self._unclaimed))]
 
     async def _fetch_into_queue(self, queue: ReplyQueue, pending: PendingMessage, reply: RoundReply) -> None:
         try:
@@ -220,7 +232,9 @@ class BusMessenger:
         waiting = [pending for pending in self._pending.values() if pending.queue is queue]
         for pending in waiting:
             pending.lease.release_one()
-            self._pending[pending.sent.message_id] = replace(pending, queue=None, lease=OfferLease(1))
+            request = replace(pending.message, payload=_NO_PAYLOAD)
+            detached = replace(pending, message=request, queue=None, lease=OfferLease(1))
+            self._pending[pending.sent.message_id] = detached
             reason = f"{pending.sent.client}: no reply within {timeout_s:g} s"
             queue.put(FetchedReply(pending, error=ReplyError(ErrorCode.NO_REPLY, reason)))
 

@@ -8,7 +8,13 @@ from differential.cases import App, add_trainer, arrays, case, echo, numbers, pa
 from differential.recording import Unordered, observe
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, arrays_size_mod, fixedclipping_mod, message_size_mod
+from flwr.clientapp.mod import (
+    LocalDpMod,
+    adaptiveclipping_mod,
+    arrays_size_mod,
+    fixedclipping_mod,
+    message_size_mod,
+)
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
@@ -31,7 +37,15 @@ def named_actions(app: App) -> None:
     app.client.evaluate("global_model")(lambda message, context: numbers(message, evaluate_global=1))
     app.client.query()(lambda message, context: numbers(message, query=1))
     app.client.query("schema")(lambda message, context: numbers(message, schema=1))
-    kinds = ["train", "train.warm_up", "train.default", "evaluate", "evaluate.global_model", "query", "query.schema"]
+    kinds = [
+        "train",
+        "train.warm_up",
+        "train.default",
+        "evaluate",
+        "evaluate.global_model",
+        "query",
+        "query.schema",
+    ]
     ask(app, *kinds)
 
 
@@ -81,26 +95,42 @@ def state_after_an_error(app: App) -> None:
     ask(app, "train", "train", "train")
 
 
-@case("the context of a client has its ids, node config and run config", config={"lr": 0.1, "name": "x", "flag": True, "n": 7})
+@case(
+    "the context of a client has its ids, node config and run config",
+    config={"lr": 0.1, "name": "x", "flag": True, "n": 7},
+)
 def client_context(app: App) -> None:
     @app.client.query()
     def query(message: Message, context: Context) -> Message:
         config = {key: value for key, value in context.run_config.items() if key != "record"}
         observe(context, node_config=dict(context.node_config), run_config=config, state=context.state)
-        observe(context, run=context.run_id == message.metadata.run_id, types=[type(v).__name__ for v in config.values()])
+        observe(
+            context,
+            run=context.run_id == message.metadata.run_id,
+            types=[type(v).__name__ for v in config.values()],
+        )
         return Message(message.content, reply_to=message)
 
     ask(app, "query")
 
 
-@case("the context of the ServerApp has a run config and an empty state", config={"num-server-rounds": 4, "lr": 0.5})
+@case(
+    "the context of the ServerApp has a run config and an empty state",
+    config={"num-server-rounds": 4, "lr": 0.5},
+)
 def server_context(app: App) -> None:
     app.client.query()(echo)
 
     @app.server.main()
     def main(grid: Grid, context: Context) -> None:
         config = {key: value for key, value in context.run_config.items() if key != "record"}
-        observe(context, run_config=config, node_config=dict(context.node_config), node=context.node_id, state=context.state)
+        observe(
+            context,
+            run_config=config,
+            node_config=dict(context.node_config),
+            node=context.node_id,
+            state=context.state,
+        )
 
 
 @case("a client that changes its run config gets an error")
@@ -182,12 +212,19 @@ def clipping_mods(app: App) -> None:
 
         @app.client.train(name, mods=[mod])
         def train(message: Message, context: Context) -> Message:
-            updated = ArrayRecord({key: Array(array.numpy() + 3) for key, array in message.content["arrays"].items()})
+            updated = ArrayRecord(
+                {key: Array(array.numpy() + 3) for key, array in message.content["arrays"].items()}
+            )
             metrics = MetricRecord({"num-examples": 2})
             return Message(RecordDict({"arrays": updated, "metrics": metrics}), reply_to=message)
 
     config = {"clipping_norm": 0.5}
-    ask(app, "train.fixed", "train.adaptive", content=lambda: RecordDict({"arrays": arrays(), "c": ConfigRecord(config)}))
+    ask(
+        app,
+        "train.fixed",
+        "train.adaptive",
+        content=lambda: RecordDict({"arrays": arrays(), "c": ConfigRecord(config)}),
+    )
 
 
 @case("a mod whose precondition fails replies with Flower's error")
@@ -208,7 +245,9 @@ def local_dp_mod(app: App) -> None:
 def client_lifespan(app: App) -> None:
     @app.client.lifespan()
     def lifespan(context: Context) -> Iterator[None]:
-        context.state["life"] = ConfigRecord({"n": context.state["life"]["n"] + 1 if "life" in context.state else 1})
+        context.state["life"] = ConfigRecord(
+            {"n": context.state["life"]["n"] + 1 if "life" in context.state else 1}
+        )
         observe(context, enters=context.state)
         yield
         observe(context, leaves=True)
@@ -302,7 +341,11 @@ def own_loop(app: App) -> None:
         model = arrays()
         for number in range(1, 4):
             content = RecordDict({"model": model, "config": ConfigRecord({"server-round": number})})
-            replies = list(grid.send_and_receive(queries(grid, "train", content=content, group_id=str(number))))
-            means = [np.mean([reply.content["model"][name].numpy() for reply in replies], axis=0) for name in model]
+            replies = list(
+                grid.send_and_receive(queries(grid, "train", content=content, group_id=str(number)))
+            )
+            means = [
+                np.mean([reply.content["model"][name].numpy() for reply in replies], axis=0) for name in model
+            ]
             model = ArrayRecord({name: Array(mean) for name, mean in zip(model, means, strict=True)})
             observe(context, round=number, model=model)

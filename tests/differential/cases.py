@@ -80,7 +80,9 @@ def partition(context: Context) -> int:
     return int(context.node_config["partition-id"])
 
 
-def queries(grid: Grid, kind: str = "query", content: RecordDict | None = None, **options: Any) -> list[Message]:
+def queries(
+    grid: Grid, kind: str = "query", content: RecordDict | None = None, **options: Any
+) -> list[Message]:
     """Return a message for each node."""
     nodes = sorted(grid.get_node_ids())
     return [Message(RecordDict() if content is None else content, node, kind, **options) for node in nodes]
@@ -102,8 +104,8 @@ def arrays(*values: float, dtype: Any = np.float32) -> ArrayRecord:
     return ArrayRecord({"w": Array(rows), "b": Array(np.asarray([1, 2], dtype))})
 
 
-def add_trainer(app: App, *, step: float = 1.0) -> None:
-    """Let the client train by adding its number + *step*, and evaluate by the mean of the model."""
+def add_trainer(app: App, *, power: int = 1) -> None:
+    """Let the client train by adding 1 + its number to the *power*, and evaluate by the mean of the model."""
 
     @app.client.train()
     def train(message: Message, context: Context) -> Message:
@@ -111,7 +113,10 @@ def add_trainer(app: App, *, step: float = 1.0) -> None:
         number = partition(context)
         name, record = next(iter(message.content.array_records.items()))
         trained = ArrayRecord(
-            {key: Array((array.numpy() + step + number).astype(array.dtype)) for key, array in record.items()}
+            {
+                key: Array((array.numpy() + 1 + number**power).astype(array.dtype))
+                for key, array in record.items()
+            }
         )
         metrics = MetricRecord({"num-examples": 10 + 5 * number, "train_loss": 1.0 / (1 + number)})
         return Message(RecordDict({name: trained, "metrics": metrics}), reply_to=message)

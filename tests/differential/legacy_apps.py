@@ -26,7 +26,14 @@ from flwr.common import (
     ndarrays_to_parameters,
     parameters_to_ndarrays,
 )
-from flwr.server import LegacyContext, Server, ServerAppComponents, ServerConfig, SimpleClientManager, strategy
+from flwr.server import (
+    LegacyContext,
+    Server,
+    ServerAppComponents,
+    ServerConfig,
+    SimpleClientManager,
+    strategy,
+)
 from flwr.server.criterion import Criterion
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 from flwr.serverapp import Grid, ServerApp
@@ -35,7 +42,7 @@ OK = Status(Code.OK, "")
 
 
 class Trainer(NumPyClient):
-    """Trains by adding its number + 1."""
+    """Trains by adding 1 + the square of its number."""
 
     def __init__(self, context: Context) -> None:
         self.context_of_app, self.number = context, partition(context)
@@ -46,11 +53,19 @@ class Trainer(NumPyClient):
 
     def fit(self, parameters: Any, config: Any) -> Any:
         observe(self.context_of_app, fit=parameters, config=config)
-        return [array + 1 + self.number for array in parameters], 10 + 5 * self.number, {"train_loss": 1.0 + self.number}
+        return (
+            [array + 1 + self.number**2 for array in parameters],
+            10 + 5 * self.number,
+            {"train_loss": 1.0 + self.number},
+        )
 
     def evaluate(self, parameters: Any, config: Any) -> Any:
         observe(self.context_of_app, evaluate=parameters, config=config)
-        return float(sum(array.mean() for array in parameters)), 4 + self.number, {"accuracy": 0.25 * (1 + self.number)}
+        return (
+            float(sum(array.mean() for array in parameters)),
+            4 + self.number,
+            {"accuracy": 0.25 * (1 + self.number)},
+        )
 
 
 def weights() -> list[Any]:
@@ -98,9 +113,13 @@ STOCK: dict[str, tuple[Callable[..., Any], dict[str, Any], int]] = {
     "FedYogi": (strategy.FedYogi, OPT, 2),
     "FedMedian": (strategy.FedMedian, {}, 3),
     "FedTrimmedAvg": (strategy.FedTrimmedAvg, {"beta": 0.25}, 4),
-    "Krum": (strategy.Krum, {"num_malicious_clients": 1}, 4),
+    "Krum": (strategy.Krum, {"num_malicious_clients": 1}, 5),
     "Bulyan": (strategy.Bulyan, {"num_malicious_clients": 1}, 7),
-    "QFedAvg": (strategy.QFedAvg, {"q_param": 0.2, "qffl_learning_rate": 0.1, "evaluate_fn": lambda *_: (2.0, {})}, 2),
+    "QFedAvg": (
+        strategy.QFedAvg,
+        {"q_param": 0.2, "qffl_learning_rate": 0.1, "evaluate_fn": lambda *_: (2.0, {})},
+        2,
+    ),
     "FaultTolerantFedAvg": (strategy.FaultTolerantFedAvg, {}, 2),
 }
 for stock_name, (stock_strategy, stock_options, stock_clients) in STOCK.items():
@@ -222,7 +241,9 @@ def legacy_FedXgbCyclic(app: App) -> None:  # noqa: N802
     train(app, Grows)
 
     def server_fn(context: Context) -> ServerAppComponents:
-        chosen = strategy.FedXgbCyclic(initial_parameters=Parameters([], ""), fraction_fit=1.0, min_fit_clients=2)
+        chosen = strategy.FedXgbCyclic(
+            initial_parameters=Parameters([], ""), fraction_fit=1.0, min_fit_clients=2
+        )
         chosen.evaluate = lambda number, parameters: observe(context, number=number, parameters=parameters)
         return ServerAppComponents(strategy=chosen, config=ServerConfig(num_rounds=3), client_manager=First())
 
@@ -240,7 +261,11 @@ def legacy_failing_client(app: App) -> None:
     class Observing(strategy.FedAvg):
         def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
             assert self.context_of_app
-            observe(self.context_of_app, results=len(results), failures=[type(failure).__name__ for failure in failures])
+            observe(
+                self.context_of_app,
+                results=len(results),
+                failures=[type(failure).__name__ for failure in failures],
+            )
             return super().aggregate_fit(server_round, results, failures)
 
     def make(context: Context) -> Any:
@@ -267,10 +292,14 @@ def legacy_status(app: App) -> None:
             return FitRes(status, ndarrays_to_parameters(grown), 5, {"x": 1.0})
 
         def evaluate(self, ins: Any) -> EvaluateRes:
-            return EvaluateRes(OK if self.number else Status(Code.EVALUATE_NOT_IMPLEMENTED, ""), 2.0, 5, {"y": 1.0})
+            return EvaluateRes(
+                OK if self.number else Status(Code.EVALUATE_NOT_IMPLEMENTED, ""), 2.0, 5, {"y": 1.0}
+            )
 
     train(app, Declines)
-    serve(app, lambda context: strategy.FedAvg(initial_parameters=initial(), accept_failures=False, **METRICS))
+    serve(
+        app, lambda context: strategy.FedAvg(initial_parameters=initial(), accept_failures=False, **METRICS)
+    )
 
 
 @case("a strategy may ask for the properties of its clients")
@@ -283,7 +312,10 @@ def legacy_properties(app: App) -> None:
     class Asks(strategy.FedAvg):
         def configure_fit(self, server_round: int, parameters: Parameters, client_manager: Any) -> Any:
             chosen = super().configure_fit(server_round, parameters, client_manager)
-            answers = [proxy.get_properties(GetPropertiesIns({"q": 1}), timeout=20.0, group_id=5) for proxy, _ in chosen]
+            answers = [
+                proxy.get_properties(GetPropertiesIns({"q": 1}), timeout=20.0, group_id=5)
+                for proxy, _ in chosen
+            ]
             assert all(isinstance(answer, GetPropertiesRes) for answer in answers)
             observe(self.context_of_app, properties=Unordered([answer.properties for answer in answers]))
             return chosen
@@ -328,7 +360,9 @@ def legacy_client_fn(app: App) -> None:
         return Plain(cid).to_client()
 
     app.client = ClientApp(client_fn=client_fn)  # type: ignore[arg-type]
-    serve(app, lambda context: strategy.FedAvg(initial_parameters=initial(), fit_metrics_aggregation_fn=average))
+    serve(
+        app, lambda context: strategy.FedAvg(initial_parameters=initial(), fit_metrics_aggregation_fn=average)
+    )
 
 
 @case("a strategy may sample by a criterion", clients=3)
@@ -366,7 +400,7 @@ def legacy_defaults(app: App) -> None:
 def legacy_round_timeout(app: App) -> None:
     class Slow(Trainer):
         def fit(self, parameters: Any, config: Any) -> Any:
-            import time  # noqa: PLC0415
+            import time
 
             time.sleep(4.0 * self.number)
             return super().fit(parameters, config)
@@ -408,7 +442,9 @@ def secagg_plus(app: App) -> None:
     train(app, Same, mods=[secaggplus_mod])
 
     def workflow() -> DefaultWorkflow:
-        return DefaultWorkflow(fit_workflow=SecAggPlusWorkflow(num_shares=3, reconstruction_threshold=2, timeout=30.0))
+        return DefaultWorkflow(
+            fit_workflow=SecAggPlusWorkflow(num_shares=3, reconstruction_threshold=2, timeout=30.0)
+        )
 
     class Rounded(strategy.FedAvg):
         def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:

@@ -1,20 +1,22 @@
 """Runs a case over fedbus: its Grid, hosts, codec and hooks, on the bus in memory of tests/learning."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from differential.cases import CASES, App, Case
 from differential.recording import RECORD, Recording, describe, read
-from fedbus.contracts.client import ClientJoined
-from fedbus.contracts.run import RoundResult, RunPlan, Scalar
-from fedbus.learning.flower.client_app_host import ClientAppHost
-from fedbus.learning.flower.node_ids import node_id
-from fedbus.learning.flower.server_app_host import ServerAppFailed, ServerJob, run_server_app
-from fedbus.learning.weights import Arrays
 from learning.flower.memory_bus import RUN, TASK, MemoryDevice, MemoryFederation, open_memory_federation
 
-import asyncio
+from fedbus.contracts.client import ClientJoined
+from fedbus.contracts.run import RoundResult, Scalar
+from fedbus.contracts.task.task import Task, TaskTable
+from fedbus.learning.flower.client_app_host import ClientAppHost
+from fedbus.learning.flower.node_ids import node_id
+from fedbus.learning.flower.server_app_host import ServerAppHost
+from fedbus.learning.library import ClientJob, ServerJob, TrainingFailed
+from fedbus.learning.weights import Arrays
 
 MODULE = """
 from differential.over_fedbus import build
@@ -34,51 +36,49 @@ class BusRun:
 
     recording: Recording
     final: Arrays | None = None
-    rounds: list[tuple[RoundResult, Arrays]] | None = None
+    rounds: list[tuple[RoundResult, Arrays]] = field(default_factory=list)
 
 
-async def run_over_fedbus(case: Case, directory: Path, *, model: Arrays | None = None, **job: Any) -> BusRun:
-    """Run *case*, from *model* if there is a stored one, and return what it observed."""
+async def run_over_fedbus(
+    case: Case, directory: Path, *, model: Arrays | None = None, first_round: int = 1, **table: Any
+) -> BusRun:
+    """Run *case*, from *model* if there is a stored one. *table* are keys of ``[tool.fedbus]``."""
     record = directory / "fedbus.jsonl"
     record.unlink(missing_ok=True)
-    config: dict[str, Scalar] = {**case.config, RECORD: str(record)}
-    outcome: Any = None
-    final: Arrays | None = None
-    plan = {"recruit_s": 20.0, "round_s": 60.0, **case.plan}
     module = MODULE.format(name=case.name)
+    plan = {"rounds": 0, "recruit_s": 20.0, "round_s": 60.0, **case.plan}
     async with open_memory_federation(directory, server=module, client=module, **plan) as federation:
-        run_plan = federation.plan.model_copy(update={"rounds": case.plan.get("rounds", 0)})
-        for number in range(case.clients):
-            _add_client(federation, number, case.clients, config)
-        server_job = ServerJob(
-            path=federation.path,
-            serverapp=f"{federation.package}.server_app:server",
-            plan=run_plan,
-            model=model or {},
-            run_config=config,
-            **job,
+        package = federation.package
+        task = Task(
+            table=TaskTable.model_validate({"task": TASK, **table}),
+            serverapp=f"{package}.server_app:server",
+            clientapp=f"{package}.client_app:client",
+            run_config={**case.config, RECORD: str(record)},
+            code_version="v1",
+            path=str(federation.path),
         )
-        rounds: list[tuple[RoundResult, Arrays]] = []
-        on_round = lambda result, arrays: rounds.append((result, arrays))  # noqa: E731
+        for number in range(case.clients):
+            _add_client(federation, task, number, case.clients)
+        job = ServerJob(task=task, run=RUN, plan=federation.plan, model=model or {}, first_round=first_round)
+        run = BusRun({})
+        on_round = lambda result, arrays: run.rounds.append((result, arrays))  # noqa: E731
+        outcome: Any = None
         try:
-            final = await asyncio.to_thread(run_server_app, federation.grid, server_job, on_round)
-        except ServerAppFailed as error:
+            run.final = await asyncio.to_thread(
+                lambda: ServerAppHost(job).run(federation.messenger, on_round)
+            )
+        except TrainingFailed as error:
             outcome = describe(error.__cause__ or error)
     numbers = {node_id(f"c{number}"): number for number in range(case.clients)}
-    return BusRun(read(record, numbers) | {"outcome": [outcome]}, final, rounds)
+    run.recording = read(record, numbers) | {"outcome": [outcome]}
+    return run
 
 
-def _add_client(federation: MemoryFederation, number: int, clients: int, config: dict[str, Scalar]) -> None:
+def _add_client(federation: MemoryFederation, task: Task, number: int, clients: int) -> None:
     name = f"c{number}"
-    host = ClientAppHost(
-        federation.path,
-        f"{federation.package}.client_app:client",
-        client=name,
-        run=RUN,
-        run_config=dict(config),
-        node_config={"partition-id": number, "num-partitions": clients},
-    )
-    device = MemoryDevice(host, name, federation.bus, federation.grid.deliver)
+    node_config: dict[str, Scalar] = {"partition-id": number, "num-partitions": clients}
+    job = ClientJob(task=task, client=name, run=RUN, plan=federation.plan, node_config=node_config)
+    device = MemoryDevice(ClientAppHost(job), name, federation.bus, federation.messenger.deliver, node_config)
     federation.devices[name] = device
     federation.bus.subscribers[name] = device.receive
-    federation.grid.deliver(ClientJoined(task=TASK, client=name, run=RUN))
+    federation.messenger.deliver(ClientJoined(task=TASK, client=name, run=RUN))

@@ -29,21 +29,42 @@ def send_and_observe(app: App, make: Any) -> None:
 @case("a ConfigRecord holds each type of value")
 def config_values(app: App) -> None:
     values: dict[str, Any] = {
-        "int": 5, "negative": -(2**62), "float": 0.1, "text": "grüße", "bytes": bytes(range(256)), "yes": True, "no": False,
-        "ints": [1, 2], "floats": [0.5, 2.5], "texts": ["a", ""], "flags": [True, False], "blobs": [b"", b"\x00"], "none": [],
+        "int": 5, "negative": -(2**62), "float": 0.1, "text": "grüße", "bytes": bytes(range(256)), "yes": True,
+        "no": False, "ints": [1, 2], "floats": [0.5, 2.5], "texts": ["a", ""], "flags": [True, False],
+        "blobs": [b"", b"\x00"], "none": [],
     }  # fmt: skip
     send_and_observe(app, lambda: RecordDict({"c": ConfigRecord(values), "empty": ConfigRecord()}))
 
 
 @case("a MetricRecord holds numbers, not a number, and lists")
 def metric_values(app: App) -> None:
-    values: dict[str, Any] = {"i": 3, "f": 1e-300, "inf": math.inf, "list": [1.5, -2.0], "ints": [1, 2], "zero": 0.0}
+    values: dict[str, Any] = {
+        "i": 3,
+        "f": 1e-300,
+        "inf": math.inf,
+        "list": [1.5, -2.0],
+        "ints": [1, 2],
+        "zero": 0.0,
+    }
     send_and_observe(app, lambda: RecordDict({"m": MetricRecord(values), "empty": MetricRecord()}))
 
 
 @case("an ArrayRecord holds each dtype and shape")
 def array_dtypes(app: App) -> None:
-    kinds = ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint64", "bool", "complex64"]
+    kinds = [
+        "float16",
+        "float32",
+        "float64",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint64",
+        "bool",
+        "complex64",
+    ]
     record = {kind: Array(np.arange(6).reshape(2, 3).astype(kind)) for kind in kinds}
     record["scalar"] = Array(np.asarray(3.5))
     record["empty"] = Array(np.zeros((0, 4), np.float32))
@@ -56,7 +77,9 @@ def array_dtypes(app: App) -> None:
 @case("an Array may have a serialization type of its own")
 def own_serialization_type(app: App) -> None:
     own = Array(dtype="tree", shape=(2, 1), stype="my.booster.json", data=b'{"trees": []}')
-    send_and_observe(app, lambda: RecordDict({"model": ArrayRecord({"booster": own, "w": Array(np.ones(2))})}))
+    send_and_observe(
+        app, lambda: RecordDict({"model": ArrayRecord({"booster": own, "w": Array(np.ones(2))})})
+    )
 
 
 @case("records of one kind may be many, and keep their order and names")
@@ -80,7 +103,7 @@ def empty_content(app: App) -> None:
 @case("an ArrayRecord may be made of a list of arrays, or of a torch state dict")
 def sources_of_arrays(app: App) -> None:
     def make() -> RecordDict:
-        import torch  # noqa: PLC0415 - takes seconds
+        import torch
 
         layer = torch.nn.Linear(2, 1)
         torch.nn.init.constant_(layer.weight, 0.25)

@@ -48,7 +48,7 @@ def read(path: Path, numbers: Mapping[int, int]) -> Recording:
     return recording
 
 
-def describe(value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - one line for each type
+def describe(value: Any) -> Any:  # noqa: PLR0911, PLR0912 - one line for each type
     """Return *value* as JSON. Node ids become ``{"node": …}``; see `read`."""
     match value:
         case Message():
@@ -62,14 +62,21 @@ def describe(value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - one line for 
         case Array():
             return [value.dtype, list(value.shape), value.stype, _describe_tensor(value.data)]
         case Parameters():
-            return {"parameters": [_describe_tensor(tensor) for tensor in value.tensors], "type": value.tensor_type}
+            return {
+                "parameters": [_describe_tensor(tensor) for tensor in value.tensors],
+                "type": value.tensor_type,
+            }
         case History():
             return describe(vars(value))
         case Error():
             return {"error": value.code}
         case np.ndarray():
             plain = value.astype(str) if value.dtype.kind == "c" else value
-            return {"ndarray": str(value.dtype), "shape": list(value.shape), "values": describe(plain.tolist())}
+            return {
+                "ndarray": str(value.dtype),
+                "shape": list(value.shape),
+                "values": describe(plain.tolist()),
+            }
         case np.generic():
             return describe(value.item())
         case BaseException():
@@ -139,9 +146,14 @@ def compare(expected: Any, actual: Any, path: str = "") -> list[str]:
     match expected, actual:
         case dict(), dict():
             missing = [f"{path}/{key} is missing: {expected[key]!r}" for key in expected if key not in actual]
-            extra = [f"{path}/{key} is not expected: {actual[key]!r}" for key in actual if key not in expected]
+            extra = [
+                f"{path}/{key} is not expected: {actual[key]!r}" for key in actual if key not in expected
+            ]
             both = [
-                line for key in expected if key in actual for line in compare(expected[key], actual[key], f"{path}/{key}")
+                line
+                for key in expected
+                if key in actual
+                for line in compare(expected[key], actual[key], f"{path}/{key}")
             ]
             return missing + extra + both
         case list(), list() if len(expected) == len(actual):

@@ -84,16 +84,18 @@ def _simulation(*, with_ray: bool) -> Iterator[dict[int, int]]:
 
     vce_api._register_nodes = register_and_note
     if not with_ray:
-        raybackend.RayBackend = LocalBackend
+        raybackend.RayBackend = LocalBackend  # type: ignore[misc, assignment]
     try:
         yield numbers
     finally:
-        raybackend.RayBackend, vce_api._register_nodes = backend, register
+        raybackend.RayBackend = backend  # type: ignore[misc]
+        vce_api._register_nodes = register
 
 
 def run_under_flower(case: Case, directory: Path, *, with_ray: bool = False) -> Recording:
     """Run *case* and return what it observed. An error of the ServerApp is in ``outcome``."""
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    directory.mkdir(exist_ok=True)
     record = directory / "flower.jsonl"
     config: dict[str, Any] = {**case.config, RECORD: str(record)}
     _write_project(directory / "flower", config)
@@ -124,7 +126,10 @@ def run_under_flower(case: Case, directory: Path, *, with_ray: bool = False) -> 
 def _write_project(path: Path, config: dict[str, Any]) -> None:
     """Write the pyproject.toml from which Flower reads the run config of the ClientApps."""
     path.mkdir(parents=True)
-    lines = [f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}" for key, value in config.items()]
+    lines = [
+        f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}"
+        for key, value in config.items()
+    ]
     (path / "pyproject.toml").write_text(
         "\n".join(
             [

@@ -53,9 +53,9 @@ def with_types_of(record: ArrayRecord, types: ArrayRecord) -> ArrayRecord:
     """Return *record* with the serialization types of *types* where both have bytes of one name."""
     typed = ArrayRecord()
     for name, array in record.items():
-        like = types.get(name)
-        is_typed = like is not None and like.stype != NUMPY and array.stype != NUMPY
-        typed[name] = Array(like.dtype, like.shape, like.stype, array.data) if is_typed else array
+        like = types.get(name, array)
+        is_other = NUMPY not in {like.stype, array.stype}
+        typed[name] = Array(like.dtype, like.shape, like.stype, array.data) if is_other else array
     return typed
 
 
@@ -71,7 +71,8 @@ def from_parameters(parameters: Parameters) -> Arrays:
 def to_parameters(names: Iterable[str], arrays: Arrays, *, tensor_type: str) -> Parameters:
     """Return the *arrays* with *names* as legacy parameters, in the order of *names*."""
     tensors = [
-        arrays[name].tobytes() if name.endswith(BYTES_SUFFIX) else ndarray_to_bytes(arrays[name]) for name in names
+        arrays[name].tobytes() if name.endswith(BYTES_SUFFIX) else ndarray_to_bytes(arrays[name])
+        for name in names
     ]
     return Parameters(tensors, tensor_type)
 

@@ -57,14 +57,14 @@ class LegacyHook:
             for server_class in loaded_subclasses(Server):
                 self._wrap_class(server_class, undo)
 
-            def wrap_new_class(cls: type[Server], **options: Any) -> None:
+            def wrap_new_class(cls: type[Server], /, **options: Any) -> None:
                 super(Server, cls).__init_subclass__(**options)
                 self._wrap_class(cls, undo)
 
             undo.callback(delattr, Server, "__init_subclass__")
-            Server.__init_subclass__ = classmethod(wrap_new_class)
+            Server.__init_subclass__ = classmethod(wrap_new_class)  # type: ignore[assignment, method-assign]
             undo.callback(setattr, DefaultWorkflow, "__call__", DefaultWorkflow.__call__)
-            DefaultWorkflow.__call__ = self._wrap_workflow(DefaultWorkflow.__call__)
+            DefaultWorkflow.__call__ = self._wrap_workflow(DefaultWorkflow.__call__)  # type: ignore[method-assign]
             yield
 
     def _wrap_class(self, server_class: Any, undo: ExitStack) -> None:
@@ -130,7 +130,9 @@ class LegacyHook:
                 return app_parameters
             binding = self._bind_model(from_parameters(app_parameters) if app_parameters else {})
             self._is_injected = True
-            if app_parameters is not None or binding.is_stored:  # else Flower asks a client for its parameters
+            if (
+                app_parameters is not None or binding.is_stored
+            ):  # else Flower asks a client for its parameters
                 self._binding = binding
             if not binding.is_stored:
                 return app_parameters

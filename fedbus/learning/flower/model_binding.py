@@ -102,7 +102,9 @@ def _find_names(model: Arrays, app: Arrays) -> dict[str, str] | None:
 
 
 def _fits(model: Arrays, app: Arrays, names: Mapping[str, str]) -> bool:
-    return all(stored in model and _outline(model[stored]) == _outline(app[name]) for name, stored in names.items())
+    return all(
+        stored in model and _outline(model[stored]) == _outline(app[name]) for name, stored in names.items()
+    )
 
 
 def _outline(array: np.ndarray[Any, Any]) -> tuple[Any, ...]:

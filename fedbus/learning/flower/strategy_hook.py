@@ -77,12 +77,12 @@ class StrategyHook:
             for strategy_class in loaded_subclasses(Strategy):
                 self._wrap_class(strategy_class, undo)
 
-            def wrap_new_class(cls: type[Strategy], **options: Any) -> None:
+            def wrap_new_class(cls: type[Strategy], /, **options: Any) -> None:
                 super(Strategy, cls).__init_subclass__(**options)
                 self._wrap_class(cls, undo)
 
             undo.callback(delattr, Strategy, "__init_subclass__")
-            Strategy.__init_subclass__ = classmethod(wrap_new_class)
+            Strategy.__init_subclass__ = classmethod(wrap_new_class)  # type: ignore[assignment, method-assign]
             yield
 
     def _wrap_class(self, strategy_class: Any, undo: ExitStack) -> None:
@@ -122,7 +122,9 @@ class StrategyHook:
     def _prepare_arguments(self, arguments: dict[str, Any]) -> bool:
         """Inject the stored model and the planned rounds. Returns False if this start has no initial arrays."""
         records = [name for name, value in arguments.items() if isinstance(value, ArrayRecord)]
-        name = "initial_arrays" if "initial_arrays" in arguments else records[0] if len(records) == 1 else None
+        name = (
+            "initial_arrays" if "initial_arrays" in arguments else records[0] if len(records) == 1 else None
+        )
         if name is None:
             return False
         rounds = arguments.get("num_rounds")
@@ -220,7 +222,9 @@ class StrategyHook:
         def aggregate_train(server_round: int, replies: Any, *args: Any, **kwargs: Any) -> Any:
             with self._log.trace.aggregate_span(self._rounds.current):
                 outcome = self._cohort.aggregate(
-                    lambda observed: aggregate(server_round + self._rounds.skipped, observed, *args, **kwargs),
+                    lambda observed: aggregate(
+                        server_round + self._rounds.skipped, observed, *args, **kwargs
+                    ),
                     replies,
                     round_number=self._rounds.current,
                     evaluate=self._evaluate,

@@ -71,7 +71,7 @@ def aggregate_train(
 
 
 def allows_streaming(strategy: object) -> bool:
-    """Return whether *strategy* passes its replies only to FedAvg's mean, and has no code of its own that reads them."""
+    """Return whether *strategy* passes its replies only to FedAvg's mean, and has no other code that reads them."""
     owner = next((cls for cls in type(strategy).__mro__ if "aggregate_train" in vars(cls)), None)
     return (
         isinstance(strategy, FedAvg)
