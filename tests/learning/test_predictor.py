@@ -61,7 +61,10 @@ def task_of(directory: Path, module: str, *, model: str = "Net", predict: str | 
     )
     reference = f"{module}:app"
     return Task(
-        table=table, serverapp=reference, clientapp=reference, code_version="sha256:0", path=str(directory)
+        table=table,
+        app={"serverapp": reference, "clientapp": reference},
+        code_version="sha256:0",
+        path=str(directory),
     )
 
 

@@ -131,6 +131,7 @@ from fedbus.contracts.server import (
 from fedbus.contracts.situations import ServerPublishing
 from fedbus.contracts.subjects import RESERVED_OWNERS
 from fedbus.contracts.task.task import Task
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import CodeRejected, CodeRepository, CodeUnavailable, DirectoryCodeRepository
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models.open import ModelStore
@@ -174,7 +175,7 @@ class ServerManager:
         self._bus = bus
         self._task = task
         self._id = task.id
-        self._repository = code or DirectoryCodeRepository(Path(task.path))
+        self._repository = code or DirectoryCodeRepository(Path(task.path), open_library)
         self._flower = FlowerServerClient(bus, task.id)
         self._versions = ModelVersions(bus, task.id, models, signer)
         self._decisions = asyncio.Condition()

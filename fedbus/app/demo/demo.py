@@ -37,6 +37,7 @@ from fedbus.contracts.task.task import Task
 from fedbus.contracts.transition import Transition
 from fedbus.domain.federation_view import FederationView
 from fedbus.learning import task_code
+from fedbus.learning.library import open_library
 from fedbus.stores.captured.reader import count_rows
 from fedbus.stores.tasks.task_directory import read_task
 
@@ -156,7 +157,7 @@ def _environment_variable(name: str, value: Path) -> Iterator[None]:
 
 def _load_task(options: DemoOptions) -> Task:
     """Read the task and apply the options to it."""
-    task = read_task(options.task)
+    task = read_task(options.task, open_library)
     table = task.table.model_copy(
         update={"rounds": options.rounds or task.table.rounds, "quorum": options.clients}
     )

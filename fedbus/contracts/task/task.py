@@ -126,8 +126,8 @@ class Task(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     table: TaskTable
-    serverapp: ObjectReference
-    clientapp: ObjectReference
+    app: dict[str, ObjectReference] = Field(default_factory=dict)
+    """The app's own objects by role, as its library declares them: ``{"clientapp": "my_app.client:app"}``."""
     run_config: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """``[tool.flwr.app.config]``, flattened as Flower does: ``{"optimizer.lr": 0.1}``."""
     app_rounds: int = 0

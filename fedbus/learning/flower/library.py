@@ -45,9 +45,9 @@ class FlowerLibrary:
     def check(self, task: Task, *, server_side: bool) -> None:
         from fedbus.learning.flower import task_code  # noqa: PLC0415 - imports flwr
 
-        task_code.load_client_app(Path(task.path), task.clientapp)
+        task_code.load_client_app(Path(task.path), task.app["clientapp"])
         if server_side:
-            task_code.load_server_app(Path(task.path), task.serverapp)
+            task_code.load_server_app(Path(task.path), task.app["serverapp"])
 
     def initial_model(self, task: Task) -> Arrays | None:  # noqa: ARG002
         """Return None: a Flower app has initial arrays only when it runs."""

@@ -50,7 +50,7 @@ class ServerAppHost:
 
     def __init__(self, job: ServerJob) -> None:
         self._job = job
-        self._app = task_code.load_server_app(job.path, job.task.serverapp)
+        self._app = task_code.load_server_app(job.path, job.task.app["serverapp"])
 
     def run(self, messenger: Messenger, on_round: OnRound) -> Arrays:
         """Run the ServerApp to its end in this thread, and return the final model."""
@@ -93,7 +93,7 @@ def run_server_app(app: ServerApp, grid: MessengerGrid, job: ServerJob, on_round
         return from_record(result)
     if strategy_hook.was_used or legacy_hook.was_used:
         return log.latest
-    raise NoModelResult(job.task.serverapp)
+    raise NoModelResult(job.task.app["serverapp"])
 
 
 def rounds_left(job: ServerJob) -> int:

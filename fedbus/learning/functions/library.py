@@ -11,7 +11,7 @@ from fedbus.contracts.run import Scalar
 from fedbus.contracts.task.app import AppDeclaration, AppProblem, Keys
 from fedbus.contracts.task.base import ModuleName
 from fedbus.contracts.task.task import Task
-from fedbus.learning.functions.signatures import CLIENT_FUNCTIONS, FunctionName
+from fedbus.learning.functions.signatures import FunctionName
 from fedbus.learning.functions.source_check import find_module_file, read_module_source
 from fedbus.learning.library import BadTask, ClientJob, ClientSession, ServerJob, ServerSession
 from fedbus.learning.weights import Arrays

@@ -37,7 +37,7 @@ from fedbus.learning.library import (
 )
 from fedbus.learning.payload import Payload
 from fedbus.learning.round_log import RoundLog
-from fedbus.learning.weights import Arrays, ArchitectureMismatch, first_difference
+from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_difference
 
 DEFAULT_ROUNDS: Final = 3
 """The number of rounds of a task that names none."""
@@ -94,7 +94,9 @@ class FunctionsServer:
         """Weights with the names and shapes that the updates of this round must have."""
         self._has_own_aggregation = module.has(FunctionName.AGGREGATE)
         self._strategy: AggregationStrategy = (
-            TaskAggregation(module, self._make_config) if self._has_own_aggregation else make_strategy(self._table)
+            TaskAggregation(module, self._make_config)
+            if self._has_own_aggregation
+            else make_strategy(self._table)
         )
 
     def run(self, messenger: Messenger, on_round: OnRound) -> Arrays | None:
@@ -188,7 +190,8 @@ class FunctionsServer:
         values = {"config": self._values()}
         payload = Payload.pack(encode(Content(values, self._weights)))
         messages = [
-            OutgoingMessage(client=client, kind=kind, payload=payload, round=self._round) for client in clients
+            OutgoingMessage(client=client, kind=kind, payload=payload, round=self._round)
+            for client in clients
         ]
         for reply in messenger.send(messages):
             if reply.error is not None or reply.data is None:

@@ -12,6 +12,7 @@ from fedbus.app.terminal import output
 from fedbus.app.terminal.plain import pluralize, print_json
 from fedbus.contracts.identifiers import task_id
 from fedbus.contracts.task.task import DEFAULT_LIBRARY
+from fedbus.learning.library import open_library
 from fedbus.stores.tasks.task_directory import create_task, read_task, validate_task
 
 
@@ -22,7 +23,10 @@ def new(
         str | None, typer.Option(help="The task's id.", show_default="the name of the directory")
     ] = None,
     library: Annotated[
-        str, typer.Option(help="The training library: flower, or functions for plain functions over NumPy arrays.")
+        str,
+        typer.Option(
+            help="The training library: flower, or functions for plain functions over NumPy arrays."
+        ),
     ] = DEFAULT_LIBRARY,
     json: output.JsonOption = False,
 ) -> None:
@@ -49,7 +53,7 @@ def validate(
             f"{path} is not a directory. Name the directory with the task's pyproject.toml",
             ExitCode.NOT_FOUND,
         )
-    problems = validate_task(path)
+    problems = validate_task(path, open_library)
     if json:
         facts = {"path": str(path), "problems": [str(problem) for problem in problems]}
         print_json(facts | ({"keys": _load_keys(path)} if keys and not problems else {}))
@@ -65,7 +69,7 @@ def validate(
 
 
 def _load_keys(path: Path) -> list[dict[str, Any]]:
-    return table_values(read_task(path).table)
+    return table_values(read_task(path, open_library).table)
 
 
 def _print_keys(keys: list[dict[str, Any]]) -> None:
