@@ -92,12 +92,17 @@ def measure_live_accuracy(
 ) -> tuple[LiveAccuracy, ...]:
     """Count the correct predictions of each model version on labelled rows, oldest version first.
 
-    *versions* (n,) has the model version that made each prediction. The result is empty without *classes*.
+    *versions* (n,) has the model version that made each prediction. The result is empty without *classes*. A
+    probability of class 1 of at least 0.5 is a prediction of class 1.
     """
     known = [at for at, label in enumerate(labels) if label is not None]
     if classes is None or not known:
         return ()
     predictions, row_versions = to_scalars(outputs[known]), versions[known].tolist()
+    if outputs.dtype.kind == "f" and outputs[0].size == 1 and classes <= {0, 1}:
+        predictions = [
+            float(one >= 0.5) for one in predictions
+        ]  # probabilities of class 1, see `restrict_classes`
     right = Counter(
         version
         for version, prediction, at in zip(row_versions, predictions, known, strict=True)
@@ -123,7 +128,7 @@ def _label_classes(labels: Array | None) -> frozenset[int] | None:
 def _output_classes(outputs: Array, classes: frozenset[int] | None) -> frozenset[int] | None:
     """Return the classes that the model's *outputs* can mean; None if they are no classes.
 
-    One fractional output a sample is taken as the probability of class 1 if the classes are 0 and 1.
+    One fractional output a sample, 0 to 1, is taken as the probability of class 1 if the classes are 0 and 1.
     """
     output_size = outputs[0].size
     if output_size > MAX_CLASSES:
@@ -131,7 +136,8 @@ def _output_classes(outputs: Array, classes: frozenset[int] | None) -> frozenset
     if output_size > 1:
         return classes or frozenset(range(output_size))
     is_binary = classes is not None and classes <= {0, 1}
-    return classes if outputs.dtype.kind in "iub" or is_binary else None
+    is_probability = is_binary and bool(np.all((outputs >= 0) & (outputs <= 1)))
+    return classes if outputs.dtype.kind in "iub" or is_probability else None
 
 
 def _check_schema(inputs: Array, labels: list[Label | None], wanted: DataExpectation) -> DataCheckResult:

@@ -70,20 +70,26 @@ def judge_watch(comparison: ModelComparison, seconds: float, table: ServingTable
 
 
 def score(outputs: Array, labels: Array) -> float:
-    """Compute the accuracy if the labels are classes, else R². A higher score is better; 1 is perfect.
+    """Compute the accuracy if the outputs are classes, which are integers, else R². A higher score is better.
+
+    R², the coefficient of determination, is 1 for a perfect model and 0 for one that predicts the mean of the labels.
+    For probabilities of a class with the labels 0 and 1, it is the Brier skill score against the share of the class.
+    The kind of score depends on the dtype of the outputs only, so that both models of a comparison have the same.
 
     Raises:
         ValueError: The outputs and the labels have different shapes.
 
     """
-    classes = np.issubdtype(labels.dtype, np.integer) or bool(np.all(labels == np.round(labels)))
-    if classes and outputs.shape == labels.shape:
+    if outputs.shape == (*labels.shape, 1):
+        outputs = outputs[..., 0]
+    if outputs.shape == labels.shape and outputs.dtype.kind in "biu":
         return float(np.mean(outputs == labels))
     if outputs.shape != labels.shape:
         raise ValueError(
             f"outputs of shape {list(outputs.shape)} cannot be compared with labels of shape "
             f"{list(labels.shape)}: name a function of the task as `score` in [tool.fedbus.serving]"
         )
+    outputs, labels = outputs.astype(float), labels.astype(float)
     spread = float(np.sum((labels - labels.mean(axis=0)) ** 2))
     return 1.0 - float(np.sum((outputs - labels) ** 2)) / max(spread, 1e-12)
 

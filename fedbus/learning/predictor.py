@@ -201,7 +201,7 @@ def _model_with(task: Task, arrays: weights.Arrays) -> Any:
     if not arrays:
         raise ModelNotServed(EMPTY_MODEL)
     reference = task.table.model
-    model = build_model(task) if reference is not None else None
+    model: Any = build_model(task) if reference is not None else None
     is_fixed = is_module(model) or task.table.architecture == "fixed"
     if reference is not None and is_fixed:
         difference = weights.first_difference(model_arrays(model, reference), arrays)

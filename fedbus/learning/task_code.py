@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from fedbus.contracts.task.task import LIBRARIES_SUFFIX
 from fedbus.learning.library import BadTask
 
-__all__ = ["BadTask", "describe_error", "format_error", "load", "load_function", "load_instance"]
+__all__ = ["BadTask", "describe_error", "format_error", "load", "load_function", "load_instance", "load_module"]
 
 T = TypeVar("T")
 
@@ -35,8 +35,7 @@ def load(path: Path, reference: str) -> Any:
     module_name, colon, names = reference.partition(":")
     if not (module_name and colon and names):
         raise BadTask(f"{reference!r} is not a valid reference. Write module:name")
-    with _import_lock:
-        target: Any = _import_module(path, module_name)
+    target: Any = load_module(path, module_name)
     for name in names.split("."):
         if not hasattr(target, name):
             raise BadTask(
@@ -60,6 +59,12 @@ def load_function(path: Path, reference: str) -> Any:
     if not callable(function):
         raise BadTask(f"{reference!r} is of type {type(function).__name__}, which is not callable")
     return function
+
+
+def load_module(path: Path, name: str) -> ModuleType:
+    """Import the module *name* of the task at *path*. Raises BadTask."""
+    with _import_lock:
+        return _import_module(path, name)
 
 
 def _import_module(path: Path, name: str) -> ModuleType:

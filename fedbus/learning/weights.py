@@ -181,7 +181,7 @@ def _unpack_array(body: memoryview, entry: Mapping[str, Any]) -> np.ndarray[Any,
     if min(shape, default=0) < 0:
         raise ValueError(f"shape {shape} is invalid")
     if dtype.kind == "b":
-        return (np.frombuffer(body[start:end], np.uint8) != 0).reshape(shape)
+        return np.not_equal(np.frombuffer(body[start:end], np.uint8), 0).reshape(shape)
     return np.frombuffer(body[start:end], dtype).reshape(shape)
 
 

@@ -120,3 +120,17 @@ def test_correct_predictions_are_counted_by_version(outputs: Any) -> None:
         LiveAccuracy(version=3, labelled=2, right=1),
     )
     assert measure_live_accuracy(outputs, labels, versions, None) == ()
+
+
+def test_probabilities_of_one_class_have_a_live_accuracy() -> None:
+    outputs, versions = np.array([0.9, 0.2, 0.7], np.float32), np.array([1, 1, 1])
+    wanted = restrict_classes(derive_expectation(ChecksTable(), INPUTS, LABELS % 2), outputs, ChecksTable())
+    assert wanted.classes == frozenset({0, 1})
+    assert measure_live_accuracy(outputs, [1, 0, 0], versions, wanted.classes) == (
+        LiveAccuracy(version=1, labelled=3, right=2),
+    )
+
+
+def test_a_logit_is_no_class() -> None:
+    expectation = derive_expectation(ChecksTable(), INPUTS, LABELS % 2)
+    assert restrict_classes(expectation, np.array([-4.0, 3.0]), ChecksTable()).classes is None

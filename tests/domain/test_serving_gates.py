@@ -69,3 +69,10 @@ def test_the_gates_end_before_the_client_manager_times_out() -> None:
     with pytest.raises(ValueError, match=r"\(limit 90 s\)"):
         table(shadow_samples=1, shadow_s=60, canary_share=0.1, canary_s=60)
     assert table(shadow_s=60, canary_s=60)  # neither is asked for
+
+
+def test_fractional_outputs_are_scored_by_r2_whatever_the_labels_are() -> None:
+    labels = np.array([0, 1, 1, 0])
+    assert score(np.array([0.1, 0.9, 0.9, 0.1]), labels) == pytest.approx(0.96)
+    assert score(np.array([[0.0], [1.0], [1.0], [0.0]]), labels) == 1.0
+    assert score(np.full(4, 0.5), labels) == pytest.approx(0.0)

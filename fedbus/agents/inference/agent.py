@@ -1,6 +1,7 @@
 """The inference agent: serves predictions without interruption and owns the inference lifecycle.
 
     empty –infer_start→ serving –infer_update→ updating –model_loaded / load_refused→ serving –model_returned→ serving
+    empty –model_not_served→ empty, updating –model_not_served→ serving: no code of the task serves the new version
 
 It serves over HTTP (`http_server`) and as a NATS micro service. After a restart it serves the previous
 model before it connects to the bus, and it continues to serve while it is disconnected. `model_swap` replaces
@@ -48,12 +49,13 @@ from fedbus.contracts.client import (
     InferReady,
     InferRefused,
     InferStart,
+    not_served_text,
 )
 from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.message import Message
 from fedbus.contracts.task.task import Task
 from fedbus.contracts.telemetry import get_tracer, mark_failed
-from fedbus.learning.predictor import ModelRefused, Predictor
+from fedbus.learning.predictor import ModelNotServed, ModelRefused, ModelUnavailable, Predictor
 
 SERVED_MODEL_FILE: Final = "serving.json"
 """File with the request for the served model, from which a restarted device continues without the bus."""
@@ -61,6 +63,7 @@ ROLLED_BACK_FILE: Final = "returned.json"
 """File with the models rolled back on this device, by digest, with their terms; each is refused until it is
 promoted again, in a new term."""
 MAX_ROLLED_BACK: Final = 50
+MAX_REASON_CHARS: Final = 1000
 LEAVE_BUS_S: Final = 5.0
 """On stop, the time limit for leaving the bus."""
 SERVICE: Final = "fedbus-predict"
@@ -69,7 +72,7 @@ _TERMS: Final = TypeAdapter(dict[str, int])
 log = structlog.get_logger("fedbus.inference")
 tracer = get_tracer("fedbus.inference")
 LoadPredictor = Callable[[InferStart], Predictor]
-"""Builds the predictor of the requested model. Blocks. Raises ModelRefused."""
+"""Builds the predictor of the requested model. Blocks. Raises ModelRefused, or one of its subclasses."""
 ConnectBus = Callable[[], AbstractAsyncContextManager[Bus]]
 """Opens a connection to the bus. Raises BusUnreachable."""
 
@@ -195,9 +198,13 @@ class InferenceAgent:
             await self._lifecycle.create()
         elif self._lifecycle.state is not InferenceState.EMPTY:
             await self._lifecycle.transition(InferenceEvent.RESTARTED, {"model": None, "endpoint": ""})
+        not_served = self._server.engine.not_served = self._lifecycle.data.not_served
         if (model := self._server.current_model) is not None:
+            changes: InferenceChanges = {"model": model, "endpoint": self.endpoint}
+            await self._lifecycle.transition(InferenceEvent.INFER_START, changes)
+        elif not_served and self._lifecycle.data.endpoint != self.endpoint:
             await self._lifecycle.transition(
-                InferenceEvent.INFER_START, {"model": model, "endpoint": self.endpoint}
+                InferenceEvent.MODEL_NOT_SERVED, {"endpoint": self.endpoint}, reason=not_served
             )
 
     async def _on_message(self, message: Message) -> None:
@@ -256,32 +263,69 @@ class InferenceAgent:
             return await self._update(bus, message)
 
     async def _start_serving(self, bus: Bus, message: InferStart) -> None:
+        """Serve the first model. A device that serves none takes a model that cannot be served, and trains."""
         try:
             await self._check_not_rolled_back(message)
-            await self._swap.serve_first(message.model, lambda: self._load(message))
         except ModelRefused as error:
             await self._publish_refused(bus, message, str(error))
+            return
+        try:
+            await self._swap.serve_first(message.model, lambda: self._load(message))
+        except ModelUnavailable as error:
+            await self._publish_refused(bus, message, str(error))
+        except ModelRefused as error:
+            await self._publish_not_served(bus, message, str(error))
         else:
             self._served = message
             await self._lifecycle.transition(
-                InferenceEvent.INFER_START, {"model": message.model, "endpoint": self.endpoint}
+                InferenceEvent.INFER_START,
+                {"model": message.model, "not_served": "", "endpoint": self.endpoint},
             )
             await self._save_served_model(message)
             await self._publish_ready(bus, message)
 
     async def _update(self, bus: Bus, message: InferStart) -> ModelPair | None:
         await self._lifecycle.transition(InferenceEvent.INFER_UPDATE)
+        pair: ModelPair | None = None
         try:
-            await self._check_not_rolled_back(message)
-            pair = await self._swap.replace(message.model, lambda: self._load(message))
+            if self._has_served_weights(message):
+                self._swap.relabel(message.model)
+                self._served = message
+            else:
+                await self._check_not_rolled_back(message)
+                pair = await self._swap.replace(message.model, lambda: self._load(message))
+        except ModelNotServed as error:
+            await self._publish_not_served(bus, message, str(error))
+            return None
         except ModelRefused as error:
             await self._lifecycle.transition(InferenceEvent.LOAD_REFUSED, reason=str(error))
             await self._publish_refused(bus, message, str(error))
             return None
-        await self._lifecycle.transition(InferenceEvent.MODEL_LOADED, {"model": message.model})
+        await self._lifecycle.transition(
+            InferenceEvent.MODEL_LOADED, {"model": message.model, "not_served": ""}
+        )
         await self._save_served_model(message)
         await self._publish_ready(bus, message)
         return pair
+
+    def _has_served_weights(self, message: InferStart) -> bool:
+        """Return whether *message* requests the served weights and code as another version."""
+        served = self._served
+        return (
+            served is not None
+            and served.model == self._server.current_model
+            and served.model.sha256 == message.model.sha256
+            and message.code_version in ("", served.code_version)
+        )
+
+    async def _publish_not_served(self, bus: Bus, message: InferStart, reason: str) -> None:
+        """Record that the version of *message* is not served; an older one serves on."""
+        text = not_served_text(message.model, reason)[:MAX_REASON_CHARS]
+        self._server.engine.not_served = text
+        await self._lifecycle.transition(
+            InferenceEvent.MODEL_NOT_SERVED, {"not_served": text, "endpoint": self.endpoint}, reason=text
+        )
+        await self._publish_refused(bus, message, reason, not_served=True)
 
     async def _watch_and_roll_back(
         self, pair: ModelPair, current: InferStart, previous: InferStart | None
@@ -293,7 +337,7 @@ class InferenceAgent:
         await asyncio.to_thread(_record_rollback, self._rolled_back_file, current)
         await self._lifecycle.transition(
             InferenceEvent.MODEL_RETURNED,
-            {"model": pair.old.ref},
+            {"model": pair.old.ref, "not_served": ""},
             reason=f"rolled back from version {pair.new.ref.version}",
         )
         await self._save_served_model(previous)
@@ -326,8 +370,11 @@ class InferenceAgent:
             )
         )
 
-    async def _publish_refused(self, bus: Bus, message: InferStart, reason: str) -> None:
-        mark_failed(trace.get_current_span(), ModelRefused.__name__, reason)
+    async def _publish_refused(
+        self, bus: Bus, message: InferStart, reason: str, *, not_served: bool = False
+    ) -> None:
+        if not not_served:
+            mark_failed(trace.get_current_span(), ModelRefused.__name__, reason)
         serving = self._server.current_model
         await bus.publish(
             InferRefused(
@@ -338,6 +385,7 @@ class InferenceAgent:
                 serving=serving.version if serving else None,
                 still=serving,
                 code_version=message.code_version,
+                not_served=not_served,
             )
         )
 

@@ -44,6 +44,8 @@ from fedbus.contracts.serving import ModelComparison
 from fedbus.domain.prediction_comparison import count_disagreements, to_scalars
 from fedbus.learning.predictor import ModelRefused, Predictor
 
+NO_MODEL_RETRY_S: Final = 1
+NOT_SERVED_RETRY_S: Final = 60
 MAX_QUEUED: Final = 256
 """Maximum number of queued requests."""
 MAX_BATCH: Final = 1024
@@ -178,6 +180,8 @@ class InferenceEngine:
         self._max_queued = max_queued
         self._batch_s = batch_s
         self._serving: LoadedModel | None = None
+        self.not_served = ""
+        """Why the newest version of the device is not served; empty if it is."""
         self._pair: ModelPair | None = None
         self._queue: deque[_PendingRequest] = deque()
         self._batch_task: asyncio.Task[None] | None = None
@@ -209,15 +213,31 @@ class InferenceEngine:
         """Select the model for the next request.
 
         Raises:
-            HttpError: 503, no model is loaded.
+            HttpError: 503, no model is served, with the reason.
 
         """
         pair = self._pair
         if pair is not None and pair.role is ComparisonRole.CANARY and pair.routes_to_canary():
             return pair.new
+        return self.require_model()
+
+    def require_model(self) -> LoadedModel:
+        """Return the served model.
+
+        Raises:
+            HttpError: 503, no model is served, with the reason.
+
+        """
         if self._serving is None:
-            raise HttpError(SERVICE_UNAVAILABLE, NO_MODEL, retry_after_s=1)
+            raise HttpError(
+                SERVICE_UNAVAILABLE, self.not_served or NO_MODEL, retry_after_s=self._retry_after_s
+            )
         return self._serving
+
+    @property
+    def _retry_after_s(self) -> int:
+        """The time after which a request may succeed: a version that is not served waits for a run or for new code."""
+        return NOT_SERVED_RETRY_S if self.not_served else NO_MODEL_RETRY_S
 
     async def load_model(self, ref: ModelRef, make: MakePredictor, probe: Array | None = None) -> LoadedModel:
         """Load and probe a model while the current one serves. Raises ModelRefused."""
@@ -236,6 +256,14 @@ class InferenceEngine:
         """Serve *model* from the next request on, and end the current pair."""
         self._serving = model
         self._pair = None
+        self.not_served = ""
+
+    def relabel(self, ref: ModelRef) -> None:
+        """Serve the loaded weights as the version *ref*, which has the same weights."""
+        assert self._serving is not None
+        assert self._serving.ref.sha256 == ref.sha256, "other weights"
+        self._serving.ref = ref
+        self.not_served = ""
 
     def start_comparison(self, new: LoadedModel, role: ComparisonRole, *, share: float = 0.0) -> ModelPair:
         """Start to compare *new* with the served model; for a watch, *new* becomes the served model."""
@@ -245,6 +273,7 @@ class InferenceEngine:
             new.recent_outputs.clear()
         if role is ComparisonRole.WATCH:
             self._serving = new
+            self.not_served = ""
         self._pair = pair
         return pair
 

@@ -5,8 +5,8 @@
     POST /feedback/{id}   {"label": …} → 204; unknown id: 404; the id has another label: 409
     DELETE /feedback/{id} → 204: the label is removed, and another can be sent; unknown id: 404
     GET  /live            200 while the process runs
-    GET  /ready           200, or 503 with Retry-After before the first model
-    GET  /model           {"model": {"version": 3, "sha256": …} or null}
+    GET  /ready           200, or 503 with Retry-After and the reason while no model is served
+    GET  /model           {"model": {"version": 3, "sha256": …} or null, "not_served": "version 4 is not served: …"?}
 
 The Open Inference Protocol, version 2, with JSON and binary tensors (see `open_inference_protocol`):
 
@@ -15,7 +15,8 @@ The Open Inference Protocol, version 2, with JSON and binary tensors (see `open_
     POST /v2/models/{model}[/versions/{v}]/infer
 
 Each error is one line of JSON, ``{"error": …}``. The status is 429 with Retry-After if the queue or the memory for
-requests is full, and 503 with Retry-After before the first model.
+requests is full, and 503 with Retry-After while no model is served: before the first model, or if no code of the task
+serves the device's version. An older version that is loaded answers in that case.
 
 ``ids`` are for feedback; an id is null if the prediction was not captured. Predicted samples become training data,
 so the server rejects requests that a web page could send from a browser: a request needs the content type

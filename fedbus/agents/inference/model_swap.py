@@ -80,6 +80,13 @@ class ModelSwap:
         self._engine.serve(await self._prepare(ref, make))
         self._publish(ModelCommitted(task=self._task, client=self._client, model=ref))
 
+    def relabel(self, ref: ModelRef) -> None:
+        """Serve the loaded weights as the version *ref*, which has the same weights."""
+        replaced = self._engine.current
+        self._engine.relabel(ref)
+        version = replaced.version if replaced else None
+        self._publish(ModelCommitted(task=self._task, client=self._client, model=ref, replaced=version))
+
     async def replace(self, ref: ModelRef, make: MakePredictor) -> ModelPair:
         """Replace the served model and return the pair to watch. Raises ModelRefused."""
         model = await self._prepare(ref, make)

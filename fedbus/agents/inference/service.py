@@ -18,7 +18,6 @@ from fedbus.agents.inference import open_inference_protocol as protocol
 from fedbus.agents.inference.engine import InferenceEngine, LoadedModel, Prediction
 from fedbus.agents.inference.plain_json import (
     CONFLICT,
-    NO_MODEL,
     NOT_FOUND,
     SERVICE_UNAVAILABLE,
     HttpError,
@@ -134,12 +133,13 @@ class PredictionService:
         """
         if model is not None:
             self._check_known(model, version)
-        return {"ready": True, "model_version": self._require_model().ref.version}
+        return {"ready": True, "model_version": self._engine.require_model().ref.version}
 
     def describe_model(self) -> dict[str, Any]:
-        """Return the reference of the served model."""
+        """Return the reference of the served model, and why the newest version is not served, if it is not."""
         current = self._engine.current
-        return {"model": current.model_dump(mode="json") if current else None}
+        reason = {"not_served": self._engine.not_served} if self._engine.not_served else {}
+        return {"model": current.model_dump(mode="json") if current else None} | reason
 
     def build_model_metadata(self, model: str, version: str | None) -> dict[str, Any]:
         """Return the model metadata of the Open Inference Protocol.
@@ -149,7 +149,7 @@ class PredictionService:
 
         """
         self._check_known(model, version)
-        loaded = self._require_model()
+        loaded = self._engine.require_model()
         return protocol.build_metadata(
             self._name, loaded.ref.version, self._model_input(loaded), PLATFORM, loaded.example_output
         )
@@ -158,11 +158,6 @@ class PredictionService:
         return {"name": PLATFORM, "version": __version__, "extensions": ["binary_tensor_data"]}
 
     # --- helpers -----------------------------------------------------------------------------
-
-    def _require_model(self) -> LoadedModel:
-        if self._engine.serving is None:
-            raise HttpError(SERVICE_UNAVAILABLE, NO_MODEL, retry_after_s=1)
-        return self._engine.serving
 
     def _check_known(self, model: str, version: str | None) -> None:
         if model != self._name:

@@ -231,6 +231,7 @@ class ServerManager:
             self._repository,
             self._flower,
             self._machine,
+            compare=self._difference,
             decide=self._decide,
             ask=self._runner.ask,
         )
@@ -463,12 +464,22 @@ class ServerManager:
         try:
             if await self._versions.read_code_version(model) == code_version:
                 return FitChecked()
-            return FitChecked(await self._flower.architecture_difference(model, code_version))
+            return FitChecked(await self._difference(model, code_version))
         except StoreError as error:
             return FitChecked(store_error=str(error))
         except RequestRefused as error:
             log.warning("Cannot check whether the code fits the champion", reason=str(error))
             return FitChecked()
+
+    async def _difference(self, model: ModelRef, code_version: str) -> str:
+        """Describe why *model* does not fit the code at *code_version*; empty if it does, or need not.
+
+        Raises StoreError and RequestRefused.
+        """
+        comparison = await self._flower.compare_architecture(model, code_version)
+        if comparison.difference and not comparison.is_fixed:
+            return "" if await self._versions.has_free_architecture(model) else comparison.difference
+        return comparison.difference
 
     async def _publish_version(self, run: ServerPublishing, task: Task | None) -> Event:
         loaded = task or await self._load_task(run.code_version)
@@ -495,12 +506,12 @@ class ServerManager:
         try:
             version = job.version or await self._versions.previous_champion()
             manifest = await self._versions.read_manifest(version)
-            if manifest.architecture != job.champion.architecture:
-                difference = await self._flower.architecture_difference(manifest, job.code_version)
-                if difference:
-                    return PromotionRefused(
-                        f"version {version} does not fit the code that is in use: {difference}"
-                    )
+            is_other = manifest.architecture != job.champion.architecture
+            difference = await self._difference(manifest, job.code_version) if is_other else ""
+            if difference:
+                return PromotionRefused(
+                    f"version {version} does not fit the code that is in use: {difference}"
+                )
             await self._versions.local_path(manifest)
         except (StoreError, RequestRefused) as error:
             return PromotionRefused(str(error))

@@ -39,6 +39,7 @@ from fedbus.contracts.code import (
     RollOutCode,
 )
 from fedbus.contracts.message import Body, RefusalKind, Refused, Request
+from fedbus.contracts.model import ModelRef
 from fedbus.contracts.task.task import Task
 from fedbus.domain.code_rollout import ALL_CLIENTS, describe_stage, previous_version, unmatched_stage_reason
 from fedbus.domain.run_participation import short_version
@@ -49,6 +50,7 @@ from fedbus.stores.code.open import (
     HistoryRewritten,
     SignerNotAllowed,
 )
+from fedbus.stores.errors import StoreError
 
 POLL_S: Final = 5.0
 MAX_POLL_S: Final = 300.0
@@ -61,6 +63,7 @@ CHECK_OVERHEAD_S: Final = 60.0
 
 Decide = Callable[[Event], Awaitable[None]]
 Ask = Callable[[Callable[[RequestId], Event]], Awaitable[Body]]
+CompareArchitecture = Callable[[ModelRef, str], Awaitable[str]]
 
 
 class FollowingBlocked(Exception):
@@ -75,6 +78,7 @@ class CodeWatcher:
         code: The repository.
         flower: The flower-server agent, which checks code.
         machine: The decisions of the server manager, read-only.
+        compare: Describes why a model does not fit a code version; empty if it does. Raises StoreError.
         decide: Lets the machine handle an event.
         ask: Lets the machine handle a request, and returns the reply.
 
@@ -87,6 +91,7 @@ class CodeWatcher:
         flower: FlowerServerClient,
         machine: ServerMachine,
         *,
+        compare: CompareArchitecture,
         decide: Decide,
         ask: Ask,
     ) -> None:
@@ -95,6 +100,7 @@ class CodeWatcher:
         self._flower = flower
         self._machine = machine
         self._rollout = machine.rollout
+        self._compare = compare
         self._decide = decide
         self._ask = ask
         self._poll_requested = asyncio.Event()
@@ -191,15 +197,23 @@ class CodeWatcher:
             if error.kind is RefusalKind.RETRYABLE:
                 raise FollowingBlocked(f"{short_version(version)} cannot be checked: {error}") from error
             raise CodeRejected(version, str(error)) from error
-        if checked.differs:
+        if champion and not new_lineage:
+            self._flower.record_comparison(version, champion, checked)
+            await self._check_fit(version, champion)
+        return task
+
+    async def _check_fit(self, version: str, champion: ModelRef) -> None:
+        """Raise CodeRejected if the model of the checked *version* does not fit the champion."""
+        try:
+            difference = await self._compare(champion, version)
+        except StoreError as error:
+            raise FollowingBlocked(f"{short_version(version)} cannot be checked: {error}") from error
+        if difference:
             raise CodeRejected(
                 version,
-                f"its model does not fit the champion: {checked.differs}. To start a lineage with another "
+                f"its model does not fit the champion: {difference}. To start a lineage with another "
                 f"architecture: fedbus code rollout {version[:12]} --new-lineage",
             )
-        if champion and not new_lineage:
-            self._flower.record_compatible(version, champion)
-        return task
 
     # --- requests -----------------------------------------------------------------------------------
 

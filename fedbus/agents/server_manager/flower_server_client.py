@@ -5,6 +5,7 @@ The agent may be restarted, or blocked by a store that does not answer: retryabl
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
 
 import structlog
 
@@ -30,6 +31,16 @@ INIT_TIMEOUT_S = 300.0
 log = structlog.get_logger("fedbus.flower_server_client")
 
 
+@dataclass(frozen=True)
+class ArchitectureComparison:
+    """A stored model compared with the model that the code of a task builds."""
+
+    difference: str = ""
+    """The first tensor that differs; empty if none does, or the task names no builder."""
+    is_fixed: bool = False
+    """True if the task declares its architecture as fixed."""
+
+
 class FlowerServerClient:
     """The flower-server agent of *task*."""
 
@@ -37,8 +48,8 @@ class FlowerServerClient:
         self._bus = bus
         self._task = task
         self._check_lock = asyncio.Lock()
-        self._differences: dict[tuple[str, str], str] = {}
-        """By code version and architecture: the first tensor of the code's model that differs."""
+        self._comparisons: dict[tuple[str, str], ArchitectureComparison] = {}
+        """By code version and architecture."""
 
     async def build_first_model(self, code_version: str) -> Artifact:
         """Build and store the first model of *code_version*; raises RequestRefused."""
@@ -46,21 +57,22 @@ class FlowerServerClient:
         made: ModelInitialised = await request_until_answered(self._bus, request, timeout_s=INIT_TIMEOUT_S)
         return made.artifact
 
-    async def architecture_difference(self, model: Artifact, code_version: str) -> str:
-        """Describe how *model* differs from what the code makes; empty if it does not. Raises RequestRefused."""
+    async def compare_architecture(self, model: Artifact, code_version: str) -> ArchitectureComparison:
+        """Compare *model* with the model that the code builds. Raises RequestRefused."""
         async with self._check_lock:
             key = (code_version, model.architecture)
-            if key not in self._differences:
+            if key not in self._comparisons:
                 check = CheckCode(task=self._task, code_version=code_version, like=model.sha256)
                 checked: CodeChecked = await request_until_answered(
                     self._bus, check, timeout_s=INIT_TIMEOUT_S
                 )
-                self._differences[key] = checked.differs
-            return self._differences[key]
+                self._comparisons[key] = ArchitectureComparison(checked.differs, checked.fixed)
+            return self._comparisons[key]
 
-    def record_compatible(self, code_version: str, model: Artifact) -> None:
-        """Remember that the code makes models of this architecture."""
-        self._differences[code_version, model.architecture] = ""
+    def record_comparison(self, code_version: str, model: Artifact, checked: CodeChecked) -> None:
+        """Remember the result of a check that compared the code's model with *model*."""
+        comparison = ArchitectureComparison(checked.differs, checked.fixed)
+        self._comparisons[code_version, model.architecture] = comparison
 
     async def start(self, request: StartServer) -> Refused | None:
         """Start the Flower server of a run. Return the refusal if it did not start in time, otherwise None."""

@@ -169,6 +169,19 @@ class ModelVersions:
             self._code_of_model[model.sha256] = (await self._models.read_manifest(model.version)).code_version
         return self._code_of_model[model.sha256]
 
+    async def has_free_architecture(self, model: ModelRef) -> bool:
+        """Return whether a run has changed the architecture of *model* in its lineage; raises StoreError.
+
+        The first version of a lineage is what the task's builder makes. A later version with other arrays is what an
+        app made of it, such as trees that grow: a builder cannot be expected to make the same.
+        """
+        versions = await self._models.list_versions()
+        own = next((one for one in versions if one.version == model.version), None)
+        if own is None:
+            return False
+        first = next(one for one in versions if one.lineage == own.lineage)
+        return first.architecture != own.architecture
+
     async def read_manifest(self, version: int) -> Manifest:
         """Read the manifest of *version*; raises StoreError."""
         return await self._models.read_manifest(version)

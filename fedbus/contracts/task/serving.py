@@ -50,8 +50,9 @@ class ServingTable(ConfigSection):
     """Loads labelled samples of the device that are never used for training:
     ``(partition_id, num_partitions) -> (inputs, labels)``."""
     score: ObjectReference | None = None
-    """Computes the score of a model: ``(outputs, labels) -> float``, higher is better. Default: accuracy, or R² if
-    labels are not classes."""
+    """Computes the score of a model: ``(outputs, labels) -> float``, higher is better. Default: accuracy if the outputs
+    are classes (integers), else R²: for a regression, or for the probability of a class with the labels 0 and 1. Name a
+    function if the outputs are logits."""
     tolerance: float = Field(default=0.05, ge=0)
     """How much the score of a new model on the holdout may be below that of the current model."""
     min_holdout: int = Field(default=50, ge=1)

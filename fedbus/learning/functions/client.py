@@ -64,7 +64,9 @@ class FunctionsClient:
                 metrics, num_examples = self._module.evaluate(weights, data, config, self._state)
                 return _respond("eval_", metrics, num_examples, {})
             case kind:
-                return _refuse(ErrorCode.UNKNOWN, f"there is no function for messages of kind {kind!r}", "UnknownKind")
+                return _refuse(
+                    ErrorCode.UNKNOWN, f"there is no function for messages of kind {kind!r}", "UnknownKind"
+                )
 
     def _config(self, request: Content) -> Config:
         config: Config = {**self._job.config, **dict(request.values.get("config", {}))}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,6 +15,9 @@ from fedbus.learning.functions.signatures import FunctionName
 from fedbus.learning.functions.source_check import find_module_file, read_module_source
 from fedbus.learning.library import BadTask, ClientJob, ClientSession, ServerJob, ServerSession
 from fedbus.learning.weights import Arrays
+
+if TYPE_CHECKING:
+    from fedbus.learning.functions.task_module import TaskModule
 
 DEFAULT_ROUNDS: Final = 3
 """The number of rounds of a task that names none."""
@@ -101,8 +104,9 @@ def _open_module(task: Task) -> "TaskModule":
     """Import the module of *task*. Raises BadTask."""
     from fedbus.learning.functions.task_module import TaskModule  # noqa: PLC0415
 
-    reference = task.app[FunctionName.TRAIN]
-    return TaskModule(Path(task.path), reference.partition(":")[0])
+    if task.table.functions is None:
+        raise BadTask("[tool.fedbus] lacks `functions`, the module with the functions")
+    return TaskModule(Path(task.path), task.table.functions)
 
 
 # --- static check -----------------------------------------------------------------------------

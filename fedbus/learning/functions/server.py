@@ -234,9 +234,10 @@ class FunctionsServer:
             if isinstance(failure, str):
                 reasons.append(failure)
             elif failure.error is not None and failure.error.code not in LOST_CODES:
-                reasons.append(failure.error.reason)
+                reasons.append(f"{failure.client}: {failure.error.reason}")
         if failures and len(reasons) == len(failures):
-            more = f" (and {len(reasons) - 1} more clients)" if len(reasons) > 1 else ""
+            others = len(reasons) - 1
+            more = f" (and {others} more client{'s' * (others > 1)})" if others else ""
             raise TrainingFailed(f"no client could train in round {self._round}: {reasons[0]}{more}")
 
     # --- state --------------------------------------------------------------------------------

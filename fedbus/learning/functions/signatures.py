@@ -66,9 +66,7 @@ SHAPES: Final[Mapping[FunctionName, FunctionShape]] = {
         ("weights", "data", "config"), frozenset({STATE}), ("metrics", "num_examples")
     ),
     FunctionName.INITIAL: FunctionShape(("config",), result=("weights",)),
-    FunctionName.AGGREGATE: FunctionShape(
-        ("weights", "updates", "config"), frozenset({STATE}), ("weights",)
-    ),
+    FunctionName.AGGREGATE: FunctionShape(("weights", "updates", "config"), frozenset({STATE}), ("weights",)),
     FunctionName.EVALUATE_GLOBAL: FunctionShape(("weights", "config"), result=("metrics",)),
     FunctionName.PREDICT: FunctionShape(("weights", "inputs"), result=("predictions",)),
 }
@@ -86,11 +84,13 @@ def find_parameter_problem(name: FunctionName, signature: Signature) -> str | No
     shape = SHAPES[name]
     parameters = list(signature.parameters.values())
     by_name = {
-        one.name for one in parameters if one.name in shape.by_name and one.kind is not Parameter.VAR_POSITIONAL
+        one.name
+        for one in parameters
+        if one.name in shape.by_name and one.kind is not Parameter.VAR_POSITIONAL
     }
     rest = signature.replace(parameters=[one for one in parameters if one.name not in by_name])
     if any(one.name in by_name and one.kind is Parameter.POSITIONAL_ONLY for one in parameters):
-        return f"its parameter {sorted(by_name)[0]!r} is positional-only, but it is passed by name"
+        return f"its parameter {min(by_name)!r} is positional-only, but it is passed by name"
     positional = [one.name for one in parameters[: len(shape.positional)]]
     if misplaced := by_name.intersection(positional):
         return f"its parameter {min(misplaced)!r} comes before {shape.positional[-1]!r}"
@@ -116,7 +116,9 @@ def find_return_problem(name: FunctionName, function: ast.FunctionDef) -> tuple[
             continue
         if node.value is None or isinstance(node.value, ast.Constant | ast.Dict | ast.List):
             return node.lineno, f"returns no ({', '.join(expected)})"
-        if isinstance(node.value, ast.Tuple) and not any(isinstance(one, ast.Starred) for one in node.value.elts):
+        if isinstance(node.value, ast.Tuple) and not any(
+            isinstance(one, ast.Starred) for one in node.value.elts
+        ):
             count = len(node.value.elts)
             if count != len(expected):
                 return node.lineno, f"returns {count} values instead of ({', '.join(expected)})"

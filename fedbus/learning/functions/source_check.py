@@ -50,7 +50,9 @@ def read_module_source(file: Path) -> ModuleSource:
         return ModuleSource(frozenset(), (SourceProblem(line, "is not Python", reason),))
     definitions = dict(_iter_definitions(tree.body))
     has_star = "*" in definitions
-    functions = frozenset(name for name in FunctionName if name in definitions or (has_star and name in REQUIRED))
+    functions = frozenset(
+        name for name in FunctionName if name in definitions or (has_star and name in REQUIRED)
+    )
     return ModuleSource(functions, tuple(_find_problems(definitions, functions)))
 
 
@@ -77,7 +79,9 @@ def _find_function_problems(name: FunctionName, function: ast.FunctionDef) -> It
         return
     if reason := find_parameter_problem(name, signature_of(function)):
         yield SourceProblem(
-            function.lineno, f"`{name}` cannot be called as fedbus calls it ({reason})", f"write {_advice(name)}"
+            function.lineno,
+            f"`{name}` cannot be called as fedbus calls it ({reason})",
+            f"write {_advice(name)}",
         )
     if problem := find_return_problem(name, function):
         line, what = problem

@@ -187,7 +187,8 @@ class RobustStrategy(AggregationStrategy):
         """Combine at least one update."""
 
     def _dtype_of(self, name: str) -> "np.dtype[Any]":
-        return self._updates[0].weights[name].dtype
+        dtype: np.dtype[Any] = self._updates[0].weights[name].dtype
+        return dtype
 
 
 class FedMedian(RobustStrategy):

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import CodeType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ Config = dict[str, Any]
 """The configuration that a function gets: the run configuration, and values of fedbus such as ``server-round``."""
 
 MAX_METRICS: Final = 1000
+T = TypeVar("T")
 
 
 class FunctionFailed(Exception):
@@ -55,7 +56,9 @@ class TaskModule:
         for function_name in FunctionName:
             function = getattr(module, function_name, None)
             if function is None and function_name in REQUIRED:
-                raise BadTask(f"{_relative(module.__file__, path)} does not define {function_name}. Add {usage(function_name)}")
+                raise BadTask(
+                    f"{_relative(module.__file__, path)} does not define {function_name}. Add {usage(function_name)}"
+                )
             if function is not None:
                 self._functions[function_name] = self._check(function_name, function)
 
@@ -74,7 +77,9 @@ class TaskModule:
 
     def initial(self, config: Config) -> Weights:
         """Return the first weights. Raises FunctionFailed."""
-        return self._check_result(FunctionName.INITIAL, check_weights, self._call(FunctionName.INITIAL, (config,)))
+        return self._check_result(
+            FunctionName.INITIAL, check_weights, self._call(FunctionName.INITIAL, (config,))
+        )
 
     def train(
         self, weights: Weights, data: Any, config: Config, state: dict[str, Any]
@@ -135,7 +140,7 @@ class TaskModule:
             raise self.fail(name, f"it returned {found} instead of {expected.result_text}")
         return tuple(result)
 
-    def _check_result(self, name: FunctionName, check: Callable[[Any], Any], value: Any) -> Any:
+    def _check_result(self, name: FunctionName, check: Callable[[Any], T], value: Any) -> T:
         try:
             return check(value)
         except BadUpdate as error:
@@ -143,11 +148,14 @@ class TaskModule:
 
     # --- check --------------------------------------------------------------------------------
 
-    def _check(self, name: FunctionName, function: Any) -> Callable[..., Any]:
-        if not callable(function):
-            raise BadTask(f"{name} of {self._path} is a {type(function).__name__}. Write {usage(name)}")
+    def _check(self, name: FunctionName, value: object) -> Callable[..., Any]:
+        if not callable(value):
+            raise BadTask(f"{name} of {self._path} is a {type(value).__name__}. Write {usage(name)}")
+        function: Callable[..., Any] = value
         if inspect.iscoroutinefunction(function):
-            raise BadTask(f"{name} at {self._place_of(function)} is a coroutine function. Write def instead of async def")
+            raise BadTask(
+                f"{name} at {self._place_of(function)} is a coroutine function. Write def instead of async def"
+            )
         try:
             signature = inspect.signature(function)
         except (TypeError, ValueError):  # some functions in C have none

@@ -51,7 +51,7 @@ from fedbus.contracts.serving import (
 )
 from fedbus.contracts.task.serving import ServingTable
 from fedbus.learning import weights
-from fedbus.learning.predictor import ModelRefused
+from fedbus.learning.predictor import ModelNotServed, ModelRefused
 from fedbus.stores.captured.reader import count_rows
 from fedbus.stores.captured.store import CapturedData
 
@@ -69,6 +69,8 @@ class WeightedSumPredictor:
 
     def __init__(self, start: InferStart) -> None:
         arrays = weights.load(Path(start.path))
+        if "unserved" in arrays:
+            raise ModelNotServed("it is unserved")
         if set(arrays) != {"w"}:
             raise ModelRefused(f"unexpected tensors: {sorted(arrays)}")
         self._weight = arrays["w"]
@@ -211,15 +213,49 @@ async def test_a_bad_model_is_refused_and_the_current_one_stays(
     assert await predict(inference_endpoint(fed)) == (18.0, 3)
 
 
-async def test_a_bad_first_model_is_refused_and_a_good_one_is_served(
+async def get_json(url: str) -> tuple[int, Any]:
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return response.status, await response.json()
+
+
+async def test_a_bad_first_model_is_not_served_and_a_good_one_is(
     fed: FederationHarness, inference: RunningAgent
 ) -> None:
     await send_model(fed, InferStart, model_file(fed, 1, w=np.array([np.inf], np.float32)))
-    assert (await fed.wait_for_message(InferRefused)).serving is None
-    assert fed.events_of("inference") == ["started"]
+    refused = await fed.wait_for_message(InferRefused)
+    assert (refused.serving, refused.not_served) == (None, True)
+    transition = await fed.wait_for_event("inference", "model_not_served")
+    assert isinstance(transition.facts, InferenceData)
+    reason = transition.facts.not_served
+    assert reason.startswith("version 1 is not served: ")
+    status, body = await get_json(f"{inference_endpoint(fed)}/ready")
+    assert (status, body) == (503, {"error": reason})
     await send_model(fed, InferStart, model_file(fed, 2))
     await fed.wait_for_message(InferReady)
     assert await predict(inference_endpoint(fed)) == (12.0, 2)
+
+
+async def test_a_version_that_no_code_serves_leaves_the_old_one_serving(
+    fed: FederationHarness, serving: RunningAgent
+) -> None:
+    unserved = model_file(fed, 2, unserved=np.zeros(1, np.float32))
+    await send_model(fed, InferUpdate, unserved)
+    refused = await fed.wait_for_message(InferRefused)
+    assert (refused.model, refused.serving, refused.not_served) == (unserved[0], 1, True)
+    await fed.wait_for_event("inference", "model_not_served")
+    assert await predict(inference_endpoint(fed)) == (6.0, 1)
+    _, body = await get_json(f"{inference_endpoint(fed)}/model")
+    assert (body["model"]["version"], body["not_served"]) == (1, "version 2 is not served: it is unserved")
+
+
+async def test_a_version_with_the_same_weights_is_served_without_a_load(
+    fed: FederationHarness, serving: RunningAgent
+) -> None:
+    model, path = model_file(fed, 1)
+    path.unlink()
+    await send_model(fed, InferUpdate, (model.model_copy(update={"version": 2}), path))
+    assert (await fed.wait_for_message(InferReady, times=2)).model.version == 2
+    assert await predict(inference_endpoint(fed)) == (6.0, 2)
 
 
 async def test_a_request_for_the_served_model_is_ready_at_once(
@@ -489,9 +525,9 @@ async def test_a_model_with_a_lower_holdout_score_is_refused(fed: FederationHarn
         rejected = await fed.wait_for_message(ModelRejected)
         assert (rejected.step, rejected.old_score, rejected.serving) == ("holdout", 1.0, 1)
         assert await predict(url) == (6.0, 1)
-        await send_model(fed, InferUpdate, model_file(fed, 3, w=np.array([1], np.float32)))
+        await send_model(fed, InferUpdate, model_file(fed, 3, w=np.nextafter([1], [2], dtype=np.float32)))
         prepared = await fed.wait_for_message(ModelPrepared, times=2)
-        assert (prepared.old_score, prepared.new_score) == (1.0, 1.0)
+        assert [prepared.old_score, prepared.new_score] == pytest.approx([1.0, 1.0])
         assert prepared.holdout >= 10
 
 

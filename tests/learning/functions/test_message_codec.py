@@ -1,6 +1,7 @@
 """Messages survive the wire, and no bytes of a client can do more than raise BadContent."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,8 @@ def test_no_bytes_raise_anything_else(data: bytes) -> None:
 def test_a_changed_byte_raises_nothing_else(data: st.DataObject) -> None:
     valid = bytearray(b"".join(encode(Content({"a": [1, 2]}, {"w": np.ones((2, 2)), "b": np.ones(1, bool)}))))
     valid[data.draw(st.integers(0, len(valid) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with suppress(BadContent):
         decode(bytes(valid))
-    except BadContent as error:
-        assert str(error)
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,20 @@ def test_a_valid_module_has_no_problems(tmp_path: Path) -> None:
     ("old", "new", "line", "what", "advice"),
     [
         ("def train", "def trian", 1, "does not define `train`", "did you mean `trian`?"),
-        ("def evaluate", "def score_model", 1, "does not define `evaluate`", "add def evaluate(weights, data, config)"),
-        ("def train(weights, data, config)", "def train(weights, data)", 7, "`train` cannot be called", "write def train"),
+        (
+            "def evaluate",
+            "def score_model",
+            1,
+            "does not define `evaluate`",
+            "add def evaluate(weights, data, config)",
+        ),
+        (
+            "def train(weights, data, config)",
+            "def train(weights, data)",
+            7,
+            "`train` cannot be called",
+            "write def train",
+        ),
         (
             "def train(weights, data, config)",
             "def train(weights, data, config, lr)",
@@ -70,7 +82,13 @@ def test_a_valid_module_has_no_problems(tmp_path: Path) -> None:
             "write return weights, metrics, num_examples",
         ),
         ('return weights, {"loss": 1.0}, 10', "return", 10, "`train` returns no (weights", "write return"),
-        ('return {"loss": 1.0}, 10', 'return {"loss": 1.0}', 13, "`evaluate` returns no (metrics", "write return"),
+        (
+            'return {"loss": 1.0}, 10',
+            'return {"loss": 1.0}',
+            13,
+            "`evaluate` returns no (metrics",
+            "write return",
+        ),
         (
             "def load(partition_id, num_partitions)",
             "def load(client)",
@@ -78,7 +96,13 @@ def test_a_valid_module_has_no_problems(tmp_path: Path) -> None:
             "`load` cannot be called as fedbus calls it (missing a required argument: 'client')",
             "with any of the parameters captured, config, node_config, num_partitions, partition_id",
         ),
-        ("config, state)", "state, config)", 12, "its parameter 'state' comes before 'config'", "write def evaluate"),
+        (
+            "config, state)",
+            "state, config)",
+            12,
+            "its parameter 'state' comes before 'config'",
+            "write def evaluate",
+        ),
         ("def load", "class load: ...\ndef other", 4, "`load` is a class", "write def load"),
         ("import numpy as np", "import numpy as", 2, "is not Python", "invalid syntax"),
     ],

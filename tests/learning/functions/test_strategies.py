@@ -129,7 +129,7 @@ def test_fedprox_aggregates_as_flowers(rounds: list[list[Update]]) -> None:
 def test_fedadam_is_flowers_over_several_rounds(
     rounds: list[list[Update]], eta: float, beta_1: float, beta_2: float
 ) -> None:
-    parameters = {"eta": eta, "beta_1": beta_1, "beta_2": beta_2, "tau": 1e-2}
+    parameters: dict[str, Any] = {"eta": eta, "beta_1": beta_1, "beta_2": beta_2, "tau": 1e-2}
     check(FedAdam(**parameters), flower.FedAdam(**parameters), rounds, rtol=1e-3, scale=100)
 
 
