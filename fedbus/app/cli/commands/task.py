@@ -22,7 +22,10 @@ def new(
         str | None, typer.Option(help="The task's id.", show_default="the name of the directory")
     ] = None,
     library: Annotated[
-        str, typer.Option(help="The training library: flower, or functions for plain functions over NumPy arrays.")
+        str,
+        typer.Option(
+            help="The training library: flower, or functions for plain functions over NumPy arrays."
+        ),
     ] = DEFAULT_LIBRARY,
     json: output.JsonOption = False,
 ) -> None:
