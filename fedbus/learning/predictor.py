@@ -16,9 +16,9 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 
 from fedbus.contracts.task.task import Task
-from fedbus.learning import weights
-from fedbus.learning.flower import task_code
-from fedbus.learning.task_model import build_model, describe_error, is_module, model_arrays
+from fedbus.learning import task_code, weights
+from fedbus.learning.task_code import describe_error
+from fedbus.learning.task_model import build_model, is_module, model_arrays
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
