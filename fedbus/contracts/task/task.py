@@ -15,6 +15,7 @@ from fedbus.contracts.task.aggregation import AggregationTable
 from fedbus.contracts.task.base import ConfigSection as _Table
 from fedbus.contracts.task.base import ModuleName, ObjectReference
 from fedbus.contracts.task.serving import CaptureTable, ChecksTable, ServingTable
+from fedbus.contracts.task.superlink import SuperLinkTable
 
 __all__ = ["CodeTable", "GateTable", "RolloutTable", "ScheduleTable", "Stage", "Task", "TaskTable"]
 
@@ -114,6 +115,7 @@ class TaskTable(_Table):
     serving: ServingTable = ServingTable()
     capture: CaptureTable = CaptureTable()
     checks: ChecksTable = ChecksTable()
+    superlink: SuperLinkTable = SuperLinkTable()
 
 
 LIBRARIES_SUFFIX: Final = ".libs"

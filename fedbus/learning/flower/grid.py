@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 from flwr.app import Error, Message, Metadata, RecordDict
-from flwr.serverapp import Grid
 
 from fedbus.learning.flower import record_codec
 from fedbus.learning.flower.node_ids import node_id, run_number
@@ -24,13 +23,14 @@ from fedbus.learning.flower.private_api import (
     set_message_id,
 )
 from fedbus.learning.flower.replies import GridClosed, Replies, round_number_of, sample_count
+from fedbus.learning.flower.run_grid import RunGrid
 from fedbus.learning.library import ClientReply, Messenger, MessengerClosed, OutgoingMessage, RoundTally
 from fedbus.learning.payload import Payload
 
 _node_id = lru_cache(maxsize=None)(node_id)
 
 
-class MessengerGrid(Grid):
+class MessengerGrid(RunGrid):
     """The Grid of one run."""
 
     def __init__(self, messenger: Messenger) -> None:

@@ -20,6 +20,7 @@ from fedbus.learning.flower.grid import MessengerGrid
 from fedbus.learning.flower.legacy_strategy_hook import LegacyHook
 from fedbus.learning.flower.private_api import SERVER_NODE_ID, set_process_identity
 from fedbus.learning.flower.replies import GridClosed
+from fedbus.learning.flower.run_grid import RunGrid
 from fedbus.learning.flower.strategy_hook import StrategyHook
 from fedbus.learning.flower.streaming_aggregation import streaming_aggregation
 from fedbus.learning.library import Messenger, NotEnoughClients, OnRound, ServerJob, TrainingFailed
@@ -60,7 +61,7 @@ class ServerAppHost:
         """Do nothing: the app ends with the process."""
 
 
-def run_server_app(app: ServerApp, grid: MessengerGrid, job: ServerJob, on_round: OnRound) -> Arrays:
+def run_server_app(app: ServerApp, grid: RunGrid, job: ServerJob, on_round: OnRound) -> Arrays:
     """Run *app* to its end in this thread, and return the final model.
 
     *on_round* is called in this thread after each round, with its result and the global model.
@@ -101,7 +102,7 @@ def rounds_left(job: ServerJob) -> int:
     return max(0, (job.plan.total_rounds or 3) - job.first_round + 1)
 
 
-def _make_context(grid: MessengerGrid, job: ServerJob, record: ArrayRecord) -> Context:
+def _make_context(grid: RunGrid, job: ServerJob, record: ArrayRecord) -> Context:
     set_process_identity(grid.run.run_id)
     config = job.config
     if ROUNDS_KEY in config:
@@ -110,7 +111,7 @@ def _make_context(grid: MessengerGrid, job: ServerJob, record: ArrayRecord) -> C
     return Context(grid.run.run_id, SERVER_NODE_ID, node_config={}, state=state, run_config=config)
 
 
-def _run_app(app: ServerApp, grid: MessengerGrid, context: Context, path: Path) -> None:
+def _run_app(app: ServerApp, grid: RunGrid, context: Context, path: Path) -> None:
     try:
         app(grid, context)
     except (BadWeights, NotEnoughClients, GridClosed):

@@ -51,8 +51,9 @@ def open_code(
 ) -> CodeRepository:
     """Open the code at *source*, a directory or the address of a Git repository, without fetching it.
 
-    *home* is the directory for fetched code. *libraries* read the apps of tasks. *signers* is an allowed_signers file of ssh-keygen; without it, commits
-    are not verified. *allow_install* names the packages that tasks may install on this machine, ``*`` for any.
+    *home* is the directory for fetched code. *libraries* read the apps of tasks. *signers* is an allowed_signers file
+    of ssh-keygen; without it, commits are not verified. *allow_install* names the packages that tasks may install on
+    this machine, ``*`` for any.
     Raises InvalidCodeSource and GitNotInstalled.
     """
     if not is_address(source):

@@ -24,6 +24,7 @@ MODULE = "moons_app/task.py"
 LOADS_TASK = """
 import asyncio, sys
 from pathlib import Path
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import open_code
 where, home, version = sys.argv[1:]
 print(asyncio.run(open_code(where, Path(home), open_library).load_task(version)).path)
