@@ -39,10 +39,12 @@ class FirstModelNotBuilt(CliError):
 class StartupProgress:
     """Which servers of *tasks*, and which *clients* in each task, have started."""
 
-    def __init__(self, tasks: Sequence[str], clients: Sequence[str]) -> None:
+    def __init__(
+        self, tasks: Sequence[str], clients: Sequence[str], view: FederationView | None = None
+    ) -> None:
         self._tasks = sorted(tasks)
         self._clients = [(client, task) for client in sorted(clients) for task in self._tasks]
-        self._view = FederationView()
+        self._view = view or FederationView()
 
     def apply(self, stored: StoredMessage) -> None:
         apply_stored(self._view, stored)
@@ -130,4 +132,4 @@ async def wait_until_serving(
                     show_status(str(progress))
                     progress.apply(await anext(stream))
     took_s = (datetime.now(UTC) - started_at).total_seconds()
-    console.print(f"{progress}, after {took_s:.1f} s", soft_wrap=True, highlight=False)
+    console.print(f"{progress}, after {took_s:.1f} s", soft_wrap=True, highlight=False, markup=False)

@@ -146,6 +146,11 @@ class Task(BaseModel):
     def id(self) -> str:
         return self.table.task
 
+    @property
+    def predict(self) -> ObjectReference | None:
+        """The function that computes predictions: that of ``[tool.fedbus]``, else that of the app."""
+        return self.table.predict or self.app.get("predict")
+
     def plan_run(self, overrides: RunOverrides | None = None) -> RunPlan:
         """Return the plan of a run with *overrides*."""
         table = self.table

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
+from fedbus.contracts.task.aggregation import AggregationTable
 from fedbus.contracts.task.app import AppDeclaration, AppProblem, Keys, missing_key_problem
 from fedbus.contracts.task.task import Task
 from fedbus.learning.library import ClientJob, ClientSession, ServerJob, ServerSession
@@ -16,6 +17,11 @@ from fedbus.learning.weights import Arrays
 
 COMPONENTS_TABLE: Final = ("tool", "flwr", "app", "components")
 CONFIG_TABLE: Final = ("tool", "flwr", "app", "config")
+FEDBUS_TABLE: Final = ("tool", "fedbus")
+FUNCTIONS_KEYS: Final = ("functions", "config")
+STRATEGY_KEYS: Final = tuple(
+    str(field.alias) for name, field in AggregationTable.model_fields.items() if name != "method"
+)
 ROLES: Final = ("serverapp", "clientapp")
 ROUNDS_KEY: Final = "num-server-rounds"
 """The key of the run configuration that Flower's templates use for the number of rounds."""
@@ -30,7 +36,11 @@ class FlowerLibrary:
         """Read ``[tool.flwr.app]``."""
         components = _get_nested(pyproject, COMPONENTS_TABLE)
         config = dict(_flatten(_get_nested(pyproject, CONFIG_TABLE) or {}))
-        problems = [*_check_components(components), *_check_config(config)]
+        problems = [
+            *_check_components(components),
+            *_check_config(config),
+            *_find_keys_of_other_libraries(pyproject),
+        ]
         rounds = config.get(ROUNDS_KEY)
         references = components if isinstance(components, dict) else {}
         return AppDeclaration(
@@ -79,6 +89,19 @@ def _remove_log_handlers() -> None:
     logger = logging.getLogger("flwr")
     logger.handlers.clear()
     logger.setLevel(logging.NOTSET)
+
+
+def _find_keys_of_other_libraries(pyproject: Mapping[str, Any]) -> Iterator[AppProblem]:
+    """Yield the keys of the library functions: a Flower app has its own configuration and strategy."""
+    table = _get_nested(pyproject, FEDBUS_TABLE)
+    aggregation = _get_nested(table, ("aggregation",))
+    used: list[Keys] = [(key,) for key in FUNCTIONS_KEYS if isinstance(table, dict) and key in table]
+    used += [
+        ("aggregation", key) for key in STRATEGY_KEYS if isinstance(aggregation, dict) and key in aggregation
+    ]
+    for keys in used:
+        what = f"`{keys[-1]}` has no effect with the library flower"
+        yield AppProblem((*FEDBUS_TABLE, *keys), what, 'add library = "functions", or remove it')
 
 
 def _check_components(table: object) -> Iterator[AppProblem]:

@@ -30,7 +30,7 @@ class SuperNodeClient:
 
     def __init__(self, job: ClientJob) -> None:
         self._job = job
-        self._environment = task_environment(job.path, job.task.clientapp)
+        self._environment = task_environment(job.path, job.task.app["clientapp"])
         self._directory = tempfile.TemporaryDirectory(prefix="fedbus-supernode-")
         self._path = Path(self._directory.name)
         self._node: FlowerProcess | None = None

@@ -20,7 +20,7 @@ class SuperLinkServer:
 
     def __init__(self, job: ServerJob) -> None:
         self._job = job
-        self._app = task_code.load_server_app(job.path, job.task.serverapp)
+        self._app = task_code.load_server_app(job.path, job.task.app["serverapp"])
 
     def run(self, messenger: Messenger, on_round: OnRound) -> Arrays | None:
         """Run the ServerApp over a SuperLink to its end, and return the final model.

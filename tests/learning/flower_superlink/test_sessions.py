@@ -66,8 +66,7 @@ class SuperLinkFederation:
         (path / "my_client.py").write_text(dedent(client))
         self.task = Task(
             table=TaskTable(task="demo", library="flower-superlink", superlink=superlink),
-            serverapp="my_server:app",
-            clientapp="my_client:app",
+            app={"serverapp": "my_server:app", "clientapp": "my_client:app"},
             run_config={"scale": 0.5, "num-server-rounds": 2},
             code_version="c1",
             path=str(path),
