@@ -6,6 +6,7 @@ gets a middleware that answers other machines only on the paths of the Fleet API
 """
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -19,6 +20,8 @@ AsgiApp = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitab
 
 FLEET_PATH: Final = "/v1/fleet/"
 LOOPBACK: Final = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+DIRECTORY_VARIABLE: Final = "FEDBUS_SUPERLINK_DIRECTORY"
+"""The environment variable with the directory for the files of one run: keys, and installed app bundles."""
 GRACE_S: Final = 3.0
 """The time for a clean shutdown after the parent has ended; then the whole process group is killed."""
 
@@ -47,11 +50,14 @@ def _is_allowed(scope: Scope) -> bool:
 
 
 def end_with_parent() -> None:
-    """End this process and its group when its standard input closes."""
+    """End this process and its group when its standard input closes, and remove the files of the run."""
+    directory = os.environ.get(DIRECTORY_VARIABLE, "")
 
     def watch() -> None:
         while os.read(0, 4096):
             pass
+        if directory:
+            shutil.rmtree(directory, ignore_errors=True)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE_S)
         with suppress(ProcessLookupError):

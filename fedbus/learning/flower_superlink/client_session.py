@@ -85,8 +85,9 @@ class SuperNodeClient:
             "--max-wait-time": str(RECONNECT_S),
         }
         arguments = [part for option in options.items() for part in option]
-        home = self._path / "home"
-        return FlowerProcess("supernode", arguments, home=home, environment=self._environment).start()
+        return FlowerProcess(
+            "supernode", arguments, directory=self._path, environment=self._environment
+        ).start()
 
     def _stop_node(self) -> None:
         if self._node is not None:
@@ -103,7 +104,7 @@ class SuperNodeClient:
 
     def _check_client_app(self) -> None:
         """Import the ClientApp in another process, so that its libraries do not stay in the memory of this one."""
-        environment = flower_environment(self._path / "home") | self._environment
+        environment = flower_environment(self._path) | self._environment
         missing = [program for program in PROGRAMS if shutil.which(program, path=environment["PATH"]) is None]
         if missing:
             raise BadTask(

@@ -32,7 +32,7 @@ log = structlog.get_logger("fedbus.learning")
 class FlowerProcess:
     """A program of Flower (``superlink`` or ``supernode``) for the duration of a block.
 
-    *home* is Flower's home directory, in which it installs app bundles.
+    *directory* is for the files of the run, Flower's own included. If this process dies, the program removes it.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class FlowerProcess:
         program: str,
         arguments: Sequence[str],
         *,
-        home: Path,
+        directory: Path,
         environment: Mapping[str, str] | None = None,
         stop_s: float = STOP_S,
     ) -> None:
         self.program = program
         self._stop_s = stop_s
         self._arguments = arguments
-        self._environment = {**flower_environment(home), **(environment or {})}
+        self._environment = {**flower_environment(directory), **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._ended = threading.Event()
@@ -142,11 +142,12 @@ class FlowerProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def flower_environment(home: Path) -> dict[str, str]:
-    """Return the environment: no telemetry, no update check, and Flower's other programs next to this Python."""
+def flower_environment(directory: Path) -> dict[str, str]:
+    """Return the environment of Flower's programs, which are next to this Python: no telemetry, no update check."""
     return {
         **os.environ,
-        "FLWR_HOME": str(home),
+        child.DIRECTORY_VARIABLE: str(directory),
+        "FLWR_HOME": str(directory / "home"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),

@@ -94,8 +94,9 @@ class SuperLink:
             "--superexec-auth-secret-file": str(secret_file),
         }
         arguments = ["--enable-supernode-auth", *(part for option in options.items() for part in option)]
-        home = self._directory / "home"
-        self._process = FlowerProcess("superlink", arguments, home=home, stop_s=STOP_S).start()
+        self._process = FlowerProcess(
+            "superlink", arguments, directory=self._directory, stop_s=STOP_S
+        ).start()
         try:
             self._wait_until_listening()
             self._client = SuperLinkClient(

@@ -240,13 +240,14 @@ def test_missing_programs_of_flower_are_one_clear_error(
 
 @pytest.mark.slow
 def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
-    """A process that starts a SuperLink, and is killed."""
+    """A process that starts a SuperLink is killed; the files of the run are removed, too."""
+    (tmp_path / "run").mkdir()
     code = dedent(f"""
         import time
         from pathlib import Path
         from fedbus.contracts.task.superlink import SuperLinkTable
         from fedbus.learning.flower_superlink.superlink import SuperLink
-        with SuperLink(SuperLinkTable(), Path({str(tmp_path)!r})):
+        with SuperLink(SuperLinkTable(), Path({str(tmp_path / "run")!r})):
             print("ready", flush=True)
             time.sleep(60)
     """)
@@ -258,6 +259,7 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
     assert children
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
+    assert not (tmp_path / "run").exists()
 
 
 def find_programs(name: str) -> list[psutil.Process]:

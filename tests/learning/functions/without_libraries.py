@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-BLOCKED = ("flwr", "torch", "ray", "sklearn")
+BLOCKED = ("flwr", "torch", "sklearn")
 
 _SITE_CUSTOMIZE = f"""
 import sys
