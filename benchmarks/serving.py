@@ -41,6 +41,7 @@ from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.task.task import Task
 from fedbus.learning import weights
+from fedbus.learning.library import open_library
 from fedbus.learning.predictor import TaskPredictor
 from fedbus.learning.task_model import first_arrays
 from fedbus.stores.captured.store import CapturedData
@@ -73,7 +74,7 @@ class Measurement:
 
 
 def load_task() -> Task:
-    return read_task(mnist_path())
+    return read_task(mnist_path(), open_library)
 
 
 def write_models(directory: Path, task: Task) -> list[tuple[ModelRef, Path]]:

@@ -23,6 +23,7 @@ from support.ports import free_port
 from fedbus.contracts.task.task import Task
 from fedbus.learning.flower import task_code
 from fedbus.learning.flower.private_api import Run, empty_run, set_message_id, set_process_identity
+from fedbus.learning.library import open_library
 from fedbus.stores.tasks.task_directory import create_task, read_task, validate_task
 
 ROOT = Path(__file__).parents[1]
@@ -105,10 +106,10 @@ def run_locally(
         node: context(node, {"partition-id": node - 1, "num-partitions": clients})
         for node in range(1, clients + 1)
     }
-    grid = LocalGrid(task_code.load_client_app(Path(task.path), task.clientapp), contexts)
+    grid = LocalGrid(task_code.load_client_app(Path(task.path), task.app["clientapp"]), contexts)
     if with_absent_client:
         grid.absent = {clients}
-    task_code.load_server_app(Path(task.path), task.serverapp)(grid, context(0, {}))
+    task_code.load_server_app(Path(task.path), task.app["serverapp"])(grid, context(0, {}))
     return grid
 
 
@@ -133,7 +134,7 @@ def test_the_app_of_the_round_benchmarks_runs(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("NOOP_STAMPS", str(tmp_path / "stamps"))
     monkeypatch.setenv("NOOP_TURNS", str(tmp_path / "turns"))
     (tmp_path / "turns").touch()
-    task = read_task(ROOT / "benchmarks" / "noop_app")
+    task = read_task(ROOT / "benchmarks" / "noop_app", open_library)
     run_locally(task, clients=2, num_server_rounds=3)
     lines = (tmp_path / "stamps").read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["0", "1", "2", "3"]
@@ -143,13 +144,13 @@ def test_the_app_of_the_round_benchmarks_runs(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_example_is_valid_and_does_not_import_fedbus() -> None:
-    assert validate_task(MNIST) == []
+    assert validate_task(MNIST, open_library) == []
     for source in (MNIST / "mnist_app").glob("*.py"):
         assert "fedbus." not in source.read_text()
 
 
 def test_the_clients_learn(folder: str) -> None:
-    grid = run_locally(read_task(MNIST), num_server_rounds=3, max_samples=4000)
+    grid = run_locally(read_task(MNIST, open_library), num_server_rounds=3, max_samples=4000)
     accuracies = metrics_of(grid, "eval_accuracy")
     assert accuracies[-1] > 0.88
     assert accuracies[-1] > accuracies[0]
@@ -159,7 +160,9 @@ def test_the_clients_learn(folder: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedadam", "krum"])
 def test_each_strategy_can_be_configured_and_learns(folder: str, strategy: str) -> None:
-    grid = run_locally(read_task(MNIST), num_server_rounds=3, max_samples=1000, strategy=strategy)
+    grid = run_locally(
+        read_task(MNIST, open_library), num_server_rounds=3, max_samples=1000, strategy=strategy
+    )
     assert metrics_of(grid, "eval_accuracy")[-1] > 0.6
     configs = [message.content["config"] for message in grid.sent if message.metadata.message_type == "train"]
     for config in configs:
@@ -169,7 +172,7 @@ def test_each_strategy_can_be_configured_and_learns(folder: str, strategy: str) 
 
 def test_an_unknown_strategy_is_rejected(folder: str) -> None:
     with pytest.raises(ValueError, match="choose one of fedavg, fedprox, fedadam, krum"):
-        run_locally(read_task(MNIST), strategy="fedmagic")
+        run_locally(read_task(MNIST, open_library), strategy="fedmagic")
 
 
 def test_fedprox_keeps_clients_near_the_global_model(folder: str) -> None:
@@ -182,14 +185,16 @@ def test_fedprox_keeps_clients_near_the_global_model(folder: str) -> None:
             "max_samples": 500,
             "proximal_mu": mu,
         }
-        return metrics_of(run_locally(read_task(MNIST), **settings), "train_loss")
+        return metrics_of(run_locally(read_task(MNIST, open_library), **settings), "train_loss")
 
     weak, strong = losses(0.001), losses(10.0)
     assert np.mean(strong) > np.mean(weak)
 
 
 def test_two_of_three_clients_can_train(folder: str) -> None:
-    grid = run_locally(read_task(MNIST), num_server_rounds=1, max_samples=100, with_absent_client=True)
+    grid = run_locally(
+        read_task(MNIST, open_library), num_server_rounds=1, max_samples=100, with_absent_client=True
+    )
     assert len(metrics_of(grid, "train_loss")) == 2
 
 
@@ -198,8 +203,8 @@ def test_a_client_trains_on_the_captured_data_of_its_device(
 ) -> None:
     inputs, labels = (part[:40] for part in data.samples(0, 3))
     np.savez(tmp_path / "captured.npz", inputs=inputs, labels=labels)
-    task = read_task(MNIST)
-    app = task_code.load_client_app(MNIST, task.clientapp)
+    task = read_task(MNIST, open_library)
+    app = task_code.load_client_app(MNIST, task.app["clientapp"])
     context = Context(
         1,
         1,
@@ -364,5 +369,5 @@ async def test_a_new_task_runs_in_flowers_simulation(tmp_path: Path) -> None:
 
 def test_a_new_task_learns(tmp_path: Path) -> None:
     create_task(tmp_path / "fresh", "fresh")
-    grid = run_locally(read_task(tmp_path / "fresh"), num_server_rounds=8)
+    grid = run_locally(read_task(tmp_path / "fresh", open_library), num_server_rounds=8)
     assert metrics_of(grid, "eval_accuracy")[-1] > 0.9  # two classes; the initial weights are random

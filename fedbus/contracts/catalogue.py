@@ -174,6 +174,7 @@ SUBSCRIBES: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
         server.RunFailed,
         server.ServerLost,
         client.ClientJoined,
+        client.FailTrain,
         code.CodeReady,
         code.CodeRefused,
     ),

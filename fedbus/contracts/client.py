@@ -374,6 +374,8 @@ class FailTrain(ClientMessage):
     reason: str
     trainer_lost: bool = False
     """True if the trainer process ended without reporting a reason."""
+    load_failed: bool = False
+    """True if the task's code could not be loaded on this device, so that the client cannot join the run."""
 
 
 class Heartbeat(ClientMessage):

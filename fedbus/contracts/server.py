@@ -470,7 +470,11 @@ class RoundFinished(Message):
 
 
 class RunFinished(Message):
-    """All rounds of *run* have finished, and the result is stored in *artifact*. It can become a version."""
+    """All rounds of *run* have finished, and the result is stored in *artifact*. It can become a version.
+
+    A run that ends without arrays, such as federated analytics, has the artifact that it started from. *rounds* is the
+    number of rounds that the app reported.
+    """
 
     name: ClassVar[str] = "run_finished"
     family: ClassVar[Family] = Family.SRV

@@ -36,7 +36,7 @@ from fedbus.contracts.message import ClientMessage, Family, LifecycleData, Messa
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import RUN, RunData, RunState
 from fedbus.contracts.scheduling import ScheduleData
-from fedbus.contracts.server import RoundMessage, ServerData
+from fedbus.contracts.server import RoundMessage, ServerData, ServerEvent
 from fedbus.contracts.transition import Transition
 
 MAX_FINISHED_RUNS: Final = 1_000
@@ -179,10 +179,10 @@ class ClientView:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the client serves predictions and does nothing else."""
+        """Whether the client does nothing else than to serve predictions, if code of the task serves its model."""
         return (
             self.state == ClientState.SERVING
-            and self.inference_state == InferenceState.SERVING
+            and (self.inference_state == InferenceState.SERVING or self.not_served != "")
             and self.training_state in ("", FlClientState.WAITING)
         )
 
@@ -190,6 +190,18 @@ class ClientView:
     def served_model(self) -> ModelRef | None:
         """The model that answers predictions."""
         return self.inference.data.model if self.inference else None
+
+    @property
+    def not_served(self) -> str:
+        """Why the model that the client has taken is not served; empty if it is. An older one may be served."""
+        if self.inference is not None and self.inference.data.not_served:
+            return self.inference.data.not_served
+        return self.manager.data.not_served if self.manager else ""
+
+    @property
+    def taken_model(self) -> ModelRef | None:
+        """The model that the client has taken: the one that it serves, or a newer one that no code serves."""
+        return self.manager.data.model if self.not_served and self.manager else self.served_model
 
     @property
     def model_version(self) -> int | None:
@@ -428,9 +440,10 @@ class FederationView:
         return sum(one.is_training for one in self.clients.values())
 
     def do_all_serve_champion(self, task: str, clients: int) -> bool:
-        """Return whether at least *clients* clients take part in *task* and all of them serve its champion.
+        """Return whether at least *clients* clients take part in *task* and all of them have its champion.
 
-        Each of them must be settled: a client that still trains or changes its model does not count.
+        A client serves it, if code of the task can. Each must be settled: a client that still trains or changes its
+        model does not count.
         """
         champion = self.champion(task)
         of_task = [one for one in self.clients.values() if one.task == task and one.lifecycles]
@@ -438,12 +451,17 @@ class FederationView:
             champion is not None
             and len(of_task) >= clients
             and all(
-                one.is_settled
-                and one.served_model is not None
-                and one.served_model.version == champion.version
+                one.is_settled and one.taken_model is not None and one.taken_model.version == champion.version
                 for one in of_task
             )
         )
+
+    def first_model_failure(self, task: str, since: datetime | None = None) -> str:
+        """Return why the first model of *task* could not be built, since *since*; empty if it was."""
+        server = self.servers.get(task)
+        if server is None or server.transition.event != ServerEvent.MODEL_NOT_BUILT:
+            return ""
+        return "" if since is not None and server.at < since else server.reason
 
     def not_training_reason(self, client: ClientView) -> str:
         """Explain in a few words why *client* does not train; empty if it does."""

@@ -32,12 +32,38 @@ def decline_reason(
     return None
 
 
-def recruiting_summary(joined: Sequence[str], wanted: int, declined: Mapping[str, str]) -> str:
-    """Describe why a run missed its quorum of *wanted* clients: the clients that *joined* and that *declined*."""
+def recruiting_summary(
+    joined: Sequence[str],
+    wanted: int,
+    declined: Mapping[str, str],
+    load_failures: Mapping[str, str] | None = None,
+) -> str:
+    """Describe why a run missed its quorum of *wanted* clients.
+
+    Args:
+        joined: The clients that joined.
+        wanted: The quorum.
+        declined: The reasons of the clients that declined.
+        load_failures: The reasons of the clients that cannot load the task's code.
+
+    """
+    failed = load_failures or {}
     count = f"{len(joined)} of {wanted} clients joined in time ({', '.join(joined) or 'none'})"
-    reasons = [f"{client} declined: {reason}" for client, reason in sorted(declined.items())]
-    more = [f"{len(reasons) - MAX_NAMED_CLIENTS} more declined"] if len(reasons) > MAX_NAMED_CLIENTS else []
-    return "; ".join([count, *reasons[:MAX_NAMED_CLIENTS], *more])
+    reasons = [f"{client} cannot load the task's code: {reason}" for client, reason in sorted(failed.items())]
+    more = (
+        [f"{len(reasons) - MAX_NAMED_CLIENTS} more cannot load it"]
+        if len(reasons) > MAX_NAMED_CLIENTS
+        else []
+    )
+    others = [
+        f"{client} declined: {reason}" for client, reason in sorted(declined.items()) if client not in failed
+    ]
+    more_declined = (
+        [f"{len(others) - MAX_NAMED_CLIENTS} more declined"] if len(others) > MAX_NAMED_CLIENTS else []
+    )
+    return "; ".join(
+        [count, *reasons[:MAX_NAMED_CLIENTS], *more, *others[:MAX_NAMED_CLIENTS], *more_declined]
+    )
 
 
 def will_serve_soon(state: ClientState) -> bool:

@@ -16,9 +16,9 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 
 from fedbus.contracts.task.task import Task
-from fedbus.learning import weights
-from fedbus.learning.flower import task_code
-from fedbus.learning.task_model import build_model, describe_error, is_module, model_arrays
+from fedbus.learning import task_code, weights
+from fedbus.learning.task_code import describe_error
+from fedbus.learning.task_model import build_model, is_module, model_arrays
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -82,7 +82,7 @@ class TaskPredictor:
         self._infer_shape = serving.input_shape is None
         self._infer_dtype = serving.input_dtype is None
         self._root = Path(task.path)
-        self._predict_reference = task.table.predict
+        self._predict_reference = task.predict
         try:
             arrays = weights.load(artifact)
         except weights.BadWeights as error:
@@ -207,7 +207,7 @@ def _model_with(task: Task, arrays: weights.Arrays) -> Any:
         difference = weights.first_difference(model_arrays(model, reference), arrays)
         if difference:
             raise ModelNotServed(f"the weights do not fit the model of {reference!r}: tensor {difference}")
-    if not is_module(model) and task.table.predict is None:
+    if not is_module(model) and task.predict is None:
         raise ModelNotServed(NO_PREDICT)
     if non_finite := next((name for name, array in arrays.items() if not _is_finite(array)), None):
         raise ModelRefused(f"tensor {non_finite!r} contains NaN or infinity")

@@ -82,7 +82,7 @@ export class FleetPage {
   server(task) {
     const server = this.store.servers.get(task);
     const facts = server?.body.facts;
-    const model = facts?.model ? `serves v${facts.model.version}` : "no model yet";
+    const model = facts?.model ? `champion v${facts.model.version}` : server?.body.event === "model_not_built" ? `no model: ${clip(server.body.reason, 300)}` : "no model yet";
     const trouble = facts?.trouble ? ` · model repository ${facts.trouble}` : "";
     return tile(`Server of ${clip(task, 40)}`, badge(server?.body.target ?? ""), `${model} · code ${short(facts?.code_version)}${trouble}`);
   }
@@ -106,7 +106,7 @@ export class FleetPage {
       h("dl", {}, records.flatMap(([kind, record]) => [
         h("dt", {}, NAMES[kind]),
         h("dd", {}, badge(record.body.target), h("div", { class: "muted" }, `since ${clock(record.at)}`), record.body.reason ? h("div", { class: "muted" }, record.body.reason) : null, record.body.waits_for ? h("div", { class: "muted" }, `waits for ${record.body.waits_for}`) : null),
-      ]), h("dt", {}, "Model"), h("dd", {}, version(one) ? `v${version(one)}` : "–"), h("dt", {}, "Code"), h("dd", {}, h("code", { title: code(one) }, short(code(one))))),
+      ]), h("dt", {}, "Model"), h("dd", {}, version(one) ? `v${version(one)}` : "–", notServed(one) ? h("div", { class: "muted" }, notServed(one)) : null), h("dt", {}, "Code"), h("dd", {}, h("code", { title: code(one) }, short(code(one))))),
       capture(one.latest),
       device(this.store.devices.get(one.name)),
       h("h3", {}, "Latest messages"),
@@ -124,7 +124,7 @@ const COLUMNS = (page) => [
   { key: "state", title: "State", sort: clientState, cell: (row) => badge(clientState(row)) },
   { key: "training", title: "Training", sort: (row) => row.fl_client?.body.target ?? "", cell: (row) => (row.fl_client ? badge(row.fl_client.body.target) : "–") },
   { key: "why", title: "Why it does not train", sort: (row) => why(page.store, row).text, cell: (row) => { const reason = why(page.store, row); return h("span", { class: `why ${reason.tone}`, title: clip(reason.text, 1000) }, clip(reason.text, 160) || "–"); }, class: "wide" },
-  { key: "inference", title: "Predictions", sort: (row) => row.inference?.body.target ?? "", cell: (row) => (row.inference ? badge(row.inference.body.target, row.inference.body.facts.endpoint) : "–"), class: "aside" },
+  { key: "inference", title: "Predictions", sort: (row) => row.inference?.body.target ?? "", cell: (row) => (notServed(row) && !version(row) ? h("span", { class: "muted", title: clip(notServed(row), 1000) }, "not served") : row.inference ? badge(row.inference.body.target, row.inference.body.facts.endpoint) : "–"), class: "aside" },
   { key: "model", title: "Model", sort: (row) => version(row) ?? -1, cell: (row) => (version(row) ? `v${version(row)}` : "–"), class: "number aside" },
   { key: "code", title: "Code", sort: (row) => code(row), cell: (row) => h("code", { title: code(row) }, short(code(row))), class: "spare" },
   { key: "seen", title: "Last seen", sort: (row) => page.store.lastSeen.get(row.name) ?? "", cell: (row) => h("span", { class: late(page.store, row) ? "late" : null }, ago(page.store.lastSeen.get(row.name))), class: "seen" },
@@ -133,6 +133,8 @@ const COLUMNS = (page) => [
 
 const clientState = (one) => one.client?.body.target ?? "s0";
 const version = (one) => one.inference?.body.facts.model?.version; // the model that answers, not one that is tried or was rejected
+/** Why the version that the client has taken is not served; empty if it is. */
+const notServed = (one) => one.inference?.body.facts.not_served || one.client?.body.facts.not_served || "";
 const code = (one) => one.client?.body.facts.code_version ?? "";
 const late = (store, one) => !(Date.now() - new Date(store.lastSeen.get(one.name) ?? 0) < LATE_S * 1000) && clientState(one) === "learning";
 

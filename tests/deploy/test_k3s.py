@@ -25,6 +25,7 @@ from fedbus.agents.flower_server.kubernetes.launcher import render_job as render
 from fedbus.app.composition.agents import SERVER_AGENTS
 from fedbus.app.settings import Settings
 from fedbus.contracts.run import RunPlan
+from fedbus.learning.library import open_library
 from fedbus.stores.tasks.task_directory import read_task
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
@@ -277,7 +278,7 @@ def test_the_job_of_a_run_is_valid_and_restricted() -> None:
     """The launcher renders it from the deployed PodTemplate; the network policies select its pod."""
     objects = render(ALL_IN_ONE)
     (template,) = objects_of_kind(objects, "PodTemplate")
-    task = read_task(Path(__file__).parents[2] / "examples" / "mnist")
+    task = read_task(Path(__file__).parents[2] / "examples" / "mnist", open_library)
     config = ServerProcessConfig(
         nats_url="nats://nats:4222",
         federation="demo",

@@ -16,6 +16,7 @@ from fedbus.contracts.client import ClientDeclined, InferenceData
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.run import RunState, StartRun
 from fedbus.contracts.task.task import Task
+from fedbus.learning.library import open_library
 from fedbus.stores.models.open import open_model_store
 from fedbus.stores.tasks.task_directory import read_task
 
@@ -33,7 +34,7 @@ def tasks(directory: Path) -> list[Task]:
         table = (directory / name / "pyproject.toml").read_text()
         table = re.sub(r'"tiny\.', f'"{name}.', table).replace('task = "tiny"', f'task = "{name}"')
         (directory / name / "pyproject.toml").write_text(table.replace("pause-s = 0.0", "pause-s = 0.3"))
-        copies.append(read_task(directory / name))
+        copies.append(read_task(directory / name, open_library))
     return copies
 
 

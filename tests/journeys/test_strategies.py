@@ -12,6 +12,7 @@ from support.federation import FederationHarness, open_federation
 
 from fedbus.contracts.run import RunState
 from fedbus.learning import weights
+from fedbus.learning.library import open_library
 from fedbus.stores.models.open import open_model_store
 from fedbus.stores.tasks.task_directory import read_task
 
@@ -26,7 +27,7 @@ async def fed(
     """A federation of the MNIST example with the digits of scikit-learn, which need no download."""
     monkeypatch.delenv("FEDBUS_DATA_DIR", raising=False)
     shutil.copytree(MNIST, tmp_path / "mnist", ignore=shutil.ignore_patterns("__pycache__"))
-    async with open_federation(nats.url, tmp_path, task=read_task(tmp_path / "mnist")) as fed:
+    async with open_federation(nats.url, tmp_path, task=read_task(tmp_path / "mnist", open_library)) as fed:
         fed.override_plan(rounds=1, quorum=3, recruit_s=60, round_s=60)
         yield fed
 

@@ -1,5 +1,7 @@
 """A model is probed before it may serve, and a rejection has a reason of one line."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,13 @@ import torch
 
 from fedbus.contracts.task.task import Task, TaskTable
 from fedbus.learning import weights
-from fedbus.learning.predictor import ModelRefused, TaskPredictor
+from fedbus.learning.predictor import (
+    ModelNotServed,
+    ModelRefused,
+    PredictionFailed,
+    TaskPredictor,
+    interpret,
+)
 
 CODE = """
 import numpy as np
@@ -61,7 +69,10 @@ def task_of(directory: Path, module: str, *, model: str = "Net", predict: str | 
     )
     reference = f"{module}:app"
     return Task(
-        table=table, serverapp=reference, clientapp=reference, code_version="sha256:0", path=str(directory)
+        table=table,
+        app={"serverapp": reference, "clientapp": reference},
+        code_version="sha256:0",
+        path=str(directory),
     )
 
 
@@ -206,3 +217,130 @@ def test_a_model_that_cannot_be_built_is_rejected_in_one_line(
         TaskPredictor(
             task_of(directory, module_of(request), model="broken"), save_model(directory, train_model())
         )
+
+
+# --- other models ----------------------------------------------------------------------------
+
+
+def test_one_output_is_the_prediction_itself() -> None:
+    assert interpret(torch.tensor([[0.25], [1.0]])).tolist() == [0.25, 1.0]
+    assert interpret(torch.tensor([2.5, -1.0])).tolist() == [2.5, -1.0]
+    assert interpret(torch.tensor([[0.2, 0.8], [0.9, 0.1]])).tolist() == [1, 0]
+
+
+ARRAYS_CODE = """
+import numpy as np
+
+def weights():
+    return [np.zeros(3, np.float32)]
+
+def predict(model, inputs):
+    return inputs @ model["0"]
+
+def broken(model, inputs):
+    return model["coefficients"]
+
+def words(model, inputs):
+    return ["spam"] * len(inputs)
+"""
+
+
+def arrays_task(directory: Path, request: pytest.FixtureRequest, **table: str) -> Task:
+    module = module_of(request)
+    (directory / f"{module}.py").write_text(ARRAYS_CODE)
+    references = {
+        key: f"{module}:{name}" if key in ("model", "predict") else name for key, name in table.items()
+    }
+    app = f"{module}:app"
+    return Task(
+        table=TaskTable.model_validate({"task": "t", **references}),
+        serverapp=app,
+        clientapp=app,
+        code_version="sha256:0",
+        path=str(directory),
+    )
+
+
+def save_arrays(directory: Path, **arrays: np.ndarray) -> Path:
+    weights.save(arrays, directory / "arrays.safetensors")
+    return directory / "arrays.safetensors"
+
+
+def test_arrays_without_a_builder_are_given_to_predict(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    task = arrays_task(tmp_path, request, predict="predict")
+    predictor = TaskPredictor(task, save_arrays(tmp_path, **{"0": np.array([1, 2], np.float32)}))
+    assert predictor.predict(np.array([[1, 1], [0, 2]], np.float32)).tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("table", "arrays", "reason"),
+    [
+        ({"predict": "predict"}, {}, "it is empty"),
+        ({}, {"0": np.ones(3)}, "the task names neither a `model` that is a torch module nor"),
+        (
+            {"model": "weights"},
+            {"0": np.ones(3)},
+            "the task names neither a `model` that is a torch module nor",
+        ),
+        (
+            {"model": "weights", "predict": "predict", "architecture": "fixed"},
+            {"0": np.ones(4, np.float32)},
+            r"'0' is float32\[4\] instead of float32\[3\]",
+        ),
+    ],
+    ids=["an empty model", "no predict", "arrays without predict", "a fixed architecture"],
+)
+def test_arrays_that_no_code_serves(
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    table: dict[str, str],
+    arrays: dict[str, np.ndarray],
+    reason: str,
+) -> None:
+    with pytest.raises(ModelNotServed, match=reason):
+        TaskPredictor(arrays_task(tmp_path, request, **table), save_arrays(tmp_path, **arrays))
+
+
+def test_arrays_of_a_free_architecture_are_served(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    task = arrays_task(tmp_path, request, model="weights", predict="predict")
+    predictor = TaskPredictor(task, save_arrays(tmp_path, **{"0": np.ones(5, np.float32)}))
+    assert predictor.predict(np.ones((1, 5), np.float32)).tolist() == [5]
+
+
+def test_an_error_of_predict_names_its_line(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    task = arrays_task(tmp_path, request, predict="broken")
+    predictor = TaskPredictor(task, save_arrays(tmp_path, **{"0": np.ones(1)}))
+    module = module_of(request)
+    line = ARRAYS_CODE.splitlines().index('    return model["coefficients"]') + 1
+    with pytest.raises(
+        PredictionFailed, match=rf"{module}:broken raised KeyError: 'coefficients' \({module}\.py:{line}\)"
+    ):
+        predictor.predict(SAMPLES)
+
+
+def test_predictions_that_are_no_numbers_are_an_error(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    task = arrays_task(tmp_path, request, predict="words")
+    predictor = TaskPredictor(task, save_arrays(tmp_path, **{"0": np.ones(1)}))
+    with pytest.raises(PredictionFailed, match="words returned list, not an array with one row of numbers"):
+        predictor.predict(SAMPLES)
+
+
+def test_arrays_are_served_without_torch(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    arrays_task(tmp_path, request)
+    path, module = save_arrays(tmp_path, **{"0": np.ones(2, np.float32)}), module_of(request)
+    script = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from fedbus.contracts.task.task import Task, TaskTable
+from fedbus.learning.predictor import TaskPredictor
+
+table = TaskTable.model_validate({{"task": "t", "model": "{module}:weights", "predict": "{module}:predict"}})
+task = Task(table=table, serverapp="{module}:app", clientapp="{module}:app", code_version="", path={str(tmp_path)!r})
+print(TaskPredictor(task, Path({str(path)!r})).predict(np.ones((1, 2), np.float32)).tolist())
+assert not [name for name in ("torch", "flwr") if name in sys.modules], "a training library is imported"
+"""
+    result = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("[2.0]\n", "")

@@ -9,6 +9,7 @@ from support.git_repositories import CommitSigner, Repository, create_repository
 from support.s3_server import run_seaweed
 
 from fedbus.app.local.seaweedfs import EmbeddedS3
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import CodeRepository, open_code
 
 
@@ -56,4 +57,4 @@ def repository(tmp_path: Path, ada: CommitSigner) -> Repository:
 @pytest.fixture
 def code(tmp_path: Path, repository: Repository, signers: Path) -> CodeRepository:
     """The branch *main* of the repository, with Ada as allowed signer."""
-    return open_code(f"{repository.url}@main", tmp_path / "home", signers=signers)
+    return open_code(f"{repository.url}@main", tmp_path / "home", open_library, signers=signers)

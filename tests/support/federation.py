@@ -34,6 +34,7 @@ from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.task.task import ScheduleTable, Task
 from fedbus.contracts.transition import LIFECYCLES, Transition
 from fedbus.domain.federation_view import FederationView
+from fedbus.learning.library import open_library
 from fedbus.stores.tasks.task_directory import read_task
 from support.lifecycle_coverage import OBSERVED
 from support.waiting import ConditionNotMet, eventually
@@ -50,7 +51,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 def tiny_task(directory: Path) -> Task:
     """A copy of the tiny task in *directory*, which has its own code version."""
     shutil.copytree(TINY_TASK, directory / "tiny_task", ignore=shutil.ignore_patterns("__pycache__"))
-    return read_task(directory / "tiny_task")
+    return read_task(directory / "tiny_task", open_library)
 
 
 def with_schedule(task: Task, schedule: ScheduleTable) -> Task:

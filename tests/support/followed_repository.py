@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedbus.contracts.code import CodeData
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import open_code
 from support.federation import TINY_TASK, FederationHarness
 from support.git_repositories import CommitSigner, Repository
@@ -15,7 +16,7 @@ async def follow_repository(fed: FederationHarness, by: CommitSigner, directory:
     repository = create_tiny_repository(directory / "repository", by=by)
     signers = directory / "allowed_signers"
     signers.write_text(by.allowed_signers_line())
-    code = open_code(f"{repository.url}@main", fed.config.home, signers=signers)
+    code = open_code(f"{repository.url}@main", fed.config.home, open_library, signers=signers)
     fed.config = replace(fed.config, code=code, task=await code.load_task(await code.fetch_latest()))
     return repository
 

@@ -62,8 +62,7 @@ def task_at(version: str, **table: Any) -> Task:
     content = {"task": NAME, "model": "tiny:Net", **table}
     return Task(
         table=TaskTable.model_validate(content),
-        serverapp="tiny:server",
-        clientapp="tiny:client",
+        app={"serverapp": "tiny:server", "clientapp": "tiny:client"},
         code_version=version,
         path=f"/code/{version}",
     )

@@ -1,10 +1,10 @@
-"""The functions that fedbus calls: on the clients `load`, `train`, `evaluate` and `predict`; on the server the others."""
+"""The functions that fedbus calls: `initial` and `evaluate_global` on the server, the others on a client."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from fedbus.learning.functions import proximal_gradient
 
+from fedbus.learning.functions import proximal_gradient
 from mnist_functions import data
 from mnist_functions.network import Weights, compute_gradients, compute_logits, cross_entropy, make_weights
 

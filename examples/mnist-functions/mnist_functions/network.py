@@ -1,5 +1,7 @@
 """Three fully connected layers, 784 pixels → 128 → 64 → 10 digits, with their gradients, in NumPy."""
 
+from itertools import pairwise
+
 import numpy as np
 
 Weights = dict[str, np.ndarray]
@@ -12,7 +14,7 @@ def make_weights(seed: int) -> Weights:
     """Return random weights, with the distribution that torch gives to a linear layer."""
     random = np.random.default_rng(seed)
     weights: Weights = {}
-    for layer, (inputs, outputs) in zip(LAYERS, zip(SIZES, SIZES[1:], strict=False), strict=True):
+    for layer, (inputs, outputs) in zip(LAYERS, pairwise(SIZES), strict=True):
         limit = 1 / np.sqrt(inputs)
         weights[f"fc{layer}.weight"] = random.uniform(-limit, limit, (inputs, outputs)).astype(np.float32)
         weights[f"fc{layer}.bias"] = random.uniform(-limit, limit, outputs).astype(np.float32)

@@ -33,7 +33,13 @@ def initial(config: dict) -> Weights:
 def load(partition_id: int, num_partitions: int, config: dict, captured: tuple | None) -> ClientData:
     """Load the client's partition, its part of the test set, and the captured data of the device."""
     folder = str(config["data"])
-    inputs, labels = data.partition(partition_id, num_partitions, data=folder, alpha=float(config["alpha"]))
+    inputs, labels = data.partition(
+        partition_id,
+        num_partitions,
+        data=folder,
+        alpha=float(config["alpha"]),
+        max_samples=int(config["max-samples"]),
+    )
     if captured is not None:
         inputs = np.concatenate([inputs, captured[0].astype(np.float32)])
         labels = np.concatenate([labels, captured[1].astype(np.int64)])

@@ -94,6 +94,7 @@ from fedbus.contracts.client import (
 from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.server import Enroll, GetServerInfo, HealthCheck, HealthStatus, ModelPublished
 from fedbus.contracts.task.task import Task
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import CodeRepository, DirectoryCodeRepository
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models.signing import TrustedKeys
@@ -149,7 +150,7 @@ class ClientManager:
         self._directory = directory
         self._outbox = outbox
         self._code = DeviceCode(
-            code or DirectoryCodeRepository(Path(task.path)),
+            code or DirectoryCodeRepository(Path(task.path), open_library),
             task,
             check=check,
             version_file=directory / VERSION_FILE,

@@ -393,6 +393,8 @@ class ClientMachine:
         if not isinstance(self._step, Training) or self._step.run != event.run:
             return self._ignore(event)
         lost = ClientEvent.TRAINER_LOST if event.trainer_lost else ClientEvent.FAIL_TRAIN
+        if event.load_failed:
+            self._runs.exclude(event.run)
         return self._leave_run(lost, event.reason)
 
     def _leave_run(self, event: ClientEvent, reason: str) -> list[Effect]:

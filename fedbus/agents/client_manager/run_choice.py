@@ -12,7 +12,7 @@ from fedbus.contracts.expressions.parser import leaves
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import UpdateReady
 from fedbus.domain.eligibility import unmet_reason
-from fedbus.domain.run_participation import decline_reason
+from fedbus.domain.run_participation import MAX_FAILURES, decline_reason
 
 SPARE_S: Final = 60.0
 """The time that a run may take beyond its recruiting and its rounds."""
@@ -71,6 +71,10 @@ class RunChoice:
     def count_failure(self, run: str) -> None:
         failed_run, failures = self._failures
         self._failures = (run, failures + 1 if failed_run == run else 1)
+
+    def exclude(self, run: str) -> None:
+        """Do not join *run* again: the task's code cannot be loaded on this device."""
+        self._failures = (run, MAX_FAILURES)
 
     def decline(
         self, run: str, reason: str, *, rule: str = "", facts: Mapping[str, float] | None = None

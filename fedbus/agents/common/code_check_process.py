@@ -32,7 +32,7 @@ async def main(_: asyncio.Event, main_thread: MainThread) -> int:
 def _check(config: CheckProcessConfig) -> CodeChecked:
     path, table = Path(config.task.path), config.task.table
     open_library(table.library).check(config.task, server_side=config.server_side)
-    for reference in (table.predict, table.samples):
+    for reference in (config.task.predict, table.samples):
         if reference is not None:
             task_code.load_function(path, reference)
     arrays = first_arrays(config.task)

@@ -19,6 +19,8 @@ from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.task.task import Task
 
 PROCESS_CONFIG_VARIABLE: Final = "FEDBUS_ORDER"
+LOAD_FAILED_EXIT_CODE: Final = 78
+"""The exit code of a trainer that could not load the task's code: EX_CONFIG of sysexits.h."""
 MEMORY_ENVIRONMENT: Final = {
     # Buffers of weights are allocated and freed in each round. Keep their memory mapped: the page faults of new
     # pages cost more than copying (glibc; ignored elsewhere).

@@ -20,7 +20,7 @@ import structlog
 from fedbus.agents.common.asyncio_tools import handle_each, run_until, wait_for_first
 from fedbus.agents.common.child_process import ChildNotStarted, ChildProcess
 from fedbus.agents.common.debug_logging import log_method_calls
-from fedbus.agents.common.process_orders import TrainerProcessConfig, child_command
+from fedbus.agents.common.process_orders import LOAD_FAILED_EXIT_CODE, TrainerProcessConfig, child_command
 from fedbus.bus.bus import Bus
 from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore, TransitionOutbox
 from fedbus.contracts.agent_names import AgentName
@@ -168,17 +168,19 @@ class FlowerClient:
         )
         await self._lifecycle.transition(FlClientEvent.REPORTED, {"run": None})
 
-    async def _fail(self, reason: str, *, trainer_lost: bool = False) -> None:
+    async def _fail(self, reason: str, *, trainer_lost: bool = False, load_failed: bool = False) -> None:
         """Leave the run and publish `fail_train`. Without a run, do nothing."""
         match self._situation:
             case FlClientPending(run=run) | FlClientTraining(run=run):
                 await self._lifecycle.transition(FlClientEvent.FAILED, {"run": None}, reason=reason)
                 await self._stop_training()
-                await self._report_failure(run, reason, trainer_lost=trainer_lost)
+                await self._report_failure(run, reason, trainer_lost=trainer_lost, load_failed=load_failed)
             case FlClientWaiting() | FlClientFinished():
                 return
 
-    async def _report_failure(self, run: str, reason: str, *, trainer_lost: bool = False) -> None:
+    async def _report_failure(
+        self, run: str, reason: str, *, trainer_lost: bool = False, load_failed: bool = False
+    ) -> None:
         await self._bus.publish(
             FailTrain(
                 task=self._task.id,
@@ -186,6 +188,7 @@ class FlowerClient:
                 run=run,
                 reason=reason[:500],
                 trainer_lost=trainer_lost,
+                load_failed=load_failed,
             )
         )
 
@@ -193,6 +196,7 @@ class FlowerClient:
 
     async def _supervise_training(self, start: ClientStart, stop: asyncio.Event) -> None:
         """Run one training process. If it ends by itself, only this client fails."""
+        load_failed = False
         try:
             child = ChildProcess(
                 f"trainer of {start.run}",
@@ -205,10 +209,11 @@ class FlowerClient:
         except (ChildNotStarted, StoreError) as error:
             reason = str(error)
         else:
-            reason = f"the trainer {child.describe_exit()}"
+            load_failed = child.returncode == LOAD_FAILED_EXIT_CODE
+            reason = child.answer if load_failed else f"the trainer {child.describe_exit()}"
         if not stop.is_set():
             async with self._decision_lock:
-                await self._fail(reason, trainer_lost=True)
+                await self._fail(reason, trainer_lost=True, load_failed=load_failed)
 
     async def _send_heartbeats(self, run: str) -> None:
         """Publish heartbeats. The training process cannot: torch may block it for long."""

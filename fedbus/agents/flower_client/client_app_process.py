@@ -23,7 +23,11 @@ from opentelemetry import trace
 from fedbus.agents.common.asyncio_tools import wait_for_first
 from fedbus.agents.common.child_process import exit_with_reason, parent_cause, parent_trace
 from fedbus.agents.common.main_thread import MainThread
-from fedbus.agents.common.process_orders import TrainerProcessConfig, read_process_config
+from fedbus.agents.common.process_orders import (
+    LOAD_FAILED_EXIT_CODE,
+    TrainerProcessConfig,
+    read_process_config,
+)
 from fedbus.agents.flower_client.captured_training_data import NO_ROWS, WrittenRows, write_training_rows
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus, Delivery
@@ -81,7 +85,8 @@ async def main(stop: asyncio.Event, main_thread: MainThread) -> int:
                 ClientAppProcess(bus, config, main_thread).run(), stop.wait(), bus.wait_closed()
             )
         except (BadTask, LibraryUnusable) as error:
-            return exit_with_reason(str(error))
+            exit_with_reason(str(error))
+            return LOAD_FAILED_EXIT_CODE
     return 0
 
 

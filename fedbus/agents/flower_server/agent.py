@@ -44,6 +44,7 @@ from fedbus.contracts.server import (
     StopServer,
 )
 from fedbus.contracts.situations import ServerRecruiting, ServerTraining, server_situation
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import CodeRejected, CodeRepository, DirectoryCodeRepository
 from fedbus.stores.errors import StoreCorrupt, StoreError
 from fedbus.stores.models.open import ModelStore
@@ -78,7 +79,7 @@ class FlowerServer:
         self._bus = bus
         self._config = config
         self._models = models
-        self._code = code or DirectoryCodeRepository(Path(config.task.path))
+        self._code = code or DirectoryCodeRepository(Path(config.task.path), open_library)
         self._logs = logs
         self._launcher = launcher or ChildLauncher(logs)
         self._running: RunningServer | None = None

@@ -52,9 +52,9 @@ from fedbus.agents.server_manager.effects import (
     PruneCode,
     PublishVersion,
     Query,
-    ReadDeclined,
     ReadFleet,
     ReadJoined,
+    ReadRecruits,
     RecordRound,
     RecordRun,
     ReportFlowerServer,
@@ -68,7 +68,6 @@ from fedbus.agents.server_manager.events import (
     CandidateRunAnswered,
     ChampionDetails,
     CodeUnusable,
-    DeclinedRead,
     Event,
     FirstModelFailed,
     FirstModelReady,
@@ -100,6 +99,7 @@ from fedbus.agents.server_manager.flower_server_client import FlowerServerClient
 from fedbus.agents.server_manager.machine import ServerMachine
 from fedbus.agents.server_manager.model_versions import ModelVersions, trouble_of, wait_for_store
 from fedbus.agents.server_manager.records import CodeRecord, ServerRecord
+from fedbus.agents.server_manager.recruits import read_recruits
 from fedbus.agents.server_manager.run_metrics import record_round, record_run
 from fedbus.bus.bus import Bus, Delivery, Handler
 from fedbus.bus.errors import RequestRefused
@@ -108,7 +108,7 @@ from fedbus.common.retry import retry
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import CLIENT_CONSUMERS
 from fedbus.contracts.champion import PromoteModel, RollBackModel, StartLineage
-from fedbus.contracts.client import ClientDeclined, ClientJoined
+from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CODE, CodeChanges, CodeData, CodeEvent, CodeReady, CodeRefused, CodeState
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.message import Body, Refused, Request
@@ -131,6 +131,7 @@ from fedbus.contracts.server import (
 from fedbus.contracts.situations import ServerPublishing
 from fedbus.contracts.subjects import RESERVED_OWNERS
 from fedbus.contracts.task.task import Task
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import CodeRejected, CodeRepository, CodeUnavailable, DirectoryCodeRepository
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models.open import ModelStore
@@ -174,7 +175,7 @@ class ServerManager:
         self._bus = bus
         self._task = task
         self._id = task.id
-        self._repository = code or DirectoryCodeRepository(Path(task.path))
+        self._repository = code or DirectoryCodeRepository(Path(task.path), open_library)
         self._flower = FlowerServerClient(bus, task.id)
         self._versions = ModelVersions(bus, task.id, models, signer)
         self._decisions = asyncio.Condition()
@@ -340,7 +341,7 @@ class ServerManager:
                 record_run(self._id, outcome)
             case FinishStartup():
                 self.ready.set()
-            case ReadJoined() | ReadDeclined() | ReadFleet() | OfferModel() | PromoteVersion():
+            case ReadJoined() | ReadRecruits() | ReadFleet() | OfferModel() | PromoteVersion():
                 return await self._query(effect)
             case _:
                 self._runner.start_job(effect)
@@ -351,10 +352,8 @@ class ServerManager:
             case ReadJoined():
                 found = await self._bus.last_per_sender(ClientJoined, task=self._id)
                 return JoinedRead(tuple(one for one in found if isinstance(one, ClientJoined)))
-            case ReadDeclined(run=run):
-                found = await self._bus.last_per_sender(ClientDeclined, task=self._id)
-                declined = [one for one in found if isinstance(one, ClientDeclined) and one.run == run]
-                return DeclinedRead({one.client: one.reason for one in declined})
+            case ReadRecruits(run=run):
+                return await read_recruits(self._bus, self._id, run)
             case ReadFleet():
                 return FleetRead(await read_fleet(self._bus, self._id))
             case OfferModel(model=model, receivers=receivers):

@@ -80,8 +80,8 @@ class ReadJoined:
 
 
 @dataclass(frozen=True)
-class ReadDeclined:
-    """Result: `DeclinedRead`."""
+class ReadRecruits:
+    """Result: `RecruitsRead`."""
 
     run: str
 
@@ -233,7 +233,7 @@ Action: TypeAlias = (
     | Log
     | FinishStartup
 )
-Query: TypeAlias = ReadJoined | ReadDeclined | ReadFleet | OfferModel | PromoteVersion
+Query: TypeAlias = ReadJoined | ReadRecruits | ReadFleet | OfferModel | PromoteVersion
 Job: TypeAlias = (
     BuildFirstModel
     | CheckStore

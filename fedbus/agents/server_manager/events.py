@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from fedbus.agents.common.machine import RequestId, TimerFired
 from fedbus.contracts.champion import Champion, PromoteModel, RollBackModel, StartLineage
-from fedbus.contracts.client import ClientJoined
+from fedbus.contracts.client import ClientJoined, FailTrain
 from fedbus.contracts.code import CodeReady, CodeRefused
 from fedbus.contracts.message import Refused
 from fedbus.contracts.model import BlobRef, Manifest, ModelRef
@@ -312,14 +312,23 @@ class FlowerServerFound:
 
 
 @dataclass(frozen=True)
-class DeclinedRead:
-    """The clients that declined the run, with their reasons."""
+class RecruitsRead:
+    """The clients of the task, and what they have published about the run that recruits."""
 
-    reasons: Mapping[str, str]
+    declined: Mapping[str, str]
+    """Reasons by client."""
+    load_failures: Mapping[str, str]
+    """The reasons of the clients that cannot load the task's code."""
+    loading: frozenset[str]
+    """The clients whose trainers have started for the run. Some of them have joined."""
+    known: frozenset[str]
+    """All clients that are not terminated."""
 
 
 Request: TypeAlias = RunRequested | CancelRequested | PromotionRequested | LineageRequested | RevertRequested
-RunMessage: TypeAlias = ServerStarted | ClientJoined | RoundFinished | RunFinished | RunFailed | ServerLost
+RunMessage: TypeAlias = (
+    ServerStarted | ClientJoined | FailTrain | RoundFinished | RunFinished | RunFailed | ServerLost
+)
 CodeMessage: TypeAlias = CodeReady | CodeRefused
 Event: TypeAlias = (
     ManagerStarted
@@ -351,6 +360,6 @@ Event: TypeAlias = (
     | FlowerServerStarted
     | FlowerServerNotStarted
     | FlowerServerFound
-    | DeclinedRead
+    | RecruitsRead
     | TimerFired[TimerName]
 )

@@ -21,7 +21,6 @@ from fedbus.agents.server_manager.events import (
     CandidateRunAnswered,
     CodeProposed,
     CodeRejectedByCheck,
-    DeclinedRead,
     Event,
     FirstModelFailed,
     FirstModelReady,
@@ -43,6 +42,7 @@ from fedbus.agents.server_manager.events import (
     PromotionRefused,
     PromotionRequested,
     PublishFailed,
+    RecruitsRead,
     RevertRequested,
     RunRequested,
     StartupFitChecked,
@@ -64,7 +64,7 @@ from fedbus.agents.server_manager.model_promotion import ModelPromotion
 from fedbus.agents.server_manager.records import CodeRecord, ServerRecord
 from fedbus.agents.server_manager.training_run import TrainingRun, misfit
 from fedbus.contracts.champion import ModelPromoted
-from fedbus.contracts.client import ClientJoined
+from fedbus.contracts.client import ClientJoined, FailTrain
 from fedbus.contracts.code import CodeReady, CodeRefused, RolloutBegun
 from fedbus.contracts.message import Refused
 from fedbus.contracts.model import ModelRef
@@ -160,7 +160,14 @@ class ServerMachine:
                 return self.run.refuses_at_once(event) or self._accepts_run(event.request.run)
             case PromotionRequested() | LineageRequested():
                 return not self._is_deciding and not self._is_writing
-            case CancelRequested() | RoundFinished() | RunFailed() | ClientJoined() | ServerStarted():
+            case (
+                CancelRequested()
+                | RoundFinished()
+                | RunFailed()
+                | ClientJoined()
+                | FailTrain()
+                | ServerStarted()
+            ):
                 return self._startup is None and not self.run.is_opening
             case RunFinished():
                 return self._startup is None and not self.promotion.is_promoting
@@ -241,6 +248,7 @@ class ServerMachine:
             case (
                 ServerStarted()
                 | ClientJoined()
+                | FailTrain()
                 | RoundFinished()
                 | RunFinished()
                 | RunFailed()
@@ -297,8 +305,8 @@ class ServerMachine:
                 return self.run.on_server_not_started(event)
             case FlowerServerFound():
                 return self.run.on_server_found(event)
-            case DeclinedRead():
-                return self.run.on_declined_read(event.reasons)
+            case RecruitsRead():
+                return self.run.on_recruits_read(event)
             case TimerFired():
                 return self._on_timer(event.timer)
             case _:

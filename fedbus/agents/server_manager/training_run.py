@@ -5,9 +5,9 @@
 Pure: every method returns the effects that the agent performs.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum, auto
 from typing import Final
 
 from fedbus.agents.common.machine import CancelTimer, Log, Publish, Reply, RequestId, StartTimer
@@ -17,8 +17,8 @@ from fedbus.agents.server_manager.effects import (
     Effect,
     FindFlowerServer,
     PublishVersion,
-    ReadDeclined,
     ReadJoined,
+    ReadRecruits,
     RecordRound,
     RecordRun,
     ReportFlowerServer,
@@ -31,6 +31,7 @@ from fedbus.agents.server_manager.events import (
     FitChecked,
     FlowerServerFound,
     FlowerServerNotStarted,
+    RecruitsRead,
     RunMessage,
     RunRequested,
     TimerName,
@@ -38,7 +39,7 @@ from fedbus.agents.server_manager.events import (
 )
 from fedbus.agents.server_manager.model_availability import CloseRun, ModelAvailability, serve
 from fedbus.agents.server_manager.records import ServerRecord
-from fedbus.contracts.client import ClientJoined
+from fedbus.contracts.client import ClientJoined, FailTrain
 from fedbus.contracts.message import RefusalKind, Refused
 from fedbus.contracts.model import Artifact, ModelRef
 from fedbus.contracts.run import RunPlan
@@ -83,6 +84,17 @@ class _Opening:
     traceparent: str
 
 
+class _Recruiting(Enum):
+    """How far the recruiting of a run is."""
+
+    OPEN = auto()
+    LOADING = auto()
+    """Its deadline has passed. The run waits only for clients that load the code."""
+    EXTENDED = auto()
+    """They have a deadline of their own."""
+    OVER = auto()
+
+
 @dataclass(frozen=True)
 class _Starting:
     """A run whose Flower server is being started."""
@@ -100,6 +112,11 @@ class TrainingRun:
         self._availability = availability
         self._rollout = rollout
         self._joined: dict[str, None] = {}
+        self._recruiting = _Recruiting.OPEN
+        self._known: frozenset[str] = frozenset()
+        """The clients of the task, as they were read last; empty before that."""
+        self._load_failures: set[str] = set()
+        """The clients that cannot load the code of the run."""
         self._opening: _Opening | None = None
         self._starting: _Starting | None = None
         self._finding = ""
@@ -161,6 +178,8 @@ class TrainingRun:
     def _recruit(self, opening: _Opening, now: datetime) -> list[Effect]:
         recruit_until = now + timedelta(seconds=opening.plan.recruit_s)
         self._joined.clear()
+        self._recruiting = _Recruiting.OPEN
+        self._known, self._load_failures = frozenset(), set()
         changes = ServerChanges(
             run=opening.run,
             plan=opening.plan,
@@ -267,6 +286,10 @@ class TrainingRun:
                 return [move, *self._begin_training()]
             case ClientJoined(), _:
                 return self._on_client_joined(message)
+            case FailTrain(), ServerRecruiting():
+                return self._on_fail_train(message, situation)
+            case FailTrain(), _:
+                return []
             case RoundFinished(), ServerTraining():
                 return self._on_round_finished(message, situation)
             case RunFinished(), ServerTraining():
@@ -285,6 +308,7 @@ class TrainingRun:
             data = {"client": message.client, "code": message.code_version}
             return [Log("warning", "Ignoring a client with another code version", data)]
         self._joined[message.client] = None
+        self._load_failures.discard(message.client)
         match self._server.situation:
             case ServerRecruiting(plan=plan) if len(self._joined) >= plan.quorum:
                 changes = ServerChanges(cohort=tuple(self._joined))
@@ -321,22 +345,46 @@ class TrainingRun:
     def on_recruiting_deadline(self) -> list[Effect]:
         match self._server.situation:
             case ServerRecruiting(run=run):
-                return [ReadDeclined(run)]
+                is_first = self._recruiting is _Recruiting.OPEN
+                self._recruiting = _Recruiting.LOADING if is_first else _Recruiting.OVER
+                return [ReadRecruits(run)]
             case _:
                 return []
 
-    def on_declined_read(self, declined: Mapping[str, str]) -> list[Effect]:
-        """Fail the run because the quorum did not join in time.
+    def _on_fail_train(self, message: FailTrain, recruiting: ServerRecruiting) -> list[Effect]:
+        """Read the clients again if this failure may make the quorum impossible."""
+        if message.load_failed:
+            self._load_failures.add(message.client)
+        is_possible = len(self._known - self._load_failures) >= recruiting.plan.quorum
+        is_waiting = self._recruiting is not _Recruiting.OPEN
+        return [ReadRecruits(recruiting.run)] if is_waiting or not is_possible else []
 
-        Args:
-            declined: The clients that declined the run, with their reasons.
+    def on_recruits_read(self, event: RecruitsRead) -> list[Effect]:
+        """Fail the run if the quorum cannot join, or has not joined in time.
 
+        After the deadline, wait for clients that still load the code, as long as for one message.
         """
         match self._server.situation:
             case ServerRecruiting(run=run, plan=plan):
-                joined = list(self._joined)
-                others = {client: why for client, why in declined.items() if client not in self._joined}
-                reason = recruiting_summary(joined, plan.quorum, others)
+                joined = set(self._joined)
+                failures = {
+                    client: why for client, why in event.load_failures.items() if client not in joined
+                }
+                declined = {client: why for client, why in event.declined.items() if client not in joined}
+                self._known = frozenset(event.known | joined)
+                self._load_failures = set(failures)
+                loading = event.loading - joined - failures.keys()
+                match self._recruiting:
+                    case _Recruiting.OPEN if len(self._known - failures.keys()) >= plan.quorum:
+                        return []
+                    case _Recruiting.LOADING if len(joined | loading) >= plan.quorum:
+                        self._recruiting = _Recruiting.EXTENDED
+                        return [StartTimer(TimerName.RECRUITING, plan.round_s)]
+                    case _Recruiting.EXTENDED if len(joined | loading) >= plan.quorum:
+                        return []
+                    case _:
+                        pass
+                reason = recruiting_summary(list(self._joined), plan.quorum, declined, failures)
                 changes = ServerChanges(missing=plan.quorum - len(joined))
                 return [
                     StopFlowerServer(run),

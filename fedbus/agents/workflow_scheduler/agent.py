@@ -107,6 +107,7 @@ from fedbus.contracts.scheduling import (
 from fedbus.contracts.server import SERVER, CancelRun, OpenRun
 from fedbus.contracts.task.task import Task
 from fedbus.contracts.telemetry import get_tracer
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import (
     CodeRejected,
     CodeRepository,
@@ -151,7 +152,7 @@ class WorkflowScheduler:
         self._bus = bus
         self._task = task
         self._config = SchedulerConfig(task, overrides or RunOverrides(), schedule or ScheduleOverrides())
-        self._code = code or DirectoryCodeRepository(Path(task.path))
+        self._code = code or DirectoryCodeRepository(Path(task.path), open_library)
         self.ready = asyncio.Event()
         """Set while this scheduler leads."""
 

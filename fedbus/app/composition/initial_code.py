@@ -12,6 +12,7 @@ import structlog
 from fedbus.agents.client_manager.code import VERSION_FILE, read_last_version
 from fedbus.app.settings import Settings
 from fedbus.contracts.task.task import Task
+from fedbus.learning.library import open_library
 from fedbus.stores.code.address import is_address
 from fedbus.stores.code.open import (
     CodeRejected,
@@ -34,7 +35,11 @@ def code_from_settings(settings: Settings, address: str) -> CodeRepository:
     """
     source = address or settings.task
     code = open_code(
-        source, settings.home, signers=settings.allowed_signers, allow_install=settings.allowed_installs
+        source,
+        settings.home,
+        open_library,
+        signers=settings.allowed_signers,
+        allow_install=settings.allowed_installs,
     )
     if code.can_update and not code.requires_signatures:
         log.warning("Commits are not verified; set FEDBUS_ALLOWED_SIGNERS", source=code.source)

@@ -18,7 +18,7 @@ class DemoCommits:
 
     def __init__(self, home: Path, task: Task) -> None:
         self._repository = DemoRepository.create(home / "task", Path(task.path))
-        self._package = task.clientapp.partition(":")[0].partition(".")[0]
+        self._package = next(reversed(task.app.values())).partition(":")[0].partition(".")[0]
         self.shas: list[str] = []
         """The full SHAs of the commits after the initial one."""
 

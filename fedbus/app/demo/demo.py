@@ -25,6 +25,7 @@ from fedbus.app.demo.report import DemoReport, plot_runs
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.local.stack import LocalStack, run_stack
 from fedbus.app.settings import Settings
+from fedbus.app.terminal.startup_progress import FirstModelNotBuilt
 from fedbus.app.views.federation_status import apply_stored
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.stream_reader import StoredMessage
@@ -37,6 +38,7 @@ from fedbus.contracts.task.task import Task
 from fedbus.contracts.transition import Transition
 from fedbus.domain.federation_view import FederationView
 from fedbus.learning import task_code
+from fedbus.learning.library import open_library
 from fedbus.stores.captured.reader import count_rows
 from fedbus.stores.tasks.task_directory import read_task
 
@@ -156,7 +158,7 @@ def _environment_variable(name: str, value: Path) -> Iterator[None]:
 
 def _load_task(options: DemoOptions) -> Task:
     """Read the task and apply the options to it."""
-    task = read_task(options.task)
+    task = read_task(options.task, open_library)
     table = task.table.model_copy(
         update={"rounds": options.rounds or task.table.rounds, "quorum": options.clients}
     )
@@ -245,10 +247,13 @@ class _DemoFederation:
         }
 
     def has_every_client_answered(self, counts: PredictionCounts) -> bool:
-        """Return whether each client has answered enough requests with the version that it serves now."""
+        """Return whether each client has answered enough requests with the version that it serves now, if it serves."""
         return all(
-            client.served_model is not None
-            and counts.by_client[client.client, client.served_model.version] >= MIN_ANSWERS_BY_NEWEST
+            client.not_served != ""
+            or (
+                client.served_model is not None
+                and counts.by_client[client.client, client.served_model.version] >= MIN_ANSWERS_BY_NEWEST
+            )
             for client in self.view.clients.values()
         )
 
@@ -317,7 +322,12 @@ async def _wait_until_done(
     stop: asyncio.Event,
     running: LocalStack,
 ) -> None:
-    """Wait until all runs have finished and every client has answered users with the last model, or until *stop*."""
+    """Wait until all runs have finished and every client has answered users with the last model, or until *stop*.
+
+    Raises:
+        FirstModelNotBuilt: The task's code does not make a first model.
+
+    """
 
     async def done() -> None:
         while not (
@@ -325,6 +335,8 @@ async def _wait_until_done(
             and (federation.has_failed_run or federation.is_settled)
         ):
             await federation.wait_for_change()
+            if failure := federation.view.first_model_failure(federation.task):
+                raise FirstModelNotBuilt(federation.task, failure)
         while not (federation.has_failed_run or federation.has_every_client_answered(counts)):
             await counts.wait_for_answer()
 

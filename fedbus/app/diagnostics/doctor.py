@@ -25,6 +25,7 @@ from fedbus.bus.bus import CLOCK_SKEW_WARNING_S, Bus
 from fedbus.bus.errors import AccessDenied, BusError, InvalidCredentialsFile, PermissionDenied
 from fedbus.bus.nats.auth_errors import DOCTOR_HINT
 from fedbus.bus.streams import stream_names
+from fedbus.learning.library import open_library
 from fedbus.stores.tasks.task_directory import TaskInvalid, read_task
 
 MIN_PYTHON: Final = (3, 11)
@@ -198,7 +199,7 @@ async def _check_bus_services(settings: Settings) -> list[DoctorFinding]:
 async def _check_client_clock(settings: Settings, bus: Bus) -> DoctorFinding:
     """Compare the clock with that of the task's server side; a device has permission for no other request."""
     try:
-        task = read_task(Path(settings.task)).id
+        task = read_task(Path(settings.task), open_library).id
     except TaskInvalid:
         advice = "set FEDBUS_TASK to the task's directory"
         return DoctorFinding("clock", Severity.WARNING, "not compared: the task is not known here", advice)

@@ -9,6 +9,7 @@ from fedbus.app.settings import Settings
 from fedbus.bus.bus import ServiceInfo
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.subjects import SERVER_SIDE
+from fedbus.learning.library import open_library
 from fedbus.stores.code.address import is_address
 from fedbus.stores.code.interface import GitNotInstalled, InvalidCodeSource
 from fedbus.stores.code.open import open_code
@@ -52,6 +53,7 @@ async def _check_code(settings: Settings) -> DoctorFinding:
         code = open_code(
             settings.task,
             settings.home,
+            open_library,
             signers=settings.allowed_signers,
             allow_install=settings.allowed_installs,
         )

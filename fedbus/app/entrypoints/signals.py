@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -53,7 +54,10 @@ class SignalWatch:
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_python_signal)
-        os.register_at_fork(after_in_child=self._forget_in_child)
+        self._fork = threading.local()
+        os.register_at_fork(
+            before=self._block, after_in_parent=self._unblock, after_in_child=self._forget_in_child
+        )
 
     @contextmanager
     def stop_event(self) -> Iterator[asyncio.Event]:
@@ -77,6 +81,13 @@ class SignalWatch:
         if descriptor != self._writer.fileno():
             self._writer.send(bytes([number]))
 
+    def _block(self) -> None:
+        """Delay the signals while a process forks: its child would pass them on to this process."""
+        self._fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+    def _unblock(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._fork.mask)
+
     def _forget_in_child(self) -> None:
         """Restore the defaults in a forked process, such as a data loader, whose signals are its own."""
         descriptor = signal.set_wakeup_fd(-1)
@@ -85,6 +96,7 @@ class SignalWatch:
         for number in STOP_SIGNALS:
             if signal.getsignal(number) == self._on_python_signal:
                 signal.signal(number, signal.SIG_DFL)
+        self._unblock()
 
 
 def _on_signal(number: signal.Signals, stop: asyncio.Event) -> None:

@@ -39,6 +39,8 @@ SUPERVISED_VARIABLE: Final = "FEDBUS_KEPT"
 """Set for a process whose standard input is a pipe from its supervisor: it ends when the pipe closes."""
 GATEWAY_SOCKET_VARIABLE: Final = "FEDBUS_GATEWAY_SOCKET"
 """The file descriptor of the socket that the supervisor has bound for the gateway."""
+THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
+"""The number of threads of OpenBLAS, MKL and torch."""
 
 log = structlog.get_logger("fedbus.stack")
 
@@ -112,13 +114,14 @@ async def run_stack(
                     config = json.dumps({"partition-id": number, "num-partitions": clients})
                     commands[name] = ("client", "up", name, *task_options, "--node-config", config)
                 server_environment = environment | credentials | {NATS_MONITOR: nats.monitor_url}
+                client_environment = environment | thread_limits(clients)
                 for process, command in commands.items():
                     is_server_side = process in ("server", "gateway")
                     supervise = _supervise(
                         running,
                         process,
                         command,
-                        server_environment if is_server_side else environment,
+                        server_environment if is_server_side else client_environment,
                         stop,
                         inherited=gateway_socket if process == "gateway" else None,
                     )
@@ -127,6 +130,17 @@ async def run_stack(
                     yield running
                 finally:
                     stop.set()
+
+
+def thread_limits(clients: int) -> dict[str, str]:
+    """Return the environment that divides the cores of this machine among the threads of the *clients*' libraries.
+
+    OpenBLAS, MKL and torch use all cores by default. Several clients on one machine would slow each other down: a small
+    network in NumPy trains ten times slower on three clients and two cores. A limit that the user has set stands.
+    """
+    if THREADS_VARIABLE in os.environ:
+        return {}
+    return {THREADS_VARIABLE: str(max(1, (os.cpu_count() or 1) // max(1, clients)))}
 
 
 def is_supervised() -> bool:

@@ -1,4 +1,4 @@
-"""The progress of `fedbus up`: what it waits for until every client serves.
+"""The progress of `fedbus up`: what it waits for until every client has the first model.
 
 On a terminal it is one line that changes; elsewhere each change is a new line.
 """
@@ -10,6 +10,7 @@ from typing import Final
 from rich.console import Console
 
 from fedbus.app.bus_session import latest_transitions
+from fedbus.app.failures import CliError
 from fedbus.app.terminal.progress_bar import status_line
 from fedbus.app.views.federation_status import apply_stored
 from fedbus.bus.bus import Bus, Identity
@@ -25,16 +26,25 @@ AGENT: Final = "up"
 MAX_NAMES: Final = 3
 NO_MODEL: Final = ServerState.MODEL_INIT
 STARTED: Final = frozenset({ClientState.SERVING, ClientState.SYNCING, ClientState.LEARNING})
-"""The states of a client that has started and serves the model of the federation."""
+"""The states of a client that has started and has taken the model of the federation."""
+
+
+class FirstModelNotBuilt(CliError):
+    """The code of a task does not make a first model, so that no client and no run can start."""
+
+    def __init__(self, task: str, reason: str) -> None:
+        super().__init__(f"task {task} has no first model: {reason}")
 
 
 class StartupProgress:
     """Which servers of *tasks*, and which *clients* in each task, have started."""
 
-    def __init__(self, tasks: Sequence[str], clients: Sequence[str]) -> None:
+    def __init__(
+        self, tasks: Sequence[str], clients: Sequence[str], view: FederationView | None = None
+    ) -> None:
         self._tasks = sorted(tasks)
         self._clients = [(client, task) for client in sorted(clients) for task in self._tasks]
-        self._view = FederationView()
+        self._view = view or FederationView()
 
     def apply(self, stored: StoredMessage) -> None:
         apply_stored(self._view, stored)
@@ -57,20 +67,37 @@ class StartupProgress:
 
     def __str__(self) -> str:
         """Describe what is missing, or that nothing is."""
-        if self._missing_servers:
-            return f"waiting for the first model of {', '.join(self._missing_servers)}"
+        if missing_servers := self._missing_servers:
+            reasons = [server.reason for task in missing_servers if (server := self._view.servers.get(task))]
+            reason = next(filter(None, reasons), "")
+            return f"waiting for the first model of {', '.join(missing_servers)}{f': {reason}' if reason else ''}"
         if not self._clients:
             return "the server has started"
         missing = self._missing_clients
-        serve = f"{len(self._clients) - len(missing)} of {len(self._clients)} clients serve"
+        ready = len(self._clients) - len(missing)
+        verb = "are ready" if self._not_served and not missing else "serve"
+        serve = f"{ready} of {len(self._clients)} clients {verb}"
         if not missing:
             champion = self._view.champion(self._tasks[0]) if len(self._tasks) == 1 else None
-            return f"{serve}, model v{champion.version}" if champion else serve
+            served = f"{serve}, model v{champion.version}" if champion else serve
+            return "; ".join(filter(None, (served, self._not_served)))
         for key in missing:
             manager = self._view.clients[key].manager if key in self._view.clients else None
             if manager and manager.state == ClientState.TERMINATED:
                 return f"{serve}; {self._name(key)} did not start and is restarted: {manager.reason}"
         return f"{serve}; waiting for {shorten_names([self._name(key) for key in missing])}"
+
+    def check(self, started_at: datetime) -> None:
+        """Raise FirstModelNotBuilt if the server of a task could not build its first model since *started_at*."""
+        for task in self._tasks:
+            if reason := self._view.first_model_failure(task, started_at):
+                raise FirstModelNotBuilt(task, reason)
+
+    @property
+    def _not_served(self) -> str:
+        """Why a client does not serve its model; empty if all do."""
+        known = (self._view.clients[key] for key in self._clients if key in self._view.clients)
+        return next((one.not_served for one in known if one.not_served), "")
 
     def _name(self, key: ClientKey) -> str:
         client, task = key
@@ -86,7 +113,12 @@ def shorten_names(names: Sequence[str]) -> str:
 async def wait_until_serving(
     url: str, fed: FederationId, progress: StartupProgress, console: Console, *, started_at: datetime
 ) -> None:
-    """Show *progress* until it is complete. Transitions of clients before *started_at* do not count."""
+    """Show *progress* until it is complete. Transitions of clients before *started_at* do not count.
+
+    Raises:
+        FirstModelNotBuilt: The code of a task does not make a first model.
+
+    """
     async with Bus.connect(url, Identity(fed, AGENT)) as bus:
         await bus.create_streams()
         # a restarted server publishes no transition, a restarted client always does
@@ -96,7 +128,8 @@ async def wait_until_serving(
                 progress.apply(stored)
             with status_line(console) as show_status:
                 while not progress.is_complete:
+                    progress.check(started_at)
                     show_status(str(progress))
                     progress.apply(await anext(stream))
     took_s = (datetime.now(UTC) - started_at).total_seconds()
-    console.print(f"{progress}, after {took_s:.1f} s", soft_wrap=True, highlight=False)
+    console.print(f"{progress}, after {took_s:.1f} s", soft_wrap=True, highlight=False, markup=False)

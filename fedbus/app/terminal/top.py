@@ -120,6 +120,7 @@ def client_record(view: FederationView, client: ClientView) -> dict[str, Any]:
         "training": client.training_state,
         "inference": client.inference_state,
         "model_version": client.model_version,
+        "not_served": client.not_served,
         "code_version": client.code_version,
         "device": device.report.model_dump(mode="json", exclude={"client", "task"}) if device else None,
         "last_seen": view.presence.last_seen.get(client.client),

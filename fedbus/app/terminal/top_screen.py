@@ -285,6 +285,12 @@ def _reason_cell(view: FederationView, client: ClientView) -> Text:
     return Text(printable(view.not_training_reason(client)), style="dim" if is_waiting else "yellow")
 
 
+def _predicts_cell(client: ClientView) -> Text:
+    if client.not_served and client.served_model is None:
+        return Text("no", style="dim")
+    return state_text(client.inference_state)
+
+
 def _version_cell(client: ClientView) -> Text:
     return Text(f"v{client.model_version}" if client.model_version else "–")
 
@@ -294,9 +300,7 @@ COLUMNS: Final = (
     ClientColumn("task", 10, lambda _, client, __: Text(client.task), from_width=WIDE_WIDTH),
     ClientColumn("state", 10, lambda _, client, __: state_text(client.state), "state"),
     ClientColumn("training", 9, lambda _, client, __: state_text(client.training_state), "training"),
-    ClientColumn(
-        "predicts", 8, lambda _, client, __: state_text(client.inference_state), from_width=MIDDLE_WIDTH
-    ),
+    ClientColumn("predicts", 8, lambda _, client, __: _predicts_cell(client), from_width=MIDDLE_WIDTH),
     ClientColumn("model", 6, lambda _, client, __: _version_cell(client), "model"),
     ClientColumn(
         "code", 12, lambda _, client, __: Text(short_version(client.code_version)), from_width=WIDE_WIDTH

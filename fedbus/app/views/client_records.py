@@ -55,6 +55,8 @@ def _client_record(client: ClientView) -> dict[str, Any]:
         "inference": client.inference_state,
         "model_version": served.version if served else None,
         "sha256": served.sha256 if served else None,
+        "not_served": client.not_served,
+        "taken_version": client.taken_model.version if client.taken_model else None,
         "run": client.run,
         "endpoint": client.endpoint,
         "since": max(one.at for one in client.lifecycles),

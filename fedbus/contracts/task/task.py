@@ -15,6 +15,7 @@ from fedbus.contracts.task.aggregation import AggregationTable
 from fedbus.contracts.task.base import ConfigSection as _Table
 from fedbus.contracts.task.base import ModuleName, ObjectReference
 from fedbus.contracts.task.serving import CaptureTable, ChecksTable, ServingTable
+from fedbus.contracts.task.superlink import SuperLinkTable
 
 __all__ = ["CodeTable", "GateTable", "RolloutTable", "ScheduleTable", "Stage", "Task", "TaskTable"]
 
@@ -114,6 +115,7 @@ class TaskTable(_Table):
     serving: ServingTable = ServingTable()
     capture: CaptureTable = CaptureTable()
     checks: ChecksTable = ChecksTable()
+    superlink: SuperLinkTable = SuperLinkTable()
 
 
 LIBRARIES_SUFFIX: Final = ".libs"
@@ -126,8 +128,8 @@ class Task(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     table: TaskTable
-    serverapp: ObjectReference
-    clientapp: ObjectReference
+    app: dict[str, ObjectReference] = Field(default_factory=dict)
+    """The app's own objects by role, as its library declares them: ``{"clientapp": "my_app.client:app"}``."""
     run_config: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """``[tool.flwr.app.config]``, flattened as Flower does: ``{"optimizer.lr": 0.1}``."""
     app_rounds: int = 0
@@ -143,6 +145,11 @@ class Task(BaseModel):
     @property
     def id(self) -> str:
         return self.table.task
+
+    @property
+    def predict(self) -> ObjectReference | None:
+        """The function that computes predictions: that of ``[tool.fedbus]``, else that of the app."""
+        return self.table.predict or self.app.get("predict")
 
     def plan_run(self, overrides: RunOverrides | None = None) -> RunPlan:
         """Return the plan of a run with *overrides*."""

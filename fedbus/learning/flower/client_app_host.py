@@ -38,7 +38,7 @@ class ClientAppHost:
 
     def __init__(self, job: ClientJob) -> None:
         self._job = job
-        self._app = task_code.load_client_app(job.path, job.task.clientapp)
+        self._app = task_code.load_client_app(job.path, job.task.app["clientapp"])
         self._context = Context(
             run_id=run_number(job.run),
             node_id=node_id(job.client),

@@ -12,8 +12,10 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from fedbus.contracts.task.app import LibraryUnusable
 
-class UnsupportedFlower(ImportError):
+
+class UnsupportedFlower(LibraryUnusable):
     """Flower is not installed, or the installed version lacks a name that fedbus uses."""
 
     def __init__(self, missing: str) -> None:
@@ -25,7 +27,7 @@ class UnsupportedFlower(ImportError):
             )
         except PackageNotFoundError:
             problem = f"Flower is not installed: there is no module {missing!r}"
-        super().__init__(f"{problem}. {advice}", name=missing)
+        super().__init__(f"{problem}. {advice}")
 
 
 def supported_versions() -> str:

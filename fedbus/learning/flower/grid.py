@@ -12,7 +12,6 @@ from typing import cast
 
 import structlog
 from flwr.app import Error, Message, Metadata, RecordDict
-from flwr.serverapp import Grid
 
 from fedbus.learning.flower import record_codec
 from fedbus.learning.flower.node_ids import node_id, run_number
@@ -33,6 +32,7 @@ from fedbus.learning.flower.replies import (
     round_number_of,
     sample_count,
 )
+from fedbus.learning.flower.run_grid import RunGrid
 from fedbus.learning.library import (
     ClientReply,
     ErrorCode,
@@ -47,10 +47,11 @@ log = structlog.get_logger("fedbus.learning")
 _node_id = lru_cache(maxsize=None)(node_id)
 
 
-class MessengerGrid(Grid):
+class MessengerGrid(RunGrid):
     """The Grid of one run."""
 
     def __init__(self, messenger: Messenger) -> None:
+        super().__init__()
         self._messenger = messenger
         self._run = empty_run(run_number(messenger.run))
         self._clients: dict[int, str] = {}
@@ -97,19 +98,9 @@ class MessengerGrid(Grid):
 
         """
         with _as_grid_closed():
-            waits = getattr(self._pollers, "is_strategy", False)
-            clients = self._wait_for_clients() if waits else self._messenger.clients()
+            clients = self._wait_for_clients() if self.is_waiting_for_nodes else self._messenger.clients()
         self._clients |= {_node_id(client): client for client in clients}
         return [_node_id(client) for client in clients]
-
-    @contextmanager
-    def waiting_for_nodes(self) -> Iterator[None]:
-        """Treat polling for nodes in this thread as a strategy's wait for clients, until the block ends."""
-        self._pollers.is_strategy = True
-        try:
-            yield
-        finally:
-            self._pollers.is_strategy = False
 
     def set_round(self, number: int | None) -> None:
         """Set the round of the run for which messages count from now on; None: the round that they name themselves."""
@@ -169,16 +160,16 @@ class MessengerGrid(Grid):
         """Return a copy of the participants of the round so far."""
         return self._messenger.tally(round_number)
 
-    def client_of(self, node: int) -> str | None:
-        """Return the client of Flower's node id *node*, also of one that has left; None if there never was one."""
+    def client_of(self, node: int) -> str:
+        """Return the client of Flower's node id *node*; a client that has left, too."""
+        return self._find_client(node) or f"node {node}"
+
+    def _find_client(self, node: int) -> str | None:
+        """Return the client of *node*, also of one that has left; None if there never was one."""
         if node not in self._clients:
             known = [*self._messenger.clients(), *self._messenger.failed_clients()]
             self._clients |= {_node_id(client): client for client in known}
         return self._clients.get(node)
-
-    def name_of(self, node: int) -> str:
-        """Return the name of the client of *node*, for people."""
-        return self.client_of(node) or f"node {node}"
 
     def _encode(self, messages: Iterable[Message]) -> list[tuple[OutgoingMessage, Message]]:
         """Encode and hash each content once, however many messages share it."""
@@ -186,7 +177,7 @@ class MessengerGrid(Grid):
         outgoing = []
         for message in messages:
             metadata = message.metadata
-            client = self.client_of(metadata.dst_node_id)
+            client = self._find_client(metadata.dst_node_id)
             if client is None:
                 log.warning("Dropping a message to an unknown node", node=metadata.dst_node_id)
                 continue

@@ -15,10 +15,10 @@ from flwr.server.server import Server
 from flwr.server.workflow import DefaultWorkflow
 
 from fedbus.learning.flower.array_records import BYTES_SUFFIX, from_parameters, to_parameters
-from fedbus.learning.flower.grid import MessengerGrid
 from fedbus.learning.flower.model_binding import ModelBinding
 from fedbus.learning.flower.node_polling import not_enough_clients
 from fedbus.learning.flower.round_counter import RoundCounter
+from fedbus.learning.flower.run_grid import RunGrid
 from fedbus.learning.flower.strategy_hook import loaded_subclasses
 from fedbus.learning.round_log import RoundLog
 from fedbus.learning.weights import Arrays
@@ -37,7 +37,7 @@ class LegacyHook:
         rounds: RoundCounter,
         recruit_s: float,
         log: RoundLog,
-        grid: MessengerGrid,
+        grid: RunGrid,
     ) -> None:
         self._bind_model = bind_model
         self._rounds = rounds

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
+from fedbus.contracts.task.aggregation import AggregationTable
 from fedbus.contracts.task.app import AppDeclaration, AppProblem, Keys, missing_key_problem
 from fedbus.contracts.task.task import Task
 from fedbus.learning.library import ClientJob, ClientSession, ServerJob, ServerSession
@@ -16,6 +17,11 @@ from fedbus.learning.weights import Arrays
 
 COMPONENTS_TABLE: Final = ("tool", "flwr", "app", "components")
 CONFIG_TABLE: Final = ("tool", "flwr", "app", "config")
+FEDBUS_TABLE: Final = ("tool", "fedbus")
+FUNCTIONS_KEYS: Final = ("functions", "config")
+STRATEGY_KEYS: Final = tuple(
+    str(field.alias) for name, field in AggregationTable.model_fields.items() if name != "method"
+)
 ROLES: Final = ("serverapp", "clientapp")
 ROUNDS_KEY: Final = "num-server-rounds"
 """The key of the run configuration that Flower's templates use for the number of rounds."""
@@ -30,7 +36,11 @@ class FlowerLibrary:
         """Read ``[tool.flwr.app]``."""
         components = _get_nested(pyproject, COMPONENTS_TABLE)
         config = dict(_flatten(_get_nested(pyproject, CONFIG_TABLE) or {}))
-        problems = [*_check_components(components), *_check_config(config)]
+        problems = [
+            *_check_components(components),
+            *_check_config(config),
+            *_find_keys_of_other_libraries(pyproject),
+        ]
         rounds = config.get(ROUNDS_KEY)
         references = components if isinstance(components, dict) else {}
         return AppDeclaration(
@@ -43,27 +53,35 @@ class FlowerLibrary:
         )
 
     def check(self, task: Task, *, server_side: bool) -> None:
+        _check_flower()
         from fedbus.learning.flower import task_code  # noqa: PLC0415 - imports flwr
 
-        task_code.load_client_app(Path(task.path), task.clientapp)
+        task_code.load_client_app(Path(task.path), task.app["clientapp"])
         if server_side:
-            task_code.load_server_app(Path(task.path), task.serverapp)
+            task_code.load_server_app(Path(task.path), task.app["serverapp"])
 
     def initial_model(self, task: Task) -> Arrays | None:  # noqa: ARG002
         """Return None: a Flower app has initial arrays only when it runs."""
         return None
 
     def open_server(self, job: ServerJob) -> ServerSession:
+        _check_flower()
         from fedbus.learning.flower.server_app_host import ServerAppHost  # noqa: PLC0415 - imports flwr
 
         _remove_log_handlers()
         return ServerAppHost(job)
 
     def open_client(self, job: ClientJob) -> ClientSession:
+        _check_flower()
         from fedbus.learning.flower.client_app_host import ClientAppHost  # noqa: PLC0415 - imports flwr
 
         _remove_log_handlers()
         return ClientAppHost(job)
+
+
+def _check_flower() -> None:
+    """Raise UnsupportedFlower if Flower lacks a name that fedbus uses."""
+    from fedbus.learning.flower import private_api  # noqa: F401, PLC0415 - its import checks the names
 
 
 def _remove_log_handlers() -> None:
@@ -71,6 +89,19 @@ def _remove_log_handlers() -> None:
     logger = logging.getLogger("flwr")
     logger.handlers.clear()
     logger.setLevel(logging.NOTSET)
+
+
+def _find_keys_of_other_libraries(pyproject: Mapping[str, Any]) -> Iterator[AppProblem]:
+    """Yield the keys of the library functions: a Flower app has its own configuration and strategy."""
+    table = _get_nested(pyproject, FEDBUS_TABLE)
+    aggregation = _get_nested(table, ("aggregation",))
+    used: list[Keys] = [(key,) for key in FUNCTIONS_KEYS if isinstance(table, dict) and key in table]
+    used += [
+        ("aggregation", key) for key in STRATEGY_KEYS if isinstance(aggregation, dict) and key in aggregation
+    ]
+    for keys in used:
+        what = f"`{keys[-1]}` has no effect with the library flower"
+        yield AppProblem((*FEDBUS_TABLE, *keys), what, 'add library = "functions", or remove it')
 
 
 def _check_components(table: object) -> Iterator[AppProblem]:

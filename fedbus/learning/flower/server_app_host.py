@@ -24,6 +24,7 @@ from fedbus.learning.flower.model_binding import ModelBinding, bind
 from fedbus.learning.flower.private_api import SERVER_NODE_ID, set_process_identity
 from fedbus.learning.flower.replies import GridClosed
 from fedbus.learning.flower.round_counter import RoundCounter
+from fedbus.learning.flower.run_grid import RunGrid
 from fedbus.learning.flower.strategy_hook import StrategyHook
 from fedbus.learning.flower.streaming_aggregation import streaming_aggregation
 from fedbus.learning.library import Messenger, NotEnoughClients, OnRound, ServerJob, TrainingFailed
@@ -47,7 +48,7 @@ class ServerAppHost:
 
     def __init__(self, job: ServerJob) -> None:
         self._job = job
-        self._app = task_code.load_server_app(job.path, job.task.serverapp)
+        self._app = task_code.load_server_app(job.path, job.task.app["serverapp"])
 
     def run(self, messenger: Messenger, on_round: OnRound) -> Arrays | None:
         """Run the ServerApp to its end in this thread, and return the final model, if it has one."""
@@ -57,7 +58,7 @@ class ServerAppHost:
         """Do nothing: the app ends with the process."""
 
 
-def run_server_app(app: ServerApp, grid: MessengerGrid, job: ServerJob, on_round: OnRound) -> Arrays | None:
+def run_server_app(app: ServerApp, grid: RunGrid, job: ServerJob, on_round: OnRound) -> Arrays | None:
     """Run *app* to its end in this thread, and return the final model; None if the app ended without one.
 
     *on_round* is called in this thread after each round, with its result and the global model.
@@ -74,7 +75,7 @@ def run_server_app(app: ServerApp, grid: MessengerGrid, job: ServerJob, on_round
         job.model, run=grid.run_name, first_round=job.first_round, tally=grid.tally, on_round=on_round
     )
     limits = ContributionLimits(**table.contribution.model_dump(by_alias=False))
-    cohort = CohortPolicy(grid.name_of, job.selection, ContributionEvaluator(limits))
+    cohort = CohortPolicy(grid.client_of, job.selection, ContributionEvaluator(limits))
     rounds = RoundCounter.resume_at(job.first_round, planned=job.plan.rounds)
     streaming = table.aggregation.method == "streaming"
     strategy_hook = StrategyHook(
@@ -119,7 +120,7 @@ def _is_built(job: ServerJob) -> bool:
     return architecture_digest(built) == architecture_digest(job.model)
 
 
-def _make_context(grid: MessengerGrid, job: ServerJob) -> Context:
+def _make_context(grid: RunGrid, job: ServerJob) -> Context:
     set_process_identity(grid.run.run_id)
     config = job.config
     if job.plan.rounds and ROUNDS_KEY in config:
@@ -128,7 +129,7 @@ def _make_context(grid: MessengerGrid, job: ServerJob) -> Context:
     return Context(grid.run.run_id, SERVER_NODE_ID, node_config={}, state=state, run_config=config)
 
 
-def _run_app(app: ServerApp, grid: MessengerGrid, context: Context, path: Path) -> None:
+def _run_app(app: ServerApp, grid: RunGrid, context: Context, path: Path) -> None:
     try:
         app(grid, context)
     except (BadWeights, NotEnoughClients, GridClosed):

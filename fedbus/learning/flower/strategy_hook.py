@@ -22,10 +22,10 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedbus.learning.flower.array_records import from_record, to_record, with_types_of
 from fedbus.learning.flower.cohort import CohortPolicy
-from fedbus.learning.flower.grid import MessengerGrid
 from fedbus.learning.flower.model_binding import ModelBinding
 from fedbus.learning.flower.replies import StreamedMessages
 from fedbus.learning.flower.round_counter import RoundCounter
+from fedbus.learning.flower.run_grid import RunGrid
 from fedbus.learning.flower.streaming_aggregation import allows_streaming
 from fedbus.learning.round_log import RoundLog
 from fedbus.learning.weights import Arrays
@@ -48,7 +48,7 @@ class StrategyHook:
         rounds: RoundCounter,
         log: RoundLog,
         cohort: CohortPolicy,
-        grid: MessengerGrid,
+        grid: RunGrid,
         streaming: bool,
     ) -> None:
         self._bind_model = bind_model

@@ -27,7 +27,6 @@ RESERVED_KEYS: Final = ("server-round", "proximal-mu", "global-weights")
 _TABLE: Final[Keys] = ("tool", "fedbus")
 _MODULE: Final[Keys] = (*_TABLE, "functions")
 _CONFIG: Final[Keys] = (*_TABLE, "config")
-_AGGREGATION: Final[Keys] = (*_TABLE, "aggregation")
 _MODULE_NAME = TypeAdapter[str](ModuleName)
 
 
@@ -35,7 +34,6 @@ class FunctionsLibrary:
     """Training with plain functions over NumPy arrays."""
 
     packages: Sequence[str] = ("numpy",)
-    loggers: Sequence[str] = ()
 
     # --- task side ----------------------------------------------------------------------------
 
@@ -59,7 +57,7 @@ class FunctionsLibrary:
         problems += [
             AppProblem(_MODULE, one.what, one.advice, file=name, line=one.line) for one in source.problems
         ]
-        problems += _find_aggregation_problems(table.get("aggregation"), source.functions)
+        problems += _find_aggregation_problems(table, source.functions)
         return AppDeclaration(
             references={str(one): f"{module}:{one}" for one in FunctionName if one in source.functions},
             places={str(one): _MODULE for one in source.functions},
@@ -128,10 +126,16 @@ def _find_config_problems(config: Mapping[str, Any]) -> Iterator[AppProblem]:
             yield AppProblem((*_CONFIG, key), what, "use a number, a string, true or false")
 
 
-def _find_aggregation_problems(table: object, functions: frozenset[FunctionName]) -> Iterator[AppProblem]:
-    if FunctionName.AGGREGATE in functions and isinstance(table, Mapping) and "strategy" in table:
-        what = f"strategy {table['strategy']!r} has no effect: the module defines `aggregate`"
-        yield AppProblem((*_AGGREGATION, "strategy"), what, "remove one of both")
+def _find_aggregation_problems(
+    table: Mapping[str, Any], functions: frozenset[FunctionName]
+) -> Iterator[AppProblem]:
+    strategy = _get(table, ("aggregation",)).get("strategy")
+    if FunctionName.AGGREGATE in functions and strategy is not None:
+        what = f"strategy {strategy!r} has no effect: the module defines `aggregate`"
+        yield AppProblem((*_TABLE, "aggregation", "strategy"), what, "remove one of both")
+    if _get(table, ("contribution",)).get("every"):
+        what = "`every` has no effect with the library functions"
+        yield AppProblem((*_TABLE, "contribution", "every"), what, "remove it")
 
 
 def _is_module_name(value: object) -> bool:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Collection
 from pathlib import Path
 
+from fedbus.contracts.task.app import FindAppReader
 from fedbus.contracts.task.task import Task
 from fedbus.stores.code.interface import CodeRejected, Commit
 from fedbus.stores.tasks.task_directory import read_task
@@ -20,7 +21,8 @@ class DirectoryCodeRepository:
     requires_signatures = False
     signers_fingerprint: object = None
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, libraries: FindAppReader) -> None:
+        self._libraries = libraries
         self.source = str(directory)
         self._directory = directory
         self._task: Task | None = None
@@ -59,7 +61,7 @@ class DirectoryCodeRepository:
     def _read_once(self) -> Task:
         with self._read_lock:
             if self._task is None:
-                self._task = read_task(self._directory)
+                self._task = read_task(self._directory, self._libraries)
             return self._task
 
     def _reject_other_version(self, version: str) -> CodeRejected:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from fedbus.common.filesystem import TEMPORARY_FILES, atomic_write
+from fedbus.contracts.task.app import FindAppReader
 from fedbus.contracts.task.task import LIBRARIES_SUFFIX, Task
 from fedbus.stores.code import checkout, requirements
 from fedbus.stores.code.address import CodeAddress, is_sha
@@ -53,8 +54,15 @@ class GitCodeRepository:
     can_update = True
 
     def __init__(
-        self, address: CodeAddress, home: Path, *, signers: Path | None, allow_install: Collection[str] = ()
+        self,
+        address: CodeAddress,
+        home: Path,
+        libraries: FindAppReader,
+        *,
+        signers: Path | None,
+        allow_install: Collection[str] = (),
     ) -> None:
+        self._libraries = libraries
         self.source = str(address)
         self.requires_signatures = signers is not None
         self._address = address
@@ -262,7 +270,7 @@ class GitCodeRepository:
 
     def _read(self, version: str, directory: Path) -> Task:
         try:
-            return read_task(directory, version=version)
+            return read_task(directory, self._libraries, version=version)
         except TaskInvalid as error:
             checkout.remove(directory)
             more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""

@@ -1,7 +1,7 @@
 """Open the code repository of a task: a directory or a Git repository.
 
-    open_code("examples/mnist", home)                                 a directory: one fixed version
-    open_code("git+https://host/org/repo@main", home, signers=file)   a Git ref that is followed
+    open_code("examples/mnist", home, libraries)                          a directory: one fixed version
+    open_code("git+https://host/org/repo@main", home, libraries, signers=file)   a Git ref that is followed
 
 `fedbus.stores.code.interface` describes both, `fedbus.stores.code.git_repository` the rules for commits.
 """
@@ -9,6 +9,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
+from fedbus.contracts.task.app import FindAppReader
 from fedbus.stores.code.address import is_address, parse_address
 from fedbus.stores.code.directory import DirectoryCodeRepository
 from fedbus.stores.code.git_repository import GitCodeRepository
@@ -41,17 +42,27 @@ __all__ = [
 
 
 def open_code(
-    source: str, home: Path, *, signers: Path | None = None, allow_install: Collection[str] = ()
+    source: str,
+    home: Path,
+    libraries: FindAppReader,
+    *,
+    signers: Path | None = None,
+    allow_install: Collection[str] = (),
 ) -> CodeRepository:
     """Open the code at *source*, a directory or the address of a Git repository, without fetching it.
 
-    *home* is the directory for fetched code. *signers* is an allowed_signers file of ssh-keygen; without it, commits
-    are not verified. *allow_install* names the packages that tasks may install on this machine, ``*`` for any.
+    *home* is the directory for fetched code. *libraries* read the apps of tasks. *signers* is an allowed_signers file
+    of ssh-keygen; without it, commits are not verified. *allow_install* names the packages that tasks may install on
+    this machine, ``*`` for any.
     Raises InvalidCodeSource and GitNotInstalled.
     """
     if not is_address(source):
-        return DirectoryCodeRepository(Path(source))
+        return DirectoryCodeRepository(Path(source), libraries)
     address = parse_address(source, signed=signers is not None)
     return GitCodeRepository(
-        address, home / "code" / address.directory_name, signers=signers, allow_install=allow_install
+        address,
+        home / "code" / address.directory_name,
+        libraries,
+        signers=signers,
+        allow_install=allow_install,
     )

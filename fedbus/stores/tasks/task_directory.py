@@ -20,6 +20,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from fedbus.contracts.identifiers import check_id
+from fedbus.contracts.task.app import FindAppReader, Keys, LibraryUnusable, missing_key_problem
 from fedbus.contracts.task.base import ObjectReference
 from fedbus.contracts.task.task import DEFAULT_LIBRARY, Task, TaskTable
 from fedbus.stores.errors import StoreError
@@ -32,16 +33,12 @@ MAX_PYPROJECT_BYTES: Final = 1024 * 1024
 MAX_DERIVED_ID_CHARS: Final = 48
 """The longest id that is made of a project's name. The ids of its runs are longer (limit 63)."""
 
-_COMPONENTS_TABLE: Final = ("tool", "flwr", "app", "components")
-_CONFIG_TABLE: Final = ("tool", "flwr", "app", "config")
-_ROUNDS_KEY: Final = "num-server-rounds"
 _FEDBUS_TABLE: Final = ("tool", "fedbus")
 _PROJECT_NAME: Final = ("project", "name")
 _CODE_TABLE: Final = (*_FEDBUS_TABLE, "code")
 _IGNORED_DIRECTORIES: Final = {"__pycache__", "build", "dist", "node_modules", "venv"}
 
 _REFERENCE = TypeAdapter(ObjectReference)
-Keys = tuple[str, ...]
 _REFERENCES: Final[tuple[Keys, ...]] = (
     ("model",),
     ("predict",),
@@ -77,23 +74,26 @@ class TaskInvalid(StoreError):
         self.problems = problems
 
 
-def read_task(path: Path, *, version: str = "") -> Task:
-    """Read the task in the directory *path*. Raises TaskInvalid with all problems.
+def read_task(path: Path, libraries: FindAppReader, *, version: str = "") -> Task:
+    """Read the task in the directory *path*, whose app one of the training *libraries* reads.
 
     *version* is the known code version, for a directory that is no Git work tree.
+
+    Raises:
+        TaskInvalid: the task has problems; it has all of them.
+
     """
-    if problems := validate_task(path):
+    if problems := validate_task(path, libraries):
         raise TaskInvalid(path, problems)
     document = tomllib.loads((path / PYPROJECT).read_text(encoding="utf-8"))
-    components = _get_nested(document, _COMPONENTS_TABLE)
-    app_rounds = dict(_flatten(_get_nested(document, _CONFIG_TABLE) or {})).get(_ROUNDS_KEY)
+    table = TaskTable.model_validate(_with_task_id(document, _get_nested(document, _FEDBUS_TABLE) or {}))
+    app = libraries(table.library).read_app(document, path)
     return Task(
-        table=TaskTable.model_validate(_with_task_id(document, _get_nested(document, _FEDBUS_TABLE) or {})),
-        app_rounds=app_rounds if isinstance(app_rounds, int) and app_rounds > 0 else 0,
-        rounds_key=_ROUNDS_KEY,
-        serverapp=components["serverapp"],
-        clientapp=components["clientapp"],
-        run_config=dict(_flatten(_get_nested(document, _CONFIG_TABLE) or {})),
+        table=table,
+        app=dict(app.references),
+        app_rounds=app.rounds or 0,
+        rounds_key=app.rounds_key,
+        run_config=dict(app.run_config),
         code_version=version or code_version(path),
         path=str(path.resolve()),
     )
@@ -110,8 +110,8 @@ def code_version(path: Path) -> str:
     return f"sha256:{_compute_digest(path, names or _list_source_files(path))}"
 
 
-def validate_task(path: Path) -> list[Problem]:
-    """Return all problems of the task in *path*, sorted by file and line."""
+def validate_task(path: Path, libraries: FindAppReader) -> list[Problem]:
+    """Return all problems of the task in *path*, sorted by file and line. One of *libraries* reads its app."""
     pyproject = path / PYPROJECT
     if not path.is_dir():
         return [
@@ -122,7 +122,7 @@ def validate_task(path: Path) -> list[Problem]:
             _problem_without_line(
                 PYPROJECT,
                 f"{path} has none",
-                "give the directory of a Flower app, or create one with fedbus task new",
+                "give the directory of an app, or create one with fedbus task new",
             )
         ]
     try:
@@ -130,7 +130,7 @@ def validate_task(path: Path) -> list[Problem]:
         document = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         return [Problem(PYPROJECT, _line_named_in(error), "cannot be read", _first_line(error))]
-    return sorted(_TaskValidator(path, document, _LineIndex(text)).find_problems())
+    return sorted(_TaskValidator(path, document, _LineIndex(text), libraries).find_problems())
 
 
 def create_task(path: Path, id: str, *, library: str = DEFAULT_LIBRARY) -> None:
@@ -142,7 +142,9 @@ def create_task(path: Path, id: str, *, library: str = DEFAULT_LIBRARY) -> None:
     """
     check_id("task", id)
     if library not in (names := _list_templates()):
-        raise StoreError(f"there is no template for the library {library!r}; choose one of {', '.join(names)}")
+        raise StoreError(
+            f"there is no template for the library {library!r}; choose one of {', '.join(names)}"
+        )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StoreError(f"{path} is not empty; choose a directory that does not exist")
     values = {"id": id, "package": _package_name(id)}
@@ -157,39 +159,33 @@ def create_task(path: Path, id: str, *, library: str = DEFAULT_LIBRARY) -> None:
 class _TaskValidator:
     """Finds the problems of one task."""
 
-    def __init__(self, path: Path, document: Mapping[str, Any], lines: "_LineIndex") -> None:
+    def __init__(
+        self, path: Path, document: Mapping[str, Any], lines: "_LineIndex", libraries: FindAppReader
+    ) -> None:
         self._path = path
+        self._libraries = libraries
         self._document = document
         self._lines = lines
 
     def find_problems(self) -> Iterator[Problem]:
-        yield from self._check_components()
-        yield from self._check_run_config()
+        yield from self._check_app()
         yield from self._check_fedbus_table()
 
-    def _check_components(self) -> Iterator[Problem]:
-        table = _get_nested(self._document, _COMPONENTS_TABLE)
-        if not isinstance(table, dict):
-            yield self._problem(
-                _COMPONENTS_TABLE,
-                f"there is no section [{_join_keys(_COMPONENTS_TABLE)}]",
-                "name the serverapp and clientapp in it",
-            )
+    def _check_app(self) -> Iterator[Problem]:
+        """Yield the problems of the app that its library finds, and those of its references."""
+        library = _get_nested(self._document, (*_FEDBUS_TABLE, "library"))
+        name = library if isinstance(library, str) and library else DEFAULT_LIBRARY
+        try:
+            app = self._libraries(name).read_app(self._document, self._path)
+        except LibraryUnusable as error:
+            what, _, advice = str(error).partition(". ")
+            yield self._problem((*_FEDBUS_TABLE, "library"), what, advice or "install it")
             return
-        for key in ("serverapp", "clientapp"):
-            if key in table:
-                yield from self._check_reference((*_COMPONENTS_TABLE, key), table[key])
-            else:
-                yield self._missing_key_problem(_COMPONENTS_TABLE, key, table)
-
-    def _check_run_config(self) -> Iterator[Problem]:
-        for key, value in _flatten(_get_nested(self._document, _CONFIG_TABLE) or {}):
-            if not isinstance(value, bool | int | float | str):
-                yield self._problem(
-                    (*_CONFIG_TABLE, key),
-                    f"`{key}` has the type {type(value).__name__}, which a run configuration cannot hold",
-                    "use a number, a string, true or false",
-                )
+        for problem in app.problems:
+            line = problem.line if problem.file else self._lines.find_line(problem.keys)
+            yield Problem(problem.file or PYPROJECT, line, problem.what, problem.advice)
+        for role, reference in app.references.items():
+            yield from self._check_reference(app.places.get(role, (*_FEDBUS_TABLE, role)), reference)
 
     def _check_fedbus_table(self) -> Iterator[Problem]:
         table = _get_nested(self._document, _FEDBUS_TABLE)
@@ -237,7 +233,8 @@ class _TaskValidator:
                 "set `name` in [project]",
             )
         if kind == "missing":
-            return self._missing_key_problem(section, key, table)
+            problem = missing_key_problem(section, key, table)
+            return self._problem(problem.keys, problem.what, problem.advice)
         if kind == "extra_forbidden":
             return self._problem(
                 (*section, key), f"unknown key `{key}` in [{_join_keys(section)}]", _suggest_key(key, section)
@@ -248,11 +245,6 @@ class _TaskValidator:
             f"invalid value {value!r} of `{key}` in [{_join_keys(section)}]",
             _advice(key, message),
         )
-
-    def _missing_key_problem(self, section: Keys, key: str, table: Mapping[str, Any]) -> Problem:
-        close = difflib.get_close_matches(key, table, n=1)
-        advice = f"did you mean `{key}` instead of `{close[0]}`?" if close else f"add a line: {key} = …"
-        return self._problem(section, f"[{_join_keys(section)}] lacks `{key}`", advice)
 
     def _check_reference(self, keys: Keys, value: object) -> Iterator[Problem]:
         """Yield the problems of a reference: does the source define what *value* names?"""
@@ -421,15 +413,6 @@ def _task_id_of(name: str) -> str:
     """Make a task id of the name of a project: ``My_App 2.0`` is ``my-app-2-0``; empty if there is none."""
     words = re.findall(r"[a-z0-9]+", name.lower())
     return "-".join(words)[:MAX_DERIVED_ID_CHARS].rstrip("-")
-
-
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Flatten a run configuration as Flower does: ``{"optimizer": {"lr": 0.1}}`` is ``optimizer.lr``."""
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _read_bounded(path: Path) -> str:

@@ -21,6 +21,7 @@ from support.git_repositories import CommitSigner, Repository, make_signer
 from fedbus.app.composition.agents import client_manager
 from fedbus.contracts.client import ClientData, ClientStart, FinTrain, InferUpdate
 from fedbus.contracts.code import CodePlan, CodePublished, CodeReady, CodeRefused
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import open_code
 from fedbus.stores.models.signing import ModelSigner, TrustedKeys, generate_key
 
@@ -35,7 +36,7 @@ async def repository(fed: FederationHarness, ada: CommitSigner, tmp_path: Path) 
     repository.commit(subject="the task", by=ada)
     signers = tmp_path / "allowed_signers"
     signers.write_text(ada.allowed_signers_line())
-    code = open_code(f"{repository.url}@main", fed.config.home, signers=signers)
+    code = open_code(f"{repository.url}@main", fed.config.home, open_library, signers=signers)
     first = await code.load_task(await code.fetch_latest())
     fed.config = replace(fed.config, code=code, task=first)
     return repository

@@ -15,6 +15,7 @@ from fedbus.agents.common.process_orders import CheckProcessConfig
 from fedbus.contracts.code import CodeChecked
 from fedbus.contracts.task.task import Task
 from fedbus.learning import weights
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import open_code
 from fedbus.stores.tasks.task_directory import read_task
 
@@ -33,7 +34,7 @@ def declare(task: Path, check: str, *, check_s: float = 60) -> Task:
     (task / "tiny" / "checks.py").write_text(check)
     with (task / "pyproject.toml").open("a") as table:
         table.write(f'\n[tool.fedbus.code]\ncheck = "tiny.checks:check"\ncheck-s = {check_s}\n')
-    return read_task(task)
+    return read_task(task, open_library)
 
 
 async def run_check(task: Task, *, server_side: bool = False, like: str = "") -> CodeChecked:
@@ -51,7 +52,7 @@ async def check_error(task: Task, *, server_side: bool = False) -> str:
 
 
 async def test_a_check_returns_the_architecture_of_the_model(tiny: Path) -> None:
-    assert await run_check(read_task(tiny), server_side=True) == CodeChecked(
+    assert await run_check(read_task(tiny, open_library), server_side=True) == CodeChecked(
         architecture=weights.architecture_digest(COMPARED_CODE)
     )
 
@@ -59,25 +60,29 @@ async def test_a_check_returns_the_architecture_of_the_model(tiny: Path) -> None
 async def test_the_first_tensor_that_differs_is_named(tiny: Path) -> None:
     narrow = tiny.parent / "narrow.safetensors"
     weights.save({**COMPARED_CODE, "weight": np.zeros((4, 2), np.float32)}, narrow)
-    found = await run_check(read_task(tiny), like=str(narrow))
+    found = await run_check(read_task(tiny, open_library), like=str(narrow))
     assert found.differs == "'weight' is float32[4, 3] instead of float32[4, 2]"
 
 
 async def test_code_that_cannot_be_imported_is_rejected_with_the_reason(tiny: Path) -> None:
     (tiny / "tiny" / "client_app.py").write_text("import no_such_library\napp = None")
-    assert "imports 'no_such_library', which is not installed" in await check_error(read_task(tiny))
+    assert "imports 'no_such_library', which is not installed" in await check_error(
+        read_task(tiny, open_library)
+    )
 
 
 async def test_only_the_server_checks_the_server_app(tiny: Path) -> None:
     (tiny / "tiny" / "server_app.py").write_text("import no_such_library\napp = None")
-    task = read_task(tiny)
+    task = read_task(tiny, open_library)
     assert (await run_check(task)).architecture
     assert "no_such_library" in await check_error(task, server_side=True)
 
 
 async def test_a_model_that_cannot_be_built_is_rejected_with_the_reason(tiny: Path) -> None:
     (tiny / "tiny" / "model.py").write_text("class Net:\n    def __init__(self): self.depth = 1 / 0\n")
-    assert "tiny.model:Net did not build a model: ZeroDivisionError" in await check_error(read_task(tiny))
+    assert "tiny.model:Net did not build a model: ZeroDivisionError" in await check_error(
+        read_task(tiny, open_library)
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,7 +97,7 @@ async def test_a_model_that_cannot_be_built_is_rejected_with_the_reason(tiny: Pa
 )
 async def test_a_failed_check_rejects_the_code(tiny: Path, body: str, reason: str) -> None:
     # the log already has the output of a successful check, which must not be taken for the result of the next one
-    assert (await run_check(read_task(tiny))).architecture
+    assert (await run_check(read_task(tiny, open_library))).architecture
     assert reason in await check_error(declare(tiny, f"def check():\n    {body}\n"))
 
 
@@ -120,5 +125,5 @@ async def test_a_check_imports_the_installed_dependencies(
     table = (repository.path / "pyproject.toml").read_text()
     declared = '\n[tool.fedbus.code]\ninstall = ["moonlib"]\n'
     repository.commit({"moons_app/task.py": f"import moonlib\n{module}", "pyproject.toml": table + declared})
-    code = open_code(repository.url, tmp_path / "home", allow_install=["moonlib"])
+    code = open_code(repository.url, tmp_path / "home", open_library, allow_install=["moonlib"])
     assert (await run_check(await code.load_task(repository.head))).architecture

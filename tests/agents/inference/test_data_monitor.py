@@ -415,7 +415,11 @@ def task(tmp_path: Path, request: pytest.FixtureRequest) -> Task:
     (tmp_path / f"{module_of(request)}.py").write_text(CODE)
     reference = f"{module_of(request)}:app"
     table = {"task": "t", "model": reference}
-    about = {"table": table, "serverapp": reference, "clientapp": reference, "code_version": "sha256:0"}
+    about = {
+        "table": table,
+        "app": {"serverapp": reference, "clientapp": reference},
+        "code_version": "sha256:0",
+    }
     return Task.model_validate({**about, "path": str(tmp_path)})
 
 

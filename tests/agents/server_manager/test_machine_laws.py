@@ -28,9 +28,9 @@ from fedbus.agents.server_manager.effects import (
     OfferModel,
     PromoteVersion,
     PublishVersion,
-    ReadDeclined,
     ReadFleet,
     ReadJoined,
+    ReadRecruits,
     RequestCandidateRun,
     RetireVersions,
     StartFlowerServer,
@@ -42,7 +42,6 @@ from fedbus.agents.server_manager.events import (
     CodeProposed,
     CodeRejectedByCheck,
     CodeUnusable,
-    DeclinedRead,
     Event,
     FirstModelFailed,
     FirstModelReady,
@@ -65,6 +64,7 @@ from fedbus.agents.server_manager.events import (
     PromotionRequested,
     ProposedVersion,
     PublishFailed,
+    RecruitsRead,
     RevertRequested,
     RunRequested,
     StoreChecked,
@@ -173,8 +173,8 @@ class ServerWalk:
                 self.is_ready = True
             case ReadJoined():
                 return [JoinedRead(())]
-            case ReadDeclined():
-                return [DeclinedRead({})]
+            case ReadRecruits():
+                return [RecruitsRead({}, {}, frozenset(), frozenset())]
             case ReadFleet():
                 return [FleetRead({"c1": {}, "c2": {}})]
             case OfferModel(model=offer):

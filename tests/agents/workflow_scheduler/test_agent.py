@@ -38,6 +38,7 @@ from fedbus.contracts.scheduling import SCHEDULE, ScheduleData, ScheduleEvent, S
 from fedbus.contracts.server import ServerEvent, StoreProblem
 from fedbus.contracts.serving import DataCounted, DriftDetected
 from fedbus.contracts.transition import Transition
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import open_code
 
 
@@ -433,7 +434,7 @@ def commit_task(repository: Repository, rounds: int, when: str = "") -> str:
 
 def make_repository_scheduler(fed: FederationHarness, repository: Repository) -> Any:
     """A scheduler that starts with the newest commit."""
-    code = open_code(f"{repository.url}@main", fed.config.home)
+    code = open_code(f"{repository.url}@main", fed.config.home, open_library)
 
     async def run(stop: Any) -> None:
         newest = await code.load_task(await code.fetch_latest())

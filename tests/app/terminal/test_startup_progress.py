@@ -8,13 +8,14 @@ from io import StringIO
 import pytest
 from rich.console import Console
 from support import NatsServer, eventually
-from support.simulated_federation import TASK, SimulatedFederation
+from support.simulated_federation import TASK, SimulatedFederation, make_model_ref
 
 from fedbus.app.terminal.progress_bar import progress_bar
-from fedbus.app.terminal.startup_progress import StartupProgress, wait_until_serving
+from fedbus.app.terminal.startup_progress import FirstModelNotBuilt, StartupProgress, wait_until_serving
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.client import ClientData
 from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.server import ServerData
 
 DEV = FederationId("dev")
 
@@ -74,3 +75,37 @@ def test_a_terminal_shows_a_bar_and_a_pipe_nothing(total: int | None) -> None:
             advance(1, "v[2]")
         assert ("verifying v[2]" in file.getvalue()) is is_terminal
         assert ("2/3" in file.getvalue()) is (is_terminal and total == 3)
+
+
+async def test_a_first_model_that_fails_ends_the_start(
+    simulation: SimulatedFederation, nats: NatsServer
+) -> None:
+    """A failure from before the start does not count."""
+    reason = "app:weights returned an object of type str"
+    facts = ServerData(task=TASK)
+    await simulation.transition(facts, "model_not_built", "model_init", "model_init", reason="an old reason")
+    console, started_at = Console(file=StringIO(), width=80), datetime.now(UTC)
+    progress = StartupProgress([TASK], [])
+    waiting = asyncio.create_task(wait_until_serving(nats.url, DEV, progress, console, started_at=started_at))
+    await eventually(lambda: "an old reason" in console.file.getvalue())  # type: ignore[attr-defined]
+    simulation.clock = datetime.now(UTC)
+    await simulation.transition(facts, "model_not_built", "model_init", "model_init", reason=reason)
+    with pytest.raises(FirstModelNotBuilt, match=f"task mnist has no first model: {reason}"):
+        async with asyncio.timeout(20):
+            await waiting
+
+
+async def test_a_client_that_does_not_serve_is_ready(
+    simulation: SimulatedFederation, nats: NatsServer
+) -> None:
+    await simulation.create_server(version=1)
+    reason = "version 1 is not served: it is empty"
+    facts = ClientData(task=TASK, client="c1", model=make_model_ref(1), not_served=reason)
+    console, started_at = Console(file=StringIO(), width=200), datetime.now(UTC)
+    progress = StartupProgress([TASK], ["c1"])
+    waiting = asyncio.create_task(wait_until_serving(nats.url, DEV, progress, console, started_at=started_at))
+    simulation.clock = datetime.now(UTC)
+    await simulation.transition(facts, "model_not_served", "pending_application", "serving", reason=reason)
+    async with asyncio.timeout(20):
+        await waiting
+    assert f"1 of 1 clients are ready, model v1; {reason}, after " in console.file.getvalue()  # type: ignore[attr-defined]

@@ -193,8 +193,10 @@ class MemoryFederation:
     def task(self, run_config: dict[str, Scalar], **table: Any) -> Task:
         return Task(
             table=TaskTable.model_validate({"task": TASK, "model": "models:build", **table}),
-            serverapp=f"{self.package}.server_app:app",
-            clientapp=f"{self.package}.client_app:app",
+            app={
+                "serverapp": f"{self.package}.server_app:app",
+                "clientapp": f"{self.package}.client_app:app",
+            },
             run_config=run_config,
             code_version="v1",
             path=str(self.path),

@@ -168,8 +168,7 @@ def make_host(tmp_path: Path, text: str) -> ClientAppHost:
     (tmp_path / f"{name}.py").write_text(dedent(text))
     task = Task(
         table=TaskTable.model_validate({"task": TASK, "model": "models:build"}),
-        serverapp=f"{name}:app",
-        clientapp=f"{name}:app",
+        app={"serverapp": f"{name}:app", "clientapp": f"{name}:app"},
         run_config={"lr": 0.5},
         code_version="v1",
         path=str(tmp_path),

@@ -1,6 +1,5 @@
 """A run of the library `functions` in this process: a task on disk, its clients, and a messenger that calls them."""
 
-import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedbus.contracts.run import RoundResult, RunPlan
-from fedbus.contracts.task.task import Task, TaskTable
+from fedbus.contracts.task.task import Task
 from fedbus.learning.functions.library import FunctionsLibrary
 from fedbus.learning.library import (
     ClientJob,
@@ -22,8 +21,10 @@ from fedbus.learning.library import (
     ReplyError,
     RoundTally,
     ServerJob,
+    open_library,
 )
 from fedbus.learning.weights import Arrays
+from fedbus.stores.tasks.task_directory import read_task
 
 PYPROJECT = """
 [project]
@@ -63,17 +64,7 @@ def make_task(directory: Path, functions: str = FUNCTIONS, extra: str = "") -> T
     (directory / "tiny_app" / "__init__.py").touch()
     (directory / "tiny_app" / "functions.py").write_text(functions)
     (directory / "pyproject.toml").write_text(PYPROJECT.format(extra=extra))
-    document = tomllib.loads((directory / "pyproject.toml").read_text())
-    app = LIBRARY.read_app(document, directory)
-    assert app.problems == ()
-    return Task(
-        table=TaskTable.model_validate(document["tool"]["fedbus"]),
-        serverapp="x:y",
-        clientapp="x:y",
-        run_config=dict(app.run_config),
-        code_version="v1",
-        path=str(directory),
-    )
+    return read_task(directory, open_library)
 
 
 class LocalMessenger:

@@ -1,21 +1,26 @@
 """The rounds of a run: training, aggregation, evaluation, failures, and resumption."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from fedbus.contracts.run import Scalar
 from fedbus.contracts.task.task import Task
 from fedbus.learning.functions.message_codec import Content, encode
 from fedbus.learning.library import (
     BadTask,
+    ClientJob,
     ClientResponse,
     ErrorCode,
+    IncomingMessage,
     OutgoingMessage,
     ReplyError,
     TrainingFailed,
 )
 from fedbus.learning.payload import Payload
+from fedbus.learning.task_code import load
 from fedbus.learning.weights import ArchitectureMismatch
 
 from .local_run import FUNCTIONS, LIBRARY, LocalRun, lose, make_task
@@ -341,3 +346,51 @@ def test_the_check_imports_and_names_the_fault(tmp_path: Path, old: str, new: st
 def check(task: Task) -> None:
     LIBRARY.check(task, server_side=True)
     LIBRARY.initial_model(task)
+
+
+# --- captured data ----------------------------------------------------------------------------------
+
+
+class CapturedRun:
+    """One client, which counts the calls of `load`."""
+
+    def __init__(self, directory: Path) -> None:
+        functions = FUNCTIONS.replace(
+            "def load(partition_id):\n    return float(partition_id)",
+            "calls = []\ndef load(captured):\n    calls.append(captured)\n    return float(len(calls))",
+        )
+        self._task = make_task(directory, functions.replace("10 * (int(data) + 1)", "int(data)"))
+        self._session = LIBRARY.open_client(ClientJob(task=self._task, client="c0", run="run-1"))
+        self._file = directory / "captured.npz"
+
+    def capture(self, rows: int) -> None:
+        np.savez(self._file, inputs=np.ones((rows, 2)), labels=np.zeros(rows))
+
+    def loads_after(self, kind: str) -> int:
+        """The number of calls of `load` after a message of this *kind*."""
+        node_config: dict[str, Scalar] = (
+            {"captured-data": str(self._file)} if self._file.exists() and kind == "train" else {}
+        )
+        request = Content({"config": {"server-round": 1}}, {"w": np.zeros(2, np.float32)})
+        message = IncomingMessage(
+            message_id="m", kind=kind, data=b"".join(encode(request)), node_config=node_config
+        )
+        assert self._session.handle(message).error is None
+        return len(self.captured())
+
+    def captured(self) -> list[Any]:
+        """The argument of each call of `load`."""
+        calls: list[Any] = load(Path(self._task.path), "tiny_app.functions:calls")
+        return calls
+
+
+def test_data_are_loaded_once_and_again_with_new_captured_data(tmp_path: Path) -> None:
+    run = CapturedRun(tmp_path)
+    assert [run.loads_after("train"), run.loads_after("evaluate"), run.loads_after("train")] == [1, 1, 1]
+    assert run.captured() == [None]
+    run.capture(3)
+    assert [run.loads_after("train"), run.loads_after("evaluate"), run.loads_after("train")] == [2, 2, 2]
+    inputs, labels = run.captured()[-1]
+    assert (inputs.shape, labels.shape) == ((3, 2), (3,))
+    run.capture(4)
+    assert run.loads_after("train") == 3

@@ -8,6 +8,7 @@ import pytest
 from support.git_repositories import CommitSigner, Repository
 
 from fedbus.contracts.task.task import Task
+from fedbus.learning.library import open_library
 from fedbus.stores.code import git_repository
 from fedbus.stores.code.open import (
     CodeRejected,
@@ -129,7 +130,7 @@ async def test_a_signature_of_another_type_is_rejected(
 async def test_without_signers_every_commit_of_the_ref_is_accepted(
     repository: Repository, tmp_path: Path
 ) -> None:
-    code = open_code(repository.url, tmp_path / "home")
+    code = open_code(repository.url, tmp_path / "home", open_library)
     assert not code.requires_signatures
     assert (await code.load_task(repository.commit())).code_version == repository.head
 
@@ -305,8 +306,8 @@ def test_a_git_version_without_ssh_signatures_is_rejected(
     with pytest.raises(
         GitNotInstalled, match=r"git 2\.30 is too old; git 2\.34 or later is needed to verify SSH signatures"
     ):
-        open_code(repository.url, tmp_path, signers=signers)
-    assert open_code(repository.url, tmp_path).can_update
+        open_code(repository.url, tmp_path, open_library, signers=signers)
+    assert open_code(repository.url, tmp_path, open_library).can_update
 
 
 def test_a_missing_git_or_ssh_keygen_is_reported(
@@ -316,10 +317,10 @@ def test_a_missing_git_or_ssh_keygen_is_reported(
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(GitNotInstalled, match="without git; install it"):
-        open_code(repository.url, tmp_path)
+        open_code(repository.url, tmp_path, open_library)
     (tmp_path / "bin" / "git").symlink_to(git)
     with pytest.raises(GitNotInstalled, match="without ssh-keygen; install the OpenSSH"):
-        open_code(repository.url, tmp_path, signers=signers)
+        open_code(repository.url, tmp_path, open_library, signers=signers)
 
 
 @pytest.mark.parametrize("text", [None, "", "# none yet\n\n"])
@@ -328,4 +329,4 @@ def test_a_file_without_signers_is_rejected(repository: Repository, tmp_path: Pa
     if text is not None:
         file.write_text(text)
     with pytest.raises(InvalidCodeSource, match="allowed signers"):
-        open_code(repository.url, tmp_path, signers=file)
+        open_code(repository.url, tmp_path, open_library, signers=file)

@@ -13,6 +13,7 @@ import pytest
 from support.git_repositories import Repository
 from support.waiting import eventually
 
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import CodeRepository, CodeUnavailable, open_code
 
 SECRET = "s3cr3t"
@@ -54,7 +55,7 @@ def protected_url(repository: Repository) -> Iterator[str]:
 
 @pytest.fixture
 def code(protected_url: str, tmp_path: Path, signers: Path) -> CodeRepository:
-    return open_code(protected_url, tmp_path / "home", signers=signers)
+    return open_code(protected_url, tmp_path / "home", open_library, signers=signers)
 
 
 @pytest.fixture
@@ -133,4 +134,4 @@ async def test_the_cause_of_a_failed_connection_is_reported(tmp_path: Path) -> N
         bound.bind(("127.0.0.1", 0))  # a port without a listener
         address = f"git+ssh://git@127.0.0.1:{bound.getsockname()[1]}/x.git"
         with pytest.raises(CodeUnavailable, match="Connection refused"):
-            await open_code(address, tmp_path).fetch_latest()
+            await open_code(address, tmp_path, open_library).fetch_latest()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fedbus.learning.library import open_library
 from fedbus.stores.code.demo_repository import CommitFailed, DemoRepository
 from fedbus.stores.code.open import GitNotInstalled, open_code
 from fedbus.stores.tasks.task_directory import create_task
@@ -27,7 +28,7 @@ async def test_a_demo_repository_is_followed_and_its_signatures_are_valid(
     tmp_path: Path, template: Path
 ) -> None:
     repository = DemoRepository.create(tmp_path / "task", template)
-    code = open_code(repository.source, tmp_path / "home", signers=repository.allowed_signers)
+    code = open_code(repository.source, tmp_path / "home", open_library, signers=repository.allowed_signers)
     first = await code.fetch_latest()
     assert (await code.load_task(first)).id == "moons"
     table = (template / "pyproject.toml").read_text()

@@ -16,6 +16,7 @@ from support.git_repositories import CommitSigner, Repository
 from support.waiting import eventually
 
 from fedbus.contracts.task.task import Task
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import CodeRejected, CodeRepository, GitCodeRepository, open_code
 
 MODULE = "moons_app/task.py"
@@ -23,9 +24,10 @@ MODULE = "moons_app/task.py"
 LOADS_TASK = """
 import asyncio, sys
 from pathlib import Path
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import open_code
 where, home, version = sys.argv[1:]
-print(asyncio.run(open_code(where, Path(home)).load_task(version)).path)
+print(asyncio.run(open_code(where, Path(home), open_library).load_task(version)).path)
 """
 
 
@@ -70,7 +72,7 @@ async def test_two_processes_can_load_the_same_version_at_once(
         run_other_process(code_url, tmp_path, version) as first,
         run_other_process(code_url, tmp_path, version) as second,
     ):
-        task = await open_code(code_url, tmp_path).load_task(version)
+        task = await open_code(code_url, tmp_path, open_library).load_task(version)
         outputs = [await asyncio.to_thread(process.communicate) for process in (first, second)]
     assert [stdout for stdout, _ in outputs] == [f"{task.path}\n"] * 2
     assert len(read_files(task)) > 300
@@ -80,7 +82,7 @@ async def test_agents_of_one_process_can_load_versions_concurrently(
     code_url: str, repository: Repository, tmp_path: Path
 ) -> None:
     versions = [repository.head, *(repository.commit({"n.txt": str(n)}) for n in range(3))]
-    agents = [open_code(code_url, tmp_path) for _ in range(4)]
+    agents = [open_code(code_url, tmp_path, open_library) for _ in range(4)]
     tasks = await asyncio.gather(*(agent.load_task(version) for agent in agents for version in versions))
     assert [task.code_version for task in tasks] == versions * 4
 
@@ -90,7 +92,9 @@ async def test_a_fetch_from_a_silent_server_can_be_cancelled(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        code = open_code(f"git+git://127.0.0.1:{port}/x@main", tmp_path / "home", signers=signers)
+        code = open_code(
+            f"git+git://127.0.0.1:{port}/x@main", tmp_path / "home", open_library, signers=signers
+        )
         fetch = asyncio.create_task(code.fetch_latest())
         await eventually(lambda: is_locked(home_of(code) / "lock"))
         fetch.cancel()
@@ -117,13 +121,13 @@ async def test_a_killed_checkout_leaves_no_partial_version(
     code_url: str, repository: Repository, tmp_path: Path
 ) -> None:
     version = repository.commit(many_files(3000))
-    home = home_of(open_code(code_url, tmp_path))
+    home = home_of(open_code(code_url, tmp_path, open_library))
     with run_other_process(code_url, tmp_path, version) as process:
         await eventually(lambda: any(home.glob(".making-*/data/1*.txt")))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert not (home / version).exists()
-    task = await open_code(code_url, tmp_path).load_task(version)
+    task = await open_code(code_url, tmp_path, open_library).load_task(version)
     assert len(read_files(task)) > 3000
     assert leftover_names(home) == {version, f"{version}.in-use"}
 
@@ -174,7 +178,9 @@ async def test_an_edited_version_is_checked_out_again(
     files_before = read_files(task)
     edit_version(task, edit)
     assert read_files(task) != files_before
-    loaded = await open_code(code_url, tmp_path / "home", signers=signers).load_task(repository.head)
+    loaded = await open_code(code_url, tmp_path / "home", open_library, signers=signers).load_task(
+        repository.head
+    )
     assert loaded == task
     assert read_files(loaded) == files_before
 
@@ -214,7 +220,7 @@ async def test_a_version_that_another_agent_uses_is_kept(
     code: CodeRepository, repository: Repository, code_url: str, tmp_path: Path, signers: Path
 ) -> None:
     version = repository.head
-    other = open_code(code_url, tmp_path / "home", signers=signers)
+    other = open_code(code_url, tmp_path / "home", open_library, signers=signers)
     for agent in (code, other):
         await agent.load_task(version)
     await code.prune([])

@@ -12,6 +12,7 @@ import pytest
 from support.git_repositories import CommitSigner, Repository, create_repository
 from support.waiting import eventually
 
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import (
     CodeRejected,
     CodeRepository,
@@ -32,16 +33,16 @@ def directory(tmp_path: Path) -> Path:
 
 
 async def test_a_directory_has_one_version(directory: Path, tmp_path: Path) -> None:
-    code = open_code(str(directory), tmp_path / "home")
+    code = open_code(str(directory), tmp_path / "home", open_library)
     version = await code.fetch_latest()
-    assert await code.load_task(version) == read_task(directory)
+    assert await code.load_task(version) == read_task(directory, open_library)
     assert await code.resolve(version[:15]) == await code.resolve(version[7:20]) == version
     assert (code.can_update, code.requires_signatures, code.source) == (False, False, str(directory))
     assert await code.list_commits() == []
 
 
 async def test_a_directory_keeps_the_version_of_its_first_read(directory: Path, tmp_path: Path) -> None:
-    code = open_code(str(directory), tmp_path / "home")
+    code = open_code(str(directory), tmp_path / "home", open_library)
     version = await code.fetch_latest()
     (directory / "notes.txt").write_text("later")
     assert await code.fetch_latest() == version
@@ -50,7 +51,7 @@ async def test_a_directory_keeps_the_version_of_its_first_read(directory: Path, 
 async def test_another_version_of_a_directory_is_rejected_with_advice(
     directory: Path, tmp_path: Path
 ) -> None:
-    code = open_code(str(directory), tmp_path / "home")
+    code = open_code(str(directory), tmp_path / "home", open_library)
     with pytest.raises(CodeRejected, match=r"one version; to follow new versions.*git\+https://"):
         await code.load_task("0" * 40)
     with pytest.raises(CodeRejected):
@@ -59,7 +60,7 @@ async def test_another_version_of_a_directory_is_rejected_with_advice(
 
 async def test_a_missing_directory_is_not_a_task(tmp_path: Path) -> None:
     with pytest.raises(TaskInvalid, match="the directory does not exist"):
-        await open_code(str(tmp_path / "nowhere"), tmp_path / "home").fetch_latest()
+        await open_code(str(tmp_path / "nowhere"), tmp_path / "home", open_library).fetch_latest()
 
 
 # --- a ref ---------------------------------------------------------------------------------------
@@ -90,7 +91,7 @@ async def test_another_branch_is_not_followed(
 
 async def test_without_a_ref_the_default_branch_is_followed(repository: Repository, tmp_path: Path) -> None:
     repository.git("branch", "--quiet", "-m", "main", "trunk")
-    assert await open_code(repository.url, tmp_path / "home").fetch_latest() == repository.head
+    assert await open_code(repository.url, tmp_path / "home", open_library).fetch_latest() == repository.head
 
 
 @pytest.mark.parametrize("annotated", [True, False])
@@ -98,7 +99,7 @@ async def test_a_tag_can_be_followed(repository: Repository, tmp_path: Path, ann
     repository.git("tag", *(["-a", "-m", "the first"] if annotated else []), "v1.0")
     tagged = repository.head
     repository.commit()
-    code = open_code(f"{repository.url}@v1.0", tmp_path / "home")
+    code = open_code(f"{repository.url}@v1.0", tmp_path / "home", open_library)
     assert await code.fetch_latest() == tagged
     assert (await code.load_task(tagged)).code_version == tagged
 
@@ -106,7 +107,7 @@ async def test_a_tag_can_be_followed(repository: Repository, tmp_path: Path, ann
 async def test_a_full_sha_never_moves(repository: Repository, tmp_path: Path) -> None:
     pinned = repository.head
     repository.commit()
-    code = open_code(f"{repository.url}@{pinned}", tmp_path / "home")
+    code = open_code(f"{repository.url}@{pinned}", tmp_path / "home", open_library)
     assert await code.fetch_latest() == pinned
     assert (await code.load_task(pinned)).code_version == pinned
     with pytest.raises(CodeRejected):
@@ -196,7 +197,7 @@ async def test_a_rewritten_history_is_noticed_after_a_restart(
     repository.git("checkout", "--quiet", "--orphan", "new")
     repository.commit(subject="new", by=ada)
     repository.git("branch", "--quiet", "-M", "main")
-    reopened = open_code(f"{repository.url}@main", tmp_path / "home", signers=signers)
+    reopened = open_code(f"{repository.url}@main", tmp_path / "home", open_library, signers=signers)
     with pytest.raises(HistoryRewritten):
         await reopened.fetch_latest()
 
@@ -239,7 +240,7 @@ async def test_a_loaded_version_needs_no_repository(
     version = await code.fetch_latest()
     await code.load_task(version)
     repository.path.rename(tmp_path / "unreachable")
-    reopened = open_code(f"{repository.url}@main", tmp_path / "home", signers=signers)
+    reopened = open_code(f"{repository.url}@main", tmp_path / "home", open_library, signers=signers)
     assert (await reopened.load_task(version)).code_version == version
 
 
@@ -254,7 +255,7 @@ async def test_a_dead_server_is_an_unavailable_repository(
     repository: Repository, tmp_path: Path, signers: Path
 ) -> None:
     with git_daemon(tmp_path) as (address, kill):
-        code = open_code(f"git+{address}/origin@main", tmp_path / "home", signers=signers)
+        code = open_code(f"git+{address}/origin@main", tmp_path / "home", open_library, signers=signers)
         await eventually(lambda: is_reachable(code))
         kill()
         with pytest.raises(CodeUnavailable):
@@ -308,10 +309,10 @@ async def test_each_version_is_a_task_in_its_own_directory(
 async def test_a_task_can_be_in_a_subdirectory(tmp_path: Path) -> None:
     repository = create_repository(tmp_path / "origin", below="tasks/moons")
     repository.commit({"elsewhere.txt": "not part of the task"})
-    code = open_code(f"{repository.url}#subdirectory=tasks/moons", tmp_path / "home")
+    code = open_code(f"{repository.url}#subdirectory=tasks/moons", tmp_path / "home", open_library)
     task = await code.load_task(await code.fetch_latest())
     assert visible_names(task.path) == {"README.md", "moons_app", "pyproject.toml"}
-    other = open_code(f"{repository.url}#subdirectory=tasks/others", tmp_path / "home")
+    other = open_code(f"{repository.url}#subdirectory=tasks/others", tmp_path / "home", open_library)
     with pytest.raises(CodeRejected, match="no directory tasks/others"):
         await other.load_task(repository.head)
 
@@ -356,7 +357,7 @@ async def test_the_version_does_not_depend_on_an_outer_repository(
     repository: Repository, tmp_path: Path
 ) -> None:
     outer = create_repository(tmp_path / "outer")
-    code = open_code(repository.url, outer.path / ".fedbus")
+    code = open_code(repository.url, outer.path / ".fedbus", open_library)
     version = await code.fetch_latest()
     assert (await code.load_task(version)).code_version == version
 
@@ -364,7 +365,7 @@ async def test_the_version_does_not_depend_on_an_outer_repository(
 async def test_a_home_that_cannot_be_written_is_unavailable(repository: Repository, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
     with pytest.raises(CodeUnavailable, match="use a writable directory"):
-        await open_code(repository.url, tmp_path / "home").fetch_latest()
+        await open_code(repository.url, tmp_path / "home", open_library).fetch_latest()
 
 
 # --- addresses ---------------------------------------------------------------------------------------------
@@ -384,7 +385,7 @@ async def test_a_home_that_cannot_be_written_is_unavailable(repository: Reposito
     ],
 )
 def test_an_address_has_the_format_of_pip(where: str, source: str, tmp_path: Path) -> None:
-    assert open_code(where, tmp_path).source == source
+    assert open_code(where, tmp_path, open_library).source == source
 
 
 @pytest.mark.parametrize(
@@ -417,7 +418,7 @@ def test_an_address_has_the_format_of_pip(where: str, source: str, tmp_path: Pat
 )
 def test_an_invalid_address_is_rejected_without_secrets(where: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidCodeSource, match=reason) as error:
-        open_code(where, tmp_path)
+        open_code(where, tmp_path, open_library)
     assert "secret" not in str(error.value)
     assert "token" not in str(error.value)
 

@@ -8,6 +8,7 @@ from support.git_repositories import Repository
 from support.wheels import build_wheel, restrict_pip_to
 
 from fedbus.contracts.task.task import Task
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import CodeRejected, open_code
 
 
@@ -21,9 +22,9 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def prepare_code(repository: Repository, *requirements: str, allowed: Collection[str] = ()) -> Task:
     """Commit *requirements*, and load the task."""
     version = commit_requirements(repository, *requirements)
-    return await open_code(repository.url, repository.path.parent / "home", allow_install=allowed).load_task(
-        version
-    )
+    return await open_code(
+        repository.url, repository.path.parent / "home", open_library, allow_install=allowed
+    ).load_task(version)
 
 
 def commit_requirements(repository: Repository, *requirements: str) -> str:
@@ -55,7 +56,7 @@ async def test_an_allowed_package_is_installed_next_to_the_code(
     assert task.libraries == f"{task.path}.libs"
     assert (Path(task.libraries) / "moon_lib.py").read_text() == "phase = 'full'"
     (index / "moon_lib-1.2-py3-none-any.whl").unlink()  # it is not installed again
-    reopened = open_code(repository.url, repository.path.parent / "home", allow_install=allowed)
+    reopened = open_code(repository.url, repository.path.parent / "home", open_library, allow_install=allowed)
     assert await reopened.load_task(task.code_version) == task
 
 
@@ -100,4 +101,4 @@ async def test_a_missing_check_function_is_rejected(repository: Repository) -> N
     table = '\n[tool.fedbus.code]\ncheck = "moons_app.task:chekc"\n'
     version = repository.commit({"pyproject.toml": text + table})
     with pytest.raises(CodeRejected, match=r"check 'moons_app\.task:chekc' does not exist"):
-        await open_code(repository.url, repository.path.parent / "home").load_task(version)
+        await open_code(repository.url, repository.path.parent / "home", open_library).load_task(version)

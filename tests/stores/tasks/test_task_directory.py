@@ -8,6 +8,7 @@ import pytest
 
 from fedbus.contracts.identifiers import BadId
 from fedbus.contracts.run import RunOverrides
+from fedbus.learning.library import open_library
 from fedbus.stores.errors import StoreError
 from fedbus.stores.tasks.task_directory import (
     Problem,
@@ -52,7 +53,7 @@ def edit(file: Path, old: str, new: str) -> int:
 
 
 def only_problem(task: Path) -> Problem:
-    problems = validate_task(task)
+    problems = validate_task(task, open_library)
     assert len(problems) == 1, problems
     assert "\n" not in str(problems[0])
     return problems[0]
@@ -64,8 +65,8 @@ def only_problem(task: Path) -> Problem:
 @pytest.mark.parametrize("id", ["moons", "my-task", "1st"])
 def test_a_new_task_is_valid(tmp_path: Path, id: str) -> None:
     create_task(tmp_path / "new", id)
-    assert validate_task(tmp_path / "new") == []
-    assert read_task(tmp_path / "new").id == id
+    assert validate_task(tmp_path / "new", open_library) == []
+    assert read_task(tmp_path / "new", open_library).id == id
 
 
 def test_a_new_task_does_not_overwrite_files(task: Path) -> None:
@@ -80,8 +81,11 @@ def test_a_new_task_needs_a_valid_id(tmp_path: Path) -> None:
 
 
 def test_a_task_is_read_from_its_tables(task: Path) -> None:
-    loaded = read_task(task)
-    assert (loaded.serverapp, loaded.clientapp) == ("moons_app.server_app:app", "moons_app.client_app:app")
+    loaded = read_task(task, open_library)
+    assert loaded.app == {
+        "serverapp": "moons_app.server_app:app",
+        "clientapp": "moons_app.client_app:app",
+    }
     assert loaded.table.model == "moons_app.task:Net"
     assert loaded.plan_run().quorum == 2
     assert loaded.path == str(task)
@@ -89,7 +93,7 @@ def test_a_task_is_read_from_its_tables(task: Path) -> None:
 
 def test_the_run_configuration_is_flattened_as_flower_does(task: Path) -> None:
     edit(task / "pyproject.toml", "lr = 0.1", "optimizer.lr = 0.1\noptimizer.name.short = 'sgd'")
-    config = read_task(task).run_config
+    config = read_task(task, open_library).run_config
     assert config["optimizer.lr"] == 0.1
     assert config["optimizer.name.short"] == "sgd"
 
@@ -165,16 +169,19 @@ def test_a_problem_has_its_line(task: Path, old: str, new: str, what: str, advic
 def test_all_problems_are_reported_in_the_order_of_lines(task: Path) -> None:
     edit(task / "pyproject.toml", "quorum = 2", "qorum = 2")
     edit(task / "pyproject.toml", "server_app:app", "server_ap:app")
-    problems = validate_task(task)
+    problems = validate_task(task, open_library)
     assert [problem.line for problem in problems] == sorted(problem.line for problem in problems)
     with pytest.raises(TaskInvalid, match=r"pyproject\.toml:\d+: serverapp .* \(and 1 more\)$") as invalid:
-        read_task(task)
+        read_task(task, open_library)
     assert invalid.value.problems == problems
 
 
 def test_a_missing_section_is_named(task: Path) -> None:
     edit(task / "pyproject.toml", "[tool.flwr.app.components]", "[tool.else]")
-    assert any("no section [tool.flwr.app.components]" in problem.what for problem in validate_task(task))
+    assert any(
+        "no section [tool.flwr.app.components]" in problem.what
+        for problem in validate_task(task, open_library)
+    )
 
 
 def flower_app(directory: Path, name: str = 'name = "My_App 2.0"') -> Path:
@@ -204,14 +211,14 @@ num-server-rounds = 5
 
 
 def test_an_app_without_a_table_of_fedbus_is_a_task(tmp_path: Path) -> None:
-    loaded = read_task(flower_app(tmp_path))
+    loaded = read_task(flower_app(tmp_path), open_library)
     assert loaded.id == "my-app-2-0"
     assert loaded.table.model is None
     assert (loaded.plan_run().rounds, loaded.plan_run().total_rounds) == (0, 5)
 
 
 def test_the_rounds_of_the_run_configuration_are_the_total(tmp_path: Path) -> None:
-    loaded = read_task(flower_app(tmp_path))
+    loaded = read_task(flower_app(tmp_path), open_library)
     assert loaded.plan_run(RunOverrides(config={"num-server-rounds": 2})).total_rounds == 2
     assert loaded.plan_run(RunOverrides(config={"num-server-rounds": 2}, rounds=7)).total_rounds == 7
 
@@ -242,7 +249,7 @@ def test_a_check_runs_no_code_of_the_task(task: Path) -> None:
     source = task / "moons_app" / "task.py"
     source.write_text(f"raise SystemExit('imported')\n{source.read_text()}")
     (task / "moons_app" / "__init__.py").write_text("raise SystemExit('imported')")
-    assert validate_task(task) == []
+    assert validate_task(task, open_library) == []
 
 
 @pytest.mark.parametrize(
@@ -261,20 +268,20 @@ def test_a_check_runs_no_code_of_the_task(task: Path) -> None:
 def test_a_name_can_be_defined_in_any_way(task: Path, definition: str) -> None:
     (task / "moons_app" / "other.py").write_text(definition)
     edit(task / "pyproject.toml", "moons_app.task:Net", "moons_app.other:Other")
-    assert validate_task(task) == []
+    assert validate_task(task, open_library) == []
 
 
 def test_a_reference_can_name_a_package(task: Path) -> None:
     (task / "moons_app" / "__init__.py").write_text("class Net: ...")
     edit(task / "pyproject.toml", "moons_app.task:Net", "moons_app:Net")
-    assert validate_task(task) == []
+    assert validate_task(task, open_library) == []
 
 
 # --- code version ---------------------------------------------------------------------------------
 
 
 def test_the_version_of_clean_code_is_its_commit(task_repository: Path) -> None:
-    assert read_task(task_repository).code_version == git(task_repository, "rev-parse", "HEAD")
+    assert read_task(task_repository, open_library).code_version == git(task_repository, "rev-parse", "HEAD")
 
 
 def test_the_version_of_a_task_in_a_subdirectory_is_the_commit(tmp_path: Path) -> None:
@@ -364,10 +371,10 @@ def test_an_invalid_expression_is_marked_with_a_caret(task: Path) -> None:
     pyproject = task / "pyproject.toml"
     text = pyproject.read_text()
     pyproject.write_text(text + '\n[tool.fedbus.eligibility]\nrule = "labelled >= 64 and bettery > 30"\n')
-    (problem,) = validate_task(task)
+    (problem,) = validate_task(task, open_library)
     assert problem.line == len(text.splitlines()) + 3
     assert str(problem).splitlines()[1:] == ["    labelled >= 64 and bettery > 30", "    " + " " * 19 + "^"]
     assert "unknown variable 'bettery': did you mean battery?" in str(problem)
 
     pyproject.write_text(text + '\n[tool.fedbus.eligibility]\nrule = "labelled >= 64 and battery > 30"\n')
-    assert read_task(task).table.eligibility.rule == "labelled >= 64 and battery > 30"
+    assert read_task(task, open_library).table.eligibility.rule == "labelled >= 64 and battery > 30"

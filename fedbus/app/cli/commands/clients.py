@@ -39,7 +39,7 @@ def ls(
                 output.state_text(one["state"]),
                 output.state_text(one["training"]),
                 output.state_text(one["inference"]),
-                f"v{one['model_version']}" if one["model_version"] else "",
+                _describe_model(one),
                 one["run"] or "",
                 one["standing"]["rounds"],
                 one["standing"]["failed"],
@@ -98,10 +98,18 @@ def show(
             output.console().print(printable(line), markup=False)
 
 
+def _describe_model(one: dict[str, Any]) -> str:
+    """Describe the version that the client serves, and the newer one that it has taken and does not serve."""
+    served = f"v{one['model_version']}" if one["model_version"] else ""
+    taken = f"v{one['taken_version']} not served" if one["not_served"] and one["taken_version"] else ""
+    return ", ".join(filter(None, (served, taken)))
+
+
 def _describe_serving(one: dict[str, Any]) -> str:
-    return (
+    served = (
         f"serves v{one['model_version']} at {one['endpoint']}" if one["model_version"] else "serves nothing"
     )
+    return "; ".join(filter(None, (served, one["not_served"])))
 
 
 def _device_cells(device: dict[str, Any] | None) -> tuple[str, ...]:

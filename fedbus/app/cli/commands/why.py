@@ -192,9 +192,21 @@ def _lifecycle_facts(stored: StoredMessage) -> dict[str, Any]:
 
 
 def _describe_state(transition: Transition) -> str:
-    model = getattr(transition.facts, "model", None)
-    return STATE_TEXT.get((transition.kind, transition.target), transition.target).format(
+    model, not_served = (
+        getattr(transition.facts, "model", None),
+        getattr(transition.facts, "not_served", ""),
+    )
+    text = STATE_TEXT.get((transition.kind, transition.target), transition.target).format(
         run=getattr(transition.facts, "run", None) or "a run",
         model=model.version if model else "?",
         endpoint=getattr(transition.facts, "endpoint", "") or "no address",
     )
+    match transition.kind, transition.target:
+        case ("client", "serving") if not_served:
+            return f"can take part in a run; {not_served}"
+        case ("inference", "empty") if not_served:
+            return f"serves no predictions: {not_served}"
+        case ("inference", _) if not_served:
+            return f"{text}; {not_served}"
+        case _:
+            return text

@@ -12,6 +12,7 @@ from support.git_repositories import CommitSigner, Repository
 
 from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.contracts.code import CodePublished
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import CodeRepository, open_code
 
 
@@ -30,7 +31,7 @@ def repository(tmp_path: Path, ada: CommitSigner) -> Repository:
 
 @pytest.fixture
 def code(repository: Repository, signers: Path, tmp_path: Path) -> CodeRepository:
-    return open_code(f"{repository.url}@main", tmp_path / "home", signers=signers)
+    return open_code(f"{repository.url}@main", tmp_path / "home", open_library, signers=signers)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.bus.lifecycles import LifecycleStore
 from fedbus.contracts.client import CLIENT, ClientData
 from fedbus.contracts.code import CodeData, CodePublished, CodeReady
+from fedbus.learning.library import open_library
 from fedbus.stores.code.open import CodeRepository, open_code
 
 REVISED = {"tiny/__init__.py": "REVISION = 2\n"}
@@ -57,7 +58,7 @@ def repository(tmp_path: Path, ada: CommitSigner) -> Repository:
 
 @pytest.fixture
 def code(repository: Repository, signers: Path, tmp_path: Path) -> CodeRepository:
-    return open_code(f"{repository.url}@main", tmp_path / "server", signers=signers)
+    return open_code(f"{repository.url}@main", tmp_path / "server", open_library, signers=signers)
 
 
 @asynccontextmanager
@@ -225,7 +226,7 @@ async def test_a_refused_command_is_one_line_and_an_exit_code(
 async def test_a_task_from_a_directory_has_no_commits(nats: NatsServer, tmp_path: Path) -> None:
     directory = tmp_path / "task"
     shutil.copytree(TINY_TASK, directory, ignore=shutil.ignore_patterns("__pycache__"))
-    fixed = open_code(str(directory), tmp_path / "server")
+    fixed = open_code(str(directory), tmp_path / "server", open_library)
     async with run_server(nats, tmp_path, fixed) as server:
         listed = await server.fedbus("code", "ls")
         assert (listed.code, listed.out) == (0, "")

@@ -175,7 +175,13 @@ def _record_device(
     devices: dict[str, str | None], stored: StoredMessage, model: ModelRef, end_of_stream: int
 ) -> None:
     """Record the answer of a device: "" if it serves *model*, the reason of its rejection, or None."""
-    rejections = (ClientEvent.INFER_REFUSED, InferenceEvent.LOAD_REFUSED, InferenceEvent.MODEL_RETURNED)
+    rejections = (
+        ClientEvent.INFER_REFUSED,
+        ClientEvent.MODEL_NOT_SERVED,
+        InferenceEvent.LOAD_REFUSED,
+        InferenceEvent.MODEL_NOT_SERVED,
+        InferenceEvent.MODEL_RETURNED,
+    )
     transition = transition_of(stored)
     client = transition.key.split(".")[0]
     if stored.sequence > end_of_stream and transition.event in rejections:

@@ -1,0 +1,1 @@
+"""Flower's own SuperLink and SuperNodes carry the messages of a run: `library = "flower-superlink"`."""

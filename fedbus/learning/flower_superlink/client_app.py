@@ -1,0 +1,59 @@
+"""The ClientApp of the bundle that fedbus gives to a SuperLink: it runs the task's own ClientApp on the device.
+
+Flower starts a process for each message. The task's directory and its reference come from the environment.
+``python -m fedbus.learning.flower_superlink.client_app`` only imports the task's ClientApp, and prints its problem.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from fedbus.learning.flower import task_code
+from fedbus.learning.flower.private_api import CLIENT_APP_RAISED, LOAD_CLIENT_APP_FAILED
+
+PATH_VARIABLE: Final = "FEDBUS_TASK_PATH"
+REFERENCE_VARIABLE: Final = "FEDBUS_CLIENT_APP"
+BAD_TASK_EXIT_CODE: Final = 3
+
+
+class TaskClientApp(ClientApp):
+    """A ClientApp that loads another one at the first message. Its errors have the texts of library ``flower``."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        try:
+            app = load_task_app()
+        except task_code.BadTask as error:
+            return Message(Error(LOAD_CLIENT_APP_FAILED, str(error)), reply_to=message)
+        try:
+            return app(message, context)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - an error of the app is its reply
+            reason = f"the ClientApp raised {task_code.describe_error(error, _task_path())}"
+            return Message(Error(CLIENT_APP_RAISED, reason), reply_to=message)
+
+
+def task_environment(path: Path, reference: str) -> dict[str, str]:
+    """Return the environment variables for the ClientApp *reference* in the directory *path*."""
+    return {PATH_VARIABLE: str(path), REFERENCE_VARIABLE: reference}
+
+
+def load_task_app() -> ClientApp:
+    """Load the ClientApp that the environment names. Raises BadTask."""
+    return task_code.load_client_app(_task_path(), os.environ[REFERENCE_VARIABLE])
+
+
+def _task_path() -> Path:
+    return Path(os.environ[PATH_VARIABLE])
+
+
+app = TaskClientApp()
+
+if __name__ == "__main__":
+    try:
+        load_task_app()
+    except task_code.BadTask as problem:
+        sys.stdout.write(str(problem))
+        sys.exit(BAD_TASK_EXIT_CODE)

@@ -1,0 +1,155 @@
+"""A SuperLink or SuperNode as a child process, in its own process group, which ends with this process."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import structlog
+
+from fedbus.learning.flower_superlink import child
+
+STOP_S: Final = 5.0
+"""The limit of time for a clean shutdown; then the process group is killed."""
+TAIL_LINES: Final = 40
+REASON_LINES: Final = 4
+"""The last lines of the output that an error repeats."""
+MAX_REASON_CHARS: Final = 600
+
+_ANSI_CODE: Final = re.compile(r"\x1b\[[0-9;]*m")
+
+log = structlog.get_logger("fedbus.learning")
+
+
+class FlowerProcess:
+    """A program of Flower (``superlink`` or ``supernode``) for the duration of a block.
+
+    *directory* is for the files of the run, Flower's own included. If this process dies, the program removes it.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        arguments: Sequence[str],
+        *,
+        directory: Path,
+        environment: Mapping[str, str] | None = None,
+        stop_s: float = STOP_S,
+    ) -> None:
+        self.program = program
+        self._stop_s = stop_s
+        self._arguments = arguments
+        self._environment = {**flower_environment(directory), **(environment or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._read_output, name=f"{program} output", daemon=True)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and not self._ended.is_set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until it ends, at most *timeout_s*. Return whether it has ended."""
+        return self._ended.wait(timeout_s)
+
+    def describe_exit(self) -> str:
+        """Describe how it ended, with the last lines of its output, on one line."""
+        code = self._process.returncode if self._process else None
+        how = (
+            f"killed by {signal.Signals(-code).name}"
+            if code is not None and code < 0
+            else f"exit code {code}"
+        )
+        lines = [line for line in self._tail if line][-REASON_LINES:]
+        return f"{how}: {' '.join(' '.join(lines).split())[-MAX_REASON_CHARS:]}" if lines else how
+
+    def has_printed(self, text: str) -> bool:
+        """Return whether the last lines of its output contain *text*."""
+        return any(text in line for line in self._tail)
+
+    def start(self) -> Self:
+        command = [
+            sys.executable,
+            "-m",
+            child.__name__,
+            self.program,
+            *self._arguments,
+        ]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=self._environment,
+            start_new_session=True,
+        )
+        self._watch.start()
+        log.info("Flower process started", program=self.program, pid=self._process.pid)
+        return self
+
+    def stop(self) -> None:
+        """End it with all processes that it started."""
+        process = self._process
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            process.terminate()
+        self._ended.wait(self._stop_s)
+        self._kill_group()
+        self._ended.wait()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _read_output(self) -> None:
+        """Copy the output to the standard error of this process, which is its log."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        threading.Thread(target=self._wait, name=f"{self.program} end", daemon=True).start()
+        with self._process.stdout as output:
+            for line in output:
+                text = _ANSI_CODE.sub("", line.decode(errors="replace")).rstrip()
+                self._tail.append(text)
+                sys.stderr.write(f"{self.program}: {text}\n")
+
+    def _wait(self) -> None:
+        assert self._process is not None
+        self._process.wait()
+        self._kill_group()  # the processes that it left running hold its output open
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._watch.join(timeout=1.0)
+        log.info("Flower process ended", program=self.program, exit_code=self._process.returncode)
+        self._ended.set()
+
+    def _kill_group(self) -> None:
+        assert self._process is not None
+        with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for a group of zombies
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def flower_environment(directory: Path) -> dict[str, str]:
+    """Return the environment of Flower's programs, which are next to this Python: no telemetry, no update check."""
+    return {
+        **os.environ,
+        child.DIRECTORY_VARIABLE: str(directory),
+        "FLWR_HOME": str(directory / "home"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",
+    }

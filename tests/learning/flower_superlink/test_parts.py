@@ -1,0 +1,95 @@
+"""The parts of the library `flower-superlink` that need no process."""
+
+import tomllib
+import zipfile
+from collections.abc import Awaitable, Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.cli.config_utils import get_fab_metadata
+from flwr.cli.install import install_from_fab
+from flwr.common.config import parse_config_args
+
+from fedbus.contracts.task.superlink import SuperLinkTable
+from fedbus.learning.flower.library import FlowerLibrary
+from fedbus.learning.flower_superlink.bundle import build_bundle, to_toml
+from fedbus.learning.flower_superlink.child import FleetOnly
+from fedbus.learning.flower_superlink.library import SuperLinkLibrary
+from fedbus.learning.library import open_library
+
+CONFIG: dict[str, bool | int | float | str] = {
+    "lr": 1e-05,
+    "optimizer.momentum": 0.9,
+    "optimizer.name": 'the "best" \\ one\n\x7f',
+    "rounds": 3,
+    "verbose": False,
+}
+
+
+def test_flower_installs_the_bundle(tmp_path: Path) -> None:
+    bundle = build_bundle("my-task", CONFIG)
+    assert get_fab_metadata(bundle) == ("fedbus/my-task", "1.0.0")
+    installed = install_from_fab(bundle, install_dir=tmp_path)
+    document = tomllib.loads((installed / "pyproject.toml").read_text(encoding="utf-8"))
+    assert document["tool"]["flwr"]["app"]["config"]["optimizer"]["momentum"] == 0.9
+
+
+def test_the_bundle_has_no_code_of_the_task() -> None:
+    with zipfile.ZipFile(BytesIO(build_bundle("my-task", CONFIG))) as archive:
+        assert set(archive.namelist()) == {"pyproject.toml", ".info/CONTENT"}
+
+
+def test_equal_bundles_have_equal_bytes() -> None:
+    assert build_bundle("my-task", CONFIG) == build_bundle("my-task", CONFIG)
+
+
+def test_flower_reads_the_node_config_unchanged(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text(to_toml(CONFIG), encoding="utf-8")
+    assert parse_config_args([str(tmp_path / "node.toml")]) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("peer", "path", "status"),
+    [
+        ("127.0.0.1", "/v1/control/start-run", 200),
+        ("::1", "/v1/runtime/acquire-task", 200),
+        ("10.0.0.7", "/v1/fleet/pull-messages", 200),
+        ("10.0.0.7", "/v1/control/start-run", 403),
+        ("10.0.0.7", "/v1/runtime/acquire-task", 403),
+        ("10.0.0.7", "/v1/fleet/../control/start-run", 403),
+        ("10.0.0.7", "/docs", 403),
+        (None, "/v1/control/start-run", 403),
+    ],
+)
+async def test_other_machines_reach_only_the_fleet_api(peer: str | None, path: str, status: int) -> None:
+    sent: list[Any] = []
+
+    async def app(
+        _scope: Any, _receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+    ) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return None
+
+    scope = {"type": "http", "path": path, "client": None if peer is None else (peer, 1)}
+    await FleetOnly(app)(scope, receive, send)
+    assert sent[0]["status"] == status
+
+
+def test_the_default_superlink_is_for_this_machine_only() -> None:
+    assert SuperLinkTable().bind_address == "127.0.0.1"
+    assert SuperLinkTable(address="localhost").bind_address == "127.0.0.1"
+    assert SuperLinkTable(address="server.lan").bind_address == "0.0.0.0"
+    assert SuperLinkTable(address="server.lan", bind="10.0.0.1").bind_address == "10.0.0.1"
+
+
+def test_apps_are_those_of_the_library_flower() -> None:
+    library = open_library("flower-superlink")
+    assert isinstance(library, SuperLinkLibrary)
+    assert isinstance(library, FlowerLibrary)

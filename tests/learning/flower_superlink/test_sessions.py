@@ -1,0 +1,279 @@
+"""A run over Flower's own SuperLink and SuperNodes, from the server's session to the clients'."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from learning.flower_superlink.session_messenger import SessionMessenger
+
+from fedbus.contracts.run import RoundResult, RunPlan
+from fedbus.contracts.task.superlink import SuperLinkTable
+from fedbus.contracts.task.task import Task, TaskTable
+from fedbus.learning.flower_superlink.client_session import SuperNodeClient
+from fedbus.learning.flower_superlink.server_session import SuperLinkServer
+from fedbus.learning.flower_superlink.superlink import SuperLinkEnded
+from fedbus.learning.library import BadTask, ClientJob, NotEnoughClients, ServerJob, TrainingFailed
+from fedbus.learning.weights import Arrays
+
+SERVER = """
+    import numpy as np
+    from flwr.app import Array, ArrayRecord
+    from flwr.serverapp import ServerApp
+    from flwr.serverapp.strategy import FedAvg
+    app = ServerApp()
+    @app.main()
+    def main(grid, context):
+        strategy = FedAvg(min_available_nodes=2, min_train_nodes=2, min_evaluate_nodes=2)
+        initial = ArrayRecord({"w": Array(np.zeros(3, np.float32))})
+        strategy.start(grid=grid, initial_arrays=initial, num_rounds=2)
+"""
+CLIENT = """
+    import numpy as np, os, signal
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    app = ClientApp()
+    @app.train()
+    def train(message, context):
+        state = context.state.get("calls") or ConfigRecord({"n": 0})
+        context.state["calls"] = ConfigRecord({"n": state["n"] + 1})
+        if context.node_config["step"] == 0:
+            raise ValueError("no data")
+        array = message.content["arrays"]["w"].numpy() + context.node_config["step"] * context.run_config["scale"]
+        metrics = MetricRecord({"num-examples": 10, "loss": 1.0, "calls": state["n"] + 1})
+        return Message(RecordDict({"arrays": ArrayRecord({"w": Array(array)}), "metrics": metrics}), reply_to=message)
+    @app.evaluate()
+    def evaluate(message, context):
+        return Message(RecordDict({"metrics": MetricRecord({"num-examples": 5, "loss": 2.0})}), reply_to=message)
+"""
+
+
+class SuperLinkFederation:
+    """A server session in a thread, and client sessions."""
+
+    def __init__(self, path: Path, *, plan: RunPlan, superlink: SuperLinkTable, client: str = CLIENT) -> None:
+        (path / "my_server.py").write_text(dedent(SERVER))
+        (path / "my_client.py").write_text(dedent(client))
+        self.task = Task(
+            table=TaskTable(task="demo", library="flower-superlink", superlink=superlink),
+            app={"serverapp": "my_server:app", "clientapp": "my_client:app"},
+            run_config={"scale": 0.5, "num-server-rounds": 2},
+            code_version="c1",
+            path=str(path),
+        )
+        self.messenger = SessionMessenger(plan)
+        self.results: list[RoundResult] = []
+        self.sessions: list[SuperNodeClient] = []
+        self.outcome: Arrays | BaseException | None = None
+
+    def add(self, client: str, **node_config: float | str) -> SuperNodeClient:
+        session = SuperNodeClient(
+            ClientJob(task=self.task, client=client, run="r1", plan=self.messenger.plan)
+        )
+        self.sessions.append(session)
+        self.messenger.join(client, session, **node_config)
+        return session
+
+    def start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, daemon=True)
+        thread.start()
+        return thread
+
+    def run(self) -> Arrays:
+        self.start().join(120)
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        assert self.outcome is not None
+        return self.outcome
+
+    def _run(self) -> None:
+        model = {"w": np.ones(3, np.float32)}
+        job = ServerJob(task=self.task, run="r1", plan=self.messenger.plan, model=model)
+        try:
+            self.outcome = SuperLinkServer(job).run(
+                self.messenger, lambda result, _: self.results.append(result)
+            )
+        except BaseException as error:  # noqa: BLE001 - the test's thread reads it
+            self.outcome = error
+
+
+@contextmanager
+def open_federation(
+    path: Path,
+    *,
+    rounds: int = 2,
+    quorum: int = 2,
+    recruit_s: float = 60.0,
+    client: str = CLIENT,
+    **table: Any,
+) -> Iterator[SuperLinkFederation]:
+    plan = RunPlan(rounds=rounds, quorum=quorum, recruit_s=recruit_s, round_s=60.0)
+    federation = SuperLinkFederation(path, plan=plan, superlink=SuperLinkTable(**table), client=client)
+    before = set(psutil.Process().children(recursive=True))
+    try:
+        yield federation
+    finally:
+        federation.messenger.close()
+        for session in federation.sessions:
+            session.close()
+        _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
+        assert not alive, "a process of Flower is left"
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.05")
+    monkeypatch.setattr("fedbus.learning.flower_superlink.grid.PULL_PAUSE_S", 0.2)
+
+
+@pytest.mark.slow
+def test_a_run_trains_over_a_superlink(tmp_path: Path) -> None:
+    with open_federation(tmp_path) as federation:
+        federation.add("c1", step=1)
+        federation.add("c2", step=3)
+        final = federation.run()
+
+    np.testing.assert_allclose(final["w"], 3.0)  # twice the mean of 0.5 and 1.5, from ones
+    assert [result.round for result in federation.results] == [0, 1, 2]
+    last = federation.results[-1]
+    assert last.participants == {"c1": 10, "c2": 10}
+    assert last.figures["c1"]["eval_loss"] == 2.0
+    assert last.metrics["train_calls"] == 2.0, "the state of the ClientApp is kept between rounds"
+
+
+@pytest.mark.slow
+def test_a_failing_client_app_is_a_failure_of_its_client(tmp_path: Path) -> None:
+    with open_federation(tmp_path, rounds=1) as federation:
+        federation.add("c1", step=1)
+        federation.add("c2", step=0)
+        final = federation.run()
+
+    np.testing.assert_allclose(final["w"], 1.5)
+    assert federation.results[-1].participants == {"c1": 10}
+    assert "ClientApp raised ValueError: no data (my_client.py:" in federation.results[-1].failures["c2"]
+
+
+@pytest.mark.slow
+def test_a_supernode_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    client = CLIENT.replace(
+        'raise ValueError("no data")',
+        "os.killpg(os.getpgrp(), signal.SIGKILL)",  # SuperNode, SuperExec, and itself
+    )
+    with open_federation(tmp_path, client=client) as federation:
+        federation.add("c1", step=1)
+        federation.add("c2", step=0)
+        federation.run()
+
+    assert [result.failures.keys() for result in federation.results[1:]] == [{"c2"}, {"c2"}]
+    assert "the SuperNode ended: killed by SIGKILL" in federation.results[1].failures["c2"]
+
+
+@pytest.mark.slow
+def test_a_superlink_that_dies_ends_the_session_for_recovery(tmp_path: Path) -> None:
+    client = CLIENT.replace('raise ValueError("no data")', "import time; time.sleep(60)")
+    with open_federation(tmp_path, client=client) as federation:
+        federation.add("c1", step=0)
+        federation.add("c2", step=0)
+        thread = federation.start()
+        wait_for(lambda: find_programs("flwr-clientapp"))
+        for process in find_programs("superlink"):
+            process.send_signal(signal.SIGKILL)
+        thread.join(60)
+
+    assert isinstance(federation.outcome, SuperLinkEnded)
+    assert "ended: killed by SIGKILL" in str(federation.outcome)
+
+
+@pytest.mark.slow
+def test_an_address_that_devices_cannot_reach_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedbus.learning.flower_superlink.client_session.RECONNECT_S", 1.0)
+    with open_federation(tmp_path, address="127.0.0.9", bind="127.0.0.1", quorum=1) as federation:
+        federation.add("c1", step=1)
+        with pytest.raises(NotEnoughClients) as error:
+            federation.run()
+    assert "c1 (the SuperNode cannot connect to the SuperLink at 127.0.0.9:" in str(error.value)
+    assert "Set `address` in [tool.fedbus.superlink]" in str(error.value)
+
+
+def test_a_port_in_use_is_one_clear_error(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with (
+            open_federation(tmp_path, port=port) as federation,
+            pytest.raises(
+                TrainingFailed, match=rf"cannot listen on 127.0.0.1:{port}: Address already in use"
+            ),
+        ):
+            federation.run()
+
+
+def test_a_client_app_that_cannot_be_imported_is_named_at_once(tmp_path: Path) -> None:
+    with (
+        open_federation(tmp_path, client="import no_such_package") as federation,
+        pytest.raises(BadTask, match=r"'no_such_package', which is not installed"),
+    ):
+        federation.add("c1", step=1)
+
+
+def test_missing_programs_of_flower_are_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    with (
+        open_federation(tmp_path) as federation,
+        pytest.raises(BadTask, match=r"program 'flower-superexec' is not next to .* Install flwr"),
+    ):
+        federation.add("c1", step=1)
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
+    """A process that starts a SuperLink is killed; the files of the run are removed, too."""
+    (tmp_path / "run").mkdir()
+    code = dedent(f"""
+        import time
+        from pathlib import Path
+        from fedbus.contracts.task.superlink import SuperLinkTable
+        from fedbus.learning.flower_superlink.superlink import SuperLink
+        with SuperLink(SuperLinkTable(), Path({str(tmp_path / "run")!r})):
+            print("ready", flush=True)
+            time.sleep(60)
+    """)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert "ready\n" in iter(parent.stdout.readline, "")
+        children = psutil.Process(parent.pid).children(recursive=True)
+        parent.kill()
+    assert children
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    assert not (tmp_path / "run").exists()
+
+
+def find_programs(name: str) -> list[psutil.Process]:
+    """Return the descendants of this process with *name* in their command."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if any(part.endswith(name) for part in process.cmdline()):
+                found.append(process)
+    return found
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
