@@ -51,8 +51,7 @@ async def run_over_fedbus(
         package = federation.package
         task = Task(
             table=TaskTable.model_validate({"task": TASK, **table}),
-            serverapp=f"{package}.server_app:server",
-            clientapp=f"{package}.client_app:client",
+            app={"serverapp": f"{package}.server_app:server", "clientapp": f"{package}.client_app:client"},
             run_config={**case.config, RECORD: str(record)},
             code_version="v1",
             path=str(federation.path),
