@@ -46,7 +46,7 @@ FLOWER_PINS := flwr|certifi|uv
 FLOWER_VENV := $(if $(VERSION),.venv-flower-$(VERSION),$(VENV))
 
 test-flower: $(FLOWER_VENV)/.ready  ## the tests that depend on Flower; VERSION=1.42.0 installs that version
-	$(FLOWER_VENV)/bin/pytest -p no:cacheprovider tests/learning $(PYTEST)
+	$(FLOWER_VENV)/bin/pytest -p no:cacheprovider -m "not bench" tests/learning $(PYTEST)
 	$(FLOWER_VENV)/bin/pytest -p no:cacheprovider -m differential tests/differential $(PYTEST)
 
 .venv-flower-$(VERSION)/.ready: pyproject.toml constraints.txt

@@ -20,7 +20,9 @@ def test_every_exit_code_has_a_meaning() -> None:
 @pytest.mark.parametrize("name", _EXIT_CODES)
 def test_every_class_in_the_table_exists(name: str) -> None:
     module, _, kind = name.rpartition(".")
-    assert issubclass(getattr(importlib.import_module(module), kind), Exception)
+    found = getattr(importlib.import_module(module), kind)
+    assert issubclass(found, Exception)
+    assert found.__module__ == module, "it is defined in another module"
 
 
 @pytest.mark.parametrize(

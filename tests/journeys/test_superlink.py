@@ -61,7 +61,7 @@ async def test_a_run_whose_superlink_is_killed_is_recovered(fed: FederationHarne
     async with run_all_agents(fed, clients=2):
         run = await start_run(fed, config=SMALL_TRAINING)
         await fed.wait_for_state("run", "running", run, within_s=90)
-        await eventually(lambda: find_programs("flwr-clientapp"), within_s=90)
+        await eventually(lambda: bool(find_programs("flwr-clientapp")), within_s=90)
         for process in find_programs("superlink"):
             process.send_signal(signal.SIGKILL)
         await fed.wait_for_state("run", "recovering", run, within_s=90)

@@ -114,7 +114,7 @@ class FunctionsServer:
             job.model, run=job.run, first_round=job.first_round, tally=messenger.tally, on_round=on_round
         )
         try:
-            if job.first_round == 1:
+            if job.first_round == 1 and self._module.has(FunctionName.EVALUATE_GLOBAL):
                 self._evaluate_global(round_log)
                 round_log.end_round(0)
             for number in range(job.first_round, (job.plan.total_rounds or DEFAULT_ROUNDS) + 1):

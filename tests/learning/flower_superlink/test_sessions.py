@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -9,8 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from socket import AF_INET
 from textwrap import dedent
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import psutil
@@ -18,11 +22,11 @@ import pytest
 from learning.flower_superlink.session_messenger import SessionMessenger
 
 from fedbus.contracts.run import RoundResult, RunPlan
-from fedbus.contracts.task.superlink import SuperLinkTable
+from fedbus.contracts.task.superlink import LOOPBACK, SuperLinkTable, is_loopback
 from fedbus.contracts.task.task import Task, TaskTable
 from fedbus.learning.flower_superlink.client_session import SuperNodeClient
 from fedbus.learning.flower_superlink.server_session import SuperLinkServer
-from fedbus.learning.flower_superlink.superlink import SuperLinkEnded
+from fedbus.learning.flower_superlink.superlink import SuperLink, SuperLinkEnded
 from fedbus.learning.library import BadTask, ClientJob, NotEnoughClients, ServerJob, TrainingFailed
 from fedbus.learning.weights import Arrays
 
@@ -138,7 +142,7 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_run_trains_over_a_superlink(tmp_path: Path) -> None:
-    with open_federation(tmp_path) as federation:
+    with open_federation(tmp_path, address=own_address()) as federation:
         federation.add("c1", step=1)
         federation.add("c2", step=3)
         final = federation.run()
@@ -207,6 +211,18 @@ def test_an_address_that_devices_cannot_reach_is_one_clear_error(
     assert "Set `address` in [tool.fedbus.superlink]" in str(error.value)
 
 
+@pytest.mark.slow
+def test_other_machines_cannot_start_runs(tmp_path: Path) -> None:
+    table = SuperLinkTable(address=own_address())
+    if table.bind_address == LOOPBACK:
+        pytest.skip("this machine has no address besides those of the loopback interface")
+    with SuperLink(table, tmp_path) as link:
+        context = ssl.create_default_context(cadata=link.certificate)
+        url = f"https://{link.address}/v1/control/start-run"
+        with pytest.raises(HTTPError, match="403"):
+            urlopen(Request(url, data=b"", method="POST"), context=context)
+
+
 def test_a_port_in_use_is_one_clear_error(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -245,7 +261,7 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
     code = dedent(f"""
         import time
         from pathlib import Path
-        from fedbus.contracts.task.superlink import SuperLinkTable
+        from fedbus.contracts.task.superlink import LOOPBACK, SuperLinkTable, is_loopback
         from fedbus.learning.flower_superlink.superlink import SuperLink
         with SuperLink(SuperLinkTable(), Path({str(tmp_path / "run")!r})):
             print("ready", flush=True)
@@ -260,6 +276,14 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
     assert not (tmp_path / "run").exists()
+
+
+def own_address() -> str:
+    """Return an address of this machine by which other machines may reach it; else that of the loopback interface."""
+    addresses = [
+        one.address for family in psutil.net_if_addrs().values() for one in family if one.family == AF_INET
+    ]
+    return next((address for address in addresses if not is_loopback(address)), LOOPBACK)
 
 
 def find_programs(name: str) -> list[psutil.Process]:

@@ -37,8 +37,8 @@ def test_each_round_trains_aggregates_and_evaluates(tmp_path: Path) -> None:
     assert run.final is not None
     np.testing.assert_allclose(run.final["w"], [5, 5], rtol=1e-6)
     assert run.final["w"].dtype == np.float32
-    assert [result.round for result in run.results] == [0, 1, 2, 3]
-    assert run.results[1].participants == {"c0": 10, "c1": 20}
+    assert [result.round for result in run.results] == [1, 2, 3]
+    assert run.results[0].participants == {"c0": 10, "c1": 20}
     assert run.metric("train_loss") == pytest.approx([1, 1 / 2, 1 / 3])
     assert run.metric("eval_loss") == pytest.approx([5 / 3, 10 / 3, 5])
 
@@ -62,7 +62,7 @@ def _write(directory: Path) -> Path:
 
 def test_a_resumed_run_continues_with_the_checkpoint(tmp_path: Path) -> None:
     whole = LocalRun(make_task(tmp_path), rounds=4)
-    resumed = LocalRun(make_task(tmp_path), rounds=4, first_round=3, model=whole.models[2])
+    resumed = LocalRun(make_task(tmp_path), rounds=4, first_round=3, model=whole.models[1])
     assert [result.round for result in resumed.results] == [3, 4]
     assert resumed.final is not None
     assert whole.final is not None
@@ -85,7 +85,7 @@ def test_without_initial_updates_must_agree_with_the_first(tmp_path: Path) -> No
         'weights["w"] += 1 + data', 'weights = {"w": np.ones(int(data) + 1)}'
     )
     run = LocalRun(make_task(tmp_path, functions), rounds=1)
-    assert run.results[1].failures == {"c1": "'w' has shape (2,) instead of (1,)"}
+    assert run.results[0].failures == {"c1": "'w' has shape (2,) instead of (1,)"}
 
 
 def test_state_is_kept_between_the_rounds_of_a_run(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ STATE_TRAIN = """def train(weights, data, config, state):
 def test_only_a_share_of_the_clients_trains(tmp_path: Path) -> None:
     extra = "[tool.fedbus.aggregation]\nfraction-train = 0.5\nfraction-evaluate = 0.25\nmin-clients = 2\n"
     run = LocalRun(make_task(tmp_path, extra=extra), clients=8)
-    trained = [sorted(result.participants) for result in run.results[1:]]
+    trained = [sorted(result.participants) for result in run.results]
     assert [len(clients) for clients in trained] == [4, 4, 4]
     assert len({tuple(clients) for clients in trained}) > 1
     evaluated = [message for message in run.messenger.sent if message.kind == "evaluate"]
@@ -117,6 +117,7 @@ def test_the_server_evaluates_the_first_and_each_new_model(tmp_path: Path) -> No
     functions = FUNCTIONS + "\ndef evaluate_global(weights, config):\n    return {'loss': weights['w'][0]}\n"
     run = LocalRun(make_task(tmp_path, functions))
     assert run.metric("loss") == pytest.approx([0, 5 / 3, 10 / 3, 5])
+    assert [result.round for result in run.results] == [0, 1, 2, 3]
 
 
 def test_a_run_config_reaches_the_functions(tmp_path: Path) -> None:
@@ -204,11 +205,11 @@ def test_a_failed_client_is_named_and_the_others_train(tmp_path: Path, result: s
         TRAIN, f"if data == 1:\n        result = {result}\n        return result\n    {TRAIN}"
     )
     run = LocalRun(make_task(tmp_path, functions), rounds=1)
-    assert list(run.results[1].failures) == ["c1"]
-    assert reason in run.results[1].failures["c1"]
-    assert "tiny_app/functions.py:1" in run.results[1].failures["c1"]
-    assert run.results[1].participants == {"c0": 10}
-    assert run.models[1]["w"].tolist() == [1, 1]
+    assert list(run.results[0].failures) == ["c1"]
+    assert reason in run.results[0].failures["c1"]
+    assert "tiny_app/functions.py:1" in run.results[0].failures["c1"]
+    assert run.results[0].participants == {"c0": 10}
+    assert run.models[0]["w"].tolist() == [1, 1]
 
 
 def test_a_run_ends_at_once_if_every_client_fails(tmp_path: Path) -> None:
@@ -225,13 +226,13 @@ def test_a_round_of_lost_clients_keeps_the_model(tmp_path: Path) -> None:
     run = LocalRun(make_task(tmp_path), clients=1, rounds=2, intercept=lose("c0"))
     assert run.final is not None
     assert run.final["w"].tolist() == [0, 0]
-    assert run.results[1].failures == {"c0": "no heartbeat for 10 s"}
+    assert run.results[0].failures == {"c0": "no heartbeat for 10 s"}
 
 
 def test_a_client_without_examples_does_not_count(tmp_path: Path) -> None:
     functions = FUNCTIONS.replace("10 * (int(data) + 1)", "10 * int(data)")
     run = LocalRun(make_task(tmp_path, functions), rounds=1)
-    assert run.models[1]["w"].tolist() == [2, 2]
+    assert run.models[0]["w"].tolist() == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -265,8 +266,8 @@ def test_the_server_does_not_trust_a_reply(tmp_path: Path, content: bytes | Cont
         return response
 
     run = LocalRun(make_task(tmp_path), rounds=1, intercept=intercept)
-    assert reason in run.results[1].failures["c1"]
-    assert run.models[1]["w"].tolist() == [1, 1]
+    assert reason in run.results[0].failures["c1"]
+    assert run.models[0]["w"].tolist() == [1, 1]
 
 
 def test_a_metric_that_is_not_finite_is_left_out_of_the_mean(tmp_path: Path) -> None:
@@ -278,14 +279,14 @@ def test_a_metric_that_is_not_finite_is_left_out_of_the_mean(tmp_path: Path) -> 
 def test_a_failing_evaluation_does_not_end_the_run(tmp_path: Path) -> None:
     functions = FUNCTIONS.replace('return {"eval_loss"', '1 / data\n    return {"eval_loss"')
     run = LocalRun(make_task(tmp_path, functions))
-    assert "evaluate raised ZeroDivisionError" in run.results[1].failures["c0"]
+    assert "evaluate raised ZeroDivisionError" in run.results[0].failures["c0"]
     assert run.metric("eval_loss") == pytest.approx([5 / 3, 10 / 3, 5])
 
 
 def test_data_that_cannot_be_loaded_name_the_client(tmp_path: Path) -> None:
     functions = FUNCTIONS.replace("return float(partition_id)", "return [7.0][partition_id]")
     run = LocalRun(make_task(tmp_path, functions), rounds=1)
-    assert run.results[1].failures == {
+    assert run.results[0].failures == {
         "c1": "load raised IndexError: list index out of range (tiny_app/functions.py:5)"
     }
 

@@ -10,9 +10,10 @@ from rich.console import Console
 from fedbus.app.cli.agent_options import Dashboard, StoreOrEmbedded
 from fedbus.app.cli.foreground import run_until_signal
 from fedbus.app.demo.demo import DemoOptions, run_demo
-from fedbus.app.demo.examples import mnist_path
+from fedbus.app.demo.examples import mnist_path_for
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.settings import Settings
+from fedbus.contracts.task.task import DEFAULT_LIBRARY
 
 
 def demo(
@@ -30,6 +31,9 @@ def demo(
     task: Annotated[
         Path | None, typer.Option(help="Directory of another task.", show_default="the MNIST example")
     ] = None,
+    library: Annotated[
+        str, typer.Option(help="The training library of the MNIST example; not with --task.")
+    ] = DEFAULT_LIBRARY,
     store: StoreOrEmbedded = "",
     commit: Annotated[
         bool,
@@ -41,10 +45,11 @@ def demo(
     dashboard: Dashboard = True,
 ) -> None:
     """Train, serve and retrain a federated model on this machine, with real data."""
-    options = DemoOptions(
-        task or mnist_path(), clients, rounds, runs, epochs, data, keep, json, plot, store, commit, dashboard
-    )
     settings, console = Settings.from_environment(), Console()
+    path = task or mnist_path_for(library, settings.home / "demo" / "example")
+    options = DemoOptions(
+        path, clients, rounds, runs, epochs, data, keep, json, plot, store, commit, dashboard
+    )
 
     async def work(stop: asyncio.Event) -> None:
         report = await run_demo(options, settings, stop, console)
