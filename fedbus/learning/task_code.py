@@ -15,7 +15,15 @@ from typing import Any, TypeVar
 from fedbus.contracts.task.task import LIBRARIES_SUFFIX
 from fedbus.learning.library import BadTask
 
-__all__ = ["BadTask", "describe_error", "format_error", "load", "load_function", "load_instance", "load_module"]
+__all__ = [
+    "BadTask",
+    "describe_error",
+    "format_error",
+    "load",
+    "load_function",
+    "load_instance",
+    "load_module",
+]
 
 T = TypeVar("T")
 

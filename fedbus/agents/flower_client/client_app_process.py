@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
-from uuid import uuid4
 
 import structlog
 from opentelemetry import context as otel_context
@@ -33,7 +32,7 @@ from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus, Delivery
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.causation import set_current_cause
-from fedbus.contracts.client import ClientJoined, RoundReply, RoundStarted
+from fedbus.contracts.client import ClientJoined, RoundStarted
 from fedbus.contracts.run import Scalar
 from fedbus.contracts.server import MessageContent, RoundMessage
 from fedbus.contracts.task.app import LibraryUnusable
@@ -54,11 +53,11 @@ from fedbus.learning.library import (
     ClientResponse,
     ClientSession,
     ErrorCode,
-    IncomingMessage,
     ReplyError,
     open_library,
 )
 from fedbus.learning.payload import ContentMissing, fetch_content
+from fedbus.learning.round_reply import make_incoming, make_reply
 from fedbus.stores.errors import StoreError
 
 CAPTURED_DATA_KEY: Final = "captured-data"
@@ -182,7 +181,7 @@ class ClientAppProcess:
             log.warning("Message download failed", run=message.run, reason=str(error))
             reason = f"cannot fetch the message: {error}"
             failed = ClientResponse(error=ReplyError(ErrorCode.MESSAGE_UNAVAILABLE, reason))
-            await self._bus.publish(_make_reply(message, failed, None))
+            await self._bus.publish(make_reply(message, failed, None))
             return
         except _ServerReplaced:
             log.info("Dropping message of a lost Flower server", run=message.run, round=message.round)
@@ -190,7 +189,7 @@ class ClientAppProcess:
         response, left_out = await self._main_thread.run(self._run_app, message, data)
         with self._phase_span("upload", message):
             content = await self._offer(response)
-            await self._bus.publish(_make_reply(message, response, content, left_out=left_out))
+            await self._bus.publish(make_reply(message, response, content, left_out=left_out))
 
     async def _fetch(self, message: RoundMessage) -> bytes | memoryview:
         """Download the content of *message*. Raises _ServerReplaced, and the errors of `fetch_content`."""
@@ -215,18 +214,7 @@ class ClientAppProcess:
         with self._phase_span(phase, message) as span:
             captured = self._write_captured(message)
             start = time.monotonic()
-            response = self._session.handle(
-                IncomingMessage(
-                    message_id=message.message_id,
-                    kind=message.message_type,
-                    data=data,
-                    round=message.round,
-                    group_id=message.group_id,
-                    ttl_s=message.ttl_s,
-                    created_at=message.created_at,
-                    node_config=self._node_config(captured),
-                )
-            )
+            response = self._session.handle(make_incoming(message, data, self._node_config(captured)))
             if response.train_s is None:
                 response = replace(response, train_s=time.monotonic() - start)
             if response.error is not None:
@@ -292,27 +280,4 @@ def _blob_holder(message: RoundMessage) -> str:
         message.content.blob.holder
         if message.content is not None and message.content.blob is not None
         else ""
-    )
-
-
-def _make_reply(
-    message: RoundMessage, response: ClientResponse, content: MessageContent | None, *, left_out: int = 0
-) -> RoundReply:
-    """Build the event of *response*. *content* is its payload; None for an error."""
-    error = response.error
-    return RoundReply(
-        task=message.task,
-        client=message.client,
-        run=message.run,
-        round=message.round,
-        message_id=uuid4().hex,
-        reply_to=message.message_id,
-        created_at=response.created_at,
-        ttl_s=message.ttl_s if response.ttl_s is None else response.ttl_s,
-        content=content,
-        error_code=None if error is None else int(error.code),
-        error_reason="" if error is None else error.reason,
-        train_s=response.train_s or 0.0,
-        left_out=left_out,
-        figures=dict(response.metrics),
     )

@@ -38,6 +38,18 @@ with flower_version.checked_imports():
     from flwr.supercore.task_identity import TaskIdentity
     from flwr.superlink.grid import HttpGrid
 
+_ATTRIBUTES: Final[dict[Any, tuple[str, ...]]] = {
+    ControlHttpClient: ("RegisterNode", "UnregisterNode", "StartRun", "close", "from_server_address"),
+    RuntimeHttpClient: ("AcquireTask", "PullTaskInput", "PushTaskOutput", "SendTaskHeartbeat"),
+    HttpGrid: ("_runtime_client", "set_run", "get_node_ids", "push_messages", "pull_messages", "close"),
+    HeartbeatSender: ("start", "stop", "is_running"),
+    TaskIdentity: ("task_id", "run_id", "node_id"),
+    TaskType: ("SERVER_APP",),
+    FlowerError: ("from_json",),
+}
+for _owner, _names in _ATTRIBUTES.items():
+    flower_version.require_attributes(_owner, _names)
+
 __all__ = ["HttpGrid", "SuperLinkClient", "SuperLinkError", "serve_superlink", "serve_supernode"]
 
 _ACQUIRE_TASK: Final = "/flwr.proto.Runtime/AcquireTask"

@@ -385,6 +385,19 @@ async def test_a_new_task_is_valid_and_each_error_is_one_line(fedbus: FedbusCli,
     assert "ruonds" in broken.out
 
 
+async def test_a_new_task_can_be_for_another_library(fedbus: FedbusCli, tmp_path: Path) -> None:
+    made = await fedbus("task", "new", str(tmp_path / "fresh"), "--library", "functions")
+    valid = await fedbus("task", "validate", str(tmp_path / "fresh"))
+    unknown = await fedbus("task", "new", str(tmp_path / "other"), "--library", "functins")
+
+    assert (made.code, valid.code) == (0, 0), made.err + valid.out
+    assert 'library = "functions"' in (tmp_path / "fresh" / "pyproject.toml").read_text()
+    assert unknown.err == (
+        "fedbus: there is no template for the library 'functins'; choose one of flower, functions\n"
+    )
+    assert not (tmp_path / "other").exists()
+
+
 async def test_a_missing_directory_is_code_5(fedbus: FedbusCli, tmp_path: Path) -> None:
     result = await fedbus("task", "validate", str(tmp_path / "nowhere"))
     assert result.code == 5

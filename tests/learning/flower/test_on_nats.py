@@ -11,7 +11,6 @@ from learning.flower.memory_bus import (
     QUERY_APP,
     RUN,
     TASK,
-    MemoryDevice,
     MemoryFederation,
     initial_model,
     open_memory_federation,
@@ -30,6 +29,7 @@ from fedbus.learning.flower.grid import MessengerGrid
 from fedbus.learning.flower.node_ids import node_id
 from fedbus.learning.flower.private_api import set_process_identity
 from fedbus.learning.library import ClientJob
+from fedbus.learning.memory_bus import MemoryDevice
 from fedbus.learning.messenger import BusMessenger
 
 FED = FederationId("test")

@@ -1,5 +1,6 @@
 """The parts of the library `flower-superlink` that need no process."""
 
+import runpy
 import tomllib
 import zipfile
 from collections.abc import Awaitable, Callable
@@ -11,9 +12,12 @@ import pytest
 from flwr.cli.config_utils import get_fab_metadata
 from flwr.cli.install import install_from_fab
 from flwr.common.config import parse_config_args
+from flwr.superlink.grid import HttpGrid
 
 from fedbus.contracts.task.superlink import SuperLinkTable
+from fedbus.learning.flower.flower_version import UnsupportedFlower
 from fedbus.learning.flower.library import FlowerLibrary
+from fedbus.learning.flower_superlink import private_api
 from fedbus.learning.flower_superlink.bundle import build_bundle, to_toml
 from fedbus.learning.flower_superlink.child import FleetOnly
 from fedbus.learning.flower_superlink.library import SuperLinkLibrary
@@ -87,6 +91,14 @@ def test_the_default_superlink_is_for_this_machine_only() -> None:
     assert SuperLinkTable(address="localhost").bind_address == "127.0.0.1"
     assert SuperLinkTable(address="server.lan").bind_address == "0.0.0.0"
     assert SuperLinkTable(address="server.lan", bind="10.0.0.1").bind_address == "10.0.0.1"
+
+
+def test_a_missing_private_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(HttpGrid, "_runtime_client")
+    with pytest.raises(
+        UnsupportedFlower, match=r"has no flwr\.\S+\.HttpGrid\._runtime_client, which fedbus uses"
+    ):
+        runpy.run_path(str(private_api.__file__))
 
 
 def test_apps_are_those_of_the_library_flower() -> None:
