@@ -349,3 +349,64 @@ def own_loop(app: App) -> None:
             ]
             model = ArrayRecord({name: Array(mean) for name, mean in zip(model, means, strict=True)})
             observe(context, round=number, model=model)
+
+
+@case("an own loop may leave its result in the state, and begin with the stored model")
+def own_loop_with_a_result(app: App) -> None:
+    @app.client.train()
+    def train(message: Message, context: Context) -> Message:
+        name, record = next(iter(message.content.array_records.items()))
+        trained = ArrayRecord({key: Array(array.numpy() + 1) for key, array in record.items()})
+        return Message(RecordDict({name: trained}), reply_to=message)
+
+    @app.server.main()
+    def main(grid: Grid, context: Context) -> None:
+        model = context.state.get("fedbus.model", arrays())
+        replies = grid.send_and_receive(queries(grid, "train", content=RecordDict({"model": model})))
+        context.state["fedbus.result"] = next(iter(replies)).content["model"]
+        observe(context, result=context.state["fedbus.result"])
+
+
+@case("scikit-learn trains a linear model whose weights are the arrays")
+def scikit_learn(app: App) -> None:
+    from sklearn.linear_model import SGDClassifier
+
+    def data(number: int) -> Any:
+        inputs = np.random.default_rng(number).normal(size=(40, 3))
+        return inputs, (inputs.sum(axis=1) > 0).astype(int)
+
+    @app.client.train()
+    def train(message: Message, context: Context) -> Message:
+        inputs, labels = data(partition(context))
+        model = SGDClassifier(random_state=0)
+        model.partial_fit(inputs, labels, classes=[0, 1])
+        model.coef_, model.intercept_ = message.content["arrays"].to_numpy_ndarrays()
+        model.partial_fit(inputs, labels)
+        metrics = MetricRecord({"num-examples": len(labels), "accuracy": float(model.score(inputs, labels))})
+        record = ArrayRecord([model.coef_, model.intercept_])
+        return Message(RecordDict({"arrays": record, "metrics": metrics}), reply_to=message)
+
+    @app.server.main()
+    def main(grid: Grid, context: Context) -> None:
+        initial = ArrayRecord([np.zeros((1, 3)), np.zeros(1)])
+        observe(context, result=FedAvg(fraction_evaluate=0.0).start(grid, initial, num_rounds=2))
+
+
+@case("only the body of a model is federated; each client keeps its head")
+def personal_heads(app: App) -> None:
+    @app.client.train()
+    def train(message: Message, context: Context) -> Message:
+        head = context.state.array_records.get("head", arrays(10.0 * partition(context)))
+        context.state["head"] = ArrayRecord({name: Array(array.numpy() - 1) for name, array in head.items()})
+        body = message.content["arrays"]
+        observe(context, head=context.state["head"], body=body)
+        trained = ArrayRecord({name: Array(array.numpy() + 1) for name, array in body.items()})
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"arrays": trained, "metrics": metrics}), reply_to=message)
+
+    @app.server.main()
+    def main(grid: Grid, context: Context) -> None:
+        initial = ArrayRecord(
+            {"weight": Array(np.zeros((2, 3), np.float32)), "bias": Array(np.zeros(2, np.float32))}
+        )
+        observe(context, result=FedAvg(fraction_evaluate=0.0).start(grid, initial, num_rounds=2))

@@ -161,7 +161,7 @@ def timeout_of_zero(app: App) -> None:
         observe(context, later=Unordered(pull(grid, [message.metadata.message_id for message in messages])))
 
 
-@case("after the time to live of a message its reply is an error", differs=["source of an error"])
+@case("after the time to live of a message its reply is an error", differs=["source of an error"], slow=True)
 def expired_message(app: App) -> None:
     add_slow(app, 4.0)
 
@@ -228,7 +228,7 @@ def pull_again(app: App) -> None:
         )
 
 
-@case("a pull before the reply has arrived is empty")
+@case("a pull before the reply has arrived is empty", slow=True)
 def pull_too_early(app: App) -> None:
     add_slow(app, 1.0)
 

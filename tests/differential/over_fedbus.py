@@ -40,13 +40,19 @@ class BusRun:
 
 
 async def run_over_fedbus(
-    case: Case, directory: Path, *, model: Arrays | None = None, first_round: int = 1, **table: Any
+    case: Case,
+    directory: Path,
+    *,
+    model: Arrays | None = None,
+    first_round: int = 1,
+    rounds: int = 0,
+    **table: Any,
 ) -> BusRun:
     """Run *case*, from *model* if there is a stored one. *table* are keys of ``[tool.fedbus]``."""
     record = directory / "fedbus.jsonl"
     record.unlink(missing_ok=True)
     module = MODULE.format(name=case.name)
-    plan = {"rounds": 0, "recruit_s": 20.0, "round_s": 60.0, **case.plan}
+    plan = {"rounds": rounds, "recruit_s": 20.0, "round_s": 60.0, **case.plan}
     async with open_memory_federation(directory, server=module, client=module, **plan) as federation:
         package = federation.package
         task = Task(

@@ -100,7 +100,7 @@ def empty_content(app: App) -> None:
     send_and_observe(app, RecordDict)
 
 
-@case("an ArrayRecord may be made of a list of arrays, or of a torch state dict")
+@case("an ArrayRecord may be made of a list of arrays, or of a torch state dict", slow=True)
 def sources_of_arrays(app: App) -> None:
     def make() -> RecordDict:
         import torch
