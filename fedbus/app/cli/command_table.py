@@ -132,7 +132,7 @@ _EVENTS: Final[CommandTable] = {
 _TASK: Final[CommandTable] = {
     "new": Command(
         "fedbus.app.cli.commands.task:new",
-        "Create a task: a small Flower app that trains, with comments on all settings of fedbus.",
+        "Create a task: a small app that trains, with comments on all settings of fedbus.",
     ),
     "validate": Command(
         "fedbus.app.cli.commands.task:validate",
