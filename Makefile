@@ -36,7 +36,7 @@ unit: $(READY)
 	$(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 test-all: $(READY)  ## all tests, including the slow ones
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not bench" $(PYTEST)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not bench and not differential" $(PYTEST)
 
 faults: $(READY)  ## fault tests: they kill and freeze processes
 	$(BIN)/pytest -m fault $(PYTEST)

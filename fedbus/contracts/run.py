@@ -44,8 +44,10 @@ class RunPlan(Body):
         """The number of rounds, as far as it is known before the run; 0 if it is not."""
         return self.rounds or self.app_rounds
 
-    def total_rounds_after(self, done: int) -> int:
-        """Return the number of rounds after *done* of them; 0 if it is not known, or the app has exceeded it."""
+    def total_rounds_after(self, done: int, *, is_finished: bool = False) -> int:
+        """Return the number of rounds after *done* of them; 0 if it is not known, or the app has another number."""
+        if is_finished and not self.rounds:
+            return done
         return self.total_rounds if done <= self.total_rounds else 0
 
 

@@ -92,9 +92,9 @@ class ErrorCode(IntEnum):
     CODE_RAISED = 2
     """The client's code raised."""
     MESSAGE_UNAVAILABLE = 3
-    """The client could not fetch the message."""
+    """The message or its reply could not be fetched, or the time to live of the message is over."""
     NO_REPLY = 4
-    """No reply in time, or it could not be fetched."""
+    """No reply within the time limit of the call. It may still come."""
     CLIENT_LOST = 5
     """The client failed, left the run, or is silent."""
 
@@ -218,10 +218,11 @@ class Messenger(Protocol):
         This blocks until the messages are published; each step of the iterator blocks until the next reply. At most
         `reply_queue.MAX_PREFETCHED_REPLIES` replies with blobs are in memory before they are taken: take them one by
         one, and release them. A message without a reply within *timeout_s*, the plan's ``round_s`` and its time to
-        live, or whose client leaves, yields a `ClientReply` with an error. Nothing raises because of a client.
+        live, or whose client leaves, yields a `ClientReply` with an error. Nothing raises because of a client. A reply
+        that comes after *timeout_s* can be collected.
         """
 
-    def post(self, messages: Iterable[OutgoingMessage], *, timeout_s: float | None = None) -> list[str]:
+    def post(self, messages: Iterable[OutgoingMessage]) -> list[str]:
         """Send *messages* without waiting for replies, and return their ids for `collect`."""
 
     def collect(self, message_ids: Iterable[str]) -> list[ClientReply]:
@@ -367,7 +368,7 @@ class TrainingLibrary(AppReader, Protocol):
 
     @property
     def packages(self) -> Sequence[str]:
-        """The distributions whose versions a bug report names: ``("my-library",)``."""
+        """The distributions whose versions a bug report names: ``("numpy",)``."""
 
     def check(self, task: Task, *, server_side: bool) -> None:
         """Import the code of *task*: that of the clients, and with *server_side* that of the server. Raises BadTask."""

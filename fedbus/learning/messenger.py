@@ -13,6 +13,7 @@ ends every call with MessengerClosed.
 
 import asyncio
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
@@ -66,6 +67,11 @@ __all__ = ["MAX_CONCURRENT_PUBLISHES", "MAX_PREFETCHED_REPLIES", "BusMessenger"]
 
 MAX_CONCURRENT_PUBLISHES: Final = 64
 """The limit of concurrent publishes that wait for the acknowledgement of the stream."""
+
+MAX_UNCLAIMED_REPLIES: Final = 10_000
+"""The limit of replies that wait for `BusMessenger.collect`; the oldest is dropped."""
+
+_NO_PAYLOAD: Final = Payload.pack(())
 
 log = structlog.get_logger("fedbus.learning")
 tracer = get_tracer("fedbus.learning")
@@ -150,7 +156,8 @@ class BusMessenger:
                 case ReplyReceived(sent=sent, reply=reply):
                     self._on_reply(sent, reply)
                 case ReplyLost(sent=sent, lost_reason=lost_reason, reason=reason):
-                    code = ErrorCode.CLIENT_LOST if lost_reason is LostReason.NODE else ErrorCode.NO_REPLY
+                    is_lost = lost_reason is LostReason.NODE
+                    code = ErrorCode.CLIENT_LOST if is_lost else ErrorCode.MESSAGE_UNAVAILABLE
                     self._on_reply(sent, ReplyError(code, f"{sent.client}: {reason}"))
                 case NodesChanged():
                     self._update_clients()
@@ -184,13 +191,20 @@ class BusMessenger:
             pending, reply_span=self._event_span, reply_message_id=self._event_id, answered_at=self._now()
         )
         if pending.queue is None:
-            self._unclaimed[sent.message_id] = pending, reply
+            self._keep_for_collect(pending, reply)
         elif isinstance(reply, ReplyError) or not has_blob(reply):
             pending.queue.put(make_fetched_reply(pending, reply))
         else:
             task = self._loop.create_task(self._fetch_into_queue(pending.queue, pending, reply))
             self._fetching.add(task)
             task.add_done_callback(self._fetching.discard)
+
+    def _keep_for_collect(self, pending: PendingMessage, reply: RoundReply | ReplyError) -> None:
+        """Keep *reply* without the payload of its request, for `collect`."""
+        request = replace(pending.message, payload=_NO_PAYLOAD)
+        self._unclaimed[pending.sent.message_id] = replace(pending, message=request), reply
+        while len(self._unclaimed) > MAX_UNCLAIMED_REPLIES:
+            del self._unclaimed[next(iter(self._unclaimed))]
 
     async def _fetch_into_queue(self, queue: ReplyQueue, pending: PendingMessage, reply: RoundReply) -> None:
         try:
@@ -209,9 +223,20 @@ class BusMessenger:
         except Exception as error:  # noqa: BLE001 - a failed fetch is the failure of this client only
             log.warning("Reply download failed", client=pending.sent.client, reason=str(error))
             reason = f"{pending.sent.client}: download of the reply failed: {error}"
-            failure = ReplyError(ErrorCode.NO_REPLY, reason)
+            failure = ReplyError(ErrorCode.MESSAGE_UNAVAILABLE, reason)
             return FetchedReply(pending, error=failure, holds_slot=holds_slot)
         return FetchedReply(pending, reply=reply, data=data, holds_slot=holds_slot)
+
+    def _detach(self, queue: ReplyQueue, timeout_s: float) -> None:
+        """End the wait of a call for its open messages. Their replies can be collected later."""
+        waiting = [pending for pending in self._pending.values() if pending.queue is queue]
+        for pending in waiting:
+            pending.lease.release_one()
+            request = replace(pending.message, payload=_NO_PAYLOAD)
+            detached = replace(pending, message=request, queue=None, lease=OfferLease(1))
+            self._pending[pending.sent.message_id] = detached
+            reason = f"{pending.sent.client}: no reply within {timeout_s:g} s"
+            queue.put(FetchedReply(pending, error=ReplyError(ErrorCode.NO_REPLY, reason)))
 
     async def _send(self, batches: list[tuple[Payload, list[PendingMessage]]]) -> None:
         """Offer each payload once, and publish its messages."""
@@ -302,11 +327,15 @@ class BusMessenger:
         self, messages: Iterable[OutgoingMessage], *, timeout_s: float | None = None
     ) -> Iterator[ClientReply]:
         queue = ReplyQueue(self._loop)
-        count = len(self._post(messages, timeout_s, queue))
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        count = len(self._post(messages, queue))
+        if end is not None and timeout_s is not None:
+            left_s = max(0.0, end - time.monotonic())
+            self._loop.call_soon_threadsafe(self._loop.call_later, left_s, self._detach, queue, timeout_s)
         return _ReplyStream(count, lambda: self._take(queue.get()))
 
-    def post(self, messages: Iterable[OutgoingMessage], *, timeout_s: float | None = None) -> list[str]:
-        return self._post(messages, timeout_s, None)
+    def post(self, messages: Iterable[OutgoingMessage]) -> list[str]:
+        return self._post(messages, None)
 
     def collect(self, message_ids: Iterable[str]) -> list[ClientReply]:
         return [self._take(fetched) for fetched in self._call(self._collect(list(message_ids)))]
@@ -329,9 +358,7 @@ class BusMessenger:
         with self._changed:
             return deepcopy(self._tallies[round_number])
 
-    def _post(
-        self, messages: Iterable[OutgoingMessage], timeout_s: float | None, queue: ReplyQueue | None
-    ) -> list[str]:
+    def _post(self, messages: Iterable[OutgoingMessage], queue: ReplyQueue | None) -> list[str]:
         with self._changed:
             self._check_open()
         by_payload: dict[int, list[OutgoingMessage]] = {}
@@ -342,16 +369,16 @@ class BusMessenger:
         batches = []
         for batch in by_payload.values():
             lease = OfferLease(len(batch))
-            pendings = [self._make_pending(message, timeout_s, lease, queue) for message in batch]
+            pendings = [self._make_pending(message, lease, queue) for message in batch]
             batches.append((batch[0].payload, pendings))
         if batches:
             self._call(self._send(batches))
         return ids
 
     def _make_pending(
-        self, message: OutgoingMessage, timeout_s: float | None, lease: OfferLease, queue: ReplyQueue | None
+        self, message: OutgoingMessage, lease: OfferLease, queue: ReplyQueue | None
     ) -> PendingMessage:
-        limits = (timeout_s, self._plan.round_s, message.ttl_s)
+        limits = (self._plan.round_s, message.ttl_s)
         limit_s = min(limit for limit in limits if limit is not None)
         with self._changed:
             self._latest_round = self._latest_round if message.round is None else message.round

@@ -272,8 +272,9 @@ const elapsed = (seconds) => (seconds < 60 ? `${seconds} s` : seconds < 3600 ? `
 const pad = (number) => String(number).padStart(2, "0");
 const COLLATE = new Intl.Collator(undefined, { numeric: true });
 const done = (facts) => facts.rounds.reduce((most, one) => Math.max(most, one.round), 0);
-/** The number of rounds of a run; 0 if only the app knows it, or has exceeded the number that it declares. */
+/** The number of rounds of a run; 0 if only the app knows it, or has another number than it declares. */
 const total = (facts) => {
+  if (facts.model && !facts.plan.rounds) return done(facts);
   const planned = facts.plan.rounds || facts.plan.app_rounds || 0;
   return done(facts) <= planned ? planned : 0;
 };

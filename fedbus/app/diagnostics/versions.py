@@ -29,12 +29,12 @@ def installed_versions() -> dict[str, str]:
 
 
 def _library_packages() -> list[str]:
-    """Return the packages of the training libraries that can be used."""
-    packages: dict[str, None] = {}
+    """Return the packages of the installed training libraries."""
+    packages: list[str] = []
     for name in installed_libraries():
         with suppress(LibraryUnusable):
-            packages |= dict.fromkeys(open_library(name).packages)
-    return list(packages)
+            packages += open_library(name).packages
+    return list(dict.fromkeys(packages))
 
 
 def nats_server_version() -> str | None:

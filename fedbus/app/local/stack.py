@@ -136,7 +136,7 @@ def thread_limits(clients: int) -> dict[str, str]:
     """Return the environment that divides the cores of this machine among the threads of the *clients*' libraries.
 
     OpenBLAS, MKL and torch use all cores by default. Several clients on one machine would slow each other down: a small
-    network in NumPy trains ten times slower on three clients and two cores. A limit that the user has set stands.
+    network in NumPy trains ten times slower on three clients and two cores. fedbus keeps a limit that the user has set.
     """
     if THREADS_VARIABLE in os.environ:
         return {}

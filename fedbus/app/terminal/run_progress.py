@@ -55,7 +55,7 @@ class RunProgress:
         if run is None:
             return start
         done = rounds_done(run.data)
-        total = run.data.plan.total_rounds_after(done)
+        total = run.data.plan.total_rounds_after(done, is_finished=run.state == RunState.FINISHED)
         parts = [
             describe_round(done, total, is_final=run.state in RUN.final),
             *self._describe_replies(run),

@@ -24,7 +24,7 @@ from fedbus.app.terminal.output import STATE_STYLES
 from fedbus.app.terminal.plain import pluralize, printable
 from fedbus.app.views.federation_status import device_usage, natural_key, sort_clients
 from fedbus.contracts.client import ClientState
-from fedbus.contracts.run import RunData
+from fedbus.contracts.run import RunData, RunState
 from fedbus.contracts.server import ServerData
 from fedbus.domain.federation_view import ClientView, EntityState, FederationView
 from fedbus.domain.run_participation import short_version
@@ -185,7 +185,8 @@ def _render_run(run: EntityState[RunData], width: int) -> RenderableType:
     start = Text.assemble(Text(f"{name:<10} ", style="bold"), state, " " * max(1, 12 - len(state)))
     bar_width = BAR_WIDTH if width < MIDDLE_WIDTH else 2 * BAR_WIDTH
     done = rounds_done(run.data)
-    bar = render_bar(done, run.data.plan.total_rounds_after(done), bar_width)
+    is_finished = run.state == RunState.FINISHED
+    bar = render_bar(done, run.data.plan.total_rounds_after(done, is_finished=is_finished), bar_width)
     return _truncate(Text.assemble(start, bar, f" {progress}"))
 
 
@@ -203,7 +204,7 @@ def run_cells(run: EntityState[RunData]) -> tuple[str, Text, str]:
     data = run.data
     last = data.rounds[-1] if data.rounds else None
     done = rounds_done(data)
-    total = data.plan.total_rounds_after(done)
+    total = data.plan.total_rounds_after(done, is_finished=run.state == RunState.FINISHED)
     parts = [f"{done}/{total}" if total else f"round {done}"]
     if last and last.loss is not None:
         parts.append(f"loss {last.loss:.4f}")

@@ -1,14 +1,22 @@
-"""Conversion between weights and Flower's ArrayRecord."""
+"""Conversion between weights and Flower's ArrayRecord and legacy Parameters.
 
-from collections.abc import Mapping
-from typing import Any
+An array that is not a NumPy array, such as the bytes of a booster, is a uint8 array named ``<name>.bytes`` in the
+stored weights.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.common import Parameters, ndarray_to_bytes
 
 from fedbus.learning import npy
-from fedbus.learning.flower.private_api import array_view
+from fedbus.learning.flower.private_api import NUMPY, array_view, serialized_buffer
 from fedbus.learning.weights import Arrays, BadWeights
+
+BYTES_SUFFIX: Final = ".bytes"
+_NPY_MAGIC: Final = b"\x93NUMPY"
 
 
 def from_record(record: ArrayRecord) -> Arrays:
@@ -20,6 +28,9 @@ def from_record(record: ArrayRecord) -> Arrays:
     """
     arrays = {}
     for name, array in record.items():
+        if array.stype != NUMPY:
+            arrays[name + BYTES_SUFFIX] = np.frombuffer(serialized_buffer(array), np.uint8)
+            continue
         try:
             arrays[name] = array_view(array)
         except npy.BadArray as error:
@@ -28,14 +39,50 @@ def from_record(record: ArrayRecord) -> Arrays:
 
 
 def to_record(arrays: Mapping[str, np.ndarray[Any, Any]]) -> ArrayRecord:
-    """Return *arrays* as an ArrayRecord."""
+    """Return *arrays* as an ArrayRecord. The dtype of bytes is "", their serialization type "bytes"."""
     record = ArrayRecord()
     for name, array in arrays.items():
-        record[name] = Array(np.asarray(array))
+        if name.endswith(BYTES_SUFFIX):
+            record[name.removesuffix(BYTES_SUFFIX)] = Array("", (), "bytes", array.tobytes())
+        else:
+            record[name] = Array(np.asarray(array))
     return record
+
+
+def with_types_of(record: ArrayRecord, types: ArrayRecord) -> ArrayRecord:
+    """Return *record* with the serialization types of *types* where both have bytes of one name."""
+    typed = ArrayRecord()
+    for name, array in record.items():
+        like = types.get(name, array)
+        is_other = NUMPY not in {like.stype, array.stype}
+        typed[name] = Array(like.dtype, like.shape, like.stype, array.data) if is_other else array
+    return typed
+
+
+def from_parameters(parameters: Parameters) -> Arrays:
+    """Return the tensors of legacy *parameters*, named ``0``, ``1``, …; those that are no arrays as bytes."""
+    return from_record(
+        ArrayRecord(
+            {str(number): _tensor_to_array(tensor) for number, tensor in enumerate(parameters.tensors)}
+        )
+    )
+
+
+def to_parameters(names: Iterable[str], arrays: Arrays, *, tensor_type: str) -> Parameters:
+    """Return the *arrays* with *names* as legacy parameters, in the order of *names*."""
+    tensors = [
+        arrays[name].tobytes() if name.endswith(BYTES_SUFFIX) else ndarray_to_bytes(arrays[name])
+        for name in names
+    ]
+    return Parameters(tensors, tensor_type)
 
 
 def single_array_record(content: RecordDict) -> ArrayRecord | None:
     """Return the ArrayRecord of *content* if it has exactly one, else None."""
     records = list(content.array_records.values())
     return records[0] if len(records) == 1 else None
+
+
+def _tensor_to_array(tensor: bytes) -> Array:
+    stype = NUMPY if tensor.startswith(_NPY_MAGIC) else "bytes"
+    return Array("", (), stype, tensor)

@@ -6,6 +6,7 @@ reply with Flower's error code; the host continues.
 
 import time
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Final
 
 import structlog
@@ -13,12 +14,18 @@ from flwr.app import Context, Message, Metadata, RecordDict
 
 from fedbus.learning.flower import record_codec, task_code
 from fedbus.learning.flower.node_ids import node_id, run_number
-from fedbus.learning.flower.private_api import CLIENT_APP_RAISED, SERVER_NODE_ID, build_message
+from fedbus.learning.flower.private_api import (
+    CLIENT_APP_RAISED,
+    SERVER_NODE_ID,
+    UNKNOWN_ERROR,
+    build_message,
+)
 from fedbus.learning.library import ClientJob, ClientResponse, ErrorCode, IncomingMessage, ReplyError
 from fedbus.learning.payload import Payload
 from fedbus.learning.round_metrics import normalize_metrics
 
 MAX_REASON_CHARS: Final = 1000
+RUN_CONFIG_CHANGED: Final = "the ClientApp changed `context.run_config`, which Flower does not allow"
 
 METRIC_PREFIXES: Final = {"train": "train_", "evaluate": "eval_"}
 """Prefixes of metric names, by the first part of Flower's message type."""
@@ -50,14 +57,25 @@ class ClientAppHost:
         except record_codec.RecordDecodeError as error:
             return _make_error(ErrorCode.MESSAGE_UNAVAILABLE, f"cannot decode the message: {error}")
         self._context.node_config = dict(message.node_config)
+        state = deepcopy(self._context.state)
         start = time.monotonic()
         try:
             reply = self._app(self._make_message(message, content), self._context)
-            return _make_response(message.kind, reply, start)
+            response = _make_response(message.kind, reply, start)
+            if self._context.run_config == self._job.config:
+                return response
+            self._restore(state)
+            return _make_error(UNKNOWN_ERROR, RUN_CONFIG_CHANGED, start=start)
         except (Exception, SystemExit) as error:
+            self._restore(state)
             log.warning("ClientApp raised", run=self._job.run, round=message.round, exc_info=error)
             reason = f"the ClientApp raised {task_code.describe_error(error, self._job.path)}"
             return _make_error(CLIENT_APP_RAISED, reason, start=start, kind=type(error).__name__)
+
+    def _restore(self, state: RecordDict) -> None:
+        """Set the context to that before the message: as in Flower, a message that fails leaves no trace in it."""
+        self._context.state = state
+        self._context.run_config = self._job.config
 
     def close(self) -> None:
         """Do nothing: the state ends with the process."""
@@ -78,15 +96,17 @@ class ClientAppHost:
 
 
 def client_metrics(kind: str, content: RecordDict) -> Mapping[str, float]:
-    """Return the metrics of a reply by their common names, such as ``train_loss`` and ``eval_accuracy``."""
+    """Return the metrics of a reply by their common names, such as ``train_loss`` and ``eval_accuracy``.
+
+    If two records share a name, that of the later record is ``train_<record>.loss``.
+    """
     prefix = METRIC_PREFIXES.get(kind.partition(".")[0])
-    if prefix is None:
-        return {}
-    return {
-        name: value
-        for metrics in content.metric_records.values()
-        for name, value in normalize_metrics(metrics, prefix=prefix).items()
-    }
+    metrics: dict[str, float] = {}
+    for record_name, record in content.metric_records.items() if prefix is not None else ():
+        for name, value in normalize_metrics(record, prefix=prefix or "").items():
+            key = name if name not in metrics else f"{prefix}{record_name}.{name.removeprefix(prefix or '')}"
+            metrics[key] = value
+    return metrics
 
 
 def _make_response(kind: str, reply: object, start: float) -> ClientResponse:
@@ -94,7 +114,7 @@ def _make_response(kind: str, reply: object, start: float) -> ClientResponse:
     if not isinstance(reply, Message):
         raise TypeError(f"it returned {type(reply).__name__} instead of a flwr.app.Message")
     if reply.has_error():
-        return _make_error(reply.error.code, reply.error.reason or "", start=start)
+        return _make_error(reply.error.code, reply.error.reason or "", start=start, of_app=True)
     encoded = record_codec.encode(reply.content)
     return ClientResponse(
         payload=Payload.pack(encoded.buffers, as_blob=encoded.has_arrays),
@@ -105,6 +125,10 @@ def _make_response(kind: str, reply: object, start: float) -> ClientResponse:
     )
 
 
-def _make_error(code: int, reason: str, *, start: float | None = None, kind: str = "") -> ClientResponse:
-    error = ReplyError(code, " ".join(reason.split())[:MAX_REASON_CHARS], kind or str(code))
+def _make_error(
+    code: int, reason: str, *, start: float | None = None, kind: str = "", of_app: bool = False
+) -> ClientResponse:
+    """Make an error reply. The text of an error *of_app* stays as it is, up to the limit."""
+    text = reason if of_app else " ".join(reason.split())
+    error = ReplyError(code, text[:MAX_REASON_CHARS], kind or str(code))
     return ClientResponse(error=error, train_s=0.0 if start is None else time.monotonic() - start)

@@ -20,7 +20,7 @@ from fedbus.learning.flower.contribution import (
     UpdateRecorder,
     make_update_directory,
 )
-from fedbus.learning.flower.replies import Replies
+from fedbus.learning.flower.replies import ReplyStream
 from fedbus.learning.round_log import RoundLog
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class CohortPolicy:
     ) -> T:
         """Return *aggregate* of the weighted *replies*, and write the contributions of the clients to *round_log*."""
         measures = evaluate is not None and self.contributions.is_due(round_number)
-        if not isinstance(replies, Replies) or not (measures or self.selection.weights is not None):
+        if not (measures or self.selection.weights is not None):
             return aggregate(replies)
         with ExitStack() as stack:
             observers: list[Callable[[Message], None]] = []
@@ -104,14 +104,15 @@ WEIGHTED_BY = "num-examples"
 """Flower's default `weighted_by_key`: the sample count of an update."""
 
 
-def _observe_replies(replies: Replies, observers: list[Callable[[Message], None]]) -> Replies:
-    """Return the same replies; all *observers* get each reply before it is taken."""
-    source = replies.drain()
+def _observe_replies(
+    replies: Iterable[Message], observers: list[Callable[[Message], None]]
+) -> ReplyStream | list[Message]:
+    """Return the same replies; all *observers* get each reply before the aggregation does."""
 
-    def take() -> Message:
-        message = next(source)
-        for observe in observers:
-            observe(message)
-        return message
+    def observe(reply: Message) -> Message:
+        for observer in observers:
+            observer(reply)
+        return reply
 
-    return Replies(len(replies), take)
+    observed = map(observe, replies)
+    return ReplyStream(observed) if isinstance(replies, ReplyStream) else list(observed)

@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import cast
 
+import structlog
 from flwr.app import Error, Message, Metadata, RecordDict
 
 from fedbus.learning.flower import record_codec
@@ -16,17 +18,32 @@ from fedbus.learning.flower.node_ids import node_id, run_number
 from fedbus.learning.flower.node_polling import MAX_BLOCK_S, NodePoller, not_enough_clients
 from fedbus.learning.flower.private_api import (
     SERVER_NODE_ID,
+    SYSTEM_MESSAGE_TYPE,
     UNKNOWN_ERROR,
     Run,
     build_message,
     empty_run,
     set_message_id,
 )
-from fedbus.learning.flower.replies import GridClosed, Replies, round_number_of, sample_count
+from fedbus.learning.flower.replies import (
+    GridClosed,
+    ReplyStream,
+    StreamedMessages,
+    round_number_of,
+    sample_count,
+)
 from fedbus.learning.flower.run_grid import RunGrid
-from fedbus.learning.library import ClientReply, Messenger, MessengerClosed, OutgoingMessage, RoundTally
+from fedbus.learning.library import (
+    ClientReply,
+    ErrorCode,
+    Messenger,
+    MessengerClosed,
+    OutgoingMessage,
+    RoundTally,
+)
 from fedbus.learning.payload import Payload
 
+log = structlog.get_logger("fedbus.learning")
 _node_id = lru_cache(maxsize=None)(node_id)
 
 
@@ -34,12 +51,15 @@ class MessengerGrid(RunGrid):
     """The Grid of one run."""
 
     def __init__(self, messenger: Messenger) -> None:
+        super().__init__()
         self._messenger = messenger
         self._run = empty_run(run_number(messenger.run))
         self._clients: dict[int, str] = {}
         """The clients that were present at some time, by Flower's node id."""
         self._requests: dict[str, Metadata] = {}
-        """The metadata of pushed messages whose replies were not pulled, by message id."""
+        """The metadata of messages whose replies can be pulled, by message id."""
+        self._round: int | None = None
+        """The round that messages count for; None is the round that they name themselves."""
         self._calls_made = 0
         """Count of send and pull calls; a thread that made one since its last poll does not wait for nodes."""
         self._pollers = threading.local()
@@ -70,41 +90,71 @@ class MessengerGrid(RunGrid):
     def get_node_ids(self) -> list[int]:
         """Return the ids of the present nodes.
 
-        A thread that only polls this method is blocked until a node joins, at most `MAX_BLOCK_S` at a time.
+        A strategy that only polls this method is blocked until a node joins, at most `MAX_BLOCK_S` at a time.
 
         Raises:
-            NotEnoughClients: this thread has polled for longer than the plan's recruiting time.
+            NotEnoughClients: a strategy has polled for longer than the plan's recruiting time.
             GridClosed: the run has ended.
 
         """
         with _as_grid_closed():
-            return [_node_id(client) for client in self._wait_for_clients()]
+            clients = self._wait_for_clients() if self.is_waiting_for_nodes else self._messenger.clients()
+        self._clients |= {_node_id(client): client for client in clients}
+        return [_node_id(client) for client in clients]
+
+    def set_round(self, number: int | None) -> None:
+        """Set the round of the run for which messages count from now on; None: the round that they name themselves."""
+        self._round = number
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Send *messages*, and return their ids. A message to a node that never was part of the run gets none."""
         with self._call():
             outgoing = self._encode(messages)
             self._requests |= {item.message_id: message.metadata for item, message in outgoing}
             return self._messenger.post(item for item, _ in outgoing)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies to *message_ids* that have arrived, each once."""
+        """Return the replies to *message_ids* that have arrived, each once, and an error for each unknown id."""
+        ids = list(dict.fromkeys(message_ids))
+        known = [message_id for message_id in ids if message_id in self._requests]
+        unknown = [message_id for message_id in ids if message_id not in self._requests]
         with self._call():
-            replies = self._messenger.collect(message_ids)
-        return [self._decode(reply, self._requests.pop(reply.request.message_id)) for reply in replies]
+            replies = self._messenger.collect(known)
+        pulled = [self._decode(reply, self._requests.pop(reply.request.message_id)) for reply in replies]
+        return pulled + [self._make_unknown(message_id) for message_id in unknown]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Replies:
-        """Send *messages* and return their replies in order of arrival. A lost reply is an error message."""
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Send *messages*, wait for their replies, and return them in order of arrival.
+
+        A reply that does not come within *timeout* seconds is absent, and can be pulled later. A message whose node
+        fails, or whose time to live ends, gets an error reply. `StreamedMessages` get a `ReplyStream` instead.
+        """
+        if timeout is not None and timeout <= 0:
+            self.push_messages(messages)
+            return []
+        received = self._send(messages, timeout)
+        is_streamed = isinstance(messages, StreamedMessages)
+        return cast("list[Message]", ReplyStream(received)) if is_streamed else list(received)
+
+    def _send(self, messages: Iterable[Message], timeout: float | None) -> Iterator[Message]:
+        """Send *messages*, and return an iterator that waits for their replies."""
         with self._call():
             outgoing = self._encode(messages)
             requests = {item.message_id: message.metadata for item, message in outgoing}
             replies = self._messenger.send((item for item, _ in outgoing), timeout_s=timeout)
+        return self._receive(replies, requests)
 
-        def take() -> Message:
+    def _receive(self, replies: Iterator[ClientReply], requests: dict[str, Metadata]) -> Iterator[Message]:
+        while True:
             with _as_grid_closed():
-                reply = next(replies)
-            return self._decode(reply, requests.pop(reply.request.message_id))
-
-        return Replies(len(outgoing), take)
+                reply = next(replies, None)
+            if reply is None:
+                return
+            request = requests.pop(reply.request.message_id)
+            if reply.error is not None and reply.error.code == ErrorCode.NO_REPLY:
+                self._requests[reply.request.message_id] = request
+            else:
+                yield self._decode(reply, request)
 
     def tally(self, round_number: int) -> RoundTally:
         """Return a copy of the participants of the round so far."""
@@ -112,26 +162,34 @@ class MessengerGrid(RunGrid):
 
     def client_of(self, node: int) -> str:
         """Return the client of Flower's node id *node*; a client that has left, too."""
+        return self._find_client(node) or f"node {node}"
+
+    def _find_client(self, node: int) -> str | None:
+        """Return the client of *node*, also of one that has left; None if there never was one."""
         if node not in self._clients:
             known = [*self._messenger.clients(), *self._messenger.failed_clients()]
             self._clients |= {_node_id(client): client for client in known}
-        return self._clients.get(node, f"node {node}")
+        return self._clients.get(node)
 
     def _encode(self, messages: Iterable[Message]) -> list[tuple[OutgoingMessage, Message]]:
         """Encode and hash each content once, however many messages share it."""
         payloads: dict[int, Payload] = {}
         outgoing = []
         for message in messages:
+            metadata = message.metadata
+            client = self._find_client(metadata.dst_node_id)
+            if client is None:
+                log.warning("Dropping a message to an unknown node", node=metadata.dst_node_id)
+                continue
             key = id(message.content)
             if key not in payloads:
                 encoded = record_codec.encode(message.content)
                 payloads[key] = Payload.pack(encoded.buffers, as_blob=encoded.has_arrays)
-            metadata = message.metadata
             item = OutgoingMessage(
-                client=self.client_of(metadata.dst_node_id),
+                client=client,
                 kind=metadata.message_type,
                 payload=payloads[key],
-                round=round_number_of(message),
+                round=round_number_of(message) if self._round is None else self._round,
                 group_id=metadata.group_id,
                 ttl_s=metadata.ttl,
                 created_at=metadata.created_at,
@@ -139,6 +197,22 @@ class MessengerGrid(RunGrid):
             set_message_id(message, item.message_id)
             outgoing.append((item, message))
         return outgoing
+
+    def _make_unknown(self, message_id: str) -> Message:
+        """Return Flower's error reply to a message that does not exist, or whose reply has been pulled."""
+        metadata = Metadata(
+            run_id=self._run.run_id,
+            message_id="",
+            src_node_id=SERVER_NODE_ID,
+            dst_node_id=SERVER_NODE_ID,
+            reply_to_message_id=message_id,
+            group_id="",
+            created_at=time.time(),
+            ttl=0,
+            message_type=SYSTEM_MESSAGE_TYPE,
+        )
+        reason = f"there is no message {message_id!r}, or its reply has been pulled"
+        return build_message(metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
 
     def _decode(self, reply: ClientReply, request: Metadata) -> Message:
         """Decode *reply* to a Flower message; an undecodable reply becomes an error message of its client."""

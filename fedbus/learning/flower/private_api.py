@@ -28,6 +28,7 @@ with flower_version.checked_imports():
     from flwr.server.workflow import DefaultWorkflow
     from flwr.serverapp.strategy import FedAvg, Strategy
     from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+    from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
     from flwr.supercore.run import Run, RunNotRunningException
     from flwr.supercore.task_identity import TaskIdentity
 
@@ -59,6 +60,7 @@ __all__ = [
     "NO_REPLY",
     "NUMPY",
     "SERVER_NODE_ID",
+    "SYSTEM_MESSAGE_TYPE",
     "UNKNOWN_ERROR",
     "BorrowedArray",
     "Run",

@@ -1,11 +1,6 @@
-"""The replies to a `send_and_receive`, as the list that Flower expects.
+"""The replies to a `send_and_receive`: a list as in Flower, or a stream for a strategy that allows it."""
 
-They are yielded in order of arrival. Plain iteration keeps them, like the list that Flower returns. `Replies.drain`
-yields each once and releases it, so that an aggregation holds only a few in memory.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
-from typing import overload
+from collections.abc import Iterable, Iterator
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
@@ -20,58 +15,27 @@ class GridClosed(MessengerClosed, RunNotRunningException):
     """
 
 
-class Replies(Sequence[Message]):
-    """The replies to one `send_and_receive`, in order of arrival, as the list that Flower expects."""
+class StreamedMessages(Iterable[Message]):
+    """Messages whose replies the sender takes one by one and releases, so that memory does not grow with the cohort.
 
-    def __init__(self, count: int, take: Callable[[], Message]) -> None:
-        self._missing = count
-        self._count = count
-        self._take = take
-        self._cached: list[Message] = []
-        self._drained = False
+    `MessengerGrid.send_and_receive` returns a `ReplyStream` for them, and a list for all others.
+    """
 
-    def __bool__(self) -> bool:
-        return self._count > 0
-
-    def __len__(self) -> int:
-        return self._count
+    def __init__(self, messages: Iterable[Message]) -> None:
+        self._messages = messages
 
     def __iter__(self) -> Iterator[Message]:
-        self._check_not_drained()
-        for index in range(self._count):
-            self._cache_until(index + 1)
-            yield self._cached[index]
+        return iter(self._messages)
 
-    @overload
-    def __getitem__(self, index: int) -> Message: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Message]: ...
-    def __getitem__(self, index: int | slice) -> Message | list[Message]:
-        self._check_not_drained()
-        self._cache_until(self._count)
-        return self._cached[index]
 
-    def drain(self) -> Iterator[Message]:
-        """Yield each reply once, without keeping it. Raises RuntimeError on a second call."""
-        self._check_not_drained()
-        self._drained = True
-        while self._cached:
-            yield self._cached.pop(0)
-        while self._missing:
-            self._missing -= 1
-            yield self._take()
+class ReplyStream(Iterator[Message]):
+    """The replies to `StreamedMessages` in order of arrival, each once."""
 
-    def _cache_until(self, count: int) -> None:
-        while len(self._cached) < count:
-            self._cached.append(self._take())
-            self._missing -= 1
+    def __init__(self, replies: Iterable[Message]) -> None:
+        self._replies = iter(replies)
 
-    def _check_not_drained(self) -> None:
-        if self._drained:
-            raise RuntimeError(
-                "streaming aggregation has released the replies of this round. "
-                'Set aggregation = "stock" in [tool.fedbus] for a strategy that reads them again'
-            )
+    def __next__(self) -> Message:
+        return next(self._replies)
 
 
 def round_number_of(message: Message) -> int | None:

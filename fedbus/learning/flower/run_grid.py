@@ -1,6 +1,9 @@
 """The Grid of a run: Flower's Grid, with what the hooks of strategies need in addition."""
 
+import threading
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from flwr.serverapp import Grid
 
@@ -9,6 +12,9 @@ from fedbus.learning.library import RoundTally
 
 class RunGrid(Grid):
     """The Grid of one run, whatever carries its messages."""
+
+    def __init__(self) -> None:
+        self._waits = threading.local()
 
     @property
     @abstractmethod
@@ -22,3 +28,21 @@ class RunGrid(Grid):
     @abstractmethod
     def tally(self, round_number: int) -> RoundTally:
         """Return a copy of the participants of the round so far."""
+
+    @abstractmethod
+    def set_round(self, number: int | None) -> None:
+        """Set the round of the run for which messages count from now on; None: the round that they name themselves."""
+
+    @property
+    def is_waiting_for_nodes(self) -> bool:
+        """Whether a strategy that runs in this thread polls for nodes if it only calls `get_node_ids`."""
+        return getattr(self._waits, "is_strategy", False)
+
+    @contextmanager
+    def waiting_for_nodes(self) -> Iterator[None]:
+        """Treat polling for nodes in this thread as a strategy's wait for clients, until the block ends."""
+        before, self._waits.is_strategy = self.is_waiting_for_nodes, True
+        try:
+            yield
+        finally:
+            self._waits.is_strategy = before

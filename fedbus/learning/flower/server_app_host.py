@@ -6,9 +6,11 @@ loop reads the model from ``context.state["fedbus.model"]`` and writes the resul
 """
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+import structlog
 from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import ServerApp
 
@@ -18,14 +20,19 @@ from fedbus.learning.flower.cohort import CohortPolicy
 from fedbus.learning.flower.contribution import ContributionEvaluator, ContributionLimits
 from fedbus.learning.flower.grid import MessengerGrid
 from fedbus.learning.flower.legacy_strategy_hook import LegacyHook
+from fedbus.learning.flower.model_binding import ModelBinding, bind
 from fedbus.learning.flower.private_api import SERVER_NODE_ID, set_process_identity
 from fedbus.learning.flower.replies import GridClosed
+from fedbus.learning.flower.round_counter import RoundCounter
 from fedbus.learning.flower.run_grid import RunGrid
 from fedbus.learning.flower.strategy_hook import StrategyHook
 from fedbus.learning.flower.streaming_aggregation import streaming_aggregation
 from fedbus.learning.library import Messenger, NotEnoughClients, OnRound, ServerJob, TrainingFailed
 from fedbus.learning.round_log import RoundLog
-from fedbus.learning.weights import Arrays, BadWeights
+from fedbus.learning.task_model import first_arrays
+from fedbus.learning.weights import Arrays, BadWeights, architecture_digest
+
+logger = structlog.get_logger("fedbus.learning")
 
 MODEL_KEY: Final = "fedbus.model"
 RESULT_KEY: Final = "fedbus.result"
@@ -36,16 +43,6 @@ class ServerAppFailed(TrainingFailed):
     """The task's ServerApp raised. The text is one line with the exception."""
 
 
-class NoModelResult(ServerAppFailed):
-    """The ServerApp ended without a final model."""
-
-    def __init__(self, reference: str) -> None:
-        super().__init__(
-            f"the ServerApp {reference!r} ended without a final model. Train with `start` of a Flower strategy, "
-            f"or assign the final ArrayRecord to context.state[{RESULT_KEY!r}]"
-        )
-
-
 class ServerAppHost:
     """The ServerApp of one run. Raises BadTask if it cannot be loaded."""
 
@@ -53,16 +50,16 @@ class ServerAppHost:
         self._job = job
         self._app = task_code.load_server_app(job.path, job.task.app["serverapp"])
 
-    def run(self, messenger: Messenger, on_round: OnRound) -> Arrays:
-        """Run the ServerApp to its end in this thread, and return the final model."""
+    def run(self, messenger: Messenger, on_round: OnRound) -> Arrays | None:
+        """Run the ServerApp to its end in this thread, and return the final model, if it has one."""
         return run_server_app(self._app, MessengerGrid(messenger), self._job, on_round)
 
     def close(self) -> None:
         """Do nothing: the app ends with the process."""
 
 
-def run_server_app(app: ServerApp, grid: RunGrid, job: ServerJob, on_round: OnRound) -> Arrays:
-    """Run *app* to its end in this thread, and return the final model.
+def run_server_app(app: ServerApp, grid: RunGrid, job: ServerJob, on_round: OnRound) -> Arrays | None:
+    """Run *app* to its end in this thread, and return the final model; None if the app ended without one.
 
     *on_round* is called in this thread after each round, with its result and the global model.
 
@@ -70,44 +67,65 @@ def run_server_app(app: ServerApp, grid: RunGrid, job: ServerJob, on_round: OnRo
         ArchitectureMismatch: the stored model does not have the app's architecture.
         NotEnoughClients: the recruiting time ended before enough clients joined.
         GridClosed: the Grid was closed during the run.
-        NoModelResult: the app ended without a final model.
         ServerAppFailed: the app raised.
 
     """
+    table = job.task.table
     log = RoundLog(
         job.model, run=grid.run_name, first_round=job.first_round, tally=grid.tally, on_round=on_round
     )
-    record = to_record(job.model)
-    limits = ContributionLimits(**job.task.table.contribution.model_dump(by_alias=False))
-    rounds = {"rounds": rounds_left(job), "first_round": job.first_round}
+    limits = ContributionLimits(**table.contribution.model_dump(by_alias=False))
     cohort = CohortPolicy(grid.client_of, job.selection, ContributionEvaluator(limits))
-    strategy_hook = StrategyHook(job.model, record, log=log, cohort=cohort, **rounds)
-    legacy_hook = LegacyHook(job.model, recruit_s=job.plan.recruit_s, log=log, **rounds)
-    context = _make_context(grid, job, record)
+    rounds = RoundCounter.resume_at(job.first_round, planned=job.plan.rounds)
+    streaming = table.aggregation.method == "streaming"
+    strategy_hook = StrategyHook(
+        partial(_bind_model, job), rounds=rounds, log=log, cohort=cohort, grid=grid, streaming=streaming
+    )
+    legacy_hook = LegacyHook(
+        partial(_bind_model, job), rounds=rounds, recruit_s=job.plan.recruit_s, log=log, grid=grid
+    )
+    context = _make_context(grid, job)
     with ExitStack() as hooks:
         hooks.enter_context(strategy_hook.install())
         hooks.enter_context(legacy_hook.install())
-        if job.task.table.aggregation.method == "streaming":
+        if streaming:
             hooks.enter_context(streaming_aggregation())
         _run_app(app, grid, context, job.path)
     if isinstance(result := context.state.get(RESULT_KEY), ArrayRecord):
-        return from_record(result)
+        binding = ModelBinding(job.model, is_fixed=table.architecture == "fixed")
+        return binding.to_model(from_record(result))
     if strategy_hook.was_used or legacy_hook.was_used:
-        return log.latest
-    raise NoModelResult(job.task.app["serverapp"])
+        return log.latest or None
+    logger.warning(
+        "ServerApp ended without a model",
+        run=grid.run_name,
+        hint=f"train with `start` of a Flower strategy, or assign an ArrayRecord to context.state[{RESULT_KEY!r}]",
+    )
+    return None
 
 
-def rounds_left(job: ServerJob) -> int:
-    """Return the number of rounds that are left of the plan."""
-    return max(0, (job.plan.total_rounds or 3) - job.first_round + 1)
+def _bind_model(job: ServerJob, app: Arrays) -> ModelBinding:
+    is_fixed = job.task.table.architecture == "fixed"
+    return bind(job.model, app, is_built=partial(_is_built, job), is_fixed=is_fixed)
 
 
-def _make_context(grid: RunGrid, job: ServerJob, record: ArrayRecord) -> Context:
+def _is_built(job: ServerJob) -> bool:
+    """Return whether the stored model has the architecture of the task's model builder. This builds a model."""
+    if job.task.table.model is None:
+        return False
+    try:
+        built = first_arrays(job.task) or {}
+    except task_code.BadTask:
+        return True  # it built the stored model once
+    return architecture_digest(built) == architecture_digest(job.model)
+
+
+def _make_context(grid: RunGrid, job: ServerJob) -> Context:
     set_process_identity(grid.run.run_id)
     config = job.config
-    if ROUNDS_KEY in config:
-        config[ROUNDS_KEY] = rounds_left(job)
-    state = RecordDict({MODEL_KEY: record})
+    if job.plan.rounds and ROUNDS_KEY in config:
+        config[ROUNDS_KEY] = job.plan.rounds
+    state = RecordDict({MODEL_KEY: to_record(job.model)} if job.model else None)
     return Context(grid.run.run_id, SERVER_NODE_ID, node_config={}, state=state, run_config=config)
 
 

@@ -1,127 +1,178 @@
 """A hook around `Strategy.start` that injects the stored model, reports each round, and takes the final model.
 
 Every app with a Flower strategy trains through the public method `start`. While the hook is installed, `start`
-of `Strategy` and of each loaded subclass is wrapped. During the call, the strategy's methods are wrapped on the
+of `Strategy` and of each subclass is wrapped. During the call, the strategy's methods are wrapped on the
 instance; afterwards everything is restored. A round ends when the next one is configured, or when `start`
 returns, so that the hook also works for a strategy with its own loop.
+
+The app sees Flower's own behaviour: its number of rounds, rounds from 1 in each `start`, and its results. Only a
+run with a number of rounds of its own, or one that resumes, changes the number of the first `start`.
 
 The decision is in docs/decisions/0004-hook-into-strategy-start.md.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, Final, TypeVar
 
-from flwr.app import ArrayRecord
-from flwr.serverapp.strategy import Strategy
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp.strategy import Result, Strategy
 
-from fedbus.learning.flower.array_records import from_record
+from fedbus.learning.flower.array_records import from_record, to_record, with_types_of
 from fedbus.learning.flower.cohort import CohortPolicy
+from fedbus.learning.flower.model_binding import ModelBinding
+from fedbus.learning.flower.replies import StreamedMessages
+from fedbus.learning.flower.round_counter import RoundCounter
+from fedbus.learning.flower.run_grid import RunGrid
+from fedbus.learning.flower.streaming_aggregation import allows_streaming
 from fedbus.learning.round_log import RoundLog
-from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_difference
+from fedbus.learning.weights import Arrays
+
+T = TypeVar("T")
+_STOCK_START: Final = Strategy.start
+_HISTORIES: Final = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
 
 
 class StrategyHook:
-    """The hook for one call of a ServerApp.
+    """The hook for one call of a ServerApp. *bind_model* binds the app's arrays to the stored model.
 
-    *model* and *record* are the stored model; *rounds* is the number of rounds left, the first of which is
-    *first_round*. `was_used` is True if the app called `Strategy.start`.
+    `was_used` is True if the app called `Strategy.start`.
     """
 
     def __init__(
         self,
-        model: Arrays,
-        record: ArrayRecord,
+        bind_model: Callable[[Arrays], ModelBinding],
         *,
-        rounds: int,
-        first_round: int,
+        rounds: RoundCounter,
         log: RoundLog,
         cohort: CohortPolicy,
+        grid: RunGrid,
+        streaming: bool,
     ) -> None:
-        self._model = model
-        self._record = record
+        self._bind_model = bind_model
         self._rounds = rounds
-        self._offset = first_round - 1
         self._log = log
         self._cohort = cohort
+        self._grid = grid
+        self._streaming = streaming
+        self._binding = ModelBinding({})
+        self._types = ArrayRecord()
+        """The app's initial arrays, for the serialization types of those that are bytes."""
         self._evaluate: Callable[..., Any] | None = None
-        self._round = self._offset
         self._is_running = False
-        self._model_names: dict[str, str] = {}
-        """The stored tensor names by the app's, if the app only numbers its arrays."""
+        self._is_stock_loop = False
+        """Whether Flower's own `start` runs, which passes the replies to `aggregate_train` and releases them."""
+        self._is_prepared = False
+        """Whether the arguments of this `start` are replaced."""
+        self._is_injected = False
+        """Whether a `start` has begun with the stored model."""
         self.was_used = False
 
     @contextmanager
     def install(self) -> Iterator[None]:
-        """Wrap `start` of all loaded strategies until the block ends."""
+        """Wrap `start` of all strategies until the block ends, also of those that are defined meanwhile."""
         with ExitStack() as undo:
             for strategy_class in loaded_subclasses(Strategy):
-                if "start" in vars(strategy_class):
-                    undo.callback(setattr, strategy_class, "start", strategy_class.start)
-                    strategy_class.start = self._wrap_start(strategy_class.start)
+                self._wrap_class(strategy_class, undo)
+
+            def wrap_new_class(cls: type[Strategy], /, **options: Any) -> None:
+                super(Strategy, cls).__init_subclass__(**options)
+                self._wrap_class(cls, undo)
+
+            undo.callback(delattr, Strategy, "__init_subclass__")
+            Strategy.__init_subclass__ = classmethod(wrap_new_class)  # type: ignore[assignment, method-assign]
             yield
+
+    def _wrap_class(self, strategy_class: Any, undo: ExitStack) -> None:
+        if "start" in vars(strategy_class):
+            undo.callback(setattr, strategy_class, "start", strategy_class.start)
+            strategy_class.start = self._wrap_start(strategy_class.start)
 
     def _wrap_start(self, start: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(start)
         def hooked(strategy: Strategy, *args: Any, **kwargs: Any) -> Any:
-            if self._is_running:  # an overridden start that calls the inherited one
-                return start(strategy, *args, **kwargs)
             call = inspect.signature(start).bind(strategy, *args, **kwargs)
             call.apply_defaults()
-            self._inject_initial_model(call.arguments)
-            self._is_running = True
+            if self._is_running:  # an overridden start that calls the inherited one
+                return self._run_inherited(start, call)
+            self._is_running, self._is_prepared = True, False
             try:
                 with self._wrap_methods(strategy):
-                    result = start(*call.args, **call.kwargs)
-                self._log.end_round(self._round)
+                    result = self._run_inherited(start, call)
+                self._take_result(result)
             finally:
                 self._is_running = False
                 self._log.trace.end_round()
-            self._offset = self._round
-            return self._renumber_rounds(result)
+                self._grid.set_round(None)
+            return self._complete_result(result)
 
         return hooked
 
-    def _inject_initial_model(self, arguments: dict[str, Any]) -> None:
-        """Set the stored model and the planned rounds. A second `start` of an app keeps the app's own arguments."""
-        if not self.was_used:
-            initial = self._model_with_names_of(arguments.get("initial_arrays"))
-            injected = {"initial_arrays": initial, "num_rounds": self._rounds}
-            arguments.update({name: value for name, value in injected.items() if name in arguments})
+    def _run_inherited(self, start: Callable[..., Any], call: inspect.BoundArguments) -> Any:
+        if not self._is_prepared:
+            self._is_prepared = self._prepare_arguments(call.arguments)
+        outer, self._is_stock_loop = self._is_stock_loop, start is _STOCK_START
+        try:
+            return start(*call.args, **call.kwargs)
+        finally:
+            self._is_stock_loop = outer
+
+    def _prepare_arguments(self, arguments: dict[str, Any]) -> bool:
+        """Inject the stored model and the planned rounds. Returns False if this start has no initial arrays."""
+        records = [name for name, value in arguments.items() if isinstance(value, ArrayRecord)]
+        name = (
+            "initial_arrays" if "initial_arrays" in arguments else records[0] if len(records) == 1 else None
+        )
+        if name is None:
+            return False
+        rounds = arguments.get("num_rounds")
+        left = self._rounds.begin_training(rounds if isinstance(rounds, int) else 0)
+        if isinstance(rounds, int):
+            arguments["num_rounds"] = left
+        self._types = arguments[name] or ArrayRecord()
+        self._binding = self._bind_model(from_record(self._types))
+        if not self._is_injected and (left or not self._rounds.skipped):
+            self._is_injected = True
+            if self._binding.is_stored:
+                arguments[name] = with_types_of(to_record(self._binding.initial), self._types)
+        self._log.set_model(self._to_model(arguments[name] or ArrayRecord()))
         self.was_used = True
-        evaluate = arguments.get("evaluate_fn")
-        self._evaluate = evaluate
-        if evaluate is not None:
-            arguments["evaluate_fn"] = self._wrap_evaluate(evaluate)
+        self._evaluate = arguments.get("evaluate_fn")
+        if self._evaluate is not None:
+            arguments["evaluate_fn"] = self._wrap_evaluate(self._evaluate)
+        return True
 
-    def _model_with_names_of(self, app_record: ArrayRecord | None) -> ArrayRecord:
-        """Return the stored model with the tensor names of *app_record*. Raises ArchitectureMismatch."""
-        if not app_record:
-            return self._record
-        if list(app_record) == [str(number) for number in range(len(self._model))]:
-            self._model_names = dict(zip(app_record, self._model, strict=True))
-        if difference := first_difference(self._rename_arrays(app_record), self._model):
-            raise ArchitectureMismatch(
-                f"the stored model does not have the app's architecture: {difference}. "
-                "Start a new lineage for the new architecture, or return to the code that built the model"
-            )
-        names = {model: app for app, model in self._model_names.items()}
-        return ArrayRecord({names.get(name, name): array for name, array in self._record.items()})
+    def _take_result(self, result: Any) -> None:
+        """Set the arrays of *result*, which an own `start` may have changed, as the global model, and end the round."""
+        record = result.arrays if isinstance(result, Result) else result
+        if isinstance(record, ArrayRecord) and record:
+            self._log.set_model(self._to_model(record))
+        self._log.end_round(self._rounds.current)
 
-    def _rename_arrays(self, record: ArrayRecord) -> Arrays:
-        """Return the arrays of *record* by the tensor names of the stored model."""
-        arrays = from_record(record)
-        return {self._model_names.get(name, name): array for name, array in arrays.items()}
+    def _complete_result(self, result: Any) -> Any:
+        """Renumber the metrics of a resumed `start`, and give the model to one that was skipped as a whole."""
+        skipped = self._rounds.skipped
+        if not (skipped and isinstance(result, Result)):
+            return result
+        for name in _HISTORIES:
+            by_round = getattr(result, name)
+            setattr(result, name, {number + skipped: metrics for number, metrics in by_round.items()})
+        result.arrays = result.arrays or with_types_of(to_record(self._binding.initial), self._types)
+        return result
+
+    def _to_model(self, record: ArrayRecord) -> Arrays:
+        return self._binding.to_model(from_record(record))
 
     @contextmanager
     def _wrap_methods(self, strategy: Strategy) -> Iterator[None]:
         """Wrap the methods of *strategy* on the instance while `start` runs."""
+        streams = self._streaming and allows_streaming(strategy)
         wrapped = {
-            "configure_train": self._wrap_configure(strategy.configure_train),
-            "configure_evaluate": self._wrap_round_offset(strategy.configure_evaluate),
-            "aggregate_train": self._wrap_aggregate(strategy.aggregate_train),
+            "configure_train": self._wrap_configure_train(strategy.configure_train, streams=streams),
+            "configure_evaluate": self._wrap_configure_evaluate(strategy.configure_evaluate),
+            "aggregate_train": self._wrap_aggregate_train(strategy.aggregate_train),
             "aggregate_evaluate": self._wrap_aggregate_evaluate(strategy.aggregate_evaluate),
         }
         overridden = {name: vars(strategy)[name] for name in wrapped if name in vars(strategy)}
@@ -133,62 +184,81 @@ class StrategyHook:
                 vars(strategy).pop(name)
             vars(strategy).update(overridden)
 
-    def _wrap_configure(self, configure: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_configure_train(self, configure: Callable[..., Any], *, streams: bool) -> Callable[..., Any]:
         def configure_train(server_round: int, arrays: ArrayRecord, *args: Any, **kwargs: Any) -> Any:
-            self._log.set_model(self._rename_arrays(arrays))
-            self._log.end_round(self._round)
-            self._round = server_round + self._offset
-            self._log.trace.begin_round(self._round)
-            return self._cohort.select_messages(configure(self._round, arrays, *args, **kwargs), arrays)
+            self._log.set_model(self._to_model(arrays))
+            self._log.end_round(self._rounds.current)
+            app_round = server_round + self._rounds.skipped
+            number = self._rounds.begin(app_round)
+            self._log.trace.begin_round(number)
+            self._grid.set_round(number)
+            with self._grid.waiting_for_nodes():
+                messages = configure(app_round, arrays, *args, **kwargs)
+            messages = self._cohort.select_messages(self._watch_wait(messages), arrays)
+            return StreamedMessages(messages) if streams and self._is_stock_loop else messages
 
         return configure_train
 
-    def _wrap_aggregate(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
-        def aggregate_train(server_round: int, replies: Any) -> Any:
-            with self._log.trace.aggregate_span(server_round + self._offset):
-                arrays, metrics = self._cohort.aggregate(
-                    lambda observed: aggregate(server_round + self._offset, observed),
+    def _wrap_configure_evaluate(self, configure: Callable[..., Any]) -> Callable[..., Any]:
+        def configure_evaluate(server_round: int, *args: Any, **kwargs: Any) -> Any:
+            with self._grid.waiting_for_nodes():
+                messages = configure(server_round + self._rounds.skipped, *args, **kwargs)
+            return self._watch_wait(messages)
+
+        return configure_evaluate
+
+    def _watch_wait(self, messages: Any) -> Any:
+        """Return *messages*; if they are a generator, which runs later, it waits for nodes as `configure_…` does."""
+        if not inspect.isgenerator(messages):
+            return messages
+
+        def generate() -> Iterator[Any]:
+            with self._grid.waiting_for_nodes():
+                yield from messages
+
+        return generate()
+
+    def _wrap_aggregate_train(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
+        def aggregate_train(server_round: int, replies: Any, *args: Any, **kwargs: Any) -> Any:
+            with self._log.trace.aggregate_span(self._rounds.current):
+                outcome = self._cohort.aggregate(
+                    lambda observed: aggregate(
+                        server_round + self._rounds.skipped, observed, *args, **kwargs
+                    ),
                     replies,
-                    round_number=server_round + self._offset,
+                    round_number=self._rounds.current,
                     evaluate=self._evaluate,
                     round_log=self._log,
                 )
+            arrays = _first_of(ArrayRecord, outcome)
             if arrays is not None:
-                self._log.set_model(self._rename_arrays(arrays))
-            self._log.add_metrics(metrics, prefix="train_")
-            return arrays, metrics
+                self._log.set_model(self._to_model(arrays))
+            self._log.add_metrics(_first_of(MetricRecord, outcome), prefix="train_")
+            return outcome
 
         return aggregate_train
 
     def _wrap_aggregate_evaluate(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
-        def aggregate_evaluate(server_round: int, replies: Any) -> Any:
-            metrics = aggregate(server_round + self._offset, replies)
-            self._log.add_metrics(metrics, prefix="eval_")
+        def aggregate_evaluate(server_round: int, replies: Any, *args: Any, **kwargs: Any) -> Any:
+            metrics = aggregate(server_round + self._rounds.skipped, replies, *args, **kwargs)
+            self._log.add_metrics(_first_of(MetricRecord, metrics), prefix="eval_")
             return metrics
 
         return aggregate_evaluate
 
     def _wrap_evaluate(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
         def evaluate_fn(server_round: int, arrays: ArrayRecord) -> Any:
-            metrics = evaluate(server_round + self._offset, arrays)
-            self._log.add_metrics(metrics)
+            metrics = evaluate(server_round + self._rounds.skipped, arrays)
+            self._log.add_metrics(_first_of(MetricRecord, metrics))
             return metrics
 
         return evaluate_fn
 
-    def _wrap_round_offset(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def shifted(server_round: int, *args: Any, **kwargs: Any) -> Any:
-            return method(server_round + self._offset, *args, **kwargs)
 
-        return shifted
-
-    def _renumber_rounds(self, result: Any) -> Any:
-        """Renumber the app's metrics history to the rounds of the run."""
-        first = self._round - self._rounds
-        for name in ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp"):
-            if first and isinstance(by_round := getattr(result, name, None), dict):
-                setattr(result, name, {number + first: metrics for number, metrics in by_round.items()})
-        return result
+def _first_of(kind: type[T], outcome: object) -> T | None:
+    """Return *outcome*, or the first of its items, that is a *kind*: an own strategy may return something else."""
+    items: Iterable[object] = outcome if isinstance(outcome, tuple) else (outcome,)
+    return next((item for item in items if isinstance(item, kind)), None)
 
 
 def loaded_subclasses(base: type) -> list[Any]:

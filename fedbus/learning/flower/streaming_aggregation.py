@@ -5,9 +5,9 @@ Flower's FedAvg collects all replies and then averages them. `streaming_aggregat
 accumulator and releases them. Flower's own code still computes metrics, checks and logs, from the replies
 without arrays.
 
-It also serves the strategies that use FedAvg's mean (FedProx, FedAdam, FedAvgM, the DP wrappers). Strategies
-that need all updates at once (Krum, FedMedian) do not call it. A strategy with its own metrics function or its
-own checks, which may read the arrays, gets Flower's code with all replies.
+It serves Flower's own strategies that only need the mean (FedAvg, FedProx, FedAvgM, FedAdam and its relatives) in
+Flower's own loop: `allows_streaming`. Every other strategy and loop, which may read the replies again, sort them or
+read their arrays, gets a list of all replies and Flower's code.
 
 The decision is in docs/decisions/0003-streaming-aggregation.md.
 """
@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
 
 from fedbus.learning import npy
 from fedbus.learning.flower.array_records import single_array_record
@@ -32,10 +32,13 @@ from fedbus.learning.flower.private_api import (
     check_replies,
     checks_replies_as_flower,
 )
-from fedbus.learning.flower.replies import Replies, update_weight
+from fedbus.learning.flower.replies import ReplyStream, update_weight
 
 BLOCK_BYTES: Final = 512 * 1024
 """Size of a block that is multiplied and then added, small enough for the CPU cache."""
+
+_MEAN_STRATEGIES: Final = frozenset({FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi})
+"""Flower's classes whose `aggregate_train` is FedAvg's, or passes the replies to it and does not read them."""
 
 _STOCK_AGGREGATE = FedAvg.aggregate_train
 _EMPTY_ARRAY = Array("", (), "", b"")
@@ -54,12 +57,12 @@ def streaming_aggregation() -> Iterator[None]:
 def aggregate_train(
     self: FedAvg, server_round: int, replies: Iterable[Message]
 ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-    """Replace `FedAvg.aggregate_train`."""
-    if not can_stream(self):
+    """Replace `FedAvg.aggregate_train`: aggregate a `ReplyStream`, and leave a list to Flower's code."""
+    if not isinstance(replies, ReplyStream):
         result: tuple[ArrayRecord | None, MetricRecord | None] = _STOCK_AGGREGATE(self, server_round, replies)
         return result
     mean = WeightedMean(self.weighted_by_key)
-    outlines = [mean.add(reply) for reply in _drain_once(replies)]
+    outlines = [mean.add(reply) for reply in replies]
     valid = check_replies(self, outlines)
     if not valid:
         return None, None
@@ -67,9 +70,16 @@ def aggregate_train(
     return mean.arrays(), metrics
 
 
-def can_stream(strategy: FedAvg) -> bool:
-    """Return whether the strategy has no code of its own that may read the arrays of replies."""
-    return strategy.train_metrics_aggr_fn is aggregate_metricrecords and checks_replies_as_flower(strategy)
+def allows_streaming(strategy: object) -> bool:
+    """Return whether *strategy* passes its replies only to FedAvg's mean, and has no other code that reads them."""
+    owner = next((cls for cls in type(strategy).__mro__ if "aggregate_train" in vars(cls)), None)
+    return (
+        isinstance(strategy, FedAvg)
+        and owner in _MEAN_STRATEGIES
+        and "aggregate_train" not in vars(strategy)
+        and strategy.train_metrics_aggr_fn is aggregate_metricrecords
+        and checks_replies_as_flower(strategy)
+    )
 
 
 class WeightedMean:
@@ -177,8 +187,3 @@ def _add_in_blocks(total: np.ndarray[Any, Any], values: np.ndarray[Any, Any], we
         block = total[start : start + step]
         product = np.multiply(values[start : start + step], weight, out=scratch[: block.size])
         np.add(block, product, out=block)
-
-
-def _drain_once(replies: Iterable[Message]) -> Iterable[Message]:
-    """Return the replies for one iteration that does not keep them."""
-    return replies.drain() if isinstance(replies, Replies) else replies

@@ -10,10 +10,11 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any, Final
+
+import psutil
 
 Scope = MutableMapping[str, Any]
 AsgiApp = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
@@ -22,8 +23,6 @@ FLEET_PATH: Final = "/v1/fleet/"
 LOOPBACK: Final = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 DIRECTORY_VARIABLE: Final = "FEDBUS_SUPERLINK_DIRECTORY"
 """The environment variable with the directory for the files of one run: keys, and installed app bundles."""
-GRACE_S: Final = 3.0
-"""The time for a clean shutdown after the parent has ended; then the whole process group is killed."""
 
 
 class FleetOnly:
@@ -50,18 +49,21 @@ def _is_allowed(scope: Scope) -> bool:
 
 
 def end_with_parent() -> None:
-    """End this process and its group when its standard input closes, and remove the files of the run."""
+    """Kill this process and its descendants when its standard input closes, and remove the files of the run.
+
+    They have nothing to save: the run has ended, or is recovered without them.
+    """
     directory = os.environ.get(DIRECTORY_VARIABLE, "")
 
     def watch() -> None:
         while os.read(0, 4096):
             pass
-        if directory:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        if directory:  # last, since the other processes write to it
             shutil.rmtree(directory, ignore_errors=True)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE_S)
-        with suppress(ProcessLookupError):
-            os.killpg(os.getpgrp(), signal.SIGKILL)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
 

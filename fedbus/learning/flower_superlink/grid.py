@@ -35,6 +35,7 @@ class SuperLinkGrid(RunGrid):
     """The Grid of one run. A thread other than the app's may call `client_of` and `tally`."""
 
     def __init__(self, grid: HttpGrid, messenger: Messenger, link: SuperLink, nodes: SuperNodes) -> None:
+        super().__init__()
         self._grid = grid
         self._messenger = messenger
         self._link = link
@@ -42,6 +43,7 @@ class SuperLinkGrid(RunGrid):
         self._sent: dict[str, _SentMessage] = {}
         """The messages without a reply, by message id."""
         self._round = 0
+        self._round_of_hook: int | None = None
         self._calls_made = 0
         """Count of send and pull calls: an app that makes some does not only wait for nodes."""
         self._poller = NodePoller(time.monotonic())
@@ -80,7 +82,9 @@ class SuperLinkGrid(RunGrid):
         now = time.monotonic()
         node_ids = self._connected_nodes()
         limit_s = self._messenger.plan.recruit_s
-        is_waiting = self._poller.is_polling(now, self._calls_made) and not self._sent
+        is_waiting = (
+            self.is_waiting_for_nodes and self._poller.is_polling(now, self._calls_made) and not self._sent
+        )
         if is_waiting and now - self._poller.since > limit_s:
             raise self._not_enough_clients(node_ids, limit_s)
         self._poller.record_answer(time.monotonic(), self._calls_made)
@@ -148,6 +152,10 @@ class SuperLinkGrid(RunGrid):
             self._messenger.reject(sent.reply(), f"no reply within {limit_s:g} s")
         return replies
 
+    def set_round(self, number: int | None) -> None:
+        """Set the round for which messages count from now on; None: the round that they name themselves."""
+        self._round_of_hook = number
+
     def tally(self, round_number: int) -> RoundTally:
         """Return a copy of the participants of the round so far."""
         return self._messenger.tally(round_number)
@@ -173,7 +181,7 @@ class SuperLinkGrid(RunGrid):
         ids = list(self._grid.push_messages(messages)) if messages else []
         for message_id, message in zip(ids, messages, strict=False):
             if message_id:
-                self._round = round_number_of(message) or self._round
+                self._round = self._round_of_hook or round_number_of(message) or self._round
                 client = self.client_of(message.metadata.dst_node_id)
                 self._sent[message_id] = _SentMessage(client, self._round, message.metadata)
         return list(zip(ids, messages, strict=False))

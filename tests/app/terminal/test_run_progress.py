@@ -12,9 +12,11 @@ from support.cli import FedbusCli
 from support.simulated_federation import TASK, SimulatedFederation
 from support.terminal import open_terminal
 
+from fedbus.app.terminal.run_progress import describe_round
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.client import RoundReply
 from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import MessageContent, RoundMessage
 
 DEV = FederationId("dev")
@@ -83,3 +85,28 @@ async def test_a_pipe_gets_lines_and_no_bar(simulation: SimulatedFederation, fed
     assert len(result.out.splitlines()) == 2
     assert "━" not in result.out
     assert "\x1b" not in result.out
+
+
+@pytest.mark.parametrize(
+    ("plan", "done", "is_finished", "total"),
+    [
+        ({"rounds": 5}, 2, False, 5),
+        ({"rounds": 5}, 2, True, 5),
+        ({"app_rounds": 5}, 2, False, 5),
+        ({"app_rounds": 5}, 6, False, 0),
+        ({"app_rounds": 5}, 2, True, 2),
+        ({}, 2, False, 0),
+    ],
+    ids=["planned", "ended early", "declared", "exceeded", "finished with fewer", "unknown"],
+)
+def test_the_number_of_rounds_is_shown_as_far_as_it_is_known(
+    plan: dict[str, int], done: int, is_finished: bool, total: int
+) -> None:
+    assert RunPlan(**plan).total_rounds_after(done, is_finished=is_finished) == total
+
+
+def test_a_round_without_a_total_has_its_number() -> None:
+    assert describe_round(1, 3) == "round 2 of 3"
+    assert describe_round(3, 3) == "round 3 of 3"
+    assert describe_round(1, 0) == "round 2"
+    assert describe_round(2, 0, is_final=True) == "round 2"

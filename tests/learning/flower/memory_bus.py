@@ -68,14 +68,14 @@ class MemoryFederation:
         first_round: int = 1,
         **table: Any,
     ) -> Arrays:
-        """Run the ServerApp and return the final model. The results of the rounds are in `rounds`.
+        """Run the ServerApp and return the final model, empty if it has none. `rounds` has the results.
 
         *table* are further keys of ``[tool.fedbus]``.
         """
         task = self.task({"num-server-rounds": 1, **(run_config or {})}, **table)
         job = ServerJob(task=task, run=RUN, plan=self.plan, model=model, first_round=first_round)
         on_round = lambda result, arrays: self.rounds.append((result, arrays))  # noqa: E731
-        return await asyncio.to_thread(lambda: ServerAppHost(job).run(self.messenger, on_round))
+        return await asyncio.to_thread(lambda: ServerAppHost(job).run(self.messenger, on_round)) or {}
 
     @property
     def results(self) -> list[RoundResult]:

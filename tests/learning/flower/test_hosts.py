@@ -5,7 +5,7 @@ from textwrap import dedent
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 from learning.flower.memory_bus import (
     QUERY_APP,
@@ -20,7 +20,7 @@ from fedbus.contracts.run import Scalar
 from fedbus.contracts.server import RoundMessage
 from fedbus.contracts.task.task import Task, TaskTable
 from fedbus.learning.flower import record_codec
-from fedbus.learning.flower.client_app_host import ClientAppHost
+from fedbus.learning.flower.client_app_host import ClientAppHost, client_metrics
 from fedbus.learning.flower.private_api import CLIENT_APP_RAISED
 from fedbus.learning.flower.server_app_host import ServerAppFailed
 from fedbus.learning.flower.strategy_hook import loaded_subclasses
@@ -219,14 +219,6 @@ def test_a_message_gets_a_reply(tmp_path: Path) -> None:
             "it returned int instead of a flwr.app.Message",
         ),
         (QUERY_APP.replace("@app.query()", ""), CLIENT_APP_RAISED, "No query function registered"),
-        (
-            QUERY_APP.replace(
-                "return Message(message.content",
-                "from flwr.app import Error; return Message(Error(6, 'a\\nb')",
-            ),
-            6,
-            "a b",
-        ),
     ],
 )
 def test_a_failure_is_an_error_reply_of_one_line(tmp_path: Path, text: str, code: int, reason: str) -> None:
@@ -236,6 +228,32 @@ def test_a_failure_is_an_error_reply_of_one_line(tmp_path: Path, text: str, code
     assert response.error.code == code
     assert reason in response.error.reason
     assert "\n" not in response.error.reason
+
+
+def test_an_error_of_the_app_keeps_its_code_and_text(tmp_path: Path) -> None:
+    text = QUERY_APP.replace(
+        "return Message(message.content", "from flwr.app import Error; return Message(Error(66, 'a\\n b')"
+    )
+    response = make_host(tmp_path, text).handle(make_message(content()))
+    assert response.error is not None
+    assert (response.error.code, response.error.reason) == (66, "a\n b")
+
+
+def test_a_message_that_fails_leaves_no_trace_in_the_state(tmp_path: Path) -> None:
+    text = QUERY_APP.replace(
+        "return ",
+        "context.state['config'] = message.content['config']; "
+        "context.state['config']['n'] = len(context.state); 1 / context.node_config['n']; return ",
+    )
+    host = make_host(tmp_path, text)
+    for n in (1, 0):
+        host.handle(make_message(content(), n=n))
+        assert host._context.state["config"] == ConfigRecord({"ask": "me", "n": 1})
+
+
+def test_metrics_of_two_records_keep_both_values() -> None:
+    records = RecordDict({"a": MetricRecord({"loss": 1.0}), "b": MetricRecord({"loss": 2.0, "acc": 0.5})})
+    assert client_metrics("train", records) == {"train_loss": 1.0, "train_b.loss": 2.0, "train_accuracy": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,21 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.serverapp.exception import InconsistentMessageReplies
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedProx
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbus.learning.flower import record_codec
 from fedbus.learning.flower import streaming_aggregation as streaming
 from fedbus.learning.flower.private_api import build_message
+from fedbus.learning.flower.replies import ReplyStream
 from fedbus.learning.flower.streaming_aggregation import streaming_aggregation
 
 DTYPES = (np.float32, np.float64, np.float16, np.int64, np.int8, np.uint8, np.bool_, np.complex64)
@@ -65,7 +73,9 @@ def aggregate_both_ways(
                 start = arrays(99, FLOATS)
                 keep = isinstance(strategy, FedAvgM)
                 strategy.current_arrays = start if keep else {k: a.numpy() for k, a in start.items()}
-            outcome = strategy.aggregate_train(number, iter(replies()))
+            messages = replies()
+            streams = streaming.allows_streaming(strategy)
+            outcome = strategy.aggregate_train(number, ReplyStream(messages) if streams else messages)
         return outcome
 
     stock = run()
@@ -133,6 +143,49 @@ def test_strategies_based_on_fedavg_give_the_same_result(make: Callable[[], FedA
     )
 
 
+class Checking(FedAvg):
+    def _check_and_log_replies(self, *args: Any, **options: Any) -> Any:
+        return super()._check_and_log_replies(*args, **options)
+
+
+class Aggregating(FedAvg):
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        return super().aggregate_train(server_round, replies)
+
+
+class Configuring(FedAvg):
+    def configure_train(self, *args: Any) -> Any:
+        return super().configure_train(*args)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "allowed"),
+    [
+        (FedAvg(), True),
+        (FedProx(proximal_mu=0.5), True),
+        (FedAdam(eta=0.1), True),
+        (FedAvgM(), True),
+        (Configuring(), True),
+        (FedMedian(), False),
+        (Checking(), False),
+        (Aggregating(), False),
+        (FedAvg(train_metrics_aggr_fn=lambda *_: MetricRecord()), False),
+        (DifferentialPrivacyServerSideFixedClipping(FedAvg(), 0.1, 1.0, 2), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_only_strategies_that_take_the_mean_stream(strategy: object, allowed: bool) -> None:
+    assert streaming.allows_streaming(strategy) is allowed
+
+
+def test_a_list_of_replies_is_left_to_flowers_code() -> None:
+    replies = [reply(update(seed, 1)) for seed in range(3)]
+    with streaming_aggregation():
+        FedAvg().aggregate_train(1, replies)
+    shapes = [message.content.array_records["arrays"]["float32"].shape for message in replies]
+    assert shapes == [(300, 5)] * 3
+
+
 def test_error_replies_are_left_out() -> None:
     replies = lambda: [reply(Error(2, "oh")), reply(update(1, 3)), reply(Error(2, "oh"))]  # noqa: E731
     assert_same(*aggregate_both_ways(FedAvg, replies))
@@ -189,7 +242,7 @@ def test_inconsistent_replies_raise_the_same_error_as_flower(name: str) -> None:
     with pytest.raises(errors) as stock:
         FedAvg().aggregate_train(1, make_broken_reply(name))
     with streaming_aggregation(), pytest.raises(errors) as streamed:
-        FedAvg().aggregate_train(1, make_broken_reply(name))
+        FedAvg().aggregate_train(1, ReplyStream(make_broken_reply(name)))
 
     assert streamed.type is stock.type
     if stock.type is InconsistentMessageReplies:
@@ -211,7 +264,7 @@ def test_at_most_two_updates_are_in_memory() -> None:
 
     gc.collect()
     with streaming_aggregation():
-        FedAvg().aggregate_train(1, arriving())
+        FedAvg().aggregate_train(1, ReplyStream(arriving()))
     assert most <= 2
 
 
@@ -224,7 +277,7 @@ def test_flowers_aggregation_is_restored_afterwards() -> None:
 
 def test_the_result_is_sent_without_a_copy() -> None:
     with streaming_aggregation():
-        mean, _ = FedAvg().aggregate_train(1, [reply(update(1, 3))])
+        mean, _ = FedAvg().aggregate_train(1, ReplyStream([reply(update(1, 3))]))
     assert mean is not None
     encoded = record_codec.encode(RecordDict({"arrays": mean, "config": ConfigRecord()}))
     assert any(isinstance(buffer.obj, bytearray) for buffer in encoded.buffers)

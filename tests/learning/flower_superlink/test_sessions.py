@@ -254,28 +254,44 @@ def test_missing_programs_of_flower_are_one_clear_error(
         federation.add("c1", step=1)
 
 
+PARENT = """
+    import sys, time
+    from pathlib import Path
+    from fedbus.contracts.task.superlink import SuperLinkTable
+    from fedbus.contracts.task.task import Task
+    from fedbus.learning.flower_superlink.client_session import SuperNodeClient
+    from fedbus.learning.flower_superlink.messages import KEY_KIND, WATCH_KIND, KeyRequest, NodeKey, WatchRequest
+    from fedbus.learning.flower_superlink.superlink import SuperLink
+    from fedbus.learning.library import ClientJob, IncomingMessage
+    task, directory = Task.model_validate_json(sys.argv[1]), Path(sys.argv[2])
+    with SuperLink(SuperLinkTable(), directory) as link:
+        client = SuperNodeClient(ClientJob(task=task, client="c1", run="r1"))
+        request = IncomingMessage(message_id="1", kind=KEY_KIND, data=KeyRequest().pack().to_bytes())
+        link.register_node(NodeKey.unpack(client.handle(request).payload.to_bytes()).public_key, "c1")
+        watch = WatchRequest(address=link.address, certificate=link.certificate, wait_s=60)
+        client.handle(IncomingMessage(message_id="2", kind=WATCH_KIND, data=watch.pack().to_bytes()))
+"""
+
+
 @pytest.mark.slow
-def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
-    """A process that starts a SuperLink is killed; the files of the run are removed, too."""
-    (tmp_path / "run").mkdir()
-    code = dedent(f"""
-        import time
-        from pathlib import Path
-        from fedbus.contracts.task.superlink import LOOPBACK, SuperLinkTable, is_loopback
-        from fedbus.learning.flower_superlink.superlink import SuperLink
-        with SuperLink(SuperLinkTable(), Path({str(tmp_path / "run")!r})):
-            print("ready", flush=True)
-            time.sleep(60)
-    """)
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        assert "ready\n" in iter(parent.stdout.readline, "")
-        children = psutil.Process(parent.pid).children(recursive=True)
-        parent.kill()
-    assert children
-    _, alive = psutil.wait_procs(children, timeout=10)
+def test_no_process_outlives_a_killed_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process with a SuperLink and a SuperNode is killed; the files of the run are removed, too."""
+    scratch, link_files = tmp_path / "scratch", tmp_path / "link"
+    for directory in (scratch, link_files):
+        directory.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    with open_federation(tmp_path) as federation:
+        arguments = (federation.task.model_dump_json(), str(link_files))
+        with subprocess.Popen([sys.executable, "-c", dedent(PARENT), *arguments]) as parent:
+            wait_for(lambda: find_programs("flower-superexec"))
+            assert list(scratch.iterdir())
+            children = psutil.Process(parent.pid).children(recursive=True)
+            parent.kill()
+    assert len(children) >= 3
+    _, alive = psutil.wait_procs(children, timeout=15)
     assert not alive
-    assert not (tmp_path / "run").exists()
+    assert not link_files.exists()
+    assert not list(scratch.iterdir())
 
 
 def own_address() -> str:

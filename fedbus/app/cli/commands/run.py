@@ -237,7 +237,10 @@ def _run_facts(stored: StoredMessage) -> dict[str, Any]:
         "since": stored.envelope.time,
         "trigger": facts.trigger,
         "requested_at": facts.requested_at,
-        "rounds_planned": facts.plan.total_rounds_after(done) or None,
+        "rounds_planned": facts.plan.total_rounds_after(
+            done, is_finished=transition.target == RunState.FINISHED
+        )
+        or None,
         "rounds_done": done,
         "loss": last.loss if last else None,
         "accuracy": last.accuracy if last else None,
