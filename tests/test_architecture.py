@@ -112,6 +112,10 @@ MODULE_PATH: Final = re.compile(r"\bfedbus(?:\.[a-z_]\w*){2,}")
 
 IMPORT_IN_A_STRING: Final = re.compile(r"^\s*from (fedbus[\w.]*) import ([\w, ]+)", re.MULTILINE)
 
+FLOWER_PACKAGE: Final = re.compile(r"\bflwr\b")
+FLOWER: Final = re.compile(r"\bflwr\b|Flower(?!\s*(?:[Ss]erver|[Cc]lient))")
+"""The library, apart from the agents `flower-server` and `flower-client`, whose names are on the wire."""
+
 Violations = Iterator[str]
 
 
@@ -285,6 +289,22 @@ def test_no_agent_imports_another() -> None:
                 used = name.split(".")[2]
                 if used not in {own, "common"}:
                     yield f"{location(module, node)}: {own or 'agents'} imports {used}"
+
+    assert_none(violations())
+
+
+def test_only_the_adapters_of_flower_name_it() -> None:
+    """Any training library runs behind the interface of `fedbus.learning.library`; two agents have Flower's name."""
+
+    def violations() -> Violations:
+        for module in MODULES:
+            if module.relative_to(ROOT).as_posix().startswith("learning/flower"):
+                continue
+            text = module.read_text()
+            names = FLOWER if package_of(module) != "learning" else FLOWER_PACKAGE
+            for match in names.finditer(text):
+                line = text.count("\n", 0, match.start()) + 1
+                yield f"{location(module)}:{line}: {match[0]!r}"
 
     assert_none(violations())
 

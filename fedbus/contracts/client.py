@@ -327,7 +327,7 @@ class ClientDeclined(ClientMessage):
 
 
 class RoundReply(ClientMessage):
-    """Flower's reply to a `round_message`. It has either content, or an error with Flower's code and a reason."""
+    """The reply to a `round_message`. It has either content, or an error with a code of the library and a reason."""
 
     name: ClassVar[str] = "round_reply"
     family: ClassVar[Family] = Family.CLIENT
@@ -340,7 +340,7 @@ class RoundReply(ClientMessage):
     created_at: float
     """Seconds since the epoch."""
     ttl_s: float
-    """Flower's time to live of the reply, from *created_at*."""
+    """The time to live of the reply, from *created_at*."""
     content: MessageContent | None = None
     error_code: int | None = None
     error_reason: str = ""

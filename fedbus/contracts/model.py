@@ -7,7 +7,7 @@ from fedbus.contracts.message import Body
 
 MAX_BLOB_BYTES = 8 * 1024**3
 MAX_INLINE_BYTES = 64 * 1024
-"""Limit for the content of a Flower message inside the event: configuration and metrics, no arrays."""
+"""Limit for the content of a round's message inside the event, in bytes: configuration and metrics, no arrays."""
 
 
 class BlobRef(Body):

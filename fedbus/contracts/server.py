@@ -504,18 +504,18 @@ class ServerLost(Message):
     reason: str
 
 
-# --- the rounds themselves: Flower's messages --------------------------------------------
+# --- the rounds themselves: the messages of the training library --------------------------
 
 
 class MessageContent(Body):
-    """A Flower RecordDict. It is inline if it is small and has no arrays, otherwise a blob."""
+    """The bytes of a message of the training library. They are inline if they are few, otherwise a blob."""
 
     inline: bytes | None = None
     blob: BlobRef | None = None
 
 
 class RoundMessage(ClientMessage):
-    """Flower's message to one client: train, evaluate or query."""
+    """A message of the training library to one client: train, evaluate or query."""
 
     name: ClassVar[str] = "round_message"
     family: ClassVar[Family] = Family.CMD
@@ -524,10 +524,10 @@ class RoundMessage(ClientMessage):
     message_id: str
     message_type: str
     round: int | None = None
-    """Flower's group id, if it is a number."""
+    """The round that the message counts for, if it has one."""
     group_id: str = ""
     created_at: float
     """Seconds since the epoch."""
     ttl_s: float
-    """Flower's time to live of the message, from *created_at*."""
+    """The time to live of the message, from *created_at*."""
     content: MessageContent

@@ -358,12 +358,14 @@ SPANS: Final = (
     ),
     SpanSpec("run by {trigger}", "Start of a run, by a schedule or a user", (RUN,)),
     SpanSpec(
-        "run the ServerApp", "Start of Flower's ServerApp; the spans of its rounds are its children", (RUN,)
+        "run the ServerApp",
+        "Start of the app's server side; the spans of its rounds are its children",
+        (RUN,),
     ),
     SpanSpec("round", "A round, from its first message to its result", (RUN, ROUND)),
     SpanSpec("download", "A client fetches the global model", PHASE_ATTRIBUTES),
-    SpanSpec("train", "A client's ClientApp trains", PHASE_ATTRIBUTES),
-    SpanSpec("evaluate", "A client's ClientApp evaluates", PHASE_ATTRIBUTES),
+    SpanSpec("train", "A client's app trains", PHASE_ATTRIBUTES),
+    SpanSpec("evaluate", "A client's app evaluates", PHASE_ATTRIBUTES),
     SpanSpec("upload", "A client offers its update as a blob and publishes its reply", PHASE_ATTRIBUTES),
     SpanSpec("receive", "The server fetches a client's update", PHASE_ATTRIBUTES),
     SpanSpec("aggregate", "Aggregation of the updates into one model; linked to each upload", (RUN, ROUND)),

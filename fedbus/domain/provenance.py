@@ -18,7 +18,7 @@ from fedbus.contracts.server import RoundMessage
 from fedbus.contracts.transition import Transition
 
 TRAIN_TYPE: Final = "train"
-"""The category of a Flower message type (the part before the dot) whose reply is an update."""
+"""The category of a message type (the part before the dot) whose reply is an update."""
 
 
 class CheckOutcome(StrEnum):

@@ -44,7 +44,7 @@ def run_outcome(event: str) -> RunOutcome | None:
 def no_update_reason(run: ServerTraining) -> str:
     """Return why the run produced no update: every training failed. Empty if a training succeeded.
 
-    Flower's strategies continue after a round without updates, with an unchanged model. An app that reports no
+    A strategy may continue after a round without updates, with an unchanged model. An app that reports no
     rounds counts as successful.
     """
     if not run.trainings or run.failures < run.trainings:

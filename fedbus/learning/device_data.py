@@ -22,7 +22,7 @@ LabelledSamples: TypeAlias = tuple[Array, Array]
 
 
 class DeviceData:
-    """The samples of *task* for one device. *node_config* is Flower's, with partition-id and num-partitions."""
+    """The samples of *task* for one device. *node_config* has partition-id and num-partitions."""
 
     def __init__(self, task: Task, node_config: Mapping[str, bool | int | float | str]) -> None:
         self._task = task

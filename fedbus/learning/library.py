@@ -368,7 +368,7 @@ class TrainingLibrary(AppReader, Protocol):
 
     @property
     def packages(self) -> Sequence[str]:
-        """The distributions whose versions a bug report names: ``("flwr",)``."""
+        """The distributions whose versions a bug report names: ``("numpy",)``."""
 
     def check(self, task: Task, *, server_side: bool) -> None:
         """Import the code of *task*: that of the clients, and with *server_side* that of the server. Raises BadTask."""

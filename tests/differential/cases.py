@@ -34,7 +34,7 @@ Register = Callable[[App], None]
 
 
 @dataclass(frozen=True)
-class Case:
+class FlowerCase:
     """An app and how it runs. *differs* names the differences that remain: see docs/flower-compatibility.md."""
 
     name: str
@@ -55,7 +55,7 @@ class Case:
         return app
 
 
-CASES: dict[str, Case] = {}
+CASES: dict[str, FlowerCase] = {}
 """The cases by name."""
 
 
@@ -66,7 +66,7 @@ def case(claim: str, *, name: str = "", **options: Any) -> Callable[[Register], 
         key = name or register.__name__
         assert key not in CASES, key
         differs = frozenset(options.pop("differs", ()))
-        CASES[key] = Case(key, claim, register, differs=differs, **options)
+        CASES[key] = FlowerCase(key, claim, register, differs=differs, **options)
         return register
 
     return decorate

@@ -84,14 +84,14 @@ def average(metrics: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
 def serve(app: App, make: Callable[[Context], Any], rounds: int = 2, **config: Any) -> None:
     """Run the strategy that *make* returns by a Server that observes its history and final parameters."""
 
-    class Observing(Server):
+    class ObservingServer(Server):
         def fit(self, num_rounds: int, timeout: float | None) -> Any:
             outcome = super().fit(num_rounds, timeout)
             observe(self.context_of_app, history=outcome[0], parameters=self.parameters)
             return outcome
 
     def server_fn(context: Context) -> ServerAppComponents:
-        server = Observing(client_manager=SimpleClientManager(), strategy=make(context))
+        server = ObservingServer(client_manager=SimpleClientManager(), strategy=make(context))
         server.context_of_app = context  # type: ignore[attr-defined]
         return ServerAppComponents(server=server, config=ServerConfig(num_rounds=rounds, **config))
 
@@ -167,11 +167,11 @@ def legacy_functions(app: App) -> None:
 
 @case("without initial parameters a client is asked for them")
 def parameters_of_a_client(app: App) -> None:
-    class Quiet(Trainer):
+    class ParametersTrainer(Trainer):
         def get_parameters(self, config: Any) -> Any:
             return weights()
 
-    train(app, Quiet)
+    train(app, ParametersTrainer)
     serve(app, lambda context: strategy.FedAvg(**METRICS))
 
 
@@ -233,7 +233,7 @@ def legacy_FedXgbCyclic(app: App) -> None:  # noqa: N802
         def evaluate(self, ins: Any) -> EvaluateRes:
             return EvaluateRes(OK, 0.5, 3, {"auc": 0.75})
 
-    class First(SimpleClientManager):
+    class FirstClientsManager(SimpleClientManager):
         def sample(self, num_clients: int, min_num_clients: int | None = None, criterion: Any = None) -> Any:
             self.wait_for(min_num_clients or num_clients)
             return sorted(self.all().values(), key=lambda proxy: proxy.cid)[:num_clients]
@@ -245,7 +245,9 @@ def legacy_FedXgbCyclic(app: App) -> None:  # noqa: N802
             initial_parameters=Parameters([], ""), fraction_fit=1.0, min_fit_clients=2
         )
         chosen.evaluate = lambda number, parameters: observe(context, number=number, parameters=parameters)
-        return ServerAppComponents(strategy=chosen, config=ServerConfig(num_rounds=3), client_manager=First())
+        return ServerAppComponents(
+            strategy=chosen, config=ServerConfig(num_rounds=3), client_manager=FirstClientsManager()
+        )
 
     app.server = ServerApp(server_fn=server_fn)
 
@@ -258,7 +260,7 @@ def legacy_failing_client(app: App) -> None:
                 raise RuntimeError("no memory")
             return super().fit(parameters, config)
 
-    class Observing(strategy.FedAvg):
+    class ObservingStrategy(strategy.FedAvg):
         def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
             assert self.context_of_app
             observe(
@@ -269,7 +271,7 @@ def legacy_failing_client(app: App) -> None:
             return super().aggregate_fit(server_round, results, failures)
 
     def make(context: Context) -> Any:
-        chosen = Observing(initial_parameters=initial(), min_fit_clients=3, min_available_clients=3)
+        chosen = ObservingStrategy(initial_parameters=initial(), min_fit_clients=3, min_available_clients=3)
         chosen.context_of_app = context
         return chosen
 
@@ -388,11 +390,11 @@ def legacy_criterion(app: App) -> None:
 
 @case("the default of a ServerConfig is one round; without a strategy it is FedAvg")
 def legacy_defaults(app: App) -> None:
-    class Quiet(Trainer):
+    class DefaultsTrainer(Trainer):
         def get_parameters(self, config: Any) -> Any:
             return weights()
 
-    train(app, Quiet)
+    train(app, DefaultsTrainer)
     app.server = ServerApp(server_fn=lambda context: ServerAppComponents())
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from differential.cases import CASES, App, Case
+from differential.cases import CASES, App, FlowerCase
 from differential.recording import RECORD, Recording, describe, read
-from learning.flower.memory_bus import RUN, TASK, MemoryDevice, MemoryFederation, open_memory_federation
+from learning.flower.memory_bus import RUN, TASK, MemoryFederation, open_memory_federation
 
 from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.run import RoundResult, Scalar
@@ -16,6 +16,7 @@ from fedbus.learning.flower.client_app_host import ClientAppHost
 from fedbus.learning.flower.node_ids import node_id
 from fedbus.learning.flower.server_app_host import ServerAppHost
 from fedbus.learning.library import ClientJob, ServerJob, TrainingFailed
+from fedbus.learning.memory_bus import MemoryDevice
 from fedbus.learning.weights import Arrays
 
 MODULE = """

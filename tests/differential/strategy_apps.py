@@ -401,7 +401,7 @@ def sorting_strategy(app: App) -> None:
 
     @app.server.main()
     def main(grid: Grid, context: Context) -> None:
-        class Ordered(FedAvg):
+        class OrderedReplies(FedAvg):
             def aggregate_train(self, server_round: int, replies: Any) -> Any:
                 replies.sort(key=lambda reply: reply.content["metrics"]["num-examples"])
                 observe(context, replies=replies, type=type(replies).__name__)
@@ -418,7 +418,7 @@ def sorting_strategy(app: App) -> None:
                 )
                 return super().aggregate_evaluate(server_round, replies)
 
-        observe(context, result=Ordered().start(grid, arrays(), num_rounds=2))
+        observe(context, result=OrderedReplies().start(grid, arrays(), num_rounds=2))
 
 
 @case("a strategy may read its replies after the inherited aggregation")
@@ -491,7 +491,7 @@ def own_start(app: App) -> None:
 
     @app.server.main()
     def main(grid: Grid, context: Context) -> None:
-        class Own(FedAvg):
+        class OwnStart(FedAvg):
             def start(self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, **_: Any) -> Result:
                 record, result = initial_arrays, Result()
                 for number in range(1, num_rounds + 1):
@@ -509,7 +509,7 @@ def own_start(app: App) -> None:
                 result.arrays = record
                 return result
 
-        observe(context, result=Own().start(grid, arrays(), num_rounds=2))
+        observe(context, result=OwnStart().start(grid, arrays(), num_rounds=2))
 
 
 @case("a start of its own may call the inherited one, and change its Result")
@@ -518,7 +518,7 @@ def start_calls_the_inherited_one(app: App) -> None:
 
     @app.server.main()
     def main(grid: Grid, context: Context) -> None:
-        class Own(FedAvg):
+        class InheritedStart(FedAvg):
             def start(self, *args: Any, **options: Any) -> Result:
                 result = super().start(*args, **options)
                 result.arrays = ArrayRecord(
@@ -526,7 +526,7 @@ def start_calls_the_inherited_one(app: App) -> None:
                 )
                 return result
 
-        observe(context, result=Own().start(grid, arrays(), num_rounds=2))
+        observe(context, result=InheritedStart().start(grid, arrays(), num_rounds=2))
 
 
 @case("a strategy need not inherit from FedAvg")
@@ -604,9 +604,9 @@ def model_of_own_type(app: App) -> None:
             RecordDict({"arrays": ArrayRecord({"booster": grown}), "metrics": metrics}), reply_to=message
         )
 
-    class First(FedAvg):
+    class FirstNodes(FedAvg):
         def aggregate_train(self, server_round: int, replies: Any) -> Any:
             return next(iter(replies)).content["arrays"], None
 
     initial = lambda: ArrayRecord({"booster": Array("tree", (), "my.booster", b"tree")})  # noqa: E731
-    start(app, lambda: First(fraction_evaluate=0.0), initial, num_rounds=2)
+    start(app, lambda: FirstNodes(fraction_evaluate=0.0), initial, num_rounds=2)

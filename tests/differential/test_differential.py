@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 from differential import app_apps, grid_apps, legacy_apps, record_apps, strategy_apps  # noqa: F401 - they register cases
-from differential.cases import CASES, Case
+from differential.cases import CASES, FlowerCase
 from differential.over_fedbus import run_over_fedbus
 from differential.recording import compare
 from differential.under_flower import run_under_flower
@@ -39,7 +39,7 @@ def read_recordings() -> dict[str, Any]:
     return recordings
 
 
-def check(case: Case, expected: Any, actual: Any) -> None:
+def check(case: FlowerCase, expected: Any, actual: Any) -> None:
     """Compare two recordings: they differ in exactly the differences that the case names."""
     differences = compare(expected, actual)
     if not case.differs:

@@ -1,6 +1,7 @@
 """Runs that begin with the result of an earlier run, or with its last checkpoint: models of any kind."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ from fedbus.learning.weights import ArchitectureMismatch, Arrays
 
 
 async def run(tmp_path: Path, name: str, **options: Any) -> BusRun:
-    path = tmp_path / f"{len(list(tmp_path.iterdir()))}"
-    path.mkdir()
+    path = Path(tempfile.mkdtemp(dir=tmp_path))
     return await run_over_fedbus(CASES[name], path, **options)
 
 
@@ -143,10 +143,7 @@ async def test_the_rounds_of_two_starts_are_counted_on(tmp_path: Path) -> None:
 
 
 async def test_a_planned_number_of_rounds_replaces_the_app_s(tmp_path: Path) -> None:
-    case = CASES["own_number_of_rounds"]
-    path = tmp_path / "planned"
-    path.mkdir()
-    outcome = await run_over_fedbus(case, path, rounds=2)
+    outcome = await run(tmp_path, "own_number_of_rounds", rounds=2)
     assert [result.round for result, _ in outcome.rounds] == [0, 1, 2]
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from differential.cases import Case
+from differential.cases import FlowerCase
 from differential.recording import RECORD, Recording, describe, read
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -92,7 +92,7 @@ def _simulation(*, with_ray: bool) -> Iterator[dict[int, int]]:
         vce_api._register_nodes = register
 
 
-def run_under_flower(case: Case, directory: Path, *, with_ray: bool = False) -> Recording:
+def run_under_flower(case: FlowerCase, directory: Path, *, with_ray: bool = False) -> Recording:
     """Run *case* and return what it observed. An error of the ServerApp is in ``outcome``."""
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     directory.mkdir(exist_ok=True)

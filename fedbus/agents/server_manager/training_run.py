@@ -87,6 +87,10 @@ class _Opening:
 class _Recruiting(Enum):
     """How far the recruiting of a run is."""
 
+    STARTING = auto()
+    """Its server has not loaded the app yet."""
+    STARTING_LATE = auto()
+    """The same, after the deadline."""
     OPEN = auto()
     LOADING = auto()
     """Its deadline has passed. The run waits only for clients that load the code."""
@@ -113,6 +117,8 @@ class TrainingRun:
         self._rollout = rollout
         self._joined: dict[str, None] = {}
         self._recruiting = _Recruiting.OPEN
+        self._recruit_until: datetime | None = None
+        """The deadline since the server has loaded the app; None before that."""
         self._known: frozenset[str] = frozenset()
         """The clients of the task, as they were read last; empty before that."""
         self._load_failures: set[str] = set()
@@ -141,7 +147,7 @@ class TrainingRun:
         """Return the run that clients may join; during training, a late client may still join."""
         match self._server.situation:
             case ServerRecruiting() as run:
-                return _invite(self._server.data.task, run, run.recruit_until)
+                return _invite(self._server.data.task, run, self._recruit_until or run.recruit_until)
             case ServerTraining() as run:
                 return _invite(self._server.data.task, run, now + timedelta(seconds=run.plan.round_s))
             case _:
@@ -178,7 +184,7 @@ class TrainingRun:
     def _recruit(self, opening: _Opening, now: datetime) -> list[Effect]:
         recruit_until = now + timedelta(seconds=opening.plan.recruit_s)
         self._joined.clear()
-        self._recruiting = _Recruiting.OPEN
+        self._recruiting, self._recruit_until = _Recruiting.STARTING, None
         self._known, self._load_failures = frozenset(), set()
         changes = ServerChanges(
             run=opening.run,
@@ -279,7 +285,7 @@ class TrainingRun:
         situation = self._server.situation
         match message, situation:
             case ServerStarted(), ServerRecruiting():
-                return [Publish(_invite(message.task, situation, situation.recruit_until))]
+                return self._begin_recruiting(situation, now)
             case ServerStarted(), ServerTraining():
                 changes = ServerChanges(cohort=self._members(situation))
                 move = self._server.move(ServerEvent.SERVER_RECOVERED, changes)
@@ -302,6 +308,13 @@ class TrainingRun:
             case _:
                 data = {"message": message.name, "state": str(self._server.state)}
                 return [Log("debug", "Ignoring message for a finished run", data)]
+
+    def _begin_recruiting(self, recruiting: ServerRecruiting, now: datetime) -> list[Effect]:
+        """Invite the clients. The time to recruit them begins now: the server may have loaded the app for long."""
+        recruit_s = recruiting.plan.recruit_s
+        self._recruiting, self._recruit_until = _Recruiting.OPEN, now + timedelta(seconds=recruit_s)
+        invitation = _invite(self._server.data.task, recruiting, self._recruit_until)
+        return [StartTimer(TimerName.RECRUITING, recruit_s), Publish(invitation)]
 
     def _on_client_joined(self, message: ClientJoined) -> list[Effect]:
         if message.code_version != self._server.data.code_version:
@@ -344,9 +357,18 @@ class TrainingRun:
 
     def on_recruiting_deadline(self) -> list[Effect]:
         match self._server.situation:
-            case ServerRecruiting(run=run):
-                is_first = self._recruiting is _Recruiting.OPEN
-                self._recruiting = _Recruiting.LOADING if is_first else _Recruiting.OVER
+            case ServerRecruiting(run=run, plan=plan):
+                match self._recruiting:
+                    case _Recruiting.STARTING:
+                        self._recruiting = _Recruiting.STARTING_LATE
+                        return [StartTimer(TimerName.RECRUITING, plan.round_s)]
+                    case _Recruiting.STARTING_LATE:
+                        reason = f"the server did not load the app within {plan.recruit_s + plan.round_s:g} s"
+                        return [StopFlowerServer(run), *self._fail(ServerEvent.RUN_FAILED, reason)]
+                    case _Recruiting.OPEN:
+                        self._recruiting = _Recruiting.LOADING
+                    case _:
+                        self._recruiting = _Recruiting.OVER
                 return [ReadRecruits(run)]
             case _:
                 return []
@@ -356,7 +378,7 @@ class TrainingRun:
         if message.load_failed:
             self._load_failures.add(message.client)
         is_possible = len(self._known - self._load_failures) >= recruiting.plan.quorum
-        is_waiting = self._recruiting is not _Recruiting.OPEN
+        is_waiting = self._recruiting in (_Recruiting.LOADING, _Recruiting.EXTENDED, _Recruiting.OVER)
         return [ReadRecruits(recruiting.run)] if is_waiting or not is_possible else []
 
     def on_recruits_read(self, event: RecruitsRead) -> list[Effect]:

@@ -8,8 +8,7 @@ TaskSource = Annotated[
     str,
     typer.Option(
         "--task",
-        help="The task, a Flower app: a directory, or git+https://host/repo@branch#subdirectory=dir to follow "
-        "its commits.",
+        help="The task: a directory, or git+https://host/repo@branch#subdirectory=dir to follow its commits.",
         show_default="FEDBUS_TASK, or the working directory",
     ),
 ]
@@ -19,7 +18,7 @@ TaskSources = Annotated[
     list[str] | None,
     typer.Option(
         "--task",
-        help="A task, a Flower app: a directory, or git+https://host/repo@branch#subdirectory=dir to follow "
+        help="A task: a directory, or git+https://host/repo@branch#subdirectory=dir to follow "
         "its commits. Repeatable.",
         show_default="FEDBUS_TASK, or the working directory",
     ),
@@ -51,7 +50,7 @@ AtMost = Annotated[
 ]
 
 
-RunConfig = Annotated[str, typer.Option(help='Run configuration of the Flower app: "lr=0.1 local-epochs=1".')]
+RunConfig = Annotated[str, typer.Option(help='Run configuration of the app: "lr=0.1 local-epochs=1".')]
 
 
 NodeConfig = Annotated[

@@ -33,7 +33,7 @@ app = typer.Typer(
 
 @app.callback()
 def fedbus() -> None:
-    """Operate federated learning: the full lifecycle of a Flower app on a fleet of devices."""
+    """Operate federated learning: the full lifecycle of an app on a fleet of devices."""
 
 
 def main() -> NoReturn:

@@ -13,7 +13,7 @@ from fedbus.contracts.scheduling import ScheduleOverrides, ScheduleTable
 UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 PARTITION: Final = "partition-id"
 PARTITIONS: Final = "num-partitions"
-"""Keys of the node configuration by which a Flower app finds its data partition."""
+"""Keys of the node configuration by which an app finds its data partition."""
 Scalar = bool | int | float | str
 
 
@@ -31,7 +31,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_key_values(text: str) -> dict[str, Scalar]:
-    """Parse ``lr=0.1 data='/my data'``, the format of Flower's ``--run-config``, or a JSON object.
+    """Parse ``lr=0.1 data='/my data'``, as in TOML, without commas, or a JSON object.
 
     Raises:
         CliError: *text* has neither format.

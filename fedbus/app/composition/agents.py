@@ -140,7 +140,7 @@ class ClientConfig:
     agent_config: AgentConfig
     client: ClientId
     node_config: Mapping[str, Scalar] = field(default_factory=dict)
-    """The node config of Flower's SuperNode: ``partition-id``, ``num-partitions`` and other keys of the app."""
+    """The device's own values for the app: ``partition-id``, ``num-partitions`` and other keys of the app."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Device labels, which select the stages of a rollout: ``{"site": "lab"}``."""
     host: str = "127.0.0.1"

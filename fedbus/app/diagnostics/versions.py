@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as read_version
 from typing import Final
@@ -9,8 +10,10 @@ from typing import Final
 from fedbus import __version__
 from fedbus.app.local.nats_server import find_nats_server
 from fedbus.app.local.supervisor import EmbeddedError
+from fedbus.contracts.task.app import LibraryUnusable
+from fedbus.learning.library import installed_libraries, open_library
 
-PACKAGES: Final = ("torch", "flwr", "nats-py", "pydantic")
+PACKAGES: Final = ("torch", "nats-py", "pydantic")
 TIMEOUT_S: Final = 10.0
 
 
@@ -20,9 +23,18 @@ def installed_versions() -> dict[str, str]:
         "fedbus": __version__,
         "python": platform.python_version(),
         "nats-server": nats_server_version() or "none",
-        **{name: installed_version(name) or "none" for name in PACKAGES},
+        **{name: installed_version(name) or "none" for name in (*PACKAGES, *_library_packages())},
         "system": platform.platform(),
     }
+
+
+def _library_packages() -> list[str]:
+    """Return the packages of the installed training libraries."""
+    packages: list[str] = []
+    for name in installed_libraries():
+        with suppress(LibraryUnusable):
+            packages += open_library(name).packages
+    return list(dict.fromkeys(packages))
 
 
 def nats_server_version() -> str | None:

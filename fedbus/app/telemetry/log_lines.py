@@ -54,13 +54,6 @@ def log_to_stderr(*, level: str = "INFO", **about: str) -> None:
         logging.getLogger(name).setLevel(lowest)
 
 
-def use_root_handlers(library: str) -> None:
-    """Remove the handlers and the level of *library*, so that its lines are written once, with their trace."""
-    logger = logging.getLogger(library)
-    logger.handlers.clear()
-    logger.setLevel(logging.NOTSET)
-
-
 def parse_level(name: str, default: str) -> int:
     """Return the number of the level *name*; that of *default* if there is no such level."""
     names = logging.getLevelNamesMapping()
@@ -135,7 +128,7 @@ def error_summary() -> tuple[int, str]:
 
 
 def _is_not_blank(record: logging.LogRecord) -> bool:
-    """Drop the blank lines that Flower uses as separators."""
+    """Drop the blank lines that some libraries use as separators."""
     return not isinstance(record.msg, str) or bool(record.msg.strip())
 
 

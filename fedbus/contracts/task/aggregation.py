@@ -37,7 +37,7 @@ class AggregationTable(ConfigSection):
 
     method: Method = "streaming"
     """``streaming``: add updates to the sum as they arrive, if the strategy computes a weighted mean. ``stock``: use
-    Flower's own aggregation."""
+    the strategy's own aggregation."""
     strategy: StrategyName = StrategyName.FEDAVG
     """``fedavg``, ``fedprox``, ``fedadam``, ``fedmedian``, ``trimmed-mean`` or ``krum``. A module with a function
     ``aggregate`` aggregates itself."""

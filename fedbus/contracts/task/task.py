@@ -1,7 +1,7 @@
-"""A task: a Flower app and its configuration for fedbus, both in its ``pyproject.toml``.
+"""A task: an app of a training library and its configuration for fedbus, both in its ``pyproject.toml``.
 
-Flower reads ``[tool.flwr.app]``. fedbus parses ``[tool.fedbus]`` into `TaskTable`. References to functions and
-classes have the form ``module:name``, as in Flower's table.
+The library reads its own tables; fedbus parses ``[tool.fedbus]`` into `TaskTable`. References to functions and
+classes have the form ``module:name``.
 """
 
 from typing import Annotated, Any, Final, Literal, TypeAlias
@@ -131,7 +131,7 @@ class Task(BaseModel):
     app: dict[str, ObjectReference] = Field(default_factory=dict)
     """The app's own objects by role, as its library declares them: ``{"clientapp": "my_app.client:app"}``."""
     run_config: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """``[tool.flwr.app.config]``, flattened as Flower does: ``{"optimizer.lr": 0.1}``."""
+    """The app's own configuration, as its library reads it: ``{"optimizer.lr": 0.1}``."""
     app_rounds: int = 0
     """The number of rounds that the app declares; 0 if it declares none."""
     rounds_key: str = ""

@@ -68,14 +68,14 @@ class FlowerLibrary:
         _check_flower()
         from fedbus.learning.flower.server_app_host import ServerAppHost  # noqa: PLC0415 - imports flwr
 
-        _remove_log_handlers()
+        remove_log_handlers()
         return ServerAppHost(job)
 
     def open_client(self, job: ClientJob) -> ClientSession:
         _check_flower()
         from fedbus.learning.flower.client_app_host import ClientAppHost  # noqa: PLC0415 - imports flwr
 
-        _remove_log_handlers()
+        remove_log_handlers()
         return ClientAppHost(job)
 
 
@@ -84,7 +84,7 @@ def _check_flower() -> None:
     from fedbus.learning.flower import private_api  # noqa: F401, PLC0415 - its import checks the names
 
 
-def _remove_log_handlers() -> None:
+def remove_log_handlers() -> None:
     """Remove the handlers and the level that Flower sets when it is imported, so that its lines are written once."""
     logger = logging.getLogger("flwr")
     logger.handlers.clear()

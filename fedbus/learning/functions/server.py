@@ -139,7 +139,7 @@ class FunctionsServer:
         self._strategy.begin_round(self._weights)
         self._expected = self._weights
         metrics = MetricsMean()
-        failures: list[ClientReply | str] = []
+        failures: dict[str, str] = {}
         has_update = False
         with round_log.trace.aggregate_span(self._round):
             for reply, update in self._exchange(messenger, "train", sorted(selected), failures):
@@ -151,7 +151,7 @@ class FunctionsServer:
                 has_update = True
             new_weights = self._strategy.end_round()
         if not has_update:
-            self._check_failures(failures)
+            self._check_failures(failures, messenger.clients())
         if new_weights is None:
             log.warning("Round without updates; keeping the weights", round=self._round)
         else:
@@ -164,7 +164,7 @@ class FunctionsServer:
             return
         metrics = MetricsMean()
         clients = self._sample(messenger, self._table.fraction_evaluate)
-        for reply, update in self._exchange(messenger, "evaluate", clients, []):
+        for reply, update in self._exchange(messenger, "evaluate", clients, {}):
             messenger.accept(reply)
             metrics.add(update.metrics, update.num_examples)
         round_log.add_metrics(metrics.mean(), prefix="eval_")
@@ -184,9 +184,12 @@ class FunctionsServer:
     # --- messages -----------------------------------------------------------------------------
 
     def _exchange(
-        self, messenger: Messenger, kind: str, clients: Iterable[str], failures: list[ClientReply | str]
+        self, messenger: Messenger, kind: str, clients: Iterable[str], failures: dict[str, str]
     ) -> Iterator[tuple[ClientReply, Update]]:
-        """Send the weights to *clients*, and yield each valid reply. The others are added to *failures*."""
+        """Send the weights to *clients*, and yield each valid reply.
+
+        The reasons of the others are added to *failures*, by client, unless the client or its reply is lost.
+        """
         values = {"config": self._values()}
         payload = Payload.pack(encode(Content(values, self._weights)))
         messages = [
@@ -194,14 +197,15 @@ class FunctionsServer:
             for client in clients
         ]
         for reply in messenger.send(messages):
-            if reply.error is not None or reply.data is None:
-                failures.append(reply)
+            if reply.error is not None:
+                if reply.error.code not in LOST_CODES:
+                    failures[reply.client] = reply.error.reason
                 continue
             try:
-                update = self._read(reply.client, reply.data, kind)
+                update = self._read(reply.client, reply.data or b"", kind)
             except (BadContent, BadUpdate) as error:
                 messenger.reject(reply, str(error))
-                failures.append(f"{reply.client}: {error}")
+                failures[reply.client] = str(error)
             else:
                 yield reply, update
 
@@ -222,23 +226,18 @@ class FunctionsServer:
             weight=num_examples * self._job.selection.weight_factor(client),
         )
 
-    def _check_failures(self, failures: list[ClientReply | str]) -> None:
-        """End the run if all clients failed because of their code: it would fail in each round.
+    def _check_failures(self, failures: dict[str, str], present: list[str]) -> None:
+        """End the run if each client that is *present* has failed because of its code: it would fail in each round.
 
         Raises:
-            TrainingFailed: no client is lost, and none could train.
+            TrainingFailed: no client that was chosen could train, and there is no other client.
 
         """
-        reasons: list[str] = []
-        for failure in failures:
-            if isinstance(failure, str):
-                reasons.append(failure)
-            elif failure.error is not None and failure.error.code not in LOST_CODES:
-                reasons.append(f"{failure.client}: {failure.error.reason}")
-        if failures and len(reasons) == len(failures):
-            others = len(reasons) - 1
+        if failures and failures.keys() >= set(present):
+            client, reason = next(iter(failures.items()))
+            others = len(failures) - 1
             more = f" (and {others} more client{'s' * (others > 1)})" if others else ""
-            raise TrainingFailed(f"no client could train in round {self._round}: {reasons[0]}{more}")
+            raise TrainingFailed(f"no client could train in round {self._round}: {client}: {reason}{more}")
 
     # --- state --------------------------------------------------------------------------------
 

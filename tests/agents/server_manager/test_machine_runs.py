@@ -223,7 +223,10 @@ def test_a_flower_server_that_is_up_invites_the_clients() -> None:
         model=model(1),
         traceparent="00-trace",
     )
-    assert driver.handle(ServerStarted(task=NAME, run=RUN)) == [Publish(invitation)]
+    assert driver.handle(ServerStarted(task=NAME, run=RUN)) == [
+        StartTimer(TimerName.RECRUITING, PLAN.recruit_s),
+        Publish(invitation),
+    ]
     assert driver.machine.health(NOW).open_run == invitation
 
 
@@ -309,6 +312,24 @@ def test_a_run_fails_when_the_last_loading_client_fails() -> None:
     assert driver.handle(read_recruits("c1", "c2", "c3", loading={"c3"})) == recruiting_expired(
         reason, missing=2
     )
+
+
+def test_the_time_to_recruit_begins_when_the_server_has_loaded_the_app() -> None:
+    driver = ServerDriver(running_machine(ServerState.WAITING))
+    for event in (OPEN, FitChecked(), FlowerServerStarted(RUN)):
+        driver.handle(event)
+    assert driver.handle(TimerFired(TimerName.RECRUITING)) == [StartTimer(TimerName.RECRUITING, PLAN.round_s)]
+    timer, _ = driver.handle(ServerStarted(task=NAME, run=RUN))
+    assert timer == StartTimer(TimerName.RECRUITING, PLAN.recruit_s)
+    assert driver.handle(TimerFired(TimerName.RECRUITING)) == [ReadRecruits(RUN)]
+
+
+def test_a_server_that_never_loads_the_app_fails_the_run() -> None:
+    driver = ServerDriver(running_machine(ServerState.WAITING))
+    for event in (OPEN, FitChecked(), FlowerServerStarted(RUN), TimerFired(TimerName.RECRUITING)):
+        driver.handle(event)
+    stop, *_, record = driver.handle(TimerFired(TimerName.RECRUITING))
+    assert (stop, record) == (StopFlowerServer(RUN), RecordRun("failed"))
 
 
 def test_loading_has_a_deadline() -> None:

@@ -192,10 +192,10 @@ def test_an_invalid_level_is_ignored() -> None:
 FLOWER: Final = """
 import logging
 from fedbus.app import telemetry
-from fedbus.app.telemetry.log_lines import use_root_handlers
+from fedbus.learning.flower.library import remove_log_handlers
 telemetry.log_to_stderr()
 import flwr.supercore.logger
-use_root_handlers("flwr")
+remove_log_handlers()
 flwr.supercore.logger.log(logging.INFO, "a round")
 """
 

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,13 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> str:
     folder = os.environ.get("FEDBUS_DATA_DIR") or (str(shared) if shared.is_dir() else "")
     monkeypatch.setenv("FEDBUS_DATA_DIR", folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small products of matrices are slower on all cores, which other tests use."""
+    with importlib.import_module("threadpoolctl").threadpool_limits(1):
+        yield
 
 
 @pytest.mark.parametrize("name", NAMES)

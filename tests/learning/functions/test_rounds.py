@@ -222,6 +222,15 @@ def test_a_run_ends_at_once_if_every_client_fails(tmp_path: Path) -> None:
     )
 
 
+def test_a_failing_share_of_the_clients_does_not_end_the_run(tmp_path: Path) -> None:
+    """In each round one of eight clients is chosen, and only client 0 can train."""
+    functions = FUNCTIONS.replace(TRAIN, f"1 / (data == 0)\n    {TRAIN}")
+    extra = "[tool.fedbus.aggregation]\nfraction-train = 0.1\n"
+    run = LocalRun(make_task(tmp_path, functions, extra), clients=8, rounds=4)
+    assert [len(result.participants | result.failures) for result in run.results] == [1, 1, 1, 1]
+    assert sum(len(result.failures) for result in run.results) > 0
+
+
 def test_a_round_of_lost_clients_keeps_the_model(tmp_path: Path) -> None:
     run = LocalRun(make_task(tmp_path), clients=1, rounds=2, intercept=lose("c0"))
     assert run.final is not None

@@ -279,7 +279,7 @@ def _format_number(value: float | None) -> str:
 
 
 def _parse_override(text: str) -> tuple[str, bool | int | float | str]:
-    """Parse ``lr=0.1`` as Flower does: a number, a boolean or else a string."""
+    """Parse ``lr=0.1``: a number, a boolean or else a string."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise CliError(
