@@ -36,9 +36,10 @@ def by_number(reply: Message) -> int:
 def pull(grid: Grid, ids: list[str], *, wait_s: float = 10.0) -> list[Message]:
     """Pull until each id has a reply."""
     replies: list[Message] = []
-    end = time.monotonic() + wait_s
-    while len(replies) < len(ids) and time.monotonic() < end:
-        replies += grid.pull_messages(ids)
+    left, end = set(ids), time.monotonic() + wait_s
+    while left and time.monotonic() < end:
+        replies += grid.pull_messages(left)
+        left -= {reply.metadata.reply_to_message_id for reply in replies}
         time.sleep(0.05)
     return replies
 

@@ -41,7 +41,7 @@ class BusRun:
 
 
 async def run_over_fedbus(
-    case: Case,
+    case: FlowerCase,
     directory: Path,
     *,
     model: Arrays | None = None,
