@@ -30,7 +30,6 @@ from fedbus.learning.flower_superlink.superlink import SuperLink, SuperLinkEnded
 from fedbus.learning.library import BadTask, ClientJob, NotEnoughClients, ServerJob, TrainingFailed
 from fedbus.learning.weights import Arrays
 
-
 SERVER = """
     import numpy as np
     from flwr.app import Array, ArrayRecord
