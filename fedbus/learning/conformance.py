@@ -29,7 +29,7 @@ import sys
 import threading
 import tomllib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,7 +179,8 @@ class SuiteRun:
     @contextmanager
     def open(self, **plan: Any) -> Iterator[SuiteFederation]:
         """Open a federation with a run of the task. *plan* are values of its `RunPlan`."""
-        run_plan = RunPlan(**{"rounds": 2, "round_s": 20.0, "recruit_s": 10.0, "quorum": 2, **plan})
+        defaults = {"rounds": 2, "round_s": 20.0, "recruit_s": 10.0, "quorum": 2, **self.suite.plan}
+        run_plan = RunPlan(**{**defaults, **plan})
         bus, run = MemoryBus(), f"suite-{uuid4().hex[:8]}"
 
         async def make() -> SuiteFederation:
@@ -215,6 +216,8 @@ class LibrarySuite(ABC):
 
     library: ClassVar[str]
     """The name of the library's entry point."""
+    plan: ClassVar[Mapping[str, float]] = {}
+    """Values of the run plan, for a library that needs more time than the suite gives it."""
 
     @abstractmethod
     def write_app(self, directory: Path, package: str) -> None:

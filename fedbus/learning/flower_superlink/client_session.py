@@ -22,7 +22,12 @@ RECONNECT_S: Final = 20.0
 """The limit for which a SuperNode tries to reach the SuperLink, at its start and later, in seconds."""
 PROGRAMS: Final = ("flower-superexec", "flwr-clientapp")
 """The programs that a SuperNode starts."""
+CONNECTED: Final = "SuperNode ID:"
+"""What a SuperNode prints when it is connected."""
+GIVES_UP: Final = "Giving up reconnection"
+"""What it prints when it has not reached the SuperLink for `RECONNECT_S`. Once connected, it begins again then."""
 CONNECTION_FAILED: Final = "Failed to initialize the connection"
+"""What it prints when it ends because it never was connected."""
 
 
 class SuperNodeClient:
@@ -86,7 +91,12 @@ class SuperNodeClient:
         }
         arguments = [part for option in options.items() for part in option]
         return FlowerProcess(
-            "supernode", arguments, directory=self._path, environment=self._environment
+            "supernode",
+            arguments,
+            directory=self._path,
+            environment=self._environment,
+            markers=(CONNECTION_FAILED,),
+            end_markers=(CONNECTED, GIVES_UP),
         ).start()
 
     def _stop_node(self) -> None:
@@ -95,7 +105,9 @@ class SuperNodeClient:
         self._node = None
 
     def _describe_end(self, node: FlowerProcess, address: str) -> str:
-        if node.has_printed(CONNECTION_FAILED):
+        if {CONNECTED, GIVES_UP} <= node.printed:
+            return f"the SuperNode has not reached the SuperLink at {address} for {RECONNECT_S:g} s"
+        if CONNECTION_FAILED in node.printed:
             return (
                 f"the SuperNode cannot connect to the SuperLink at {address} ({node.describe_exit()}). "
                 "Set `address` in [tool.fedbus.superlink] to a host that this device reaches, and open `port` to it"
