@@ -62,7 +62,7 @@ from fedbus.learning.weights import Arrays
 FAILS: Final = 2
 """The number of the client whose training raises."""
 MEAN_STEP: Final = 1.25
-"""What a round of the clients 0 and 1 adds to the model."""
+"""The sum that a round of the clients 0 and 1 adds to each element of the model."""
 STOP_S: Final = 10.0
 """The time within which a run that is stopped ends."""
 SAMPLES: Final = {"c0": 30, "c1": 10}
@@ -212,7 +212,10 @@ def read_suite_task(library: str, directory: Path) -> Task:
 
 
 class LibrarySuite(ABC):
-    """What fedbus needs of a training library. Subclass it in a test module, with a name that begins with ``Test``."""
+    """The behaviour that fedbus needs of a training library, as tests.
+
+    Subclass it in a test module, with a name that begins with ``Test``.
+    """
 
     library: ClassVar[str]
     """The name of the library's entry point."""

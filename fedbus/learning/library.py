@@ -56,6 +56,8 @@ from fedbus.learning.round_timing import ExchangeTiming
 from fedbus.learning.weights import Arrays
 
 GROUP: Final = "fedbus.libraries"
+MAX_REASON_CHARS: Final = 1000
+"""The limit of the reason in an error reply."""
 CAPTURED_DATA_KEY: Final = "captured-data"
 """The key of the node configuration with the path of the captured data."""
 

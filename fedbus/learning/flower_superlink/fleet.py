@@ -14,7 +14,7 @@ from fedbus.learning.library import Messenger, MessengerClosed, OutgoingMessage
 from fedbus.learning.payload import Payload
 
 MAX_WATCH_S: Final = 60.0
-"""The longest time for which a client answers nothing while its SuperNode runs."""
+"""The limit of a client for its answer to a `WatchRequest` while its SuperNode runs, in seconds."""
 WATCH_SHARE: Final = 0.5
 """That time as a share of the plan's limit for one message."""
 MAX_STARTS: Final = 3

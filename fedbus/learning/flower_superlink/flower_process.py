@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -159,3 +160,14 @@ def flower_environment(directory: Path) -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def find_free_port(host: str) -> int:
+    """Return a free TCP port of *host*, an address of this machine."""
+    with socket.create_server((host, 0), family=family_of(host)) as server:
+        return int(server.getsockname()[1])
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """Return the address family of *host*, which is an IP address or a name."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -134,7 +134,10 @@ class SuperLinkGrid(RunGrid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send *messages* and return the replies that arrive within *timeout* and the plan's limit for a message."""
-        limit_s = min(timeout or float("inf"), self._messenger.plan.round_s)
+        if timeout is not None and timeout <= 0:
+            self.push_messages(messages)
+            return []
+        limit_s = min(float("inf") if timeout is None else timeout, self._messenger.plan.round_s)
         deadline = time.monotonic() + limit_s
         self._check_running()
         open_ids = {message_id for message_id, _ in self._push(list(messages)) if message_id}

@@ -15,6 +15,7 @@ from fedbus.learning.functions.task_module import Config, FunctionFailed, TaskMo
 from fedbus.learning.functions.updates import BadUpdate, Weights, check_same_arrays
 from fedbus.learning.library import (
     CAPTURED_DATA_KEY,
+    MAX_REASON_CHARS,
     ClientJob,
     ClientResponse,
     ErrorCode,
@@ -26,7 +27,6 @@ from fedbus.learning.round_metrics import normalize_metrics
 
 GLOBAL_WEIGHTS_KEY: Final = "global-weights"
 PROXIMAL_MU_KEY: Final = "proximal-mu"
-MAX_REASON_CHARS: Final = 1000
 
 log = structlog.get_logger("fedbus.learning")
 
