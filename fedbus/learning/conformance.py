@@ -29,7 +29,7 @@ import sys
 import threading
 import tomllib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +62,7 @@ from fedbus.learning.weights import Arrays
 FAILS: Final = 2
 """The number of the client whose training raises."""
 MEAN_STEP: Final = 1.25
-"""What a round of the clients 0 and 1 adds to the model."""
+"""The sum that a round of the clients 0 and 1 adds to each element of the model."""
 STOP_S: Final = 10.0
 """The time within which a run that is stopped ends."""
 SAMPLES: Final = {"c0": 30, "c1": 10}
@@ -179,7 +179,8 @@ class SuiteRun:
     @contextmanager
     def open(self, **plan: Any) -> Iterator[SuiteFederation]:
         """Open a federation with a run of the task. *plan* are values of its `RunPlan`."""
-        run_plan = RunPlan(**{"rounds": 2, "round_s": 20.0, "recruit_s": 10.0, "quorum": 2, **plan})
+        defaults = {"rounds": 2, "round_s": 20.0, "recruit_s": 10.0, "quorum": 2, **self.suite.plan}
+        run_plan = RunPlan(**{**defaults, **plan})
         bus, run = MemoryBus(), f"suite-{uuid4().hex[:8]}"
 
         async def make() -> SuiteFederation:
@@ -211,10 +212,15 @@ def read_suite_task(library: str, directory: Path) -> Task:
 
 
 class LibrarySuite(ABC):
-    """What fedbus needs of a training library. Subclass it in a test module, with a name that begins with ``Test``."""
+    """The behaviour that fedbus needs of a training library, as tests.
+
+    Subclass it in a test module, with a name that begins with ``Test``.
+    """
 
     library: ClassVar[str]
     """The name of the library's entry point."""
+    plan: ClassVar[Mapping[str, float]] = {}
+    """Values of the run plan, for a library that needs more time than the suite gives it."""
 
     @abstractmethod
     def write_app(self, directory: Path, package: str) -> None:

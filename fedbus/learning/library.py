@@ -56,6 +56,10 @@ from fedbus.learning.round_timing import ExchangeTiming
 from fedbus.learning.weights import Arrays
 
 GROUP: Final = "fedbus.libraries"
+MAX_REASON_CHARS: Final = 1000
+"""The limit of the reason in an error reply."""
+CAPTURED_DATA_KEY: Final = "captured-data"
+"""The key of the node configuration with the path of the captured data."""
 
 OnRound: TypeAlias = Callable[[RoundResult, Arrays], None]
 """Called after each round with its result and the global model. The model must not change afterwards."""
@@ -331,7 +335,7 @@ class IncomingMessage:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientResponse:
-    """The answer to a `IncomingMessage`: *payload*, or *error*."""
+    """The answer to an `IncomingMessage`: *payload*, or *error*."""
 
     payload: Payload | None = None
     error: ReplyError | None = None

@@ -71,6 +71,12 @@ MAX_CONCURRENT_PUBLISHES: Final = 64
 MAX_UNCLAIMED_REPLIES: Final = 10_000
 """The limit of replies that wait for `BusMessenger.collect`; the oldest is dropped."""
 
+MAX_FAILURE_CHARS: Final = 500
+"""The limit of the reason of a failed client in the result of a round."""
+
+MAX_SAMPLES: Final = 2**53
+"""The limit of the samples that one client reports: larger integers do not survive all encodings."""
+
 _NO_PAYLOAD: Final = Payload.pack(())
 
 log = structlog.get_logger("fedbus.learning")
@@ -347,12 +353,13 @@ class BusMessenger:
                 tally.exchanges.append(reply.timing)
             tally.figures.setdefault(reply.client, {}).update(reply.metrics)
             if reply.request.kind.partition(".")[0] == "train":
-                tally.participants[reply.client] = samples
+                tally.participants[reply.client] = max(0, min(samples, MAX_SAMPLES))
                 tally.train_s[reply.client] = reply.timing.train_s if reply.timing else 0.0
 
     def reject(self, reply: ClientReply, reason: str) -> None:
         with self._changed:
-            self._tallies[reply.round].failures[reply.client] = reason.removeprefix(f"{reply.client}: ")
+            text = reason.removeprefix(f"{reply.client}: ")[:MAX_FAILURE_CHARS]
+            self._tallies[reply.round].failures[reply.client] = text
 
     def tally(self, round_number: int) -> RoundTally:
         with self._changed:

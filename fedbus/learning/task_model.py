@@ -19,7 +19,7 @@ from fedbus.learning import task_code, weights
 from fedbus.learning.library import BadTask, open_library
 from fedbus.learning.task_code import describe_error
 
-__all__ = ["build_model", "describe_error", "first_arrays", "is_module", "model_arrays"]
+__all__ = ["build_model", "first_arrays", "is_module", "model_arrays"]
 
 
 def build_model(task: Task) -> Any:

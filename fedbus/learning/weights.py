@@ -42,8 +42,9 @@ _TAGS: Final = {
     "complex64": "C64",
 }
 _DTYPES: Final = {tag: name for name, tag in _TAGS.items()}
-_MAX_HEADER_BYTES: Final = 100_000_000
-"""The limit of safetensors."""
+_MAX_HEADER_BYTES: Final = 16 * 1024**2
+"""The limit for bytes that a client sent: JSON takes many times its size in memory."""
+_MAX_DIMENSIONS: Final = 32
 SUPPORTED_DTYPES: Final = tuple(_TAGS)
 """The names of the dtypes that a weights file can have."""
 _WRITE_BYTES: Final = 16 * 1024**2
@@ -155,6 +156,9 @@ def load(path: Path) -> Arrays:
 def unpack(data: memoryview) -> Arrays:
     """Return the arrays in the bytes of a safetensors file, as views that cannot be written to.
 
+    The bytes are not trusted. As the format demands, each byte belongs to one array, so that arrays that are copied
+    (booleans) need no more memory than the bytes.
+
     Raises:
         BadWeights: the bytes are not a valid safetensors file.
 
@@ -166,20 +170,32 @@ def unpack(data: memoryview) -> Arrays:
     try:
         header = json.loads(bytes(data[8 : 8 + length]))
         metadata = header.pop("__metadata__", {})
+        _check_offsets([entry["data_offsets"] for entry in header.values()], len(body))
         arrays = {name: _unpack_array(body, entry) for name, entry in header.items()}
         return {name: arrays[name] for name in _order_names(list(arrays), metadata.get(ORDER))}
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise BadWeights(f"the weights are not a valid safetensors file: {error}") from None
 
 
+def _check_offsets(offsets: list[tuple[int, int]], size_bytes: int) -> None:
+    """Check that the arrays follow each other without gaps from the first byte to the last. Raises ValueError."""
+    position = 0
+    for start, end in sorted(offsets):
+        if start != position or end < start:
+            raise ValueError(f"the array at byte {start} does not begin at byte {position}")
+        position = end
+    if position != size_bytes:
+        raise ValueError(f"the arrays have {position} bytes of {size_bytes}")
+
+
 def _unpack_array(body: memoryview, entry: Mapping[str, Any]) -> np.ndarray[Any, Any]:
     dtype = np.dtype(_DTYPES[entry["dtype"]])
     shape = tuple(map(int, entry["shape"]))
     start, end = map(int, entry["data_offsets"])
-    if not 0 <= start <= end <= len(body) or math.prod(shape) * dtype.itemsize != end - start:
+    if len(shape) > _MAX_DIMENSIONS or min(shape, default=0) < 0:
+        raise ValueError(f"a shape of {len(shape)} dimensions is invalid")
+    if math.prod(shape) * dtype.itemsize != end - start:
         raise ValueError(f"bytes {start}:{end} do not match {dtype} {shape}")
-    if min(shape, default=0) < 0:
-        raise ValueError(f"shape {shape} is invalid")
     if dtype.kind == "b":
         return np.not_equal(np.frombuffer(body[start:end], np.uint8), 0).reshape(shape)
     return np.frombuffer(body[start:end], dtype).reshape(shape)

@@ -48,6 +48,7 @@ from fedbus.contracts.telemetry import (
 )
 from fedbus.learning.bus_protocol import OfferProtocol
 from fedbus.learning.library import (
+    CAPTURED_DATA_KEY,
     BadTask,
     ClientJob,
     ClientResponse,
@@ -60,8 +61,6 @@ from fedbus.learning.payload import ContentMissing, fetch_content
 from fedbus.learning.round_reply import make_incoming, make_reply
 from fedbus.stores.errors import StoreError
 
-CAPTURED_DATA_KEY: Final = "captured-data"
-"""The key of the node configuration with the path of the captured data."""
 MAX_QUEUED_MESSAGES: Final = 16
 """Messages of the run that are received and not handled yet; more of them wait in the stream."""
 MAX_OPEN_OFFERS: Final = 2

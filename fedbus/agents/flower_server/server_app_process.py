@@ -175,7 +175,7 @@ class ServerAppProcess:
             await asyncio.to_thread(checkpoints.flush)
             set_current_cause(checkpoints.last_published or current_cause())
         final = job.model if result is None else result
-        rounds = checkpoints.last_round or self._config.plan.rounds
+        rounds = self._config.plan.rounds if checkpoints.last_round is None else checkpoints.last_round
         artifact = await _store_model(weights.pack(final), self._store, self._config, rounds)
         await self._bus.publish(
             RunFinished(task=self._task.id, run=self._config.run, artifact=artifact, rounds=rounds)
@@ -194,8 +194,8 @@ class CheckpointWriter:
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._pending: Future[None] | None = None
-        self.last_round = config.first_round - 1
-        """The last round that the app has reported; 0 if it has reported none."""
+        self.last_round = config.first_round - 1 or None
+        """The last round that the app has reported; None if it has reported none."""
         self.last_published = ""
         """The message id of the last `round_finished`."""
 
@@ -209,7 +209,7 @@ class CheckpointWriter:
     def on_round_finished(self, result: RoundResult, arrays: Arrays) -> None:
         """Start to store the model of a round. The main thread calls this after each round."""
         self.flush()
-        self.last_round = max(self.last_round, result.round)
+        self.last_round = max(self.last_round or 0, result.round)
         coroutine = self._store_and_publish(result, weights.pack(arrays))
         self._pending = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 

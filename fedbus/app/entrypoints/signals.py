@@ -6,7 +6,7 @@ An agent's event loop runs in the main thread:
         await wait_for_first(work(), stop.wait())
 
 In a process that runs the code of a task, the main thread belongs to that code, and the event loop runs in another
-thread: `watch_signals` in the main thread, `SignalWatch.stop_event` on the event loop.
+thread: `SignalWatch()` in the main thread, `SignalWatch.stop_event` on the event loop.
 """
 
 import asyncio

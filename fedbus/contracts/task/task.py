@@ -99,7 +99,8 @@ class TaskTable(_Table):
     quorum: int = Field(default=2, ge=1)
     """The number of clients that a run needs before it trains."""
     recruit_s: float = Field(default=60.0, gt=0)
-    """How long a run waits for its quorum before it fails."""
+    """How long a run waits for its quorum, from the start of its server. It waits up to `round-s` longer for clients
+    that still import the code."""
     round_s: float = Field(default=600.0, gt=0)
     """The time limit of a client for one message. After it the round continues without the client."""
     keep_models: int = Field(default=20, ge=2)

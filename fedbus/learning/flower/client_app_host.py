@@ -20,11 +20,17 @@ from fedbus.learning.flower.private_api import (
     UNKNOWN_ERROR,
     build_message,
 )
-from fedbus.learning.library import ClientJob, ClientResponse, ErrorCode, IncomingMessage, ReplyError
+from fedbus.learning.library import (
+    MAX_REASON_CHARS,
+    ClientJob,
+    ClientResponse,
+    ErrorCode,
+    IncomingMessage,
+    ReplyError,
+)
 from fedbus.learning.payload import Payload
 from fedbus.learning.round_metrics import normalize_metrics
 
-MAX_REASON_CHARS: Final = 1000
 RUN_CONFIG_CHANGED: Final = "the ClientApp changed `context.run_config`, which Flower does not allow"
 
 METRIC_PREFIXES: Final = {"train": "train_", "evaluate": "eval_"}

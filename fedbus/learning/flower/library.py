@@ -53,7 +53,7 @@ class FlowerLibrary:
         )
 
     def check(self, task: Task, *, server_side: bool) -> None:
-        _check_flower()
+        check_flower()
         from fedbus.learning.flower import task_code  # noqa: PLC0415 - imports flwr
 
         task_code.load_client_app(Path(task.path), task.app["clientapp"])
@@ -65,21 +65,21 @@ class FlowerLibrary:
         return None
 
     def open_server(self, job: ServerJob) -> ServerSession:
-        _check_flower()
+        check_flower()
         from fedbus.learning.flower.server_app_host import ServerAppHost  # noqa: PLC0415 - imports flwr
 
         remove_log_handlers()
         return ServerAppHost(job)
 
     def open_client(self, job: ClientJob) -> ClientSession:
-        _check_flower()
+        check_flower()
         from fedbus.learning.flower.client_app_host import ClientAppHost  # noqa: PLC0415 - imports flwr
 
         remove_log_handlers()
         return ClientAppHost(job)
 
 
-def _check_flower() -> None:
+def check_flower() -> None:
     """Raise UnsupportedFlower if Flower lacks a name that fedbus uses."""
     from fedbus.learning.flower import private_api  # noqa: F401, PLC0415 - its import checks the names
 

@@ -1,5 +1,6 @@
 """The replies to a `send_and_receive`: a list as in Flower, or a stream for a strategy that allows it."""
 
+import math
 from collections.abc import Iterable, Iterator
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -56,7 +57,7 @@ def sample_count(content: RecordDict) -> int:
         for key in ("num-examples", "num_examples"):
             value = record.get(key)
             if isinstance(value, int | float):
-                return int(value)
+                return int(value) if math.isfinite(value) else 0
     return 0
 
 

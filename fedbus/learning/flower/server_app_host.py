@@ -20,6 +20,7 @@ from fedbus.learning.flower.cohort import CohortPolicy
 from fedbus.learning.flower.contribution import ContributionEvaluator, ContributionLimits
 from fedbus.learning.flower.grid import MessengerGrid
 from fedbus.learning.flower.legacy_strategy_hook import LegacyHook
+from fedbus.learning.flower.library import ROUNDS_KEY
 from fedbus.learning.flower.model_binding import ModelBinding, bind
 from fedbus.learning.flower.private_api import SERVER_NODE_ID, set_process_identity
 from fedbus.learning.flower.replies import GridClosed
@@ -36,7 +37,6 @@ logger = structlog.get_logger("fedbus.learning")
 
 MODEL_KEY: Final = "fedbus.model"
 RESULT_KEY: Final = "fedbus.result"
-ROUNDS_KEY: Final = "num-server-rounds"
 
 
 class ServerAppFailed(TrainingFailed):

@@ -1,8 +1,9 @@
 """The processes of Flower: ``python -m fedbus.learning.flower_superlink.child superlink|supernode ARGUMENTS``.
 
 Each runs Flower's own command, and ends when its parent has ended: the parent holds the other end of its standard
-input. A SuperLink serves three APIs on one port, and without an account plugin its Control API accepts everybody. So it
-gets a middleware that answers other machines only on the paths of the Fleet API, on which SuperNodes authenticate.
+input. A SuperLink serves three APIs on one port, and its Control API has no authentication without an account plugin.
+So it gets a middleware that answers other machines only on the paths of the Fleet API, on which SuperNodes
+authenticate.
 """
 
 import os
@@ -20,7 +21,7 @@ Scope = MutableMapping[str, Any]
 AsgiApp = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
 
 FLEET_PATH: Final = "/v1/fleet/"
-LOOPBACK: Final = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+LOOPBACK_ADDRESSES: Final = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 DIRECTORY_VARIABLE: Final = "FEDBUS_SUPERLINK_DIRECTORY"
 """The environment variable with the directory for the files of one run: keys, and installed app bundles."""
 
@@ -43,7 +44,7 @@ class FleetOnly:
 
 def _is_allowed(scope: Scope) -> bool:
     client = scope.get("client")
-    is_local = client is not None and client[0] in LOOPBACK
+    is_local = client is not None and client[0] in LOOPBACK_ADDRESSES
     path = str(scope.get("path", ""))
     return scope["type"] == "http" and (is_local or (path.startswith(FLEET_PATH) and ".." not in path))
 

@@ -1,7 +1,6 @@
 """The client side of a run over a SuperLink: it runs a SuperNode, which starts a process for each message."""
 
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -10,11 +9,16 @@ from pathlib import Path
 from typing import Final
 
 from fedbus.contracts.run import Scalar
+from fedbus.contracts.task.superlink import LOOPBACK
 from fedbus.learning.flower_superlink import client_app
 from fedbus.learning.flower_superlink.bundle import to_toml
 from fedbus.learning.flower_superlink.certificate import make_node_key
 from fedbus.learning.flower_superlink.client_app import BAD_TASK_EXIT_CODE, task_environment
-from fedbus.learning.flower_superlink.flower_process import FlowerProcess, flower_environment
+from fedbus.learning.flower_superlink.flower_process import (
+    FlowerProcess,
+    find_free_port,
+    flower_environment,
+)
 from fedbus.learning.flower_superlink.messages import KEY_KIND, WATCH_KIND, NodeKey, WatchRequest
 from fedbus.learning.library import BadTask, ClientJob, ClientResponse, ErrorCode, IncomingMessage, ReplyError
 
@@ -22,7 +26,12 @@ RECONNECT_S: Final = 20.0
 """The limit for which a SuperNode tries to reach the SuperLink, at its start and later, in seconds."""
 PROGRAMS: Final = ("flower-superexec", "flwr-clientapp")
 """The programs that a SuperNode starts."""
+CONNECTED: Final = "SuperNode ID:"
+"""The output of a SuperNode that has connected."""
+GIVES_UP: Final = "Giving up reconnection"
+"""Its output when it has not reached the SuperLink for `RECONNECT_S`. If it was connected before, it tries again."""
 CONNECTION_FAILED: Final = "Failed to initialize the connection"
+"""Its output when it ends because it never was connected."""
 
 
 class SuperNodeClient:
@@ -80,13 +89,18 @@ class SuperNodeClient:
             "--root-certificates": str(certificate),
             "--auth-supernode-private-key": str(self._path / "node.key"),
             "--node-config": str(config),
-            "--host": "127.0.0.1",
-            "--port": str(_find_free_port()),
+            "--host": LOOPBACK,
+            "--port": str(find_free_port(LOOPBACK)),
             "--max-wait-time": str(RECONNECT_S),
         }
         arguments = [part for option in options.items() for part in option]
         return FlowerProcess(
-            "supernode", arguments, directory=self._path, environment=self._environment
+            "supernode",
+            arguments,
+            directory=self._path,
+            environment=self._environment,
+            markers=(CONNECTION_FAILED,),
+            end_markers=(CONNECTED, GIVES_UP),
         ).start()
 
     def _stop_node(self) -> None:
@@ -95,7 +109,9 @@ class SuperNodeClient:
         self._node = None
 
     def _describe_end(self, node: FlowerProcess, address: str) -> str:
-        if node.has_printed(CONNECTION_FAILED):
+        if {CONNECTED, GIVES_UP} <= node.printed:
+            return f"the SuperNode has not reached the SuperLink at {address} for {RECONNECT_S:g} s"
+        if CONNECTION_FAILED in node.printed:
             return (
                 f"the SuperNode cannot connect to the SuperLink at {address} ({node.describe_exit()}). "
                 "Set `address` in [tool.fedbus.superlink] to a host that this device reaches, and open `port` to it"
@@ -119,11 +135,6 @@ class SuperNodeClient:
         if check.returncode != 0:
             last_line = (check.stderr.strip().splitlines() or [""])[-1]
             raise BadTask(f"the import of the ClientApp ended with exit code {check.returncode}: {last_line}")
-
-
-def _find_free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def _make_error(reason: str) -> ClientResponse:

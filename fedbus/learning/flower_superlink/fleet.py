@@ -13,8 +13,8 @@ from fedbus.learning.flower_superlink.superlink import SuperLink
 from fedbus.learning.library import Messenger, MessengerClosed, OutgoingMessage
 from fedbus.learning.payload import Payload
 
-MAX_WATCH_S: Final = 300.0
-"""The longest time for which a client answers nothing while its SuperNode runs."""
+MAX_WATCH_S: Final = 60.0
+"""The limit of a client for its answer to a `WatchRequest` while its SuperNode runs, in seconds."""
 WATCH_SHARE: Final = 0.5
 """That time as a share of the plan's limit for one message."""
 MAX_STARTS: Final = 3
@@ -44,11 +44,14 @@ class SuperNodes:
         """The reasons of SuperNodes that have ended, by node id."""
         self.failed: dict[str, str] = {}
         """The reasons of clients without a SuperNode, by client."""
+        self._unreported: dict[str, str] = {}
+        """Those that no round has reported."""
 
     def close(self) -> None:
         """Ignore what happens to the SuperNodes from now on. They end with their clients' sessions."""
         with self.changed:
             self._is_closed = True
+            self.changed.notify_all()
 
     def start_missing(self) -> None:
         """Start a SuperNode on each present client that has none, without waiting for it.
@@ -69,7 +72,7 @@ class SuperNodes:
     def wait_until_registered(self, timeout_s: float) -> None:
         """Wait until each client on which one was started has a registered SuperNode, or has failed."""
         with self.changed:
-            self.changed.wait_for(lambda: self._watched <= set(self._nodes), timeout_s)
+            self.changed.wait_for(lambda: self._is_closed or self._watched <= set(self._nodes), timeout_s)
 
     @property
     def nodes(self) -> dict[str, int]:
@@ -85,7 +88,16 @@ class SuperNodes:
     def failures_of(self, node_ids: Iterable[int]) -> dict[int, str]:
         """Return the reasons of those SuperNodes that have ended, by node id."""
         with self.changed:
-            return {node_id: self._failures[node_id] for node_id in node_ids if node_id in self._failures}
+            found = {node_id: self._failures[node_id] for node_id in node_ids if node_id in self._failures}
+            for node_id in found:
+                self._unreported.pop(self._clients[node_id], None)
+            return found
+
+    def take_unreported(self) -> dict[str, str]:
+        """Return the reasons of clients without a SuperNode, each once, by client."""
+        with self.changed:
+            unreported, self._unreported = self._unreported, {}
+            return unreported
 
     def record_connected(self, node_ids: Iterable[int]) -> None:
         """Record that SuperNodes are connected."""
@@ -101,6 +113,7 @@ class SuperNodes:
         try:
             reason = self._start_and_watch(client)
         except MessengerClosed:
+            self.close()
             return
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
@@ -123,10 +136,11 @@ class SuperNodes:
             address=self._link.address, certificate=self._link.certificate, wait_s=wait_s
         ).pack()
         try:
-            while True:
+            while not self._is_closed:
                 self._request(client, WATCH_KIND, request)
         except _RequestFailed as error:
             return str(error)
+        return "the run is over"
 
     def _request(self, client: str, kind: str, payload: Payload) -> bytes | memoryview:
         """Send a request and return the content of its reply. Raises _RequestFailed, MessengerClosed."""
@@ -141,7 +155,7 @@ class SuperNodes:
                 return
             node_id = self._nodes.pop(client, None)
             self._watched.discard(client)
-            self.failed[client] = reason
+            self.failed[client] = self._unreported[client] = reason
             if node_id is not None:
                 self._failures[node_id] = reason
             self.changed.notify_all()

@@ -3,11 +3,12 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,8 @@ class FlowerProcess:
     """A program of Flower (``superlink`` or ``supernode``) for the duration of a block.
 
     *directory* is for the files of the run, Flower's own included. If this process dies, the program removes it.
+    `printed` has those of *markers* that its output contains. Once it contains all of *end_markers*, the program cannot
+    continue, and is killed.
     """
 
     def __init__(
@@ -43,9 +46,14 @@ class FlowerProcess:
         directory: Path,
         environment: Mapping[str, str] | None = None,
         stop_s: float = STOP_S,
+        markers: Collection[str] = (),
+        end_markers: Collection[str] = (),
     ) -> None:
         self.program = program
         self._stop_s = stop_s
+        self._markers = frozenset((*markers, *end_markers))
+        self._end_markers = frozenset(end_markers)
+        self.printed: set[str] = set()
         self._arguments = arguments
         self._environment = {**flower_environment(directory), **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
@@ -71,10 +79,6 @@ class FlowerProcess:
         )
         lines = [line for line in self._tail if line][-REASON_LINES:]
         return f"{how}: {' '.join(' '.join(lines).split())[-MAX_REASON_CHARS:]}" if lines else how
-
-    def has_printed(self, text: str) -> bool:
-        """Return whether the last lines of its output contain *text*."""
-        return any(text in line for line in self._tail)
 
     def start(self) -> Self:
         command = [
@@ -124,7 +128,10 @@ class FlowerProcess:
             for line in output:
                 text = _ANSI_CODE.sub("", line.decode(errors="replace")).rstrip()
                 self._tail.append(text)
+                self.printed |= {marker for marker in self._markers if marker in text}
                 sys.stderr.write(f"{self.program}: {text}\n")
+                if self._end_markers and self._end_markers <= self.printed:
+                    self._kill_group()
 
     def _wait(self) -> None:
         assert self._process is not None
@@ -153,3 +160,14 @@ def flower_environment(directory: Path) -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def find_free_port(host: str) -> int:
+    """Return a free TCP port of *host*, an address of this machine."""
+    with socket.create_server((host, 0), family=family_of(host)) as server:
+        return int(server.getsockname()[1])
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """Return the address family of *host*, which is an IP address or a name."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from flwr.app import Error, Message, Metadata, RecordDict
@@ -133,7 +134,10 @@ class SuperLinkGrid(RunGrid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send *messages* and return the replies that arrive within *timeout* and the plan's limit for a message."""
-        limit_s = min(timeout or float("inf"), self._messenger.plan.round_s)
+        if timeout is not None and timeout <= 0:
+            self.push_messages(messages)
+            return []
+        limit_s = min(float("inf") if timeout is None else timeout, self._messenger.plan.round_s)
         deadline = time.monotonic() + limit_s
         self._check_running()
         open_ids = {message_id for message_id, _ in self._push(list(messages)) if message_id}
@@ -178,10 +182,13 @@ class SuperLinkGrid(RunGrid):
 
     def _push(self, messages: list[Message]) -> list[tuple[str, Message]]:
         self._calls_made += 1
+        named = next(filter(None, map(round_number_of, messages)), None)
+        self._round = self._round_of_hook or named or self._round
+        for client, reason in self._nodes.take_unreported().items():
+            self._messenger.reject(_make_reply(client, "train", self._round), reason)
         ids = list(self._grid.push_messages(messages)) if messages else []
         for message_id, message in zip(ids, messages, strict=False):
             if message_id:
-                self._round = self._round_of_hook or round_number_of(message) or self._round
                 client = self.client_of(message.metadata.dst_node_id)
                 self._sent[message_id] = _SentMessage(client, self._round, message.metadata)
         return list(zip(ids, messages, strict=False))
@@ -235,14 +242,16 @@ class _SentMessage:
         """Return the exchange as fedbus records it. The training time includes the way over the SuperLink."""
         kind = self.request.message_type
         now = time.monotonic()
-        return ClientReply(
-            request=OutgoingMessage(
-                client=self.client, kind=kind, payload=Payload.pack([]), round=self.round
-            ),
-            round=self.round,
+        return replace(
+            _make_reply(self.client, kind, self.round),
             error=error,
             metrics={} if content is None else client_metrics(kind, content),
             timing=None
             if content is None
             else ExchangeTiming(self.client, self._sent_at, now, now - self._sent_at),
         )
+
+
+def _make_reply(client: str, kind: str, round_number: int) -> ClientReply:
+    request = OutgoingMessage(client=client, kind=kind, payload=Payload.pack([]), round=round_number)
+    return ClientReply(request=request, round=round_number)

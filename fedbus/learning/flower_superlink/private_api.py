@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from fedbus.learning.flower import flower_version
+from fedbus.learning.library import TrainingFailed
 
 with flower_version.checked_imports():
     import httpx
@@ -57,7 +58,7 @@ RETRY_S: Final = 15.0
 """The limit for which a call is repeated while the SuperLink cannot be reached, in seconds."""
 
 
-class SuperLinkError(RuntimeError):
+class SuperLinkError(TrainingFailed):
     """The SuperLink refused a request, or cannot be reached. The text is one line with its reason."""
 
 

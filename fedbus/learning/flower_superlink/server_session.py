@@ -3,6 +3,8 @@
 import tempfile
 from pathlib import Path
 
+import structlog
+
 from fedbus.learning.flower import task_code
 from fedbus.learning.flower.replies import GridClosed
 from fedbus.learning.flower.server_app_host import ServerAppFailed, run_server_app
@@ -13,6 +15,8 @@ from fedbus.learning.flower_superlink.private_api import SuperLinkError
 from fedbus.learning.flower_superlink.superlink import SuperLink
 from fedbus.learning.library import Messenger, OnRound, ServerJob
 from fedbus.learning.weights import Arrays
+
+log = structlog.get_logger("fedbus.learning")
 
 
 class SuperLinkServer:
@@ -40,12 +44,15 @@ class SuperLinkServer:
                 app_grid = SuperLinkGrid(grid, messenger, link, nodes)
                 app_grid.wait_for_nodes(self._job.plan.quorum)
                 final = run_server_app(self._app, app_grid, self._job, on_round)
-                link.finish_run()
             except (GridClosed, ServerAppFailed, SuperLinkError):
                 link.check_running()
                 raise
             finally:
                 nodes.close()
+            try:
+                link.finish_run()
+            except SuperLinkError as error:
+                log.warning("SuperLink not informed of the end of the run", reason=str(error))
             return final
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from typing import Final, Self
 
 from fedbus.contracts.task.superlink import LOOPBACK, SuperLinkTable
 from fedbus.learning.flower_superlink.certificate import make_server_certificate, write_private
-from fedbus.learning.flower_superlink.flower_process import FlowerProcess
+from fedbus.learning.flower_superlink.flower_process import FlowerProcess, family_of, find_free_port
 from fedbus.learning.flower_superlink.private_api import HttpGrid, SuperLinkClient
 from fedbus.learning.library import TrainingFailed
 
@@ -37,7 +37,7 @@ class SuperLink:
         self._table = table
         self._directory = directory
         self._certificate = directory / "superlink.pem"
-        self._port = table.port or _find_free_port(table.bind_address)
+        self._port = table.port or find_free_port(table.bind_address)
         self._process: FlowerProcess | None = None
         self._client: SuperLinkClient | None = None
         self._lock = threading.Lock()
@@ -133,7 +133,7 @@ class SuperLink:
         """Raise TrainingFailed if the address cannot be bound, which uvicorn reports less clearly."""
         try:
             with socket.create_server(
-                (self._table.bind_address, self._port), family=_family(self._table.bind_address)
+                (self._table.bind_address, self._port), family=family_of(self._table.bind_address)
             ):
                 pass
         except OSError as error:
@@ -145,21 +145,12 @@ class SuperLink:
     def _wait_until_listening(self) -> None:
         assert self._process is not None
         for _ in range(int(START_S / CONNECT_PAUSE_S)):
-            with socket.socket(_family(self._local_host)) as probe:
+            with socket.socket(family_of(self._local_host)) as probe:
                 if probe.connect_ex((self._local_host, self._port)) == 0:
                     return
             if self._process.wait(CONNECT_PAUSE_S):
                 raise TrainingFailed(f"the SuperLink did not start: {self._process.describe_exit()}")
         raise TrainingFailed(f"the SuperLink did not start within {START_S:g} s")
-
-
-def _find_free_port(host: str) -> int:
-    with socket.create_server((host, 0), family=_family(host)) as server:
-        return int(server.getsockname()[1])
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _in_url(host: str) -> str:

@@ -13,17 +13,20 @@ from fedbus.learning.functions.message_codec import BadContent, Content, decode,
 from fedbus.learning.functions.signatures import FunctionName
 from fedbus.learning.functions.task_module import Config, FunctionFailed, TaskModule
 from fedbus.learning.functions.updates import BadUpdate, Weights, check_same_arrays
-from fedbus.learning.library import ClientJob, ClientResponse, ErrorCode, IncomingMessage, ReplyError
+from fedbus.learning.library import (
+    CAPTURED_DATA_KEY,
+    MAX_REASON_CHARS,
+    ClientJob,
+    ClientResponse,
+    ErrorCode,
+    IncomingMessage,
+    ReplyError,
+)
 from fedbus.learning.payload import Payload
 from fedbus.learning.round_metrics import normalize_metrics
 
-TRAIN: Final = "train"
-EVALUATE: Final = "evaluate"
-CAPTURED_DATA_KEY: Final = "captured-data"
-"""The key of the node configuration with the path of the captured data."""
 GLOBAL_WEIGHTS_KEY: Final = "global-weights"
 PROXIMAL_MU_KEY: Final = "proximal-mu"
-MAX_REASON_CHARS: Final = 1000
 
 log = structlog.get_logger("fedbus.learning")
 

@@ -6,13 +6,13 @@ The weights of a decoded message are views of its bytes, which cannot be written
 """
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fedbus.learning import weights
-from fedbus.learning.functions.updates import Weights
+from fedbus.learning.functions.updates import MAX_METRIC_NAME_CHARS, MAX_METRICS, Weights
 
 MAX_VALUES_BYTES: Final = 4 * 1024**2
 ALIGNMENT: Final = 8
@@ -70,13 +70,18 @@ def to_metrics(value: object) -> dict[str, float]:
     """Return the metrics of a reply. A metric that is no finite number is left out.
 
     Raises:
-        BadContent: *value* is not an object.
+        BadContent: *value* is not an object, has too many metrics, or a name is too long.
 
     """
     if not isinstance(value, dict):
         raise BadContent("the metrics of the reply are not an object")
-    return {
-        str(name): float(number)
-        for name, number in value.items()
-        if isinstance(number, int | float) and math.isfinite(number)
-    }
+    if len(value) > MAX_METRICS:
+        raise BadContent(f"{len(value)} metrics (limit {MAX_METRICS})")
+    if any(len(name) > MAX_METRIC_NAME_CHARS for name in value):
+        raise BadContent(f"a metric has a name of more than {MAX_METRIC_NAME_CHARS} characters")
+    return {name: float(number) for name, number in value.items() if _is_finite(number)}
+
+
+def _is_finite(number: object) -> bool:
+    """Return whether *number* is a number that fits into a float: an integer of JSON may have thousands of digits."""
+    return isinstance(number, int | float) and abs(number) <= sys.float_info.max

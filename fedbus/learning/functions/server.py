@@ -15,11 +15,13 @@ import numpy as np
 import structlog
 
 from fedbus.contracts.task.aggregation import StrategyName
+from fedbus.learning.functions.library import DEFAULT_ROUNDS
 from fedbus.learning.functions.message_codec import BadContent, Content, decode, encode, to_metrics
 from fedbus.learning.functions.signatures import FunctionName
 from fedbus.learning.functions.strategies import AggregationStrategy, RobustStrategy, make_strategy
 from fedbus.learning.functions.task_module import Config, FunctionFailed, TaskModule
 from fedbus.learning.functions.updates import (
+    MAX_EXAMPLES,
     BadUpdate,
     Update,
     Weights,
@@ -39,8 +41,6 @@ from fedbus.learning.payload import Payload
 from fedbus.learning.round_log import RoundLog
 from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_difference
 
-DEFAULT_ROUNDS: Final = 3
-"""The number of rounds of a task that names none."""
 LOST_CODES: Final = {ErrorCode.NO_REPLY, ErrorCode.CLIENT_LOST, ErrorCode.MESSAGE_UNAVAILABLE}
 """Errors of the connection, which may be gone in the next round."""
 
@@ -213,7 +213,8 @@ class FunctionsServer:
         """Read an untrusted reply. Raises BadContent, BadUpdate."""
         content = decode(data)
         num_examples = content.values.get("num-examples")
-        if not isinstance(num_examples, int) or isinstance(num_examples, bool) or num_examples < 0:
+        is_int = isinstance(num_examples, int) and not isinstance(num_examples, bool)
+        if not (is_int and 0 <= num_examples <= MAX_EXAMPLES):
             raise BadContent(f"num_examples of the reply is {num_examples!r}")
         weights = check_weights(content.weights)
         if kind == "train" and not self._has_own_aggregation:

@@ -34,7 +34,6 @@ class FunctionName(StrEnum):
 
 
 REQUIRED: Final = (FunctionName.LOAD, FunctionName.TRAIN, FunctionName.EVALUATE)
-CLIENT_FUNCTIONS: Final = (FunctionName.LOAD, FunctionName.TRAIN, FunctionName.EVALUATE, FunctionName.PREDICT)
 STATE: Final = "state"
 
 

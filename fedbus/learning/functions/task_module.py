@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import CodeType
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,14 +20,21 @@ from fedbus.learning.functions.signatures import (
     find_parameter_problem,
     usage,
 )
-from fedbus.learning.functions.updates import BadUpdate, Update, Weights, check_weights
+from fedbus.learning.functions.updates import (
+    MAX_EXAMPLES,
+    MAX_METRIC_NAME_CHARS,
+    MAX_METRICS,
+    BadUpdate,
+    Update,
+    Weights,
+    check_weights,
+)
 from fedbus.learning.library import BadTask
-from fedbus.learning.task_model import describe_error
+from fedbus.learning.task_code import describe_error
 
 Config = dict[str, Any]
 """The configuration that a function gets: the run configuration, and values of fedbus such as ``server-round``."""
 
-MAX_METRICS: Final = 1000
 T = TypeVar("T")
 
 
@@ -196,6 +203,11 @@ def _check_metrics(metrics: object) -> dict[str, float]:
 def _check_metric_name(name: object) -> str:
     if not isinstance(name, str):
         raise BadUpdate(f"the metric name {name!r} is not a string")
+    if len(name) > MAX_METRIC_NAME_CHARS:
+        raise BadUpdate(
+            f"the metric name {name[:MAX_METRIC_NAME_CHARS]!r}… has {len(name)} characters "
+            f"(limit {MAX_METRIC_NAME_CHARS})"
+        )
     return name
 
 
@@ -203,7 +215,10 @@ def _check_metric(name: str, value: object) -> float:
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise BadUpdate(f"metric {name!r} is too large for a float") from None
     raise BadUpdate(f"metric {name!r} is a {type(value).__name__}. Return a number")
 
 
@@ -212,6 +227,6 @@ def _check_num_examples(value: object) -> int:
         count = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise BadUpdate(f"num_examples is {value!r}, which is not an integer") from None
-    if isinstance(value, bool) or count < 0:
+    if isinstance(value, bool) or not 0 <= count <= MAX_EXAMPLES:
         raise BadUpdate(f"num_examples is {value!r}. Return the number of examples, at least 0")
     return count

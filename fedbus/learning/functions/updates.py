@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from fedbus.learning.weights import SUPPORTED_DTYPES
+
+MAX_METRICS: Final = 1000
+MAX_METRIC_NAME_CHARS: Final = 100
+MAX_EXAMPLES: Final = 2**53
+"""Larger integers are not exact as weights of a mean."""
 
 Weights: TypeAlias = dict[str, np.ndarray[Any, Any]]
 

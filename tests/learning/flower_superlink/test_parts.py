@@ -6,20 +6,25 @@ import zipfile
 from collections.abc import Awaitable, Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from flwr.app import Message, RecordDict
 from flwr.cli.config_utils import get_fab_metadata
 from flwr.cli.install import install_from_fab
 from flwr.common.config import parse_config_args
 from flwr.superlink.grid import HttpGrid
 
+from fedbus.contracts.run import RunPlan
 from fedbus.contracts.task.superlink import SuperLinkTable
 from fedbus.learning.flower.flower_version import UnsupportedFlower
 from fedbus.learning.flower.library import FlowerLibrary
+from fedbus.learning.flower.private_api import set_process_identity
 from fedbus.learning.flower_superlink import private_api
 from fedbus.learning.flower_superlink.bundle import build_bundle, to_toml
 from fedbus.learning.flower_superlink.child import FleetOnly
+from fedbus.learning.flower_superlink.grid import SuperLinkGrid
 from fedbus.learning.flower_superlink.library import SuperLinkLibrary
 from fedbus.learning.library import open_library
 
@@ -99,6 +104,19 @@ def test_a_missing_private_name_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         UnsupportedFlower, match=r"has no flwr\.\S+\.HttpGrid\._runtime_client, which fedbus uses"
     ):
         runpy.run_path(str(private_api.__file__))
+
+
+def test_a_time_limit_of_zero_waits_for_no_reply() -> None:
+    """As Flower's own Grid: the replies can be pulled later."""
+    messenger = SimpleNamespace(clients=list, plan=RunPlan(round_s=60))
+    nodes = SimpleNamespace(take_unreported=dict, client_of=str)
+    http_grid = SimpleNamespace(
+        push_messages=lambda messages: [f"m{number}" for number, _ in enumerate(messages)]
+    )
+    link = SimpleNamespace(check_running=lambda: None)
+    grid = SuperLinkGrid(*cast("tuple[Any, Any, Any, Any]", (http_grid, messenger, link, nodes)))
+    set_process_identity(1)
+    assert grid.send_and_receive([Message(RecordDict(), 1, "query")], timeout=0) == []
 
 
 def test_apps_are_those_of_the_library_flower() -> None:

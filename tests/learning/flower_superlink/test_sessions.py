@@ -94,7 +94,7 @@ class SuperLinkFederation:
         return thread
 
     def run(self) -> Arrays:
-        self.start().join(120)
+        self.start().join(240)
         if isinstance(self.outcome, BaseException):
             raise self.outcome
         assert self.outcome is not None
@@ -141,6 +141,7 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_run_trains_over_a_superlink(tmp_path: Path) -> None:
     with open_federation(tmp_path, address=own_address()) as federation:
         federation.add("c1", step=1)
@@ -156,6 +157,7 @@ def test_a_run_trains_over_a_superlink(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_failing_client_app_is_a_failure_of_its_client(tmp_path: Path) -> None:
     with open_federation(tmp_path, rounds=1) as federation:
         federation.add("c1", step=1)
@@ -168,6 +170,7 @@ def test_a_failing_client_app_is_a_failure_of_its_client(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_supernode_that_is_killed_is_started_again(tmp_path: Path) -> None:
     client = CLIENT.replace(
         'raise ValueError("no data")',
@@ -183,6 +186,7 @@ def test_a_supernode_that_is_killed_is_started_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_superlink_that_dies_ends_the_session_for_recovery(tmp_path: Path) -> None:
     client = CLIENT.replace('raise ValueError("no data")', "import time; time.sleep(60)")
     with open_federation(tmp_path, client=client) as federation:
@@ -199,6 +203,18 @@ def test_a_superlink_that_dies_ends_the_session_for_recovery(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_supernode_ends_after_its_superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedbus.learning.flower_superlink.client_session.RECONNECT_S", 2.0)
+    with open_federation(tmp_path, rounds=1, quorum=1) as federation:
+        federation.add("c1", step=1)
+        federation.add("c2", step=1)
+        federation.run()
+        wait_for(lambda: not find_programs("supernode"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_an_address_that_devices_cannot_reach_is_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +228,7 @@ def test_an_address_that_devices_cannot_reach_is_one_clear_error(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_other_machines_cannot_start_runs(tmp_path: Path) -> None:
     table = SuperLinkTable(address=own_address())
     if table.bind_address == LOOPBACK:
@@ -274,6 +291,7 @@ PARENT = """
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_no_process_outlives_a_killed_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process with a SuperLink and a SuperNode is killed; the files of the run are removed, too."""
     scratch, link_files = tmp_path / "scratch", tmp_path / "link"

@@ -72,8 +72,31 @@ def test_an_entry_that_does_not_fit_its_bytes_is_refused(entry: object) -> None:
         decode(data)
 
 
+def test_arrays_that_share_bytes_are_refused() -> None:
+    """Each boolean array is copied: a small message could otherwise fill the memory of the server."""
+    entry = {"dtype": "BOOL", "shape": [16], "data_offsets": [0, 16]}
+    header = json.dumps({f"w{number}": entry for number in range(1000)}).encode()
+    data = (2).to_bytes(8, "little") + b"{}" + len(header).to_bytes(8, "little") + header + bytes(16)
+    with pytest.raises(BadContent, match="does not begin at byte 16"):
+        decode(data)
+
+
+def test_too_many_metrics_and_long_names_are_refused() -> None:
+    with pytest.raises(BadContent, match="limit 1000"):
+        to_metrics({str(number): 1 for number in range(1001)})
+    with pytest.raises(BadContent, match="more than 100 characters"):
+        to_metrics({"x" * 101: 1})
+
+
 def test_metrics_that_are_no_finite_numbers_are_left_out() -> None:
-    values = {"loss": 1, "bad": float("nan"), "worse": float("inf"), "text": "x", "flag": True}
+    values = {
+        "loss": 1,
+        "bad": float("nan"),
+        "worse": float("inf"),
+        "huge": 10**400,
+        "text": "x",
+        "flag": True,
+    }
     assert to_metrics(values) == {"loss": 1.0, "flag": 1.0}
     with pytest.raises(BadContent, match="not an object"):
         to_metrics([1])

@@ -261,6 +261,10 @@ def test_a_client_without_examples_does_not_count(tmp_path: Path) -> None:
             "num_examples of the reply is '10'",
         ),
         (
+            Content({"metrics": {}, "num-examples": 10**400}, {"w": np.ones(2)}),
+            "num_examples of the reply is 10000",
+        ),
+        (
             Content({"metrics": 1, "num-examples": 1}, {"w": np.ones(2)}),
             "the metrics of the reply are not an object",
         ),
