@@ -26,7 +26,7 @@ def ask(app: App, *kinds: str, content: Any = None, **options: Any) -> None:
     def main(grid: Grid, context: Context) -> None:
         for kind in kinds:
             messages = queries(grid, kind, content=content() if content else None, **options)
-            observe(context, kind=kind, replies=Unordered(grid.send_and_receive(messages, timeout=30.0)))
+            observe(context, kind=kind, replies=Unordered(grid.send_and_receive(messages, timeout=170.0)))
 
 
 @case("train, evaluate, query and their named actions are functions of their own")
