@@ -1,4 +1,4 @@
-"""The metrics of a ClientApp's training and evaluation, as a message carries them: numbers by name.
+"""The metrics of a client's training and evaluation, as a message carries them: numbers by name.
 
     {"train_loss": 0.42, "train_accuracy": 0.87, "train_num-examples": 1200.0, "eval_loss": 0.51}
 

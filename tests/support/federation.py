@@ -202,7 +202,7 @@ class FederationHarness:
         return [one for one in self.messages if isinstance(one, kind)]
 
     async def wait_for_state(
-        self, kind: str, state: str, key: str | None = None, *, within_s: float = 20.0
+        self, kind: str, state: str, key: str | None = None, *, within_s: float = 40.0
     ) -> Transition:
         """Wait until an entity is in *state*."""
 
@@ -214,7 +214,7 @@ class FederationHarness:
         return self.last_transition(kind, key)
 
     async def wait_for_event(
-        self, kind: str, event: str, key: str | None = None, *, times: int = 1, within_s: float = 20.0
+        self, kind: str, event: str, key: str | None = None, *, times: int = 1, within_s: float = 40.0
     ) -> Transition:
         """Wait until *event* has occurred *times* times."""
         await self.wait_until(
@@ -225,14 +225,14 @@ class FederationHarness:
         return [one for one in self.transitions_of(kind, key) if one.event == event][times - 1]
 
     async def wait_for_message(
-        self, kind: type[MessageT], *, times: int = 1, within_s: float = 20.0
+        self, kind: type[MessageT], *, times: int = 1, within_s: float = 40.0
     ) -> MessageT:
         """Wait for a message of this *kind*."""
         await self.wait_until(lambda: len(self.messages_of(kind)) >= times, kind.name, within_s)
         return self.messages_of(kind)[times - 1]
 
     async def wait_until(
-        self, condition: Callable[[], bool], what: str = "a condition", within_s: float = 30.0
+        self, condition: Callable[[], bool], what: str = "a condition", within_s: float = 40.0
     ) -> None:
         """Wait until *condition* holds; on a timeout, report all transitions."""
 

@@ -15,7 +15,7 @@ class ConditionNotMet(TimeoutError):
         super().__init__(f"Condition not met within {within_s:g} s{f': {detail}' if detail else ''}")
 
 
-async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, within_s: float = 20.0) -> None:
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, within_s: float = 40.0) -> None:
     """Wait until *condition* holds.
 
     Raises:

@@ -1,7 +1,7 @@
 """The app of a task as a training library reads it from ``pyproject.toml``, without importing its code."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, Protocol, TypeAlias
@@ -10,6 +10,30 @@ from fedbus.contracts.run import Scalar
 
 Keys: TypeAlias = tuple[str, ...]
 """The keys of a value in ``pyproject.toml``, from the outermost table: ``("tool", "fedbus", "model")``."""
+
+
+def get_nested(document: Any, keys: Keys) -> Any:
+    """Return the value at *keys* of a parsed ``pyproject.toml``; None if there is none."""
+    for key in keys:
+        document = document.get(key) if isinstance(document, dict) else None
+    return document
+
+
+def flatten_config(table: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the items of a run configuration: ``{"optimizer": {"lr": 0.1}}`` has the key ``optimizer.lr``."""
+    for key, value in table.items() if isinstance(table, dict) else ():
+        if isinstance(value, dict):
+            yield from flatten_config(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def find_config_problems(section: Keys, config: Mapping[str, Any]) -> Iterator["AppProblem"]:
+    """Yield a problem for each value of the flattened *config* at *section* that a run configuration cannot hold."""
+    for key, value in config.items():
+        if not isinstance(value, Scalar):
+            what = f"`{key}` has the type {type(value).__name__}, which a run configuration cannot hold"
+            yield AppProblem((*section, key), what, "use a number, a string, true or false")
 
 
 def missing_key_problem(section: Keys, key: str, table: Mapping[str, Any]) -> "AppProblem":

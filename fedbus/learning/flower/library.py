@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedbus.contracts.task.aggregation import AggregationTable
-from fedbus.contracts.task.app import AppDeclaration, AppProblem, Keys, missing_key_problem
+from fedbus.contracts.task.app import (
+    AppDeclaration,
+    AppProblem,
+    Keys,
+    find_config_problems,
+    flatten_config,
+    get_nested,
+    missing_key_problem,
+)
 from fedbus.contracts.task.task import Task
 from fedbus.learning.library import ClientJob, ClientSession, ServerJob, ServerSession
 from fedbus.learning.weights import Arrays
@@ -34,11 +42,11 @@ class FlowerLibrary:
 
     def read_app(self, pyproject: Mapping[str, Any], directory: PathLike[str]) -> AppDeclaration:  # noqa: ARG002
         """Read ``[tool.flwr.app]``."""
-        components = _get_nested(pyproject, COMPONENTS_TABLE)
-        config = dict(_flatten(_get_nested(pyproject, CONFIG_TABLE) or {}))
+        components = get_nested(pyproject, COMPONENTS_TABLE)
+        config = dict(flatten_config(get_nested(pyproject, CONFIG_TABLE)))
         problems = [
             *_check_components(components),
-            *_check_config(config),
+            *find_config_problems(CONFIG_TABLE, config),
             *_find_keys_of_other_libraries(pyproject),
         ]
         rounds = config.get(ROUNDS_KEY)
@@ -93,8 +101,8 @@ def remove_log_handlers() -> None:
 
 def _find_keys_of_other_libraries(pyproject: Mapping[str, Any]) -> Iterator[AppProblem]:
     """Yield the keys of the library functions: a Flower app has its own configuration and strategy."""
-    table = _get_nested(pyproject, FEDBUS_TABLE)
-    aggregation = _get_nested(table, ("aggregation",))
+    table = get_nested(pyproject, FEDBUS_TABLE)
+    aggregation = get_nested(table, ("aggregation",))
     used: list[Keys] = [(key,) for key in FUNCTIONS_KEYS if isinstance(table, dict) and key in table]
     used += [
         ("aggregation", key) for key in STRATEGY_KEYS if isinstance(aggregation, dict) and key in aggregation
@@ -114,28 +122,3 @@ def _check_components(table: object) -> Iterator[AppProblem]:
     for role in ROLES:
         if role not in table:
             yield missing_key_problem(COMPONENTS_TABLE, role, table)
-
-
-def _check_config(config: Mapping[str, Any]) -> Iterator[AppProblem]:
-    for key, value in config.items():
-        if not isinstance(value, bool | int | float | str):
-            yield AppProblem(
-                (*CONFIG_TABLE, key),
-                f"`{key}` has the type {type(value).__name__}, which a run configuration cannot hold",
-                "use a number, a string, true or false",
-            )
-
-
-def _get_nested(document: Any, keys: Keys) -> Any:
-    for key in keys:
-        document = document.get(key) if isinstance(document, dict) else None
-    return document
-
-
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Flatten a run configuration as Flower does: ``{"optimizer": {"lr": 0.1}}`` is ``optimizer.lr``."""
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

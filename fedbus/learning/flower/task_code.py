@@ -5,24 +5,9 @@ from pathlib import Path
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedbus.learning.task_code import (
-    BadTask,
-    describe_error,
-    format_error,
-    load,
-    load_function,
-    load_instance,
-)
+from fedbus.learning.task_code import BadTask, describe_error, load_instance
 
-__all__ = [
-    "BadTask",
-    "describe_error",
-    "format_error",
-    "load",
-    "load_client_app",
-    "load_function",
-    "load_server_app",
-]
+__all__ = ["BadTask", "describe_error", "load_client_app", "load_server_app"]
 
 
 def load_server_app(path: Path, reference: str) -> ServerApp:

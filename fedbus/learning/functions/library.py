@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from fedbus.contracts.run import Scalar
-from fedbus.contracts.task.app import AppDeclaration, AppProblem, Keys
+from fedbus.contracts.task.app import (
+    AppDeclaration,
+    AppProblem,
+    Keys,
+    find_config_problems,
+    flatten_config,
+    get_nested,
+)
 from fedbus.contracts.task.base import ModuleName
 from fedbus.contracts.task.task import Task
 from fedbus.learning.functions.signatures import FunctionName
@@ -39,10 +46,10 @@ class FunctionsLibrary:
 
     def read_app(self, pyproject: Mapping[str, Any], directory: PathLike[str]) -> AppDeclaration:
         """Read the module's source, without importing it."""
-        table = _get(pyproject, _TABLE)
-        config = dict(_flatten(table.get("config")))
-        problems = [*_find_config_problems(config)]
-        module = table.get("functions")
+        table = get_nested(pyproject, _TABLE)
+        config = dict(flatten_config(get_nested(table, ("config",))))
+        problems = [*_find_reserved_keys(config), *find_config_problems(_CONFIG, config)]
+        module = get_nested(table, ("functions",))
         if not _is_module_name(module):
             return AppDeclaration(problems=(*problems, _find_name_problem(module)))
         file = find_module_file(Path(directory), str(module))
@@ -117,23 +124,18 @@ def _find_name_problem(module: object) -> AppProblem:
     return AppProblem(_MODULE, f"functions {module!r} is not the name of a module", advice)
 
 
-def _find_config_problems(config: Mapping[str, Any]) -> Iterator[AppProblem]:
-    for key, value in config.items():
-        if key in RESERVED_KEYS:
+def _find_reserved_keys(config: Mapping[str, Any]) -> Iterator[AppProblem]:
+    for key in RESERVED_KEYS:
+        if key in config:
             yield AppProblem((*_CONFIG, key), f"`{key}` is set by fedbus", "choose another key")
-        elif not isinstance(value, Scalar):
-            what = f"`{key}` has the type {type(value).__name__}, which a run configuration cannot hold"
-            yield AppProblem((*_CONFIG, key), what, "use a number, a string, true or false")
 
 
-def _find_aggregation_problems(
-    table: Mapping[str, Any], functions: frozenset[FunctionName]
-) -> Iterator[AppProblem]:
-    strategy = _get(table, ("aggregation",)).get("strategy")
+def _find_aggregation_problems(table: Any, functions: frozenset[FunctionName]) -> Iterator[AppProblem]:
+    strategy = get_nested(table, ("aggregation", "strategy"))
     if FunctionName.AGGREGATE in functions and strategy is not None:
         what = f"strategy {strategy!r} has no effect: the module defines `aggregate`"
         yield AppProblem((*_TABLE, "aggregation", "strategy"), what, "remove one of both")
-    if _get(table, ("contribution",)).get("every"):
+    if get_nested(table, ("contribution", "every")):
         what = "`every` has no effect with the library functions"
         yield AppProblem((*_TABLE, "contribution", "every"), what, "remove it")
 
@@ -144,19 +146,3 @@ def _is_module_name(value: object) -> bool:
     except ValidationError:
         return False
     return True
-
-
-def _get(document: Mapping[str, Any], keys: Keys) -> Mapping[str, Any]:
-    value: Any = document
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value if isinstance(value, Mapping) else {}
-
-
-def _flatten(table: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Flatten a configuration: ``{"optimizer": {"lr": 0.1}}`` is ``optimizer.lr``."""
-    for key, value in table.items() if isinstance(table, Mapping) else ():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fedbus.learning.functions.updates import check_same_arrays
+
 Array = np.ndarray[Any, Any]
 
 
@@ -21,7 +23,7 @@ def proximal_term(
         ValueError: the arrays differ in their names or shapes.
 
     """
-    _check_same_arrays(weights, global_weights)
+    check_same_arrays(weights, global_weights)
     squares = (
         np.square(np.subtract(array, global_weights[name], dtype=np.float64)).sum()
         for name, array in weights.items()
@@ -38,17 +40,8 @@ def proximal_gradient(
         ValueError: the arrays differ in their names or shapes.
 
     """
-    _check_same_arrays(weights, global_weights)
+    check_same_arrays(weights, global_weights)
     return {
         name: (proximal_mu * (array - global_weights[name])).astype(array.dtype, copy=False)
         for name, array in weights.items()
     }
-
-
-def _check_same_arrays(weights: Mapping[str, Array], global_weights: Mapping[str, Array]) -> None:
-    if weights.keys() != global_weights.keys():
-        different = sorted(weights.keys() ^ global_weights.keys())
-        raise ValueError(f"the weights and the global weights differ in {', '.join(map(repr, different))}")
-    for name, array in weights.items():
-        if array.shape != global_weights[name].shape:
-            raise ValueError(f"{name!r} has shape {array.shape} instead of {global_weights[name].shape}")

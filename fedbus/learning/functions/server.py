@@ -213,8 +213,11 @@ class FunctionsServer:
         """Read an untrusted reply. Raises BadContent, BadUpdate."""
         content = decode(data)
         num_examples = content.values.get("num-examples")
-        is_int = isinstance(num_examples, int) and not isinstance(num_examples, bool)
-        if not (is_int and 0 <= num_examples <= MAX_EXAMPLES):
+        if (
+            not isinstance(num_examples, int)
+            or isinstance(num_examples, bool)
+            or not 0 <= num_examples <= MAX_EXAMPLES
+        ):
             raise BadContent(f"num_examples of the reply is {num_examples!r}")
         weights = check_weights(content.weights)
         if kind == "train" and not self._has_own_aggregation:

@@ -46,7 +46,9 @@ def check_weights(weights: object) -> Weights:
     return {_check_name(name): _check_array(name, array) for name, array in weights.items()}
 
 
-def check_same_arrays(weights: Mapping[str, np.ndarray[Any, Any]], expected: Weights) -> None:
+def check_same_arrays(
+    weights: Mapping[str, np.ndarray[Any, Any]], expected: Mapping[str, np.ndarray[Any, Any]]
+) -> None:
     """Check that *weights* have the names and shapes of *expected*.
 
     Raises:

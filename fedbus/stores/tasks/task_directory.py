@@ -20,7 +20,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from fedbus.contracts.identifiers import check_id
-from fedbus.contracts.task.app import FindAppReader, Keys, LibraryUnusable, missing_key_problem
+from fedbus.contracts.task.app import FindAppReader, Keys, LibraryUnusable, get_nested, missing_key_problem
 from fedbus.contracts.task.base import ObjectReference
 from fedbus.contracts.task.task import DEFAULT_LIBRARY, Task, TaskTable
 from fedbus.stores.errors import StoreError
@@ -86,7 +86,7 @@ def read_task(path: Path, libraries: FindAppReader, *, version: str = "") -> Tas
     if problems := validate_task(path, libraries):
         raise TaskInvalid(path, problems)
     document = tomllib.loads((path / PYPROJECT).read_text(encoding="utf-8"))
-    table = TaskTable.model_validate(_with_task_id(document, _get_nested(document, _FEDBUS_TABLE) or {}))
+    table = TaskTable.model_validate(_with_task_id(document, get_nested(document, _FEDBUS_TABLE) or {}))
     app = libraries(table.library).read_app(document, path)
     return Task(
         table=table,
@@ -173,7 +173,7 @@ class _TaskValidator:
 
     def _check_app(self) -> Iterator[Problem]:
         """Yield the problems of the app that its library finds, and those of its references."""
-        library = _get_nested(self._document, (*_FEDBUS_TABLE, "library"))
+        library = get_nested(self._document, (*_FEDBUS_TABLE, "library"))
         name = library if isinstance(library, str) and library else DEFAULT_LIBRARY
         try:
             app = self._libraries(name).read_app(self._document, self._path)
@@ -188,7 +188,7 @@ class _TaskValidator:
             yield from self._check_reference(app.places.get(role, (*_FEDBUS_TABLE, role)), reference)
 
     def _check_fedbus_table(self) -> Iterator[Problem]:
-        table = _get_nested(self._document, _FEDBUS_TABLE)
+        table = get_nested(self._document, _FEDBUS_TABLE)
         if table is None:
             table = {}
         if not isinstance(table, dict):
@@ -206,7 +206,7 @@ class _TaskValidator:
                     tuple(map(str, detail["loc"])), detail["type"], detail["msg"], table
                 )
         for keys in _REFERENCES:
-            if _is_reference(value := _get_nested(table, keys)):
+            if _is_reference(value := get_nested(table, keys)):
                 yield from self._check_reference((*_FEDBUS_TABLE, *keys), value)
         yield from self._check_code_table(table.get("code"))
 
@@ -239,7 +239,7 @@ class _TaskValidator:
             return self._problem(
                 (*section, key), f"unknown key `{key}` in [{_join_keys(section)}]", _suggest_key(key, section)
             )
-        value = _get_nested(self._document, (*section, key))
+        value = get_nested(self._document, (*section, key))
         return self._problem(
             (*section, key),
             f"invalid value {value!r} of `{key}` in [{_join_keys(section)}]",
@@ -396,15 +396,9 @@ def _describe_definitions(source: Path, tree: ast.Module, name: str) -> str:
 # --- files ---
 
 
-def _get_nested(document: Any, keys: Keys) -> Any:
-    for key in keys:
-        document = document.get(key) if isinstance(document, dict) else None
-    return document
-
-
 def _with_task_id(document: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
     """Return the table of the task with its id, which is made of the project's name if the table has none."""
-    name = _get_nested(document, _PROJECT_NAME)
+    name = get_nested(document, _PROJECT_NAME)
     default = _task_id_of(name) if isinstance(name, str) else ""
     return {**({"task": default} if default else {}), **table}
 

@@ -9,7 +9,8 @@ from threading import Barrier
 import pytest
 from flwr.serverapp import ServerApp
 
-from fedbus.learning.flower import task_code
+from fedbus.learning import task_code
+from fedbus.learning.flower.task_code import load_server_app
 from fedbus.learning.task_code import BadTask
 
 Write = Callable[[str, str], Path]
@@ -36,8 +37,8 @@ def test_a_reference_resolves_to_the_named_object(write: Write) -> None:
     path = write(
         "zoo_a/server.py", "from flwr.serverapp import ServerApp\napp = ServerApp()\nclass Box: app = app\n"
     )
-    assert isinstance(task_code.load_server_app(path, "zoo_a.server:app"), ServerApp)
-    assert isinstance(task_code.load_server_app(path, "zoo_a.server:Box.app"), ServerApp)
+    assert isinstance(load_server_app(path, "zoo_a.server:app"), ServerApp)
+    assert isinstance(load_server_app(path, "zoo_a.server:Box.app"), ServerApp)
 
 
 def test_a_missing_name_is_reported_with_suggestions(write: Write) -> None:
@@ -62,7 +63,7 @@ def test_a_missing_name_is_reported_with_suggestions(write: Write) -> None:
 def test_an_error_is_one_line(write: Write, reference: str, text: str, reason: str) -> None:
     path = write("zoo_c.py", text)
     with pytest.raises(BadTask) as error:
-        task_code.load_server_app(path, reference)
+        load_server_app(path, reference)
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
 
