@@ -8,7 +8,9 @@ from fedbus.contracts.server import UpdateReady
 
 MAX_FAILURES = 2
 MAX_NAMED_CLIENTS = 5
-"""Declined clients that a recruiting summary names; it counts the others."""
+"""Clients with a reason that a recruiting summary names; it counts the others."""
+MAX_REASON_CHARS = 500
+"""The limit of each reason in a recruiting summary: a client may send a text of any length."""
 
 
 def decline_reason(
@@ -48,22 +50,21 @@ def recruiting_summary(
 
     """
     failed = load_failures or {}
-    count = f"{len(joined)} of {wanted} clients joined in time ({', '.join(joined) or 'none'})"
-    reasons = [f"{client} cannot load the task's code: {reason}" for client, reason in sorted(failed.items())]
-    more = (
-        [f"{len(reasons) - MAX_NAMED_CLIENTS} more cannot load it"]
-        if len(reasons) > MAX_NAMED_CLIENTS
-        else []
-    )
-    others = [
-        f"{client} declined: {reason}" for client, reason in sorted(declined.items()) if client not in failed
-    ]
-    more_declined = (
-        [f"{len(others) - MAX_NAMED_CLIENTS} more declined"] if len(others) > MAX_NAMED_CLIENTS else []
-    )
+    others = {client: reason for client, reason in declined.items() if client not in failed}
     return "; ".join(
-        [count, *reasons[:MAX_NAMED_CLIENTS], *more, *others[:MAX_NAMED_CLIENTS], *more_declined]
+        [
+            f"{len(joined)} of {wanted} clients joined in time ({', '.join(joined) or 'none'})",
+            *_name_clients(failed, "cannot load the task's code", more="cannot load it"),
+            *_name_clients(others, "declined", more="declined"),
+        ]
     )
+
+
+def _name_clients(reasons: Mapping[str, str], what: str, *, more: str) -> list[str]:
+    """Return one text for each of the first clients with its reason, and one for the number of the others."""
+    named = [f"{client} {what}: {reasons[client][:MAX_REASON_CHARS]}" for client in sorted(reasons)]
+    count = len(named) - MAX_NAMED_CLIENTS
+    return named[:MAX_NAMED_CLIENTS] + ([f"{count} more {more}"] if count > 0 else [])
 
 
 def will_serve_soon(state: ClientState) -> bool:

@@ -11,6 +11,7 @@ from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import UpdateReady
 from fedbus.domain.run_participation import (
     MAX_FAILURES,
+    MAX_REASON_CHARS,
     decline_reason,
     recruiting_summary,
     short_version,
@@ -101,3 +102,10 @@ def test_a_summary_names_a_few_declined_clients() -> None:
         "0 of 2 clients joined in time (none); c0 declined: busy; c1 declined: busy; c2 declined: busy; "
         "c3 declined: busy; c4 declined: busy; 2 more declined"
     )
+
+
+def test_a_summary_limits_each_reason() -> None:
+    """A reason of a megabyte would make the transition of the server too large to be published."""
+    text = recruiting_summary([], 2, {"c1": "x" * 1_000_000}, {"c2": "y" * 1_000_000})
+    assert ("x" * MAX_REASON_CHARS in text, "y" * MAX_REASON_CHARS in text) == (True, True)
+    assert len(text) < 3 * MAX_REASON_CHARS
