@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import cast
 
 import structlog
-from flwr.app import Error, Message, Metadata, RecordDict
+from flwr.app import Error, Message, Metadata
 
 from fedbus.learning.flower import record_codec
 from fedbus.learning.flower.node_ids import node_id, run_number
@@ -76,16 +76,6 @@ class MessengerGrid(RunGrid):
     def set_run(self, run: Run) -> None:
         """Set the run. Flower's interface requires it; the constructor sets the run already."""
         self._run = run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of the present nodes.

@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedbus.learning.library import RoundTally
@@ -32,6 +33,16 @@ class RunGrid(Grid):
     @abstractmethod
     def set_round(self, number: int | None) -> None:
         """Set the round of the run for which messages count from now on; None: the round that they name themselves."""
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     @property
     def is_waiting_for_nodes(self) -> bool:

@@ -62,16 +62,6 @@ class SuperLinkGrid(RunGrid):
     def set_run(self, run: Run) -> None:
         """Do nothing: the run of the SuperLink is set already."""
 
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
-
     def get_node_ids(self) -> list[int]:
         """Return the ids of the connected SuperNodes.
 
