@@ -134,7 +134,7 @@ def _find_aggregation_problems(table: Any, functions: frozenset[FunctionName]) -
     strategy = get_nested(table, ("aggregation", "strategy"))
     if FunctionName.AGGREGATE in functions and strategy is not None:
         what = f"strategy {strategy!r} has no effect: the module defines `aggregate`"
-        yield AppProblem((*_TABLE, "aggregation", "strategy"), what, "remove one of both")
+        yield AppProblem((*_TABLE, "aggregation", "strategy"), what, "remove one of them")
     if get_nested(table, ("contribution", "every")):
         what = "`every` has no effect with the library functions"
         yield AppProblem((*_TABLE, "contribution", "every"), what, "remove it")

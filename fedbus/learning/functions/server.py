@@ -66,10 +66,11 @@ class MetricsMean:
 class TaskAggregation(RobustStrategy):
     """The task's own function ``aggregate``. It gets all updates of a round."""
 
-    def __init__(self, module: TaskModule, config: Callable[[], Config]) -> None:
+    def __init__(self, module: TaskModule, config: Callable[[], Config], *, is_fixed: bool) -> None:
         super().__init__()
         self._module = module
         self._config = config
+        self._is_fixed = is_fixed
         self._state: dict[str, Any] = {}
 
     def end_round(self) -> Weights | None:
@@ -78,7 +79,17 @@ class TaskAggregation(RobustStrategy):
         return None if result is None else {name: np.array(array) for name, array in result.items()}
 
     def _combine(self, updates: list[Update]) -> Weights:
-        return self._module.aggregate(self.weights, updates, self._config(), self._state)
+        weights = self._module.aggregate(self.weights, updates, self._config(), self._state)
+        if self._is_fixed and self.weights:
+            try:
+                check_same_arrays(weights, self.weights)
+            except BadUpdate as error:
+                reason = (
+                    f'{error}. The task declares architecture = "fixed" in [tool.fedbus]; '
+                    'use "free" for arrays that may change'
+                )
+                raise self._module.fail(FunctionName.AGGREGATE, reason) from None
+        return weights
 
 
 class FunctionsServer:
@@ -94,7 +105,7 @@ class FunctionsServer:
         """Weights with the names and shapes that the updates of this round must have."""
         self._has_own_aggregation = module.has(FunctionName.AGGREGATE)
         self._strategy: AggregationStrategy = (
-            TaskAggregation(module, self._make_config)
+            TaskAggregation(module, self._make_config, is_fixed=job.task.table.architecture == "fixed")
             if self._has_own_aggregation
             else make_strategy(self._table)
         )

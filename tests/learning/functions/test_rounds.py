@@ -157,6 +157,19 @@ def test_a_task_can_aggregate_itself_and_change_shapes(tmp_path: Path) -> None:
     assert run.final["w"].tolist() == [0, 0, 2, 4, 6]
 
 
+def test_a_fixed_architecture_refuses_other_shapes(tmp_path: Path) -> None:
+    functions = FUNCTIONS + (
+        "\ndef aggregate(weights, updates, config):\n"
+        "    return {name: np.tile(array, 2) for name, array in updates[0].weights.items()}\n"
+    )
+    reason = (
+        r"aggregate at tiny_app/functions.py:17: 'w' has shape \(4,\) instead of \(2,\)\. "
+        'The task declares architecture = "fixed"'
+    )
+    with pytest.raises(TrainingFailed, match=reason):
+        LocalRun(make_task(tmp_path, functions, 'architecture = "fixed"'))
+
+
 def test_global_weights_cannot_be_changed_in_place(tmp_path: Path) -> None:
     functions = (
         FUNCTIONS + "\ndef aggregate(weights, updates, config):\n    weights['w'] += 1\n    return weights\n"
