@@ -22,7 +22,7 @@ from fedbus.contracts.message import (
     Message,
     Request,
 )
-from fedbus.contracts.model import Artifact, BlobRef, ModelRef, ModelSignature
+from fedbus.contracts.model import MAX_INLINE_BYTES, Artifact, BlobRef, ModelRef, ModelSignature
 from fedbus.contracts.run import RoundResult, RunOverrides, RunPlan
 
 # --- the lifecycle -------------------------------------------------------------
@@ -510,7 +510,7 @@ class ServerLost(Message):
 class MessageContent(Body):
     """The bytes of a message of the training library. They are inline if they are few, otherwise a blob."""
 
-    inline: bytes | None = None
+    inline: bytes | None = Field(default=None, max_length=MAX_INLINE_BYTES)
     blob: BlobRef | None = None
 
 

@@ -28,6 +28,7 @@ from fedbus.contracts.envelope import (
 from fedbus.contracts.examples import EXAMPLES, NOON
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Message, Refused
+from fedbus.contracts.model import MAX_INLINE_BYTES
 from fedbus.contracts.run import RoundResult, RunPlan, StartRun
 from fedbus.contracts.server import MessageContent, RoundMessage, ServerClosed, UpdateReady
 from fedbus.contracts.transition import Transition
@@ -108,6 +109,11 @@ def test_times_and_texts_survive_encoding(moment: datetime, reason: str) -> None
 @given(st.binary(max_size=1000))
 def test_bytes_survive_encoding(content: bytes) -> None:
     assert decode_body(MessageContent, pack(MessageContent(inline=content))).inline == content
+
+
+def test_inline_content_is_bounded() -> None:
+    with pytest.raises(DecodeError, match="MessageContent: inline: Data should have at most 65536 bytes"):
+        decode_body(MessageContent, msgpack.packb({"inline": b"x" * (MAX_INLINE_BYTES + 1)}))
 
 
 def test_type_run_source_and_time_are_in_the_headers() -> None:
