@@ -125,7 +125,10 @@ async def resolve_task(bus: Bus, name: str | None) -> str:
     if name is None and len(tasks) == 1:
         return tasks[0]
     if not tasks:
-        raise CliError(f"federation {bus.fed} has no task. Start one with fedbus up", ExitCode.NOT_FOUND)
+        raise CliError(
+            f"federation {bus.fed} has no task yet. Start one with fedbus up, or wait until it has started",
+            ExitCode.NOT_FOUND,
+        )
     problem = (
         f"federation {bus.fed} has no task {name}" if name else f"federation {bus.fed} has several tasks"
     )

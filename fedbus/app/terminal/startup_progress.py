@@ -96,8 +96,10 @@ class StartupProgress:
     @property
     def _not_served(self) -> str:
         """Why a client does not serve its model; empty if all do."""
-        known = (self._view.clients[key] for key in self._clients if key in self._view.clients)
-        return next((one.not_served for one in known if one.not_served), "")
+        for key in self._clients:
+            if key in self._view.clients and (reason := self._view.clients[key].not_served):
+                return reason if len(self._tasks) == 1 else f"{self._name(key)}: {reason}"
+        return ""
 
     def _name(self, key: ClientKey) -> str:
         client, task = key

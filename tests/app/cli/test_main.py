@@ -229,6 +229,14 @@ async def test_a_missing_agent_is_one_line_and_code_4(fedbus: FedbusCli, bus: Bu
     )
 
 
+async def test_a_run_before_the_first_task_names_fedbus_up(fedbus: FedbusCli, bus: Bus) -> None:
+    result = await fedbus("run", "start")
+    assert (result.code, result.err) == (
+        5,
+        "fedbus: federation dev has no task yet. Start one with fedbus up, or wait until it has started\n",
+    )
+
+
 async def test_an_unknown_task_is_reported_with_the_known_ones(fedbus: FedbusCli, bus: Bus) -> None:
     await simulate_runs(bus)
     result = await fedbus("run", "start", "--task", "cifar")

@@ -109,3 +109,22 @@ async def test_a_client_that_does_not_serve_is_ready(
     async with asyncio.timeout(20):
         await waiting
     assert f"1 of 1 clients are ready, model v1; {reason}, after " in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+async def test_with_several_tasks_the_reason_names_client_and_task(
+    simulation: SimulatedFederation, nats: NatsServer
+) -> None:
+    reason = "version 1 is not served: it is empty"
+    for task in (TASK, "faces"):
+        server = ServerData(task=task, model=make_model_ref(1), term=1)
+        await simulation.transition(server, "model_ready", "model_init", "waiting")
+    console, started_at = Console(file=StringIO(), width=200), datetime.now(UTC)
+    progress = StartupProgress([TASK, "faces"], ["c1"])
+    waiting = asyncio.create_task(wait_until_serving(nats.url, DEV, progress, console, started_at=started_at))
+    simulation.clock = datetime.now(UTC)
+    for task, not_served in ((TASK, reason), ("faces", "")):
+        client = ClientData(task=task, client="c1", model=make_model_ref(1), not_served=not_served)
+        await simulation.transition(client, "infer_ready", "pending_application", "serving")
+    async with asyncio.timeout(20):
+        await waiting
+    assert f"2 of 2 clients are ready; c1 in mnist: {reason}, after " in console.file.getvalue()  # type: ignore[attr-defined]
