@@ -26,6 +26,8 @@ REASON_LINES: Final = 4
 MAX_REASON_CHARS: Final = 600
 
 _ANSI_CODE: Final = re.compile(r"\x1b\[[0-9;]*m")
+_INFO_LINE: Final = re.compile(r"INFO\b|\S+ INFO \[")
+"""A line of Flower's log, or of uvicorn's in it, that reports no problem."""
 
 log = structlog.get_logger("fedbus.learning")
 
@@ -70,14 +72,21 @@ class FlowerProcess:
         return self._ended.wait(timeout_s)
 
     def describe_exit(self) -> str:
-        """Describe how it ended, with the last lines of its output, on one line."""
+        """Describe how it ended, with the last lines of its output that report a problem, on one line.
+
+        Without such a line, an exit code is followed by the last lines of any kind; a signal explains itself.
+        """
         code = self._process.returncode if self._process else None
         how = (
             f"killed by {signal.Signals(-code).name}"
             if code is not None and code < 0
             else f"exit code {code}"
         )
-        lines = [line for line in self._tail if line][-REASON_LINES:]
+        printed = [line for line in self._tail if line]
+        lines = [line for line in printed if not _INFO_LINE.match(line)]
+        if not lines and (code is None or code >= 0):
+            lines = printed
+        lines = lines[-REASON_LINES:]
         return f"{how}: {' '.join(' '.join(lines).split())[-MAX_REASON_CHARS:]}" if lines else how
 
     def start(self) -> Self:

@@ -21,9 +21,10 @@ from fedbus.contracts.task.superlink import SuperLinkTable
 from fedbus.learning.flower.flower_version import UnsupportedFlower
 from fedbus.learning.flower.library import FlowerLibrary
 from fedbus.learning.flower.private_api import set_process_identity
-from fedbus.learning.flower_superlink import private_api
+from fedbus.learning.flower_superlink import flower_process, private_api
 from fedbus.learning.flower_superlink.bundle import build_bundle, to_toml
 from fedbus.learning.flower_superlink.child import FleetOnly
+from fedbus.learning.flower_superlink.flower_process import FlowerProcess
 from fedbus.learning.flower_superlink.grid import SuperLinkGrid
 from fedbus.learning.flower_superlink.library import SuperLinkLibrary
 from fedbus.learning.library import open_library
@@ -123,3 +124,29 @@ def test_apps_are_those_of_the_library_flower() -> None:
     library = open_library("flower-superlink")
     assert isinstance(library, SuperLinkLibrary)
     assert isinstance(library, FlowerLibrary)
+
+
+@pytest.mark.parametrize(
+    ("lines", "end", "reason"),
+    [
+        (["INFO :      Starting"], "os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        (
+            ["WARNING : low memory", "t INFO [uvicorn.access] POST"],
+            "os.kill(os.getpid(), 9)",
+            "killed by SIGKILL: WARNING : low memory",
+        ),
+        (["INFO :      Starting", "ERROR : no key"], "os._exit(3)", "exit code 3: ERROR : no key"),
+        (["INFO :      Starting"], "os._exit(3)", "exit code 3: INFO : Starting"),
+        ([], "os._exit(3)", "exit code 3"),
+    ],
+)
+def test_an_exit_is_described_by_the_lines_that_report_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], end: str, reason: str
+) -> None:
+    printing = "".join(f"print({line!r}, flush=True)\n" for line in lines)
+    (tmp_path / "program.py").write_text(f"import os\n{printing}{end}\n", encoding="utf-8")
+    monkeypatch.setattr(flower_process.child, "__name__", "program")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    with FlowerProcess("superlink", [], directory=tmp_path, environment=environment) as process:
+        assert process.wait(30)
+        assert process.describe_exit() == reason
