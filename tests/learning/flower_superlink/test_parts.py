@@ -21,7 +21,7 @@ from fedbus.contracts.task.superlink import SuperLinkTable
 from fedbus.learning.flower.flower_version import UnsupportedFlower
 from fedbus.learning.flower.library import FlowerLibrary
 from fedbus.learning.flower.private_api import set_process_identity
-from fedbus.learning.flower_superlink import flower_process, private_api
+from fedbus.learning.flower_superlink import child, private_api
 from fedbus.learning.flower_superlink.bundle import build_bundle, to_toml
 from fedbus.learning.flower_superlink.child import FleetOnly
 from fedbus.learning.flower_superlink.flower_process import FlowerProcess
@@ -145,7 +145,7 @@ def test_an_exit_is_described_by_the_lines_that_report_a_problem(
 ) -> None:
     printing = "".join(f"print({line!r}, flush=True)\n" for line in lines)
     (tmp_path / "program.py").write_text(f"import os\n{printing}{end}\n", encoding="utf-8")
-    monkeypatch.setattr(flower_process.child, "__name__", "program")
+    monkeypatch.setattr(child, "__name__", "program")
     environment = {"PYTHONPATH": str(tmp_path)}
     with FlowerProcess("superlink", [], directory=tmp_path, environment=environment) as process:
         assert process.wait(30)
