@@ -42,7 +42,10 @@ async def federation_of(
         f'[project]\nname = "{name}"\n{table}\n[tool.flwr.app.components]\n'
         f'serverapp = "{name}:server"\nclientapp = "{name}:client"\n'
     )
-    async with open_federation(nats.url, directory, task=read_task(app, open_library)) as fed, run_all_agents(fed):
+    async with (
+        open_federation(nats.url, directory, task=read_task(app, open_library)) as fed,
+        run_all_agents(fed),
+    ):
         yield fed
 
 
