@@ -31,7 +31,11 @@ RAY: Final = [
 ]
 """Cases that also run with Ray."""
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",  # Ray's, at its first start in a process
+    "ignore::ResourceWarning",
+)
 
 
 def read_recordings() -> dict[str, Any]:
