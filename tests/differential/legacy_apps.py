@@ -85,21 +85,25 @@ def serve(app: App, make: Callable[[Context], Any], rounds: int = 2, **config: A
     """Run the strategy that *make* returns by a Server that observes its history and final parameters."""
 
     class ObservingServer(Server):
+        def __init__(self, context: Context) -> None:
+            super().__init__(client_manager=SimpleClientManager(), strategy=make(context))
+            self._context = context
+
         def fit(self, num_rounds: int, timeout: float | None) -> Any:
             outcome = super().fit(num_rounds, timeout)
-            observe(self.context_of_app, history=outcome[0], parameters=self.parameters)
+            observe(self._context, history=outcome[0], parameters=self.parameters)
             return outcome
 
     def server_fn(context: Context) -> ServerAppComponents:
-        server = ObservingServer(client_manager=SimpleClientManager(), strategy=make(context))
-        server.context_of_app = context  # type: ignore[attr-defined]
-        return ServerAppComponents(server=server, config=ServerConfig(num_rounds=rounds, **config))
+        return ServerAppComponents(
+            server=ObservingServer(context), config=ServerConfig(num_rounds=rounds, **config)
+        )
 
     app.server = ServerApp(server_fn=server_fn)
 
 
-def train(app: App, client: type[Client | NumPyClient] = Trainer, **options: Any) -> None:
-    app.client = ClientApp(client_fn=lambda context: client(context).to_client(), **options)  # type: ignore[call-arg]
+def train(app: App, client: Callable[[Context], Client | NumPyClient] = Trainer, **options: Any) -> None:
+    app.client = ClientApp(client_fn=lambda context: client(context).to_client(), **options)
 
 
 METRICS: dict[str, Any] = {"fit_metrics_aggregation_fn": average, "evaluate_metrics_aggregation_fn": average}
@@ -361,7 +365,7 @@ def legacy_client_fn(app: App) -> None:
     def client_fn(cid: str) -> Client:
         return Plain(cid).to_client()
 
-    app.client = ClientApp(client_fn=client_fn)  # type: ignore[arg-type]
+    app.client = ClientApp(client_fn=client_fn)  # type: ignore[arg-type]  # the legacy signature
     serve(
         app, lambda context: strategy.FedAvg(initial_parameters=initial(), fit_metrics_aggregation_fn=average)
     )

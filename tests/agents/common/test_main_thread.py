@@ -3,8 +3,9 @@
 import asyncio
 import signal
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
+from typing import Any
 
 import pytest
 
@@ -14,13 +15,13 @@ from fedbus.agents.common.main_thread import MainThread
 WORD: ContextVar[str] = ContextVar("WORD", default="")
 
 
-def serve_while(work: Callable[[MainThread], Awaitable[None]]) -> bool:
+def serve_while(work: Callable[[MainThread], Coroutine[Any, Any, None]]) -> bool:
     """Run *work* on an event loop in another thread, and serve it in this one. Return what `end` returned."""
     main_thread, is_free, errors = MainThread(), [], list[BaseException]()
 
     def run() -> None:
         try:
-            asyncio.run(work(main_thread))  # type: ignore[arg-type]
+            asyncio.run(work(main_thread))
         except BaseException as error:  # noqa: BLE001 - raised in the test's thread
             errors.append(error)
         is_free.append(main_thread.end())

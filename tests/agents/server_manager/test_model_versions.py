@@ -26,7 +26,7 @@ class Versions:
 
     def __init__(self, store: ModelStore, directory: Path) -> None:
         self.store = store
-        self.versions = ModelVersions(None, "tiny", store)  # type: ignore[arg-type]
+        self.versions = ModelVersions(None, "tiny", store)  # type: ignore[arg-type]  # these methods use no bus
         self._directory = directory
 
     async def first(self, *, new_lineage: bool = False, **arrays: np.ndarray[Any, Any]) -> Manifest:

@@ -28,11 +28,12 @@ async def simulation(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
 
 
 async def test_a_pipe_gets_a_line_for_each_change(simulation: SimulatedFederation, nats: NatsServer) -> None:
-    console = Console(file=StringIO(), width=80)
+    output = StringIO()
+    console = Console(file=output, width=80)
     progress = StartupProgress([TASK], ["c1", "c2"])
 
     def lines() -> list[str]:
-        return console.file.getvalue().splitlines()  # type: ignore[attr-defined,no-any-return]
+        return output.getvalue().splitlines()
 
     waiting = asyncio.create_task(
         wait_until_serving(nats.url, DEV, progress, console, started_at=simulation.clock)
@@ -53,11 +54,12 @@ async def test_a_pipe_gets_a_line_for_each_change(simulation: SimulatedFederatio
 
 async def test_a_running_server_is_not_waited_for(simulation: SimulatedFederation, nats: NatsServer) -> None:
     await simulation.create_server(version=4)
-    console = Console(file=StringIO(), width=80)
+    output = StringIO()
+    console = Console(file=output, width=80)
     async with asyncio.timeout(20):
         started_at = datetime.now(UTC)
         await wait_until_serving(nats.url, DEV, StartupProgress([TASK], []), console, started_at=started_at)
-    assert console.file.getvalue().startswith("the server has started, after ")  # type: ignore[attr-defined]
+    assert output.getvalue().startswith("the server has started, after ")
 
 
 def test_the_servers_of_several_tasks_are_named() -> None:
@@ -84,10 +86,11 @@ async def test_a_first_model_that_fails_ends_the_start(
     reason = "app:weights returned an object of type str"
     facts = ServerData(task=TASK)
     await simulation.transition(facts, "model_not_built", "model_init", "model_init", reason="an old reason")
-    console, started_at = Console(file=StringIO(), width=80), datetime.now(UTC)
+    output = StringIO()
+    console, started_at = Console(file=output, width=80), datetime.now(UTC)
     progress = StartupProgress([TASK], [])
     waiting = asyncio.create_task(wait_until_serving(nats.url, DEV, progress, console, started_at=started_at))
-    await eventually(lambda: "an old reason" in console.file.getvalue())  # type: ignore[attr-defined]
+    await eventually(lambda: "an old reason" in output.getvalue())
     simulation.clock = datetime.now(UTC)
     await simulation.transition(facts, "model_not_built", "model_init", "model_init", reason=reason)
     with pytest.raises(FirstModelNotBuilt, match=f"task mnist has no first model: {reason}"):
@@ -101,14 +104,15 @@ async def test_a_client_that_does_not_serve_is_ready(
     await simulation.create_server(version=1)
     reason = "version 1 is not served: it is empty"
     facts = ClientData(task=TASK, client="c1", model=make_model_ref(1), not_served=reason)
-    console, started_at = Console(file=StringIO(), width=200), datetime.now(UTC)
+    output = StringIO()
+    console, started_at = Console(file=output, width=200), datetime.now(UTC)
     progress = StartupProgress([TASK], ["c1"])
     waiting = asyncio.create_task(wait_until_serving(nats.url, DEV, progress, console, started_at=started_at))
     simulation.clock = datetime.now(UTC)
     await simulation.transition(facts, "model_not_served", "pending_application", "serving", reason=reason)
     async with asyncio.timeout(20):
         await waiting
-    assert f"1 of 1 clients are ready, model v1; {reason}, after " in console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"1 of 1 clients are ready, model v1; {reason}, after " in output.getvalue()
 
 
 async def test_with_several_tasks_the_reason_names_client_and_task(
@@ -118,7 +122,8 @@ async def test_with_several_tasks_the_reason_names_client_and_task(
     for task in (TASK, "faces"):
         server = ServerData(task=task, model=make_model_ref(1), term=1)
         await simulation.transition(server, "model_ready", "model_init", "waiting")
-    console, started_at = Console(file=StringIO(), width=200), datetime.now(UTC)
+    output = StringIO()
+    console, started_at = Console(file=output, width=200), datetime.now(UTC)
     progress = StartupProgress([TASK, "faces"], ["c1"])
     waiting = asyncio.create_task(wait_until_serving(nats.url, DEV, progress, console, started_at=started_at))
     simulation.clock = datetime.now(UTC)
@@ -127,4 +132,4 @@ async def test_with_several_tasks_the_reason_names_client_and_task(
         await simulation.transition(client, "infer_ready", "pending_application", "serving")
     async with asyncio.timeout(20):
         await waiting
-    assert f"2 of 2 clients are ready; c1 in mnist: {reason}, after " in console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"2 of 2 clients are ready; c1 in mnist: {reason}, after " in output.getvalue()
