@@ -23,9 +23,9 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.errors import NoServersError
 
-from fedbus.bus.errors import AccessDenied, BusClosed, BusUnreachable, PermissionDenied
+from fedbus.bus.errors import AccessDenied, BusClosed, BusUnreachable
 from fedbus.bus.nats import auth_errors
-from fedbus.bus.nats.cancellation import propagate_cancellation
+from fedbus.bus.nats.client import ReliableClient
 from fedbus.bus.nats.parser import use_large_payload_parser
 
 CONNECT_TIMEOUT_S = 5
@@ -34,82 +34,10 @@ MAX_RECONNECT_S = 5.0
 PENDING_BYTES = 64 * 1024**2
 """Bytes that nats-py buffers in this process while disconnected; beyond, a publish raises."""
 DRAIN_TIMEOUT_S = 5
-MAX_TRACKED_REQUESTS = 1000
 MAX_AUTH_REJECTIONS = 3
 """Rejections in a row until the connection ends: a server that is starting may not have loaded its accounts yet."""
 
 log = structlog.get_logger("fedbus.bus")
-
-
-class CancellationSafeClient(Client):
-    """A NATS client that propagates cancellations and fails requests without permission at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._reply_subjects: dict[str, str] = {}
-        """The reply subject of the last request on each subject; keys in lower case, as in NATS's error texts."""
-        self._denied_inbox: str | None = None
-        """The inbox of this client, once NATS has denied the subscription to it."""
-
-    async def request(self, *args: Any, **kwargs: Any) -> Msg:
-        if self._denied_inbox is not None:
-            raise _reply_denied(self._denied_inbox)
-        with propagate_cancellation():
-            return await super().request(*args, **kwargs)
-
-    async def _flush_pending(self, force_flush: bool = False) -> Any:  # noqa: FBT001, FBT002  # nats-py's
-        with propagate_cancellation():
-            return await super()._flush_pending(force_flush)
-
-    async def publish(
-        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
-    ) -> None:
-        if reply:
-            self._reply_subjects[subject.lower()] = reply
-            if len(self._reply_subjects) > MAX_TRACKED_REQUESTS:
-                del self._reply_subjects[next(iter(self._reply_subjects))]
-        await super().publish(subject, payload, reply, headers)
-
-    def _connect_command(self) -> bytes:
-        """Hold back the CONNECT command, to send it in one write with the PING that follows it.
-
-        nats-py 2.16 writes them one by one. A server that rejects CONNECT sends the reason and closes the connection;
-        then the write of PING fails, and nats-py never reads the reason.
-        """
-        command: bytes = super()._connect_command()
-        transport: Any = self._transport
-        write = transport.write
-
-        def write_both(payload: bytes) -> None:
-            if payload:
-                transport.write = write
-                write(command + payload)
-
-        transport.write = write_both
-        return b""
-
-    def fail_request(self, subject: str) -> None:
-        """Fail the pending request on *subject*, which NATS denied."""
-        if (reply := self._reply_subjects.pop(subject, None)) is None:
-            return
-        future = self._resp_map.get(reply.rpartition(".")[2])
-        if future is not None and not future.done():
-            future.set_exception(PermissionDenied(f"publish on {subject}"))
-
-    def fail_replies(self, subject: str) -> None:
-        """Fail all pending requests if *subject*, whose subscription NATS denied, is the inbox of this client."""
-        inbox = bytes(self._resp_sub_prefix or b"").decode().lower()
-        if not inbox or subject != f"{inbox}*":
-            return
-        self._denied_inbox = subject
-        for future in self._resp_map.values():
-            if not future.done():
-                future.set_exception(_reply_denied(subject))
-
-
-def _reply_denied(subject: str) -> PermissionDenied:
-    prefix = subject.rsplit(".", 2)[0]  # without the part that changes with each connection
-    return PermissionDenied(f"receive replies on {prefix} with these credentials")
 
 
 class Connection:
@@ -169,7 +97,7 @@ class _ConnectionMonitor:
 
     def __init__(self, url: str, name: str, options: dict[str, Any]) -> None:
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.client: CancellationSafeClient | None = None
+        self.client: ReliableClient | None = None
         """None until it is connected."""
         self.connect_error: Exception | None = None
         """The last error before the connection was established."""
@@ -231,7 +159,7 @@ class _ConnectionMonitor:
 async def _connect(
     url: str, name: str, inbox: str, monitor: _ConnectionMonitor, options: dict[str, Any]
 ) -> Client:
-    client = CancellationSafeClient()
+    client = ReliableClient()
     use_large_payload_parser(client)
     if "tls" in options:
         logging.getLogger("asyncio").addFilter(_is_worth_logging)
@@ -279,7 +207,7 @@ def _describe_failure(error: Exception, connect_error: Exception | None) -> str:
 
 
 async def _drain(client: Client) -> None:
-    """Flush and close. Shielded: a cancelled drain kills nats-py's read loop and loses what was sent."""
+    """Flush and close. Shielded: a cancelled drain loses what was sent."""
     if client.is_closed:
         return
     closing = asyncio.ensure_future(client.drain() if client.is_connected else client.close())
