@@ -91,6 +91,7 @@ PURE_MODULES: Final = {
         "model_availability",
         "model_promotion",
         "records",
+        "recruiting",
         "training_run",
     },
     "workflow_scheduler": {

@@ -1,14 +1,14 @@
-"""Decides on a run: who takes part, when it trains, what a lost Flower server means, and how it ends.
+"""Decides on a run: when it trains, what a lost Flower server means, and how it ends.
 
     open_run → does the code fit? → recruiting → quorum → training → run_finished → publishing → the end
 
-Pure: every method returns the effects that the agent performs.
+Pure: every method returns the effects that the agent performs. `recruiting` decides how long a run waits for its
+quorum.
 """
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import Enum, auto
-from typing import Final
+from typing import Final, assert_never
 
 from fedbus.agents.common.machine import CancelTimer, Log, Publish, Reply, RequestId, StartTimer
 from fedbus.agents.server_manager.code_rollout import CodeRollout
@@ -39,6 +39,14 @@ from fedbus.agents.server_manager.events import (
 )
 from fedbus.agents.server_manager.model_availability import CloseRun, ModelAvailability, serve
 from fedbus.agents.server_manager.records import ServerRecord
+from fedbus.agents.server_manager.recruiting import (
+    AppNotLoaded,
+    ExtendDeadline,
+    QuorumMissed,
+    ReadClients,
+    Recruiting,
+    RecruitingDecision,
+)
 from fedbus.contracts.client import ClientJoined, FailTrain
 from fedbus.contracts.message import RefusalKind, Refused
 from fedbus.contracts.model import Artifact, ModelRef
@@ -63,7 +71,6 @@ from fedbus.contracts.situations import ServerRecruiting, ServerRun, ServerTrain
 from fedbus.contracts.task.task import Task
 from fedbus.domain.code_rollout import TrialResult
 from fedbus.domain.run_outcome import no_update_reason, run_outcome
-from fedbus.domain.run_participation import recruiting_summary
 from fedbus.domain.run_recovery import GiveUp, Resume, decide_recovery
 
 PUBLISH_S: Final = 120.0
@@ -84,21 +91,6 @@ class _Opening:
     traceparent: str
 
 
-class _Recruiting(Enum):
-    """How far the recruiting of a run is."""
-
-    STARTING = auto()
-    """Its server has not loaded the app yet."""
-    STARTING_LATE = auto()
-    """The same, after the deadline."""
-    OPEN = auto()
-    LOADING = auto()
-    """Its deadline has passed. The run waits only for clients that load the code."""
-    EXTENDED = auto()
-    """They have a deadline of their own."""
-    OVER = auto()
-
-
 @dataclass(frozen=True)
 class _Starting:
     """A run whose Flower server is being started."""
@@ -115,14 +107,7 @@ class TrainingRun:
         self._server = server
         self._availability = availability
         self._rollout = rollout
-        self._joined: dict[str, None] = {}
-        self._recruiting = _Recruiting.OPEN
-        self._recruit_until: datetime | None = None
-        """The deadline since the server has loaded the app; None before that."""
-        self._known: frozenset[str] = frozenset()
-        """The clients of the task, as they were read last; empty before that."""
-        self._load_failures: set[str] = set()
-        """The clients that cannot load the code of the run."""
+        self._recruiting = Recruiting()
         self._opening: _Opening | None = None
         self._starting: _Starting | None = None
         self._finding = ""
@@ -147,7 +132,7 @@ class TrainingRun:
         """Return the run that clients may join; during training, a late client may still join."""
         match self._server.situation:
             case ServerRecruiting() as run:
-                return _invite(self._server.data.task, run, self._recruit_until or run.recruit_until)
+                return _invite(self._server.data.task, run, self._recruiting.deadline or run.recruit_until)
             case ServerTraining() as run:
                 return _invite(self._server.data.task, run, now + timedelta(seconds=run.plan.round_s))
             case _:
@@ -183,9 +168,7 @@ class TrainingRun:
 
     def _recruit(self, opening: _Opening, now: datetime) -> list[Effect]:
         recruit_until = now + timedelta(seconds=opening.plan.recruit_s)
-        self._joined.clear()
-        self._recruiting, self._recruit_until = _Recruiting.STARTING, None
-        self._known, self._load_failures = frozenset(), set()
+        self._recruiting = Recruiting(is_starting=True)
         changes = ServerChanges(
             run=opening.run,
             plan=opening.plan,
@@ -243,7 +226,7 @@ class TrainingRun:
 
     def restore(self) -> list[Effect]:
         """Continue the run that the log names."""
-        self._joined = dict.fromkeys(self._server.data.cohort)
+        self._recruiting = Recruiting(self._server.data.cohort)
         self.is_restoring = True
         return [ReadJoined()]
 
@@ -293,7 +276,8 @@ class TrainingRun:
             case ClientJoined(), _:
                 return self._on_client_joined(message)
             case FailTrain(), ServerRecruiting():
-                return self._on_fail_train(message, situation)
+                decision = self._recruiting.on_fail_train(message, situation.plan)
+                return self._apply_recruiting(decision, message.run)
             case FailTrain(), _:
                 return []
             case RoundFinished(), ServerTraining():
@@ -311,20 +295,18 @@ class TrainingRun:
 
     def _begin_recruiting(self, recruiting: ServerRecruiting, now: datetime) -> list[Effect]:
         """Invite the clients. The time to recruit them begins now: the server may have loaded the app for long."""
-        recruit_s = recruiting.plan.recruit_s
-        self._recruiting, self._recruit_until = _Recruiting.OPEN, now + timedelta(seconds=recruit_s)
-        invitation = _invite(self._server.data.task, recruiting, self._recruit_until)
-        return [StartTimer(TimerName.RECRUITING, recruit_s), Publish(invitation)]
+        plan = recruiting.plan
+        invitation = _invite(self._server.data.task, recruiting, self._recruiting.open(plan, now))
+        return [StartTimer(TimerName.RECRUITING, plan.recruit_s), Publish(invitation)]
 
     def _on_client_joined(self, message: ClientJoined) -> list[Effect]:
         if message.code_version != self._server.data.code_version:
             data = {"client": message.client, "code": message.code_version}
             return [Log("warning", "Ignoring a client with another code version", data)]
-        self._joined[message.client] = None
-        self._load_failures.discard(message.client)
+        self._recruiting.add(message.client)
         match self._server.situation:
-            case ServerRecruiting(plan=plan) if len(self._joined) >= plan.quorum:
-                changes = ServerChanges(cohort=tuple(self._joined))
+            case ServerRecruiting(plan=plan) if self._recruiting.has_quorum(plan):
+                changes = ServerChanges(cohort=self._recruiting.joined)
                 move = self._server.move(ServerEvent.QUORUM_REACHED, changes)
                 return [CancelTimer(TimerName.RECRUITING), move, *self._begin_training()]
             case _:
@@ -351,69 +333,41 @@ class TrainingRun:
 
     def _members(self, training: ServerTraining) -> tuple[str, ...]:
         """Return the cohort, and the clients that have joined since."""
-        return tuple(dict.fromkeys((*training.cohort, *self._joined)))
+        return tuple(dict.fromkeys((*training.cohort, *self._recruiting.joined)))
 
     # --- deadlines and losses -----------------------------------------------------------------------
 
     def on_recruiting_deadline(self) -> list[Effect]:
         match self._server.situation:
             case ServerRecruiting(run=run, plan=plan):
-                match self._recruiting:
-                    case _Recruiting.STARTING:
-                        self._recruiting = _Recruiting.STARTING_LATE
-                        return [StartTimer(TimerName.RECRUITING, plan.round_s)]
-                    case _Recruiting.STARTING_LATE:
-                        reason = f"the server did not load the app within {plan.recruit_s + plan.round_s:g} s"
-                        return [StopFlowerServer(run), *self._fail(ServerEvent.RUN_FAILED, reason)]
-                    case _Recruiting.OPEN:
-                        self._recruiting = _Recruiting.LOADING
-                    case _:
-                        self._recruiting = _Recruiting.OVER
-                return [ReadRecruits(run)]
+                return self._apply_recruiting(self._recruiting.on_deadline(plan), run)
             case _:
                 return []
-
-    def _on_fail_train(self, message: FailTrain, recruiting: ServerRecruiting) -> list[Effect]:
-        """Read the clients again if this failure may make the quorum impossible."""
-        if message.load_failed:
-            self._load_failures.add(message.client)
-        is_possible = len(self._known - self._load_failures) >= recruiting.plan.quorum
-        is_waiting = self._recruiting in (_Recruiting.LOADING, _Recruiting.EXTENDED, _Recruiting.OVER)
-        return [ReadRecruits(recruiting.run)] if is_waiting or not is_possible else []
 
     def on_recruits_read(self, event: RecruitsRead) -> list[Effect]:
-        """Fail the run if the quorum cannot join, or has not joined in time.
-
-        After the deadline, wait for clients that still load the code, as long as for one message.
-        """
         match self._server.situation:
             case ServerRecruiting(run=run, plan=plan):
-                joined = set(self._joined)
-                failures = {
-                    client: why for client, why in event.load_failures.items() if client not in joined
-                }
-                declined = {client: why for client, why in event.declined.items() if client not in joined}
-                self._known = frozenset(event.known | joined)
-                self._load_failures = set(failures)
-                loading = event.loading - joined - failures.keys()
-                match self._recruiting:
-                    case _Recruiting.OPEN if len(self._known - failures.keys()) >= plan.quorum:
-                        return []
-                    case _Recruiting.LOADING if len(joined | loading) >= plan.quorum:
-                        self._recruiting = _Recruiting.EXTENDED
-                        return [StartTimer(TimerName.RECRUITING, plan.round_s)]
-                    case _Recruiting.EXTENDED if len(joined | loading) >= plan.quorum:
-                        return []
-                    case _:
-                        pass
-                reason = recruiting_summary(list(self._joined), plan.quorum, declined, failures)
-                changes = ServerChanges(missing=plan.quorum - len(joined))
-                return [
-                    StopFlowerServer(run),
-                    *self._fail(ServerEvent.RECRUITING_EXPIRED, reason, changes),
-                ]
+                return self._apply_recruiting(self._recruiting.on_recruits_read(event, plan), run)
             case _:
                 return []
+
+    def _apply_recruiting(self, decision: RecruitingDecision | None, run: str) -> list[Effect]:
+        """Return the effects of a decision of the recruiting of *run*."""
+        match decision:
+            case None:
+                return []
+            case ExtendDeadline(delay_s=delay_s):
+                return [StartTimer(TimerName.RECRUITING, delay_s)]
+            case ReadClients():
+                return [ReadRecruits(run)]
+            case AppNotLoaded(reason=reason):
+                return [StopFlowerServer(run), *self._fail(ServerEvent.RUN_FAILED, reason)]
+            case QuorumMissed(reason=reason, missing=missing):
+                changes = ServerChanges(missing=missing)
+                failed = self._fail(ServerEvent.RECRUITING_EXPIRED, reason, changes)
+                return [StopFlowerServer(run), *failed]
+            case _:
+                assert_never(decision)
 
     def on_server_found(self, event: FlowerServerFound) -> list[Effect]:
         """Handle the reported loss of a Flower server, which may have been started again since."""
