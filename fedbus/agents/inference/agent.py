@@ -26,9 +26,9 @@ from fedbus.agents.common import tracing
 from fedbus.agents.common.asyncio_tools import handle_each, run_until, wait_for_first
 from fedbus.agents.common.debug_logging import log_method_calls
 from fedbus.agents.inference.data_monitor import DataMonitor
-from fedbus.agents.inference.engine import ModelPair
 from fedbus.agents.inference.event_queue import EventQueue
 from fedbus.agents.inference.http_server import InferenceServer
+from fedbus.agents.inference.model_pair import ModelPair
 from fedbus.agents.inference.model_swap import ModelSwap
 from fedbus.agents.inference.offline_evaluation import OfflineEvaluation
 from fedbus.agents.inference.plain_json import HttpError

@@ -18,7 +18,8 @@ import numpy as np
 import structlog
 
 from fedbus.agents.common.asyncio_tools import repeat_every
-from fedbus.agents.inference.engine import InferenceEngine, LoadedModel
+from fedbus.agents.inference.engine import InferenceEngine
+from fedbus.agents.inference.loaded_model import LoadedModel
 from fedbus.agents.inference.plain_json import to_one_line
 from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.message import Message

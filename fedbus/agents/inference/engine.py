@@ -6,31 +6,26 @@ A batch never waits for more requests, and the batch size grows only while a bat
 request is answered by the model that was selected when the request arrived. When the queue is full, the engine
 rejects the request with a Retry-After time.
 
-While a new model is compared with the current one, both are a `ModelPair`:
-
-    shadow   the old model answers; the new model predicts the same samples, for the comparison only
-    canary   the new model answers a share of the requests
-    watch    the new model answers all requests; the old one stays loaded as fallback
-
-If the new model of a pair fails on a request, the old one answers it, so users see no error. The engine only
-collects the metrics of the comparison; `fedbus.domain.serving_gates` decides on them.
+While a new model is compared with the current one, both are a `ModelPair`. If the new model of a pair fails on a
+request, the old one answers it, so users see no error.
 """
 
 import asyncio
-import itertools
 import math
-import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
-import numpy as np
-import structlog
-
+from fedbus.agents.inference.loaded_model import (
+    Array,
+    LoadedModel,
+    MakePredictor,
+    check_outputs,
+    load_and_probe,
+)
+from fedbus.agents.inference.model_pair import ComparisonRole, ModelPair
 from fedbus.agents.inference.plain_json import (
     INTERNAL_ERROR,
     NO_MODEL,
@@ -39,138 +34,22 @@ from fedbus.agents.inference.plain_json import (
     HttpError,
     to_one_line,
 )
+from fedbus.agents.inference.prediction_batch import (
+    BatchResult,
+    PendingRequest,
+    Prediction,
+    RequestFailed,
+    run_batch,
+)
 from fedbus.contracts.model import ModelRef
-from fedbus.contracts.serving import ModelComparison
 from fedbus.domain.prediction_comparison import count_disagreements, to_scalars
-from fedbus.learning.predictor import ModelRefused, Predictor
 
 NO_MODEL_RETRY_S: Final = 1
 NOT_SERVED_RETRY_S: Final = 60
 MAX_QUEUED: Final = 256
 """Maximum number of queued requests."""
-MAX_BATCH: Final = 1024
-"""Maximum number of samples in a batch."""
 MAX_BATCH_S: Final = 0.05
 """Target duration of a batch."""
-INITIAL_BATCH: Final = 32
-"""Maximum number of samples in the first batch of a model."""
-MAX_RECENT_OUTPUTS: Final = 1000
-"""Predictions kept of each model, for the comparison of distributions."""
-MAX_RECENT_TIMES: Final = 500
-_NEWEST_BATCH_WEIGHT: Final = 0.2
-"""Weight of the newest batch in the moving average of the time for a sample."""
-
-log = structlog.get_logger("fedbus.inference")
-Array: TypeAlias = np.ndarray[Any, Any]
-MakePredictor: TypeAlias = Callable[[], Predictor]
-
-
-@dataclass(eq=False)
-class LoadedModel:
-    """A loaded model with its statistics."""
-
-    ref: ModelRef
-    predictor: Predictor
-    sample_s: float = 0.0
-    """Moving average of the seconds for one sample; 0 before the first batch."""
-    batch_limit: int = INITIAL_BATCH
-    """Maximum number of samples in the next batch."""
-    pending_requests: int = 0
-    """Number of requests that this model has accepted and not answered yet."""
-    example_output: Array | None = None
-    """One prediction (1, …), for the dtype and shape of the output."""
-    recent_outputs: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RECENT_OUTPUTS))
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        self.idle.set()
-
-    def record_batch(self, seconds: float, count: int, batch_s: float) -> None:
-        """Record the duration of a batch of *count* samples, and adapt the size of the next batch to *batch_s*."""
-        sample_s = seconds / count
-        weight = _NEWEST_BATCH_WEIGHT if self.sample_s else 1.0
-        self.sample_s += weight * (sample_s - self.sample_s)
-        if seconds > batch_s:
-            self.batch_limit = max(1, int(count * batch_s / seconds))
-        elif seconds < batch_s / 2 and 2 * count >= self.batch_limit:
-            self.batch_limit = min(MAX_BATCH, 2 * self.batch_limit)
-
-
-class ComparisonRole(StrEnum):
-    """The role of the new model in a pair."""
-
-    SHADOW = "shadow"
-    CANARY = "canary"
-    WATCH = "watch"
-
-
-@dataclass(eq=False)
-class ModelPair:
-    """Two models on the same requests, and the metrics of their comparison."""
-
-    old: LoadedModel
-    new: LoadedModel
-    role: ComparisonRole
-    share: float = 0.0
-    """Share of the requests that a canary answers, 0 to 1."""
-    samples: int = 0
-    errors: int = 0
-    reason: str = ""
-    """The last error of the new model."""
-    compared_samples: int = 0
-    """Number of samples that both models have predicted."""
-    disagreements: int = 0
-    old_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RECENT_TIMES))
-    new_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RECENT_TIMES))
-    started_at: float = field(default_factory=time.monotonic)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set after each change of the metrics."""
-    is_shadow_busy: bool = False
-    canary_credit: float = 0.0
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.monotonic() - self.started_at
-
-    def routes_to_canary(self) -> bool:
-        """Decide whether the canary answers the next request; deterministic, so that it gets exactly its share."""
-        self.canary_credit += self.share
-        if self.canary_credit < 1:
-            return False
-        self.canary_credit -= 1
-        return True
-
-    def compare(self) -> ModelComparison:
-        """Return the metrics without the PSI of the predictions, which takes longer to compute."""
-        return ModelComparison(
-            samples=self.samples,
-            errors=self.errors,
-            disagreement=self.disagreements / self.compared_samples if self.compared_samples else None,
-            old_ms=_median_ms(self.old_s),
-            new_ms=_median_ms(self.new_s),
-        )
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The outputs of a model (n, …), and the model that computed them."""
-
-    outputs: Array
-    ref: ModelRef
-
-
-@dataclass(frozen=True)
-class _PendingRequest:
-    """A queued request, with the model that was selected for it."""
-
-    inputs: Array
-    model: LoadedModel
-    prediction: "asyncio.Future[Prediction]" = field(default_factory=asyncio.Future)
-
-    @property
-    def batch_key(self) -> tuple[int, tuple[int, ...]]:
-        """The batching key: requests with the same model and sample shape can share a batch."""
-        return id(self.model), self.inputs.shape[1:]
 
 
 class InferenceEngine:
@@ -183,7 +62,7 @@ class InferenceEngine:
         self.not_served = ""
         """Why the newest version of the device is not served; empty if it is."""
         self._pair: ModelPair | None = None
-        self._queue: deque[_PendingRequest] = deque()
+        self._queue: deque[PendingRequest] = deque()
         self._batch_task: asyncio.Task[None] | None = None
         self._shadow_tasks: set[asyncio.Task[None]] = set()
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="predict")
@@ -241,7 +120,7 @@ class InferenceEngine:
 
     async def load_model(self, ref: ModelRef, make: MakePredictor, probe: Array | None = None) -> LoadedModel:
         """Load and probe a model while the current one serves. Raises ModelRefused."""
-        model: LoadedModel = await self.run_in_load_thread(lambda: _load_and_probe(ref, make, probe))
+        model: LoadedModel = await self.run_in_load_thread(lambda: load_and_probe(ref, make, probe))
         return model
 
     async def run_in_load_thread(self, work: Callable[[], Any]) -> Any:
@@ -311,7 +190,7 @@ class InferenceEngine:
                 f"too many queued requests (limit {self._max_queued})",
                 retry_after_s=self._estimate_wait_s(),
             )
-        request = _PendingRequest(inputs, model)
+        request = PendingRequest(inputs, model)
         self._queue.append(request)
         model.pending_requests += 1
         model.idle.clear()
@@ -319,7 +198,7 @@ class InferenceEngine:
             self._batch_task = asyncio.create_task(self._process_queue(), name="predictions")
         try:
             return await request.prediction
-        except _PredictionFailed as error:
+        except RequestFailed as error:
             raise HttpError(INTERNAL_ERROR, str(error)) from error
         finally:
             model.pending_requests -= 1
@@ -340,15 +219,15 @@ class InferenceEngine:
             model = batch[0].model
             pair = self._pair
             fallback = pair.old if pair is not None and model is pair.new else None
-            result = await loop.run_in_executor(self._model_thread, _run_batch, batch, model, fallback)
+            result = await loop.run_in_executor(self._model_thread, run_batch, batch, model, fallback)
             for request, prediction in zip(batch, result.predictions, strict=True):
-                _set_result(request.prediction, prediction)
+                request.answer(prediction)
             model.record_batch(result.seconds, result.samples, self._batch_s)
             model.recent_outputs.extend(result.scalars)
             if pair is not None:
                 self._update_pair(pair, model, result)
 
-    def _take_batch(self) -> Iterator[_PendingRequest]:
+    def _take_batch(self) -> Iterator[PendingRequest]:
         """Take the first request and those directly behind it with the same batching key, up to the batch size."""
         first = self._queue[0]
         key, room = first.batch_key, max(first.model.batch_limit, len(first.inputs))
@@ -360,7 +239,7 @@ class InferenceEngine:
 
     # --- comparison of two models --------------------------------------------------------------
 
-    def _update_pair(self, pair: ModelPair, model: LoadedModel, result: "_BatchResult") -> None:
+    def _update_pair(self, pair: ModelPair, model: LoadedModel, result: BatchResult) -> None:
         """Add the result of a batch of *model* to the metrics of *pair*."""
         if model is pair.new:
             pair.samples += result.samples
@@ -397,144 +276,3 @@ class InferenceEngine:
         pair.samples += len(inputs)
         pair.is_shadow_busy = False
         pair.changed.set()
-
-
-class _PredictionFailed(Exception):
-    """The model failed on a request; the text is the reason."""
-
-
-@dataclass
-class _BatchResult:
-    """The result of a batch."""
-
-    inputs: Array
-    samples: int
-    predictions: list[Prediction | _PredictionFailed] = field(default_factory=list)
-    outputs: Array | None = None
-    """The outputs of the whole batch; None if the batch failed."""
-    scalars: list[float] = field(default_factory=list)
-    """The model's own outputs, each as one number; without those of the fallback."""
-    seconds: float = 0.0
-    errors: int = 0
-    """Number of requests that the model failed and the fallback answered."""
-    reason: str = ""
-
-
-def check_outputs(outputs: Array, expected: int) -> Array:
-    """Return *outputs* if there are *expected* finite ones.
-
-    Raises:
-        ValueError: there are more or fewer, or one has NaN or infinity.
-
-    """
-    if len(outputs) != expected:
-        raise ValueError(f"the model returned {len(outputs)} outputs for {expected} samples")
-    if outputs.dtype.kind == "f" and not np.isfinite(outputs).all():
-        raise ValueError("the output of the model has NaN or infinity")
-    return outputs
-
-
-def _load_and_probe(ref: ModelRef, make: MakePredictor, probe: Array | None) -> LoadedModel:
-    """Load the model with *make* and warm it up, on *probe* if given; runs in the load thread."""
-    try:
-        predictor = make()
-        model = LoadedModel(ref, predictor)
-        if probe is not None:
-            _warm_up_on(model, probe)
-        elif predictor.input_shape is not None:
-            _warm_up_on_zeros(model, predictor.input_shape)
-    except ModelRefused:
-        raise
-    except Exception as error:  # code of the task: any exception rejects the model
-        raise ModelRefused(f"cannot load the model: {to_one_line(error)}") from error
-    return model
-
-
-def _warm_up_on(model: LoadedModel, samples: Array) -> None:
-    """Predict *samples* twice, because the first prediction can include lazy initialization."""
-    if probe := getattr(model.predictor, "probe", None):
-        probe(samples)
-    model.predictor.predict(samples)
-    model.example_output = check_outputs(model.predictor.predict(samples), len(samples))[:1]
-
-
-def _warm_up_on_zeros(model: LoadedModel, shape: tuple[int, ...]) -> None:
-    """Predict a sample of zeros, so that the first request does not wait for lazy initialization.
-
-    An error does not reject the model, because zeros are not a valid sample for all models.
-    """
-    zeros = np.zeros((1, *(1 if size == -1 else size for size in shape)), model.predictor.input_dtype)
-    try:
-        model.predictor.predict(zeros)
-        model.example_output = check_outputs(model.predictor.predict(zeros), 1)
-    except Exception as error:  # noqa: BLE001 - code of the task
-        log.info("Model warm-up failed", version=model.ref.version, reason=to_one_line(error))
-
-
-def _run_batch(
-    batch: list[_PendingRequest], model: LoadedModel, fallback: LoadedModel | None
-) -> _BatchResult:
-    """Predict *batch*, whose requests have one batching key; runs in the model thread."""
-    sizes = [len(request.inputs) for request in batch]
-    inputs = np.concatenate([request.inputs for request in batch]) if len(batch) > 1 else batch[0].inputs
-    result = _BatchResult(inputs, sum(sizes))
-    start = time.monotonic()
-    try:
-        outputs = check_outputs(model.predictor.predict(inputs), result.samples)
-    except Exception as error:  # noqa: BLE001 - code of the task: other requests must not fail with it
-        if len(batch) > 1:
-            return _run_one_by_one(batch, model, fallback, result)
-        result.reason = to_one_line(error)
-        result.predictions = [_predict_with_fallback(batch[0], fallback, result)]
-    else:
-        result.outputs = outputs
-        result.scalars = to_scalars(outputs)
-        ends = list(itertools.accumulate(sizes))
-        result.predictions = [Prediction(part, model.ref) for part in np.split(outputs, ends[:-1])]
-        if model.example_output is None:
-            model.example_output = outputs[:1]
-    result.seconds = time.monotonic() - start
-    return result
-
-
-def _run_one_by_one(
-    batch: list[_PendingRequest], model: LoadedModel, fallback: LoadedModel | None, result: _BatchResult
-) -> _BatchResult:
-    """Predict each request of a failed batch separately, so that only the invalid ones fail."""
-    for single in (_run_batch([request], model, fallback) for request in batch):
-        result.predictions += single.predictions
-        result.scalars += single.scalars
-        result.errors += single.errors
-        result.seconds += single.seconds
-        result.reason = single.reason or result.reason
-    return result
-
-
-def _predict_with_fallback(
-    request: _PendingRequest, fallback: LoadedModel | None, result: _BatchResult
-) -> Prediction | _PredictionFailed:
-    """Predict with the fallback; only if it succeeds, count an error of the new model."""
-    failure = _PredictionFailed(f"prediction failed: {result.reason}")
-    if fallback is not None:
-        try:
-            outputs = check_outputs(fallback.predictor.predict(request.inputs), len(request.inputs))
-        except Exception as error:  # noqa: BLE001 - code of the task
-            log.warning("Prediction failed", reason=to_one_line(error))
-            return failure
-        result.errors += 1
-        return Prediction(outputs, fallback.ref)
-    log.warning("Prediction failed", reason=result.reason)
-    return failure
-
-
-def _set_result(future: "asyncio.Future[Prediction]", result: Prediction | _PredictionFailed) -> None:
-    if future.done():
-        return
-    if isinstance(result, _PredictionFailed):
-        future.set_exception(result)
-    else:
-        future.set_result(result)
-
-
-def _median_ms(seconds: deque[float]) -> float | None:
-    return 1000 * statistics.median(seconds) if seconds else None

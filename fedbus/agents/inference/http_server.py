@@ -35,7 +35,8 @@ from aiohttp import web
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
-from fedbus.agents.inference.engine import MAX_BATCH_S, MAX_QUEUED, Array, InferenceEngine, MakePredictor
+from fedbus.agents.inference.engine import MAX_BATCH_S, MAX_QUEUED, InferenceEngine
+from fedbus.agents.inference.loaded_model import Array, MakePredictor
 from fedbus.agents.inference.open_inference_protocol import HEADER_LENGTH
 from fedbus.agents.inference.plain_json import (
     NOT_FOUND,

@@ -16,13 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from fedbus.agents.inference.engine import (
-    ComparisonRole,
-    InferenceEngine,
-    LoadedModel,
-    MakePredictor,
-    ModelPair,
-)
+from fedbus.agents.inference.engine import InferenceEngine
+from fedbus.agents.inference.loaded_model import LoadedModel, MakePredictor
+from fedbus.agents.inference.model_pair import ComparisonRole, ModelPair
 from fedbus.agents.inference.offline_evaluation import EvaluationResult, OfflineEvaluation
 from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.message import Message

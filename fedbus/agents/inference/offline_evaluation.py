@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import structlog
 
-from fedbus.agents.inference.engine import LoadedModel, check_outputs
+from fedbus.agents.inference.loaded_model import LoadedModel, check_outputs
 from fedbus.agents.inference.plain_json import to_one_line
 from fedbus.contracts.task.serving import CaptureTable, ServingTable
 from fedbus.domain.row_validation import is_shape_allowed

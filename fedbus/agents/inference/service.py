@@ -15,7 +15,8 @@ import numpy as np
 
 from fedbus import __version__
 from fedbus.agents.inference import open_inference_protocol as protocol
-from fedbus.agents.inference.engine import InferenceEngine, LoadedModel, Prediction
+from fedbus.agents.inference.engine import InferenceEngine
+from fedbus.agents.inference.loaded_model import LoadedModel
 from fedbus.agents.inference.plain_json import (
     CONFLICT,
     NOT_FOUND,
@@ -26,6 +27,7 @@ from fedbus.agents.inference.plain_json import (
     parse_label,
     parse_samples,
 )
+from fedbus.agents.inference.prediction_batch import Prediction
 from fedbus.stores.captured.reader import Label
 from fedbus.stores.captured.store import CapturedData, LabelConflict, UnknownRow
 from fedbus.stores.errors import StoreError
