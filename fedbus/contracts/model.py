@@ -74,6 +74,9 @@ class Manifest(ModelRef):
     participants: dict[str, int] = Field(default_factory=dict)
     """Training samples by client."""
     metrics: dict[str, float] = Field(default_factory=dict)
+    evaluation_failure: str = ""
+    """Why the clients' evaluation of the last round has no result: no client could evaluate. Empty if one could, or
+    none had to."""
     code_version: str = ""
     lineage: int = 1
     """The number of the lineage. Versions of one lineage descend from one first model and share its architecture."""

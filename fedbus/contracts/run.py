@@ -86,6 +86,9 @@ class RoundResult(Body):
     """Training samples by client."""
     failures: dict[str, str] = Field(default_factory=dict)
     """Reasons of failed updates, by client."""
+    evaluation_failure: str = ""
+    """Why the clients' evaluation has no result: each client that had to evaluate the model failed. Empty if one
+    evaluated it, or none had to."""
     train_s: dict[str, float] = Field(default_factory=dict)
     """Training duration by client."""
     contributions: dict[str, float] = Field(default_factory=dict)

@@ -3,6 +3,7 @@
 The gate compares one metric of both models: the metric that the task names, else the loss or the accuracy on
 test data. The candidate may be worse by the gate's tolerance, because two evaluations of the same model rarely
 give the same value. A candidate with a metric that is NaN or infinite is never promoted, with or without a gate.
+A candidate that every client failed to evaluate, and that has no other metric of an evaluation, does not pass a gate.
 """
 
 import math
@@ -14,6 +15,8 @@ from fedbus.contracts.task.task import GateTable
 
 DEFAULT_METRICS: Final = ("loss", "eval_loss", "accuracy", "eval_accuracy")
 """The metrics to compare if the gate names none: the server's own evaluation first, then the clients'."""
+TRAINING_PREFIX: Final = "train_"
+"""The prefix of metrics of the clients' training, which are no evaluation of the aggregated model."""
 _LOWER_IS_BETTER: Final = ("loss", "error", "perplexity", "mse", "mae", "rmse")
 
 
@@ -28,9 +31,16 @@ class PromotionVerdict:
 
 
 def judge_candidate(
-    gate: GateTable, candidate: Mapping[str, float], champion: Mapping[str, float]
+    gate: GateTable,
+    candidate: Mapping[str, float],
+    champion: Mapping[str, float],
+    *,
+    evaluation_failure: str = "",
 ) -> PromotionVerdict:
-    """Decide whether a model with the metrics *candidate* replaces the one with the metrics *champion*."""
+    """Decide whether a model with the metrics *candidate* replaces the one with the metrics *champion*.
+
+    *evaluation_failure* is the reason if every client failed to evaluate the candidate.
+    """
     for name in (gate.metric, *DEFAULT_METRICS, "train_loss"):
         if not math.isfinite(candidate.get(name, 0.0)):
             return PromotionVerdict(promote=False, reason=f"{name} is {candidate[name]}")
@@ -38,12 +48,19 @@ def judge_candidate(
         return PromotionVerdict(promote=True, reason="the task has no gate")
     name = gate.metric or next((one for one in DEFAULT_METRICS if one in candidate and one in champion), "")
     if gate.metric and gate.metric not in candidate:
+        cause = f": {evaluation_failure}" if evaluation_failure else ""
         return PromotionVerdict(
-            promote=False, reason=f"the run reported no {gate.metric}, which the gate compares"
+            promote=False, reason=f"the run reported no {gate.metric}, which the gate compares{cause}"
         )
+    if evaluation_failure and not gate.metric and not _has_evaluation(candidate):
+        return PromotionVerdict(promote=False, reason=evaluation_failure)
     if name not in champion or not math.isfinite(champion[name]):
         return PromotionVerdict(promote=True, reason="no metric of the champion to compare with")
     return _compare(gate, name, candidate[name], champion[name])
+
+
+def _has_evaluation(metrics: Mapping[str, float]) -> bool:
+    return not all(name.startswith(TRAINING_PREFIX) for name in metrics)
 
 
 def _compare(gate: GateTable, name: str, new: float, old: float) -> PromotionVerdict:

@@ -38,4 +38,4 @@ def _count_entries(figures: Mapping[str, Mapping[str, float]]) -> int:
 
 def _without_clients(one: RoundResult) -> RoundResult:
     by_client = ("participants", "failures", "train_s", "contributions", "figures", "transfer_s", "wait_s")
-    return one.model_copy(update={name: {} for name in by_client})
+    return one.model_copy(update={name: {} for name in by_client} | {"evaluation_failure": ""})

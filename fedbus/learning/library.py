@@ -103,6 +103,11 @@ class ErrorCode(IntEnum):
     """The client failed, left the run, or is silent."""
 
 
+NO_FUNCTION: Final = "function registered with name"
+"""Part of the reason of an error whose cause is no failure: the client's code has no function for messages of this
+kind. These are the words of Flower, which has no code for it."""
+
+
 @dataclass(frozen=True)
 class ReplyError:
     """An error instead of a result."""
@@ -166,6 +171,10 @@ class RoundTally:
     """Samples by client."""
     failures: dict[str, str] = field(default_factory=dict)
     """Reasons by client."""
+    evaluated: set[str] = field(default_factory=set)
+    """The clients that evaluated the model."""
+    evaluation_failures: dict[str, str] = field(default_factory=dict)
+    """Those of *failures* that are of an evaluation, without clients whose code has no function for it."""
     train_s: dict[str, float] = field(default_factory=dict)
     """Training time in seconds, by client."""
     figures: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -33,6 +33,7 @@ from fedbus.contracts.server import MessageContent, RoundMessage
 from fedbus.contracts.telemetry import get_tracer
 from fedbus.learning.bus_protocol import BusProtocol
 from fedbus.learning.library import (
+    NO_FUNCTION,
     ClientReply,
     ErrorCode,
     MessengerClosed,
@@ -355,11 +356,16 @@ class BusMessenger:
             if reply.request.kind.partition(".")[0] == "train":
                 tally.participants[reply.client] = max(0, min(samples, MAX_SAMPLES))
                 tally.train_s[reply.client] = reply.timing.train_s if reply.timing else 0.0
+            elif _is_evaluation(reply):
+                tally.evaluated.add(reply.client)
 
     def reject(self, reply: ClientReply, reason: str) -> None:
         with self._changed:
             text = reason.removeprefix(f"{reply.client}: ")[:MAX_FAILURE_CHARS]
-            self._tallies[reply.round].failures[reply.client] = text
+            tally = self._tallies[reply.round]
+            tally.failures[reply.client] = text
+            if _is_evaluation(reply) and NO_FUNCTION not in reason:
+                tally.evaluation_failures[reply.client] = text
 
     def tally(self, round_number: int) -> RoundTally:
         with self._changed:
@@ -472,6 +478,10 @@ class _ReplyStream(Iterator[ClientReply]):
         reply = self._take()
         self._left -= 1
         return reply
+
+
+def _is_evaluation(reply: ClientReply) -> bool:
+    return reply.request.kind.partition(".")[0] == "evaluate"
 
 
 def _receive_span(pending: PendingMessage, run: str) -> AbstractContextManager[trace.Span]:

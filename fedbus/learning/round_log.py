@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from fedbus.contracts.run import MAX_REPORTED_CLIENTS, RoundResult
 from fedbus.learning.library import OnRound, RoundTally
@@ -10,6 +10,8 @@ from fedbus.learning.round_metrics import normalize_metrics
 from fedbus.learning.round_spans import RoundTrace
 from fedbus.learning.round_timing import split_round_time
 from fedbus.learning.weights import Arrays, cast
+
+MAX_EVALUATION_FAILURE_CHARS: Final = 300
 
 
 class RoundLog:
@@ -76,6 +78,7 @@ class RoundLog:
             seconds=time.monotonic() - self._round_started,
             participants=tally.participants,
             failures=tally.failures,
+            evaluation_failure=describe_evaluation_failure(tally),
             train_s=tally.train_s,
             contributions=self._contributions,
             figures={client: tally.figures[client] for client in clients if tally.figures.get(client)},
@@ -91,3 +94,14 @@ class RoundLog:
             else array
             for name, array in arrays.items()
         }
+
+
+def describe_evaluation_failure(tally: RoundTally) -> str:
+    """Return why no client evaluated the model of the round; empty if one did, or none had to."""
+    if tally.evaluated or not tally.evaluation_failures:
+        return ""
+    client, reason = min(tally.evaluation_failures.items())
+    others = len(tally.evaluation_failures) - 1
+    more = f" (and {others} more client{'s' * (others > 1)})" if others else ""
+    start = f"no client could evaluate the model: {client}: "
+    return f"{start}{reason[: MAX_EVALUATION_FAILURE_CHARS - len(start) - len(more)]}{more}"

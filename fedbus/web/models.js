@@ -110,6 +110,7 @@ export class ModelsPage {
       h("dl", { class: "across" }, pair("Created", h("time", { datetime: one.created, title: ago(one.created) }, clock(one.created))), pair("Parent", one.parent ? `v${one.parent}` : "first of its lineage"), pair("Run", one.run ? h("a", { href: `#/runs/${encodeURIComponent(one.run)}` }, one.run) : "–"), pair("Rounds", one.rounds || "–"),
         pair("Lineage", one.lineage), pair("Size", bytes(one.size_bytes)), pair("Code", h("code", { title: one.code_version }, short(one.code_version))), pair("Clients", Object.keys(one.participants).length || "–"), pair("Digest", h("code", { title: one.sha256 }, short(one.sha256))), pair("Key", one.seal ? h("code", {}, one.seal.key) : "–")),
       Object.keys(one.metrics).length ? [h("h3", {}, "Metrics"), h("dl", { class: "across figures" }, Object.entries(one.metrics).slice(0, FIGURES).map(([name, value]) => pair(clip(name, 60), clip(score(value), 40))))] : null,
+      one.evaluation_failure ? h("p", { class: "note wait" }, clip(one.evaluation_failure, 300)) : null,
       one.version === served && champion?.reason ? h("p", { class: "muted" }, `Served since ${clock(champion.since)}: ${champion.reason}`) : null));
   }
 

@@ -89,3 +89,34 @@ def test_the_gate_declares_which_direction_is_better() -> None:
     assert not judge_candidate(gate(0.1, metric="score"), {"score": 1.0}, {"score": 2.0}).promote
     inverted = gate(0.1, metric="score", **{"higher-is-better": False})
     assert judge_candidate(inverted, {"score": 1.0}, {"score": 2.0}).promote
+
+
+FAILURE = "no client could evaluate the model: c1: ValueError: no data"
+
+
+def test_a_candidate_that_no_client_could_evaluate_is_refused() -> None:
+    for champion in ({}, {"eval_loss": 1.0}, {"train_loss": 1.0}):
+        verdict = judge_candidate(GATE, {"train_loss": 0.5}, champion, evaluation_failure=FAILURE)
+        assert (verdict.promote, verdict.reason, verdict.was_compared) == (False, FAILURE, True)
+
+
+def test_a_missing_metric_of_the_gate_has_the_failed_evaluation_as_cause() -> None:
+    verdict = judge_candidate(gate(0.1, metric="eval_f1"), {}, {"eval_f1": 0.5}, evaluation_failure=FAILURE)
+    assert verdict.reason == f"the run reported no eval_f1, which the gate compares: {FAILURE}"
+
+
+@pytest.mark.parametrize("table", [OPEN, gate(0.1, metric="train_loss")])
+def test_a_gate_that_needs_no_evaluation_ignores_its_failure(table: GateTable) -> None:
+    assert judge_candidate(
+        table, {"train_loss": 0.5}, {"train_loss": 0.5}, evaluation_failure=FAILURE
+    ).promote
+
+
+def test_the_evaluation_of_the_server_replaces_that_of_the_clients() -> None:
+    """For example ``loss``, or a metric with a name of the app's own, if the champion has none."""
+    assert judge_candidate(GATE, {"loss": 0.5}, {"loss": 0.5}, evaluation_failure=FAILURE).promote
+    assert judge_candidate(GATE, {"rmse": 0.5}, {}, evaluation_failure=FAILURE).promote
+
+
+def test_a_candidate_without_an_evaluation_to_do_is_promoted() -> None:
+    assert judge_candidate(GATE, {"train_loss": 0.5}, {"eval_loss": 1.0}).promote

@@ -236,6 +236,7 @@ class ModelVersions:
             rounds=run.round,
             participants=last.participants if last else {},
             metrics=last.metrics if last else {},
+            evaluation_failure=last.evaluation_failure if last else "",
             config=run.plan.config,
             code_version=run.code_version,
         )
@@ -258,7 +259,9 @@ class ModelVersions:
                 f"To promote it anyway: fedbus model promote {candidate.version}",
             )
         served = await self._models.read_manifest(run.model.version)
-        return judge_candidate(table.gate, candidate.metrics, served.metrics)
+        return judge_candidate(
+            table.gate, candidate.metrics, served.metrics, evaluation_failure=candidate.evaluation_failure
+        )
 
     # --- the offer ----------------------------------------------------------------------------------
 

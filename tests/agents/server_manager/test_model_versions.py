@@ -10,8 +10,9 @@ import pytest
 from fedbus.agents.server_manager.model_versions import ModelVersions
 from fedbus.contracts.identifiers import task_id
 from fedbus.contracts.model import Manifest
-from fedbus.contracts.run import RunPlan
+from fedbus.contracts.run import RoundResult, RunPlan
 from fedbus.contracts.situations import ServerPublishing
+from fedbus.contracts.task.task import TaskTable
 from fedbus.learning import weights
 from fedbus.stores.models.open import ModelStore, open_model_store
 
@@ -33,8 +34,15 @@ class Versions:
         artifact = await self._put(arrays)
         return await self.versions.publish_first(artifact, code_version="a", new_lineage=new_lineage)
 
-    async def run(self, base: Manifest, **arrays: np.ndarray[Any, Any]) -> Manifest:
-        run = ServerPublishing(
+    async def run(
+        self, base: Manifest, *, last: RoundResult | None = None, **arrays: np.ndarray[Any, Any]
+    ) -> Manifest:
+        return await self.versions.publish(await self.publishing(base, last=last, **arrays))
+
+    async def publishing(
+        self, base: Manifest, *, last: RoundResult | None = None, **arrays: np.ndarray[Any, Any]
+    ) -> ServerPublishing:
+        return ServerPublishing(
             run=f"tiny-{base.version}",
             plan=RunPlan(),
             recruit_until=datetime.now(UTC),
@@ -46,10 +54,9 @@ class Versions:
             round=0,
             trainings=0,
             failures=0,
-            last=None,
+            last=last,
             result=await self._put(arrays),
         )
-        return await self.versions.publish(run)
 
     async def _put(self, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
         path = self._directory / "file.safetensors"
@@ -95,3 +102,14 @@ async def test_versions_with_the_same_weights_keep_their_file(versions: Versions
     assert (version.version, version.parent) == (5, 4)
     assert await versions.store.retire(keep=2) == []
     assert weights.load(await versions.store.local_path(version.sha256))["w"].tolist() == [0, 0]
+
+
+async def test_a_version_that_no_client_could_evaluate_is_not_promoted(versions: Versions) -> None:
+    """It has the reason of the last round, and the gate refuses it."""
+    failure = "no client could evaluate the model: c1: no data"
+    last = RoundResult(round=1, metrics={"train_loss": 0.5}, evaluation_failure=failure)
+    run = await versions.publishing(await versions.first(w=np.zeros(3)), last=last, w=np.ones(3))
+    version = await versions.versions.publish(run)
+    verdict = await versions.versions.judge(TaskTable(task="tiny"), version, run)
+    assert version.evaluation_failure == failure
+    assert (verdict.promote, verdict.reason) == (False, failure)

@@ -129,10 +129,11 @@ def show(run: RunArgument, *, json: output.JsonOption = False) -> None:
         "trigger",
         "requested_at",
         "model_version",
+        "evaluation_failure",
         "trace_id",
     ):
         if facts[name]:
-            heading = Text(f"{name.replace('_', ' '):<14} ", "bold")
+            heading = Text(f"{name.replace('_', ' '):<18} ", "bold")
             console.print(heading, Text(output.format_value(facts[name])), sep="")
     console.print()
     _rounds_table(facts["rounds"])
@@ -246,6 +247,7 @@ def _run_facts(stored: StoredMessage) -> dict[str, Any]:
         "accuracy": last.accuracy if last else None,
         "cohort": list(facts.cohort),
         "model_version": facts.model.version if facts.model else None,
+        "evaluation_failure": last.evaluation_failure if last else "",
         "sha256": facts.model.sha256 if facts.model else None,
         "trace_id": facts.trace_id,
         "rounds": [_round_facts(one) for one in facts.rounds],

@@ -79,7 +79,7 @@ def _version_row(one: dict[str, Any]) -> tuple[object, ...]:
         one["run"] or "the first model",
         one["rounds"],
         f"{len(clients)} ({sum(clients.values())})" if clients else "",
-        format_metrics(one["metrics"]),
+        format_metrics(one["metrics"], one["evaluation_failure"]),
         one["code_version"][:SHORT_LENGTH],
         one["seal"]["key"][:SHORT_LENGTH] if one["seal"] else "no",
         "kept" if one["weights_kept"] else "retired",
@@ -107,6 +107,8 @@ def show(
         print_json(facts)
         return
     rows = {name: value for name, value in facts.items() if name not in ("participants", "metrics", "config")}
+    if not manifest.evaluation_failure:
+        del rows["evaluation_failure"]
     rows["seal"] = f"signed with the key {manifest.seal.key}" if manifest.seal else "not signed"
     output.console().print(f"[bold]{manifest.task}[/] v{manifest.version}")
     output.print_table(
@@ -160,4 +162,5 @@ def _tree_label(one: Manifest, champion: Champion | None, *, is_shown: bool) -> 
     mark = {"champion": "  [green]champion[/]", "": ""}.get(status, f"  [dim]{status}[/]")
     run = one.run or f"the first model of lineage {one.lineage}"
     digest, code = one.sha256[:SHORT_LENGTH], one.code_version[:SHORT_LENGTH]
-    return f"{name}{mark}  {digest}  {run}  {format_metrics(one.metrics)}  code {code}"
+    metrics = format_metrics(one.metrics, one.evaluation_failure)
+    return f"{name}{mark}  {digest}  {run}  {metrics}  code {code}"

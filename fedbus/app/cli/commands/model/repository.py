@@ -122,7 +122,8 @@ def manifest_facts(manifest: Manifest) -> dict[str, Any]:
     return manifest.model_dump()
 
 
-def format_metrics(metrics: Mapping[str, float]) -> str:
-    """Loss and accuracy, or all metrics of a version without these."""
+def format_metrics(metrics: Mapping[str, float], evaluation_failure: str = "") -> str:
+    """Loss and accuracy, or all metrics of a version without these, and whether its evaluation failed."""
     named = {name: metrics[name] for name in ("loss", "accuracy") if name in metrics} or metrics
-    return ", ".join(f"{name} {value:.4g}" for name, value in named.items())
+    shown = [f"{name} {value:.4g}" for name, value in named.items()]
+    return ", ".join([*shown, *(["evaluation failed"] if evaluation_failure else [])])

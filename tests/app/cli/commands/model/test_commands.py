@@ -105,6 +105,7 @@ def test_of_many_metrics_loss_and_accuracy_are_the_headline() -> None:
     metrics = {"train_loss": 0.5, "eval_loss": 0.25, "loss": 0.25, "accuracy": 0.875}
     assert format_metrics(metrics) == "loss 0.25, accuracy 0.875"
     assert format_metrics({"rmse": 0.5}) == "rmse 0.5"
+    assert format_metrics({"train_loss": 0.5}, "no client could") == "train_loss 0.5, evaluation failed"
 
 
 @pytest.mark.parametrize("version", ["2", "v2"])
@@ -113,6 +114,7 @@ async def test_show_prints_the_manifest(
 ) -> None:
     assert Manifest.model_validate(fedbus("show", version, "--json").facts) == published_versions[1]
     assert published_versions[1].sha256 in fedbus("show", version).out
+    assert "evaluation_failure" not in fedbus("show", version).out
     assert fedbus("show", "--json").facts["version"] == 3
 
 
