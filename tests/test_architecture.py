@@ -30,7 +30,7 @@ ALLOWED_IMPORTS: Final = {
     "app": {"common", "contracts", *MIDDLE_LAYERS, "agents"},
 }
 
-ALLOWED_IMPORTS_OF_ROOT: Final = {"__main__.py": {"app"}}
+ALLOWED_IMPORTS_OF_ROOT: Final = {"__init__.py": {"common"}, "__main__.py": {"app"}}
 """The same for a module of `fedbus` itself."""
 
 AGENTS: Final = {
