@@ -1,5 +1,8 @@
 """References to models and blobs. Events carry the size, the digest and the sender of weights, never the weights."""
 
+import hashlib
+from typing import Final
+
 from pydantic import AwareDatetime, ConfigDict, Field
 
 from fedbus.contracts.identifiers import Id, Sha256
@@ -31,6 +34,10 @@ class BlobRef(Body):
         return min(self.chunk_bytes, self.size_bytes - index * self.chunk_bytes)
 
 
+EMPTY_ARCHITECTURE: Final = hashlib.sha256(b"[]").hexdigest()
+"""The digest of a model without tensors: the first version of a task that builds no model."""
+
+
 class Artifact(Body):
     """A file of weights (safetensors), named by its SHA-256 digest."""
 
@@ -38,6 +45,11 @@ class Artifact(Body):
     size_bytes: int = Field(ge=0)
     architecture: Sha256
     """The digest of all tensor names, shapes and dtypes, so that architectures can be compared without the weights."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no tensors, so that no device can serve it."""
+        return self.architecture == EMPTY_ARCHITECTURE
 
 
 class ModelRef(Artifact):

@@ -110,7 +110,7 @@ def _report_facts(
         "sound": all(one.outcome is not CheckOutcome.MISMATCH for one in findings),
         "findings": [{"about": one.subject, "fit": one.outcome, "says": one.detail} for one in findings],
         "manifest": manifest.model_dump() if manifest else None,
-        "standing": status_of(manifest.version, champion) if manifest else "",
+        "standing": status_of(manifest, champion) if manifest else "",
         "made_from": [one.version for one in trace_ancestry(manifest, stored.manifests)[0]]
         if manifest and stored
         else [],

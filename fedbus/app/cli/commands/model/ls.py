@@ -60,7 +60,7 @@ async def _list_versions(models: ModelStore) -> list[dict[str, Any]]:
         manifest_facts(one)
         | {
             "latest": latest is not None and one.version == latest.version,
-            "standing": status_of(one.version, champion),
+            "standing": status_of(one, champion),
             "weights_kept": one.sha256 in artifacts,
         }
         for one in reversed(await models.list_versions())
@@ -138,7 +138,7 @@ def _show_lineage(version: str, task: str | None, store: str, *, json: bool) -> 
         print_json(
             [
                 manifest_facts(one)
-                | {"shown": one.version == shown.version, "standing": status_of(one.version, champion)}
+                | {"shown": one.version == shown.version, "standing": status_of(one, champion)}
                 for one in versions
             ]
         )
@@ -158,7 +158,7 @@ def _lineage_tree(versions: list[Manifest], shown: Manifest, champion: Champion 
 
 def _tree_label(one: Manifest, champion: Champion | None, *, is_shown: bool) -> str:
     name = f"[bold]v{one.version}[/]" if is_shown else f"v{one.version}"
-    status = status_of(one.version, champion)
+    status = status_of(one, champion)
     mark = {"champion": "  [green]champion[/]", "": ""}.get(status, f"  [dim]{status}[/]")
     run = one.run or f"the first model of lineage {one.lineage}"
     digest, code = one.sha256[:SHORT_LENGTH], one.code_version[:SHORT_LENGTH]
