@@ -3,16 +3,7 @@
 from datetime import timedelta
 
 import pytest
-from support.server_effects import (
-    FLOWER,
-    ID,
-    OPEN,
-    PROMOTE,
-    STOPS_RECRUITING,
-    closed,
-    joined,
-    refused,
-)
+from support.server_effects import FLOWER, ID, OPEN, PROMOTE, STOPS_RECRUITING, closed, joined, refused
 from support.server_machine import (
     NAME,
     NOW,
@@ -34,13 +25,7 @@ from support.server_machine import (
     task_at,
 )
 
-from fedbus.agents.common.machine import (
-    Publish,
-    Reply,
-    RequestId,
-    RetryLater,
-    StartTimer,
-)
+from fedbus.agents.common.machine import Publish, Reply, RequestId, RetryLater, StartTimer
 from fedbus.agents.server_manager import training_run
 from fedbus.agents.server_manager.effects import (
     CheckFit,

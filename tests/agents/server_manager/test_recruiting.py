@@ -2,12 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from support.server_effects import (
-    OPEN,
-    STOPS_RECRUITING,
-    closed,
-    joined,
-)
+from support.server_effects import OPEN, STOPS_RECRUITING, closed, joined
 from support.server_machine import (
     NAME,
     NEW,
@@ -23,24 +18,9 @@ from support.server_machine import (
     running_machine,
 )
 
-from fedbus.agents.common.machine import (
-    Log,
-    Publish,
-    StartTimer,
-    TimerFired,
-)
-from fedbus.agents.server_manager.effects import (
-    MoveServer,
-    ReadRecruits,
-    RecordRun,
-    StopFlowerServer,
-)
-from fedbus.agents.server_manager.events import (
-    FitChecked,
-    FlowerServerStarted,
-    RecruitsRead,
-    TimerName,
-)
+from fedbus.agents.common.machine import Log, Publish, StartTimer, TimerFired
+from fedbus.agents.server_manager.effects import MoveServer, ReadRecruits, RecordRun, StopFlowerServer
+from fedbus.agents.server_manager.events import FitChecked, FlowerServerStarted, RecruitsRead, TimerName
 from fedbus.agents.server_manager.recruiting import (
     AppNotLoaded,
     ExtendDeadline,
@@ -49,13 +29,7 @@ from fedbus.agents.server_manager.recruiting import (
     Recruiting,
 )
 from fedbus.contracts.client import FailTrain
-from fedbus.contracts.server import (
-    BeginTraining,
-    ServerEvent,
-    ServerStarted,
-    ServerState,
-    UpdateReady,
-)
+from fedbus.contracts.server import BeginTraining, ServerEvent, ServerStarted, ServerState, UpdateReady
 
 
 def load_failed(client: str, reason: str = "no") -> FailTrain:
