@@ -15,8 +15,19 @@ from fedbus.agents.common.main_thread import MainThread
 WORD: ContextVar[str] = ContextVar("WORD", default="")
 
 
-def serve_while(work: Callable[[MainThread], Coroutine[Any, Any, None]]) -> bool:
-    """Run *work* on an event loop in another thread, and serve it in this one. Return what `end` returned."""
+@pytest.fixture(autouse=True)
+def _long_unwinding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a busy machine time to end: a test that needs the limit sets a short one."""
+    monkeypatch.setattr(module, "UNWIND_S", 60.0)
+
+
+def serve_while(
+    work: Callable[[MainThread], Coroutine[Any, Any, None]], *, on_end: Callable[[], object] = lambda: None
+) -> bool:
+    """Run *work* on an event loop in another thread, and serve it in this one. Return what `end` returned.
+
+    *on_end* is called when `end` has returned.
+    """
     main_thread, is_free, errors = MainThread(), [], list[BaseException]()
 
     def run() -> None:
@@ -25,6 +36,7 @@ def serve_while(work: Callable[[MainThread], Coroutine[Any, Any, None]]) -> bool
         except BaseException as error:  # noqa: BLE001 - raised in the test's thread
             errors.append(error)
         is_free.append(main_thread.end())
+        on_end()
         main_thread.release()
 
     thread = threading.Thread(target=run)
@@ -79,13 +91,17 @@ def test_clean_up_runs_at_the_end_newest_first_whatever_fails() -> None:
 
 
 def test_a_blocked_main_thread_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "UNWIND_S", 0.05)
-    blocked = threading.Event()
+    monkeypatch.setattr(module, "UNWIND_S", 0.01)
+    is_called, unblock, after_end = threading.Event(), threading.Event(), list[bool]()
+
+    def block() -> None:
+        is_called.set()
+        after_end.append(unblock.wait(60))
 
     async def work(main_thread: MainThread) -> None:
-        call = asyncio.ensure_future(main_thread.run(blocked.wait))
-        await asyncio.sleep(0)
+        call = asyncio.ensure_future(main_thread.run(block))
+        await asyncio.to_thread(is_called.wait)
         call.cancel()
-        threading.Timer(0.3, blocked.set).start()
 
-    assert not serve_while(work)
+    assert not serve_while(work, on_end=unblock.set)
+    assert after_end == [True]
