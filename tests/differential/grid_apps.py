@@ -3,11 +3,12 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from differential.cases import App, arrays, case, echo, numbers, partition, queries
-from differential.recording import Unordered, observe
+from differential.recording import RECORD, Unordered, observe
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
@@ -29,11 +30,30 @@ def add_slow(app: App, seconds: float) -> None:
         return numbers(message, number=partition(context))
 
 
+def add_held(app: App) -> None:
+    """The clients reply after `release`."""
+
+    @app.client.query()
+    def query(message: Message, context: Context) -> Message:
+        while not _release_file(context).exists():
+            time.sleep(0.01)
+        return numbers(message, number=partition(context))
+
+
+def release(context: Context) -> None:
+    """Let the clients of `add_held` reply."""
+    _release_file(context).touch()
+
+
+def _release_file(context: Context) -> Path:
+    return Path(f"{context.run_config[RECORD]}.released")
+
+
 def by_number(reply: Message) -> int:
     return int(reply.content["m"]["number"])
 
 
-def pull(grid: Grid, ids: list[str], *, wait_s: float = 10.0) -> list[Message]:
+def pull(grid: Grid, ids: list[str], *, wait_s: float = 60.0) -> list[Message]:
     """Pull until each id has a reply."""
     replies: list[Message] = []
     left, end = set(ids), time.monotonic() + wait_s
@@ -129,11 +149,12 @@ def generator_of_messages(app: App) -> None:
 
 @case("a reply that has not arrived at the timeout is absent")
 def late_replies_are_absent(app: App) -> None:
-    add_slow(app, 3.0)
+    add_held(app)
 
     @app.server.main()
     def main(grid: Grid, context: Context) -> None:
-        observe(context, replies=grid.send_and_receive(queries(grid), timeout=1.5))
+        observe(context, replies=grid.send_and_receive(queries(grid), timeout=0.5))
+        release(context)
 
 
 @case("a reply that came after the timeout can still be pulled", slow=True)
@@ -229,18 +250,16 @@ def pull_again(app: App) -> None:
         )
 
 
-@case("a pull before the reply has arrived is empty", slow=True)
+@case("a pull before the reply has arrived is empty")
 def pull_too_early(app: App) -> None:
-    add_slow(app, 1.0)
+    add_held(app)
 
     @app.server.main()
     def main(grid: Grid, context: Context) -> None:
-        nodes = {
-            reply.content["m"]["number"]: reply.metadata.src_node_id
-            for reply in grid.send_and_receive(queries(grid))
-        }
-        ids = list(grid.push_messages([Message(RecordDict(), nodes[1], "query")]))
-        observe(context, early=list(grid.pull_messages(ids)), later=pull(grid, ids))
+        ids = list(grid.push_messages(queries(grid)))
+        observe(context, early=list(grid.pull_messages(ids)))
+        release(context)
+        observe(context, later=Unordered(pull(grid, ids)))
 
 
 @case("a message to a node that does not exist gets no id and no reply")

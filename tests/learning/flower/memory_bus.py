@@ -77,6 +77,12 @@ class MemoryFederation:
         on_round = lambda result, arrays: self.rounds.append((result, arrays))  # noqa: E731
         return await asyncio.to_thread(lambda: ServerAppHost(job).run(self.messenger, on_round)) or {}
 
+    def advance_clock(self, seconds: float) -> None:
+        """Let *seconds* pass on the clock of the messenger."""
+        now = self.messenger._now
+        self.messenger._now = lambda: now() + seconds  # type: ignore[method-assign]
+        self.messenger._on_timer()
+
     @property
     def results(self) -> list[RoundResult]:
         return [result for result, _ in self.rounds]
@@ -169,7 +175,7 @@ async def open_memory_federation(
     (home / "server_app.py").write_text(server or render_server_app())
     (home / "client_app.py").write_text(dedent(client or CLIENT_APP))
     bus = MemoryBus()
-    run_plan = RunPlan(**{"rounds": 2, "round_s": 20.0, "recruit_s": 5.0, **plan})
+    run_plan = RunPlan(**{"rounds": 2, "round_s": 60.0, "recruit_s": 60.0, **plan})
     messenger = BusMessenger(bus, task=TASK, run=RUN, plan=run_plan, lost_after_s=lost_after_s)
     federation = MemoryFederation(path, package, bus, messenger, MessengerGrid(messenger), run_plan)
     try:

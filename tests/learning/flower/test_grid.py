@@ -56,10 +56,13 @@ async def test_a_round_reports_metrics_and_times_of_each_client(tmp_path: Path) 
     async with open_memory_federation(tmp_path, client=client, rounds=1) as fed:
         fed.add("c1", step=1, samples=30, slow=0.0)
         fed.add("c2", step=2, samples=10, slow=0.3)
+        start = time.monotonic()
         await fed.run(initial_model())
+        elapsed_s = time.monotonic() - start
 
     result = fed.results[1]
-    assert list(result.figures) == ["c2", "c1"]  # the slowest first
+    busy_s = {client: result.train_s[client] + result.transfer_s[client] for client in ("c1", "c2")}
+    assert list(result.figures) == sorted(busy_s, key=lambda client: -busy_s[client])  # the slowest first
     assert result.figures["c2"] == {
         "eval_accuracy": 0.0125,
         "eval_loss": 8.75,
@@ -70,8 +73,8 @@ async def test_a_round_reports_metrics_and_times_of_each_client(tmp_path: Path) 
     }
     assert result.figures["c1"]["train_loss"] == 1.0
     assert result.train_s["c2"] >= 0.3
-    assert all(0 <= result.transfer_s[client] < 0.3 for client in ("c1", "c2"))
-    assert all(0 <= result.wait_s[client] < 0.3 for client in ("c1", "c2"))  # both have evaluated since
+    assert all(0 <= result.transfer_s[client] for client in busy_s)
+    assert all(0 <= result.wait_s[client] <= elapsed_s - busy_s[client] for client in busy_s)
     assert fed.results[0].figures == {}
 
 
@@ -133,14 +136,23 @@ async def test_a_client_that_raises_fails_alone_with_a_reason(tmp_path: Path) ->
 
 
 async def test_a_round_continues_without_a_client_at_its_deadline(tmp_path: Path) -> None:
-    async with open_memory_federation(tmp_path, rounds=1, round_s=0.3) as fed:
+    async with open_memory_federation(tmp_path, rounds=1, round_s=60, lost_after_s=3600) as fed:
         fed.add("c1", step=1, samples=1)
         fed.add("c2", step=1, samples=1).is_silent = True
 
-        await fed.run(initial_model())
+        run = asyncio.create_task(fed.run(initial_model()))
+        for _ in ("train", "evaluate"):
+            await eventually(lambda: _waits_for(fed) == {"c2"})
+            fed.advance_clock(60)
+        await run
 
-    assert fed.results[1].failures == {"c2": "no reply within 0.3 s"}
+    assert fed.results[1].failures == {"c2": "no reply within 60 s"}
     assert fed.results[1].participants == {"c1": 1}
+
+
+def _waits_for(fed: MemoryFederation) -> set[str]:
+    """The clients whose replies the app waits for."""
+    return {pending.sent.client for pending in fed.messenger._pending.values()}
 
 
 async def test_a_client_that_leaves_ends_the_wait_for_its_reply(tmp_path: Path) -> None:
@@ -154,7 +166,7 @@ async def test_a_client_that_leaves_ends_the_wait_for_its_reply(tmp_path: Path) 
         run = asyncio.create_task(fed.run(initial_model()))
         await eventually(lambda: bool(leaving.received_messages))
         fed.messenger.deliver(FailTrain(task=TASK, client="c2", run=RUN, reason="the battery is low"))
-        await asyncio.wait_for(run, 5)
+        await run
 
     assert fed.results[1].failures == {"c2": "the battery is low"}
 
@@ -211,16 +223,16 @@ async def test_a_strategy_that_waits_continues_when_a_client_joins(tmp_path: Pat
     async with open_memory_federation(tmp_path, rounds=1) as fed:
         fed.add("c1", step=1, samples=1)
         run = asyncio.create_task(fed.run(initial_model()))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # so that the strategy waits; otherwise this passes, too
         fed.add("c2", step=1, samples=1)
-        await asyncio.wait_for(run, 10)
+        await run
 
     assert set(fed.results[1].participants) == {"c1", "c2"}
 
 
 @pytest.mark.parametrize("blocked", ["in its replies", "in a fetch", "waiting for nodes"])
 async def test_closing_the_grid_ends_a_blocked_app_at_once(tmp_path: Path, blocked: str) -> None:
-    async with open_memory_federation(tmp_path) as fed:
+    async with open_memory_federation(tmp_path, recruit_s=3600, round_s=3600, lost_after_s=3600) as fed:
         silent = fed.add("c1", step=1, samples=1)
         silent.is_silent = True
         blobs = fed.bus.blobs
@@ -233,13 +245,11 @@ async def test_closing_the_grid_ends_a_blocked_app_at_once(tmp_path: Path, block
         elif blocked == "in a fetch":
             await eventually(lambda: blobs.fetched == 1 and blobs.fetching == 1)
         else:
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(1.5)  # so that it waits; otherwise this passes, too
 
-        start = time.monotonic()
         fed.messenger.close("the run was cancelled")
         with pytest.raises(GridClosed, match="the run was cancelled"):
             await run
-        assert time.monotonic() - start < 5  # Flower itself sleeps for 1 s
         with pytest.raises(GridClosed):
             fed.grid.get_node_ids()
 
