@@ -312,11 +312,16 @@ READS: dict[str, Callable[[Bus], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
 async def test_a_read_that_jetstream_does_not_answer_is_repeated(
-    own_nats: OwnNatsServer, server_bus: Bus, impatient: Bus, read: Callable[[Bus], Awaitable[object]]
+    own_nats: OwnNatsServer,
+    server_bus: Bus,
+    impatient: Bus,
+    read: Callable[[Bus], Awaitable[object]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with own_nats.freeze(), capture_logs() as logs:
         reading = asyncio.ensure_future(read(impatient))
         await eventually(lambda: any("Stream read failed" in one["event"] for one in logs))
+        monkeypatch.setattr(stream_reader, "ACK_TIMEOUT_S", 60.0)
     assert await reading in ([], (0, 0))
 
 

@@ -94,7 +94,7 @@ async def test_a_message_published_in_a_handler_names_its_cause(server_bus: Bus,
 async def test_a_request_passes_on_its_own_cause(nats: NatsServer, server_bus: Bus) -> None:
     causes: list[str] = []
 
-    async def answer(_: Request) -> Body:
+    async def answer(_: Request[Body]) -> Body:
         causes.append(current_cause())
         return Refused(reason="no")
 

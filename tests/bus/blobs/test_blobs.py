@@ -5,9 +5,11 @@ import contextlib
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeAlias
 
 import nats as nats_py
@@ -17,6 +19,7 @@ from nats.aio.msg import Msg
 from support import NatsServer, OwnNatsServer, eventually
 
 from fedbus.bus.blobs import CHUNK_BYTES, WINDOW_BYTES, BlobCorrupt, Blobs, BlobUnavailable, protocol
+from fedbus.bus.blobs import receiver as receiver_module
 from fedbus.bus.blobs.protocol import ChunkRequest
 from fedbus.bus.blobs.sinks import MemorySink
 from fedbus.contracts.identifiers import federation_id
@@ -218,12 +221,28 @@ def part_bytes(path: Path) -> int:
 
 async def test_a_sender_refuses_an_unknown_blob_at_once(holder: Blobs, receiver: Blobs) -> None:
     with pytest.raises(BlobUnavailable, match="does not offer this blob"):
-        await asyncio.wait_for(receiver.fetch(reference_to(b"never offered")), 2)
+        await receiver.fetch(reference_to(b"never offered"), timeout_s=3600)
+
+
+async def fetch_until_timeout(receiver: Blobs, ref: BlobRef, cause: str) -> None:
+    """Fetch until the receiver knows *cause*, and let the timeout pass then."""
+    passed_s = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed_s)
+    downloads = receiver._receiver._downloads
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(receiver_module, "time", clock)
+        fetching = asyncio.create_task(receiver.fetch(ref, timeout_s=3600))
+        await eventually(
+            lambda: fetching.done() or any(cause in one._timeout_cause for one in downloads.values())
+        )
+        passed_s = 3600.0
+        await fetching
 
 
 async def test_a_missing_sender_is_named_after_the_timeout(receiver: Blobs) -> None:
-    with pytest.raises(BlobUnavailable, match=f"from {HOLDER} is unavailable.*the sender is not connected"):
-        await receiver.fetch(reference_to(b"weights"), timeout_s=0.5)
+    cause = "the sender is not connected"
+    with pytest.raises(BlobUnavailable, match=f"from {HOLDER} is unavailable.*{cause}"):
+        await fetch_until_timeout(receiver, reference_to(b"weights"), cause)
 
 
 async def test_a_sender_that_starts_within_the_timeout_is_found(receiver: Blobs, party: Party) -> None:
@@ -254,7 +273,7 @@ async def test_a_file_that_shrinks_while_it_is_offered_is_withdrawn(
     offer = await holder.offer(path)
     os.truncate(path, CHUNK_BYTES)
     with pytest.raises(BlobUnavailable, match="does not offer this blob"):
-        await receiver.fetch(offer.ref, timeout_s=1)
+        await fetch_until_timeout(receiver, offer.ref, "does not offer this blob")
     assert offer.is_released
 
 
@@ -313,7 +332,7 @@ async def test_an_impossible_chunk_is_corrupt(
 ) -> None:
     await hostile_sender(lambda _: [(index, bytes(size))])
     with pytest.raises(BlobCorrupt, match="chunk"):
-        await receiver.fetch(reference_to(b"x" * 2 * CHUNK_BYTES), timeout_s=2)
+        await receiver.fetch(reference_to(b"x" * 2 * CHUNK_BYTES), timeout_s=3600)
 
 
 async def test_repeated_chunks_do_not_count_as_progress(
@@ -323,7 +342,7 @@ async def test_repeated_chunks_do_not_count_as_progress(
         lambda index: [("0", b"x" * CHUNK_BYTES)] * 3 if index == 0 else [("cast", b"7"), ("here", b"7" * 8)]
     )
     with pytest.raises(BlobUnavailable, match="no data for 1 s"):
-        await asyncio.wait_for(receiver.fetch(reference_to(b"x" * 2 * CHUNK_BYTES), timeout_s=1), 5)
+        await asyncio.wait_for(receiver.fetch(reference_to(b"x" * 2 * CHUNK_BYTES), timeout_s=1), 60)
 
 
 async def test_a_sender_sends_only_to_the_inbox_of_the_requester(holder: Blobs, connect: Connect) -> None:
@@ -438,8 +457,8 @@ async def test_a_fetch_can_be_cancelled_while_its_requests_are_blocked(
         for _ in range(5):
             await asyncio.sleep(0)
         fetching.cancel()
-        await asyncio.wait({fetching}, timeout=2)
-        assert fetching.cancelled()
+        with pytest.raises(asyncio.CancelledError):
+            await fetching
     await flooding
 
 

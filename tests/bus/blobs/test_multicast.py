@@ -32,9 +32,9 @@ async def exits() -> AsyncIterator[AsyncExitStack]:
 
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long timeouts, so that a busy machine does not make a cohort incomplete."""
-    monkeypatch.setattr(sender, "MULTICAST_GATHER_S", 5.0)
-    monkeypatch.setattr(sender, "SLOW_RECEIVER_S", 1.0)
+    """Long timeouts, so that a busy machine does not make a cohort incomplete, or a receiver slow."""
+    monkeypatch.setattr(sender, "MULTICAST_GATHER_S", 3600.0)
+    monkeypatch.setattr(sender, "SLOW_RECEIVER_S", 3600.0)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ async def test_a_small_blob_is_sent_by_unicast(holder: Blobs, party: Party) -> N
 async def test_an_incomplete_cohort_does_not_wait_long(holder: Blobs, party: Party) -> None:
     data, receiver = os.urandom(SEVERAL), await party("c1")
     offer = await holder.offer(data, receivers=9)
-    assert await asyncio.wait_for(receiver.fetch(offer.ref), 2) == data
+    assert await asyncio.wait_for(receiver.fetch(offer.ref), 60) == data
 
 
 async def test_a_late_receiver_is_served_by_unicast(holder: Blobs, party: Party) -> None:
@@ -135,17 +135,21 @@ async def test_a_frozen_receiver_is_dropped(holder: Blobs, party: Party, connect
     )
     await connection.flush()
 
-    fetched = await asyncio.wait_for(asyncio.gather(*(one.fetch(offer.ref) for one in receivers)), 15)
+    fetching = asyncio.gather(*(one.fetch(offer.ref) for one in receivers))
+    assert offer.multicast is not None
+    cast = offer.multicast
+    await eventually(lambda: cast.position == 2 and cast.is_blocked)
+    holder._sender._drop_slow_receivers(holder._sender._multicasts[offer])
 
-    assert fetched == [data] * 2
+    assert await fetching == [data] * 2
     assert sent_bytes(holder) < 1.01 * len(data)
     assert received == [0, 1]
 
 
-@pytest.mark.usefixtures("patience")
 async def test_a_dropped_receiver_fetches_the_rest_by_unicast(
     holder: Blobs, party: Party, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sender, "MULTICAST_GATHER_S", 3600.0)
     data, quick, slow = os.urandom(SEVERAL), await party("c1"), await party("c2")
     offer = await holder.offer(data, receivers=2)
     publish, resume = slow._connection.publish, asyncio.Event()
@@ -160,10 +164,10 @@ async def test_a_dropped_receiver_fetches_the_rest_by_unicast(
 
     monkeypatch.setattr(slow._connection, "publish", delayed_publish)
     waiting = asyncio.create_task(slow.fetch(offer.ref))
-    assert await asyncio.wait_for(quick.fetch(offer.ref), 5) == data
+    assert await asyncio.wait_for(quick.fetch(offer.ref), 60) == data
     assert not waiting.done()
     resume.set()
-    assert await asyncio.wait_for(waiting, 5) == data
+    assert await asyncio.wait_for(waiting, 60) == data
 
 
 # --- the state machine ------------------------------------------------------------------------
@@ -225,27 +229,27 @@ def test_a_probe_does_not_withdraw_requested_chunks() -> None:
     assert cast.start() == {"a": range(4)}
 
 
-async def test_a_probe_returns_the_position_of_the_multicast(
-    holder: Blobs, connection: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("patience")
+async def test_a_probe_returns_the_position_of_the_multicast(holder: Blobs, connection: Client) -> None:
     """Otherwise the chunks in transit to a slow receiver would be sent to it again."""
-    monkeypatch.setattr(sender, "MULTICAST_GATHER_S", 1.0)
-    monkeypatch.setattr(sender, "SLOW_RECEIVER_S", 60.0)
     offer = await holder.offer(bytes(SEVERAL), receivers=2)
     assert offer.multicast is not None
-    place, replies = protocol.inbox_subject(FED, "c1", "x"), list[Msg]()
+    replies: list[Msg] = []
 
     async def record(message: Msg) -> None:
         replies.append(message)
 
-    async def send(first: int, until: int, *, cast: int = 0, probe: int = 0) -> None:
+    async def send(first: int, until: int, *, client: str = "c1", cast: int = 0, probe: int = 0) -> None:
         request = ChunkRequest(offer.ref.sha256, first, until, cast, probe)
-        await connection.publish(protocol.request_subject(FED, "holder", "c1"), request.pack(), reply=place)
+        place = protocol.inbox_subject(FED, client, "x")
+        await connection.publish(protocol.request_subject(FED, "holder", client), request.pack(), reply=place)
 
-    await connection.subscribe(f"{place}.*", cb=record)
-    await send(0, 3)
+    await connection.subscribe(f"{protocol.inbox_subject(FED, 'c1', 'x')}.*", cb=record)
+    for client in ("c1", "c2"):
+        await send(0, 3, client=client)
     await eventually(lambda: len(replies) == 1)
-    await send(3, 3, cast=offer.multicast.number)
+    for client in ("c1", "c2"):
+        await send(3, 3, client=client, cast=offer.multicast.number)
     await eventually(lambda: offer.multicast is not None and offer.multicast.position == 3)
     await send(3, 3, cast=offer.multicast.number, probe=5)
     await eventually(lambda: len(replies) == 2)

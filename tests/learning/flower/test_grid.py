@@ -73,7 +73,7 @@ async def test_a_round_reports_metrics_and_times_of_each_client(tmp_path: Path) 
     }
     assert result.figures["c1"]["train_loss"] == 1.0
     assert result.train_s["c2"] >= 0.3
-    assert all(0 <= result.transfer_s[client] for client in busy_s)
+    assert all(result.transfer_s[client] >= 0 for client in busy_s)
     assert all(0 <= result.wait_s[client] <= elapsed_s - busy_s[client] for client in busy_s)
     assert fed.results[0].figures == {}
 

@@ -118,10 +118,11 @@ def open_federation(
     rounds: int = 2,
     quorum: int = 2,
     recruit_s: float = 60.0,
+    round_s: float = 60.0,
     client: str = CLIENT,
     **table: Any,
 ) -> Iterator[SuperLinkFederation]:
-    plan = RunPlan(rounds=rounds, quorum=quorum, recruit_s=recruit_s, round_s=60.0)
+    plan = RunPlan(rounds=rounds, quorum=quorum, recruit_s=recruit_s, round_s=round_s)
     federation = SuperLinkFederation(path, plan=plan, superlink=SuperLinkTable(**table), client=client)
     before = set(psutil.Process().children(recursive=True))
     try:
@@ -258,6 +259,52 @@ def test_a_client_app_that_cannot_be_imported_is_named_at_once(tmp_path: Path) -
         pytest.raises(BadTask, match=r"'no_such_package', which is not installed"),
     ):
         federation.add("c1", step=1)
+
+
+SLOW_IMPORT = """
+    import subprocess, sys, time
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print("a loaded library", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_an_import_without_end_has_the_limit_of_a_run(tmp_path: Path) -> None:
+    """Its processes end, too: `open_federation` checks it."""
+    with open_federation(tmp_path, recruit_s=1.0, round_s=2.0, client=SLOW_IMPORT) as federation:
+        start = time.monotonic()
+        with pytest.raises(BadTask, match=r"import of the ClientApp did not end in time \(limit 3 s, "):
+            federation.add("c1", step=1)
+        assert 3 <= time.monotonic() - start < 20
+
+
+def test_an_import_that_is_killed_names_the_signal(tmp_path: Path) -> None:
+    client = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    with (
+        open_federation(tmp_path, client=client) as federation,
+        pytest.raises(BadTask, match="import of the ClientApp ended: killed by SIGKILL"),
+    ):
+        federation.add("c1", step=1)
+
+
+IMPORTER = """
+    import sys
+    from fedbus.contracts.task.task import Task
+    from fedbus.learning.flower_superlink.client_session import SuperNodeClient
+    from fedbus.learning.library import ClientJob
+    SuperNodeClient(ClientJob(task=Task.model_validate_json(sys.argv[1]), client="c1", run="r1"))
+"""
+
+
+def test_an_import_ends_with_a_killed_parent(tmp_path: Path) -> None:
+    with open_federation(tmp_path, client=SLOW_IMPORT) as federation:
+        command = [sys.executable, "-c", dedent(IMPORTER), federation.task.model_dump_json()]
+        with subprocess.Popen(command) as parent:
+            wait_for(lambda: len(psutil.Process(parent.pid).children(recursive=True)) >= 2)
+            children = psutil.Process(parent.pid).children(recursive=True)
+            parent.kill()
+    _, alive = psutil.wait_procs(children, timeout=15)
+    assert not alive
 
 
 def test_missing_programs_of_flower_are_one_clear_error(
