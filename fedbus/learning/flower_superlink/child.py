@@ -1,9 +1,9 @@
-"""The processes of Flower: ``python -m fedbus.learning.flower_superlink.child superlink|supernode ARGUMENTS``.
+"""The processes of Flower: ``python -m fedbus.learning.flower_superlink.child superlink|supernode|check ARGUMENTS``.
 
-Each runs Flower's own command, and ends when its parent has ended: the parent holds the other end of its standard
-input. A SuperLink serves three APIs on one port, and its Control API has no authentication without an account plugin.
-So it gets a middleware that answers other machines only on the paths of the Fleet API, on which SuperNodes
-authenticate.
+Each runs Flower's own command, or imports the ClientApp, and ends when its parent has ended: the parent holds the other
+end of its standard input. A SuperLink serves three APIs on one port, and its Control API has no authentication without
+an account plugin. So it gets a middleware that answers other machines only on the paths of the Fleet API, on which
+SuperNodes authenticate.
 """
 
 import os
@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import psutil
@@ -71,11 +72,16 @@ def end_with_parent() -> None:
 
 def main() -> None:
     end_with_parent()
-    from starlette.middleware import Middleware  # noqa: PLC0415 - with Flower, after the watch has begun
+    program = sys.argv.pop(1)
+    if program == "check":
+        from fedbus.learning.flower_superlink import client_app  # noqa: PLC0415 - with Flower, after the watch has begun
+
+        client_app.check(Path(sys.argv[1]))
+        return
+    from starlette.middleware import Middleware  # noqa: PLC0415 - the same
 
     from fedbus.learning.flower_superlink import private_api  # noqa: PLC0415
 
-    program = sys.argv.pop(1)
     sys.argv[0] = f"flower-{program}"
     match program:
         case "superlink":
@@ -83,7 +89,7 @@ def main() -> None:
         case "supernode":
             private_api.serve_supernode()
         case _:
-            sys.exit(f"unknown program {program!r} (known: superlink, supernode)")
+            sys.exit(f"unknown program {program!r} (known: superlink, supernode, check)")
 
 
 if __name__ == "__main__":

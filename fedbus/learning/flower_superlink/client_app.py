@@ -1,7 +1,7 @@
 """The ClientApp of the bundle that fedbus gives to a SuperLink: it runs the task's own ClientApp on the device.
 
 Flower starts a process for each message. The task's directory and its reference come from the environment.
-``python -m fedbus.learning.flower_superlink.client_app`` only imports the task's ClientApp, and prints its problem.
+`check` only imports the task's ClientApp.
 """
 
 import os
@@ -45,15 +45,17 @@ def load_task_app() -> ClientApp:
     return task_code.load_client_app(_task_path(), os.environ[REFERENCE_VARIABLE])
 
 
+def check(problem: Path) -> None:
+    """Import the ClientApp that the environment names. If it is invalid, write the reason to *problem*, and exit."""
+    try:
+        load_task_app()
+    except task_code.BadTask as error:
+        problem.write_text(str(error), encoding="utf-8")
+        sys.exit(BAD_TASK_EXIT_CODE)
+
+
 def _task_path() -> Path:
     return Path(os.environ[PATH_VARIABLE])
 
 
 app = TaskClientApp()
-
-if __name__ == "__main__":
-    try:
-        load_task_app()
-    except task_code.BadTask as problem:
-        sys.stdout.write(str(problem))
-        sys.exit(BAD_TASK_EXIT_CODE)

@@ -1,7 +1,6 @@
 """The client side of a run over a SuperLink: it runs a SuperNode, which starts a process for each message."""
 
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -10,7 +9,6 @@ from typing import Final
 
 from fedbus.contracts.run import Scalar
 from fedbus.contracts.task.superlink import LOOPBACK
-from fedbus.learning.flower_superlink import client_app
 from fedbus.learning.flower_superlink.bundle import to_toml
 from fedbus.learning.flower_superlink.certificate import make_node_key
 from fedbus.learning.flower_superlink.client_app import BAD_TASK_EXIT_CODE, task_environment
@@ -119,22 +117,31 @@ class SuperNodeClient:
         return f"the SuperNode ended: {node.describe_exit()}"
 
     def _check_client_app(self) -> None:
-        """Import the ClientApp in another process, so that its libraries do not stay in the memory of this one."""
-        environment = flower_environment(self._path) | self._environment
-        missing = [program for program in PROGRAMS if shutil.which(program, path=environment["PATH"]) is None]
+        """Import the ClientApp in another process, so that its libraries do not stay in the memory of this one.
+
+        It may take as long as a run waits for a client that imports the app. It ends with this process.
+        """
+        path = flower_environment(self._path)["PATH"]
+        missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
         if missing:
             raise BadTask(
                 f"Flower's program {missing[0]!r} is not next to {sys.executable} and not on the PATH. "
                 "Install flwr in the same environment as fedbus"
             )
-        command = [sys.executable, "-m", client_app.__name__]
-        check = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        sys.stderr.write(check.stderr)
-        if check.returncode == BAD_TASK_EXIT_CODE:
-            raise BadTask(check.stdout.strip())
-        if check.returncode != 0:
-            last_line = (check.stderr.strip().splitlines() or [""])[-1]
-            raise BadTask(f"the import of the ClientApp ended with exit code {check.returncode}: {last_line}")
+        limit_s = self._job.plan.recruit_s + self._job.plan.round_s
+        problem = self._path / "problem.txt"
+        check = FlowerProcess(
+            "check", [str(problem)], directory=self._path, environment=self._environment, stop_s=0.0
+        )
+        with check:
+            if not check.wait(limit_s):
+                raise BadTask(
+                    f"the import of the ClientApp did not end in time (limit {limit_s:g} s, recruit-s and round-s)"
+                )
+        if check.exit_code == BAD_TASK_EXIT_CODE:
+            raise BadTask(problem.read_text(encoding="utf-8"))
+        if check.exit_code != 0:
+            raise BadTask(f"the import of the ClientApp ended: {check.describe_exit()}")
 
 
 def _make_error(reason: str) -> ClientResponse:

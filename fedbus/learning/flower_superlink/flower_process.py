@@ -1,4 +1,7 @@
-"""A SuperLink or SuperNode as a child process, in its own process group, which ends with this process."""
+"""A SuperLink, a SuperNode or a check of the app as a child process, which ends with this process.
+
+It has a process group of its own.
+"""
 
 import os
 import re
@@ -33,7 +36,7 @@ log = structlog.get_logger("fedbus.learning")
 
 
 class FlowerProcess:
-    """A program of Flower (``superlink`` or ``supernode``) for the duration of a block.
+    """A program of `child` (``superlink``, ``supernode`` or ``check``) for the duration of a block.
 
     *directory* is for the files of the run, Flower's own included. If this process dies, the program removes it.
     `printed` has those of *markers* that its output contains. Once it contains all of *end_markers*, the program cannot
@@ -67,6 +70,11 @@ class FlowerProcess:
     def is_running(self) -> bool:
         return self._process is not None and not self._ended.is_set()
 
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code; None while it runs."""
+        return self._process.returncode if self._process else None
+
     def wait(self, timeout_s: float) -> bool:
         """Wait until it ends, at most *timeout_s*. Return whether it has ended."""
         return self._ended.wait(timeout_s)
@@ -76,7 +84,7 @@ class FlowerProcess:
 
         Without such a line, an exit code is followed by the last lines of any kind; a signal explains itself.
         """
-        code = self._process.returncode if self._process else None
+        code = self.exit_code
         how = (
             f"killed by {signal.Signals(-code).name}"
             if code is not None and code < 0
