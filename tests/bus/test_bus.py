@@ -96,7 +96,7 @@ async def test_a_heartbeat_reaches_subscribers_and_is_not_stored(
     async with server_bus.subscribe_ephemeral(Heartbeat, task="mnist") as beats:
         await client_bus.publish(beat)
         assert await anext(beats) == beat
-    connection = await nats_py.connect(nats.url)
+    connection = await nats_py.connect(nats.url, connect_timeout=30)
     info = await connection.jetstream().stream_info(streams.events_stream(FED))
     await connection.close()
     assert info.state.messages == 0
@@ -133,7 +133,7 @@ async def test_a_consumer_continues_the_trace_of_the_sender(server_bus: Bus, cli
 
 
 async def dead_letters(nats: NatsServer) -> list[str]:
-    connection = await nats_py.connect(nats.url)
+    connection = await nats_py.connect(nats.url, connect_timeout=30)
     js = connection.jetstream()
     count = (await js.stream_info(streams.dead_letter_stream(FED))).state.messages
     letters = [await js.get_msg(streams.dead_letter_stream(FED), seq) for seq in range(1, count + 1)]
@@ -236,7 +236,7 @@ async def test_an_undecodable_request_is_refused_with_the_reason(nats: NatsServe
     async with asyncio.TaskGroup() as group:
         group.create_task(run_scheduler(nats, ready, done))
         await ready
-        connection = await nats_py.connect(nats.url)
+        connection = await nats_py.connect(nats.url, connect_timeout=30)
         reply = await connection.request("fedbus.test.svc.mnist.start_run", b"?", headers={"a": "b"})
         await connection.close()
         done.set()

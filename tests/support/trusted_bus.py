@@ -112,6 +112,7 @@ class TrustedBus:
             error_cb=complain,
             inbox_prefix=inbox,
             allow_reconnect=False,
+            connect_timeout=30,
             **(access.connect_options() | options),
         )
         try:

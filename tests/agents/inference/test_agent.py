@@ -292,7 +292,7 @@ async def test_the_prediction_service_is_listed_by_nats_micro(
 
 @asynccontextmanager
 async def plain_nats(fed: FederationHarness) -> AsyncIterator[Client]:
-    client = await nats_connect(fed.config.nats_url)
+    client = await nats_connect(fed.config.nats_url, connect_timeout=30)
     try:
         yield client
     finally:

@@ -249,7 +249,7 @@ async def test_no_sample_leaves_the_device(nats: NatsServer, fed: FederationHarn
     async def record(message: Any) -> None:
         traffic.append(message.data + repr(message.headers).encode())
 
-    observer = await nats_connect(nats.url)
+    observer = await nats_connect(nats.url, connect_timeout=30)
     await observer.subscribe(">", cb=record)
     secret = [0.123456789, 0.98765432, 0.55554444]
     device = fed.client_config("c1")

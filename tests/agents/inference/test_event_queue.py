@@ -20,7 +20,7 @@ async def test_an_event_that_nats_rejects_is_dropped(fed: FederationHarness) -> 
     for reason in ("x" * (MAX_EVENT_BYTES + 1), "y" * 2000):
         events.enqueue(CapturePaused(task=TASK, client=NAME, reason=reason))
     events.enqueue(CaptureResumed(task=TASK, client=NAME))
-    client = await nats_connect(fed.config.nats_url)
+    client = await nats_connect(fed.config.nats_url, connect_timeout=30)
     try:
         config = (await client.jetstream().stream_info(stream)).config
         await client.jetstream().update_stream(replace(config, max_msg_size=1500))

@@ -63,7 +63,7 @@ async def site(nats: NatsServer, tmp_path: Path) -> AsyncIterator[AgentConfig]:
 
 async def request_all(url: str, verb: str) -> list[dict[str, Any]]:
     """Return the replies of all micro services to PING, INFO or STATS."""
-    connection = await nats_py.connect(url)
+    connection = await nats_py.connect(url, connect_timeout=30)
     inbox = connection.new_inbox()
     answers = await connection.subscribe(inbox)
     await connection.publish(f"$SRV.{verb}", b"", reply=inbox)
@@ -93,7 +93,7 @@ async def test_every_agent_answers_ping_info_and_stats(site: AgentConfig) -> Non
 
 
 async def test_streams_and_consumers_have_descriptions(site: AgentConfig) -> None:
-    connection = await nats_py.connect(site.nats_url)
+    connection = await nats_py.connect(site.nats_url, connect_timeout=30)
     js = connection.jetstream()
 
     async def is_enrolled() -> bool:

@@ -22,7 +22,7 @@ from fedbus.app.local.supervisor import AlreadyRunning, CrashLooping, NotWritabl
 
 async def test_jetstream_and_the_limits_for_blobs_are_enabled(tmp_path: Path) -> None:
     async with embedded_nats(tmp_path) as server:
-        client = await nats_py.connect(server.url)
+        client = await nats_py.connect(server.url, connect_timeout=30)
         assert client.max_payload == 8 * 1024**2
         assert (await client.jetstream().account_info()).limits.max_streams == -1
         await client.close()
@@ -42,7 +42,7 @@ async def test_the_server_listens_on_the_loopback_interface_only(tmp_path: Path)
 
 async def test_data_and_port_survive_a_restart(tmp_path: Path) -> None:
     async with embedded_nats(tmp_path) as server:
-        client = await nats_py.connect(server.url)
+        client = await nats_py.connect(server.url, connect_timeout=30)
         await client.jetstream().add_stream(name="KEPT", subjects=["kept"])
         await client.jetstream().publish("kept", b"this")
         await client.close()
@@ -50,7 +50,7 @@ async def test_data_and_port_survive_a_restart(tmp_path: Path) -> None:
 
     async with embedded_nats(tmp_path) as server:
         assert server.port == first_port
-        client = await nats_py.connect(server.url)
+        client = await nats_py.connect(server.url, connect_timeout=30)
         assert (await client.jetstream().get_msg("KEPT", 1)).data == b"this"
         await client.close()
 
@@ -63,7 +63,7 @@ async def test_a_killed_server_is_restarted_on_its_port(tmp_path: Path) -> None:
 
         assert server.pid != first
         assert server.url == url
-        client = await nats_py.connect(url)
+        client = await nats_py.connect(url, connect_timeout=30)
         await client.close()
 
 

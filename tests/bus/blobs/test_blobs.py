@@ -48,7 +48,7 @@ async def exits() -> AsyncIterator[AsyncExitStack]:
 def connect(nats: NatsServer, exits: AsyncExitStack) -> Connect:
     async def connected() -> Client:
         connection = await nats_py.connect(
-            nats.url, reconnect_time_wait=0, max_reconnect_attempts=-1, error_cb=quiet
+            nats.url, connect_timeout=30, reconnect_time_wait=0, max_reconnect_attempts=-1, error_cb=quiet
         )
         exits.push_async_callback(connection.close)
         return connection

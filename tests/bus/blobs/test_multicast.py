@@ -39,7 +39,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def connection(nats: NatsServer, exits: AsyncExitStack) -> Client:
-    connection = await nats_py.connect(nats.url)
+    connection = await nats_py.connect(nats.url, connect_timeout=30)
     exits.push_async_callback(connection.close)
     return connection
 
@@ -47,7 +47,7 @@ async def connection(nats: NatsServer, exits: AsyncExitStack) -> Client:
 @pytest.fixture
 def party(nats: NatsServer, exits: AsyncExitStack) -> Party:
     async def opened(name: str) -> Blobs:
-        connection = await nats_py.connect(nats.url)
+        connection = await nats_py.connect(nats.url, connect_timeout=30)
         exits.push_async_callback(connection.close)
         return await exits.enter_async_context(Blobs.open(connection, FED, name))
 

@@ -38,7 +38,7 @@ one_server = settings(
 async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     """A holder and a receiver, on one nats-server for all examples."""
     async with nats_server(tmp_path_factory.mktemp("nats")) as server:
-        one, other = await nats_py.connect(server.url), await nats_py.connect(server.url)
+        one, other = await nats_py.connect(server.url, connect_timeout=30), await nats_py.connect(server.url)
         async with Blobs.open(one, FED, "holder") as holder, Blobs.open(other, FED, "receiver") as receiver:
             yield holder, receiver
         await one.close()
