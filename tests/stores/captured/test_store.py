@@ -290,9 +290,11 @@ async def test_the_oldest_rows_are_evicted_at_the_limit_of_bytes(tmp_path: Path)
 
 async def test_rows_that_are_too_old_are_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passed_s = 0.0
-    clock = {name: lambda now=getattr(time, name): now() + passed_s for name in ("time", "monotonic")}
+    clock = SimpleNamespace(
+        time=lambda: time.time() + passed_s, monotonic=lambda: time.monotonic() + passed_s, sleep=time.sleep
+    )
     for module in (store_module, database_module):
-        monkeypatch.setattr(module, "time", SimpleNamespace(**clock, sleep=time.sleep))
+        monkeypatch.setattr(module, "time", clock)
     captured = CapturedData(tmp_path / "captured.db", max_age_s=3600)
     row = add(captured, 1.0, label=1)
     assert (await captured.counts()).rows == 1
