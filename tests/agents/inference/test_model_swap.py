@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from support import eventually
-from support.federation import TASK, FederationHarness, RunningAgent
+from support.consumers import has_consumed_all
+from support.federation import FederationHarness, RunningAgent
 from support.inference_agent import NAME, model_file, predict, send_model, send_predictions, serve_with
 
-from fedbus.bus.streams import consumer_name, stream_for
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import InferReady, InferRefused, InferUpdate
 from fedbus.contracts.serving import (
@@ -184,18 +184,12 @@ async def test_of_models_requested_during_a_swap_the_newest_is_served(
         await fed.wait_for_state("inference", "updating")  # until the first prediction ends the shadow phase
         for version in (3, 4, 5):
             await send_model(fed, InferUpdate, model_file(fed, version))
-        await eventually(lambda: has_consumed_all(fed))
+        await eventually(lambda: has_consumed_all(fed, NAME, AgentName.INFERENCE))
         await eventually(lambda: is_serving(url, 5))
         await fed.wait_until(
             lambda: fed.messages_of(ModelCommitted)[-1].model.version == 5
         )  # published after it serves
     assert [committed.model.version for committed in fed.messages_of(ModelCommitted)] == [1, 2, 5]
-
-
-async def has_consumed_all(fed: FederationHarness) -> bool:
-    name = consumer_name(NAME, TASK, AgentName.INFERENCE)
-    info = await fed.bus._js.consumer_info(stream_for(fed.bus.fed, AgentName.INFERENCE), name)
-    return not info.num_pending and not info.num_ack_pending
 
 
 async def is_serving(url: str, version: int) -> bool:

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 from opentelemetry import trace
 from support import eventually
+from support.consumers import has_consumed_all
 from support.fake_flower_server import FakeFlowerServer
 from support.federation import TASK, FederationHarness, RunningAgent
+from support.held_timer import hold_timer
 from support.recorded_telemetry import record_spans
 
 from fedbus.agents.server_manager.agent import ServerManager
+from fedbus.agents.server_manager.events import TimerName
 from fedbus.app.composition.agents import server_manager
 from fedbus.bus.errors import RequestRefused, StaleOwner
 from fedbus.bus.lifecycles import LifecycleStore
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import ClientDeclined, ClientJoined
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.identifiers import TaskId
@@ -52,6 +56,7 @@ from fedbus.contracts.server import (
     StoreProblem,
     UpdateReady,
 )
+from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.learning import weights
 from fedbus.stores.errors import StoreUnavailable
 from fedbus.stores.models.directory import DirectoryObjectStore
@@ -209,6 +214,8 @@ async def test_the_announced_model_can_be_fetched(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer, tmp_path: Path
 ) -> None:
     info = await fed.bus.request(GetServerInfo(task=TASK))
+    assert info.blob is not None
+    assert info.model is not None
     await fed.bus.blobs.fetch_to(info.blob, tmp_path / "fetched")
     np.testing.assert_array_equal(weights.load(tmp_path / "fetched")["w"], np.zeros(3))
     assert (info.model.version, info.code_version) == (1, fed.config.task.code_version)
@@ -220,6 +227,7 @@ async def test_health_names_the_run_that_accepts_clients(
     assert (await fed.bus.request(HealthCheck(task=TASK))).open_run is None
     await train(fed)
     late = (await fed.bus.request(HealthCheck(task=TASK))).open_run
+    assert late is not None
     assert late.run == RUN
     await join(fed, "late")
     await flower.finish_round(1)
@@ -284,15 +292,21 @@ async def test_a_client_is_enrolled_and_a_reserved_name_is_refused(
 
 
 async def test_expired_recruiting_names_the_clients_that_declined(
-    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
+    fed: FederationHarness,
+    manager: RunningAgent,
+    flower: StatefulFlowerServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    await open_run(fed, recruit_s=1)
+    may_expire = hold_timer(monkeypatch, TimerName.RECRUITING)
+    await open_run(fed)
     for client, run in (("c1", RUN), ("c2", RUN), ("c3", f"{TASK}-9")):
         reason = f"{client} trains for another task"
         await fed.publish(
             ClientDeclined(task=TASK, client=client, run=run, reason=reason), sender="client-manager"
         )
     await join(fed, "c2")  # which has looked again
+    await eventually(lambda: has_consumed_all(fed, SERVER_SIDE, AgentName.SERVER_MANAGER))
+    may_expire.set()
     transition = await fed.wait_for_event("server", "recruiting_expired")
     assert transition.reason == (
         "1 of 2 clients joined in time (c2); c1 declined: c1 trains for another task"
@@ -411,7 +425,7 @@ async def test_a_second_owner_ends_the_manager_during_a_request_too(
         changes = ServerChanges(trouble=StoreProblem.UNAVAILABLE)
         await other.transition(ServerEvent.STORE_UNAVAILABLE, changes, reason="of another manager")
     with pytest.raises(RequestRefused, match="another owner changed"):
-        await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"), timeout_s=1)
+        await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"), timeout_s=30)
     with pytest.RaisesGroup(StaleOwner, flatten_subgroups=True):
         await manager.wait_for_end()
 

@@ -201,6 +201,13 @@ async def test_a_commit_that_cannot_be_checked_now_is_retried(
     assert (server.facts.held_up, server.facts.rejected, server.facts.candidate) == ("", {}, new)
 
 
+class TimeIsUp:
+    """Ends the time for the start of a Flower server after the first refusal."""
+
+    async def pause(self) -> None:
+        raise TimeoutError
+
+
 @pytest.mark.parametrize(
     ("reason", "passes"),
     [
@@ -219,12 +226,12 @@ async def test_a_run_that_a_store_blocks_is_repeated(
     ada: CommitSigner,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(flower_server_client, "START_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(flower_server_client, "RetryBackoff", TimeIsUp)
     monkeypatch.setattr(training_run, "BLOCKED_RETRY_S", 0.1)
     new = await peers.prepare_candidate(server, REVISED_FILES, repository, ada)
     peers.blocked_reason, peers.is_transient = reason, passes
     with pytest.raises(RequestRefused, match=re.escape(reason)):
-        await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN), timeout_s=10)
+        await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN), timeout_s=30)
     peers.blocked_reason = ""
     await fed.wait_until(lambda: len(peers.run_requests) == 2, "another run to be asked for")
     assert (server.facts.candidate, server.facts.rejected) == (new, {})
