@@ -76,7 +76,7 @@ async def test_help_lists_the_commands_and_the_exit_codes(fedbus: FedbusCli) -> 
     result = await fedbus("--help")
 
     assert result.code == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60, "it waited for a timeout"
     assert all(name in result.out for name in ("run", "clients", "events", "task", "doctor", "version"))
     assert "nats-server unreachable" in result.out
 

@@ -81,12 +81,12 @@ async def request_all(url: str, verb: str) -> list[dict[str, Any]]:
 async def test_every_agent_answers_ping_info_and_stats(site: AgentConfig) -> None:
     wanted = {f"fedbus-{agent}" for agent in (*SERVER_AGENTS, *CLIENT_AGENTS, "registrar")}
 
-    async def are_all_running() -> bool:
-        return wanted <= {one["name"] for one in await request_all(site.nats_url, "PING")}
+    for verb in ("PING", "INFO", "STATS"):
 
-    await eventually(are_all_running, within_s=60)
-    for verb in ("INFO", "STATS"):
-        assert wanted <= {one["name"] for one in await request_all(site.nats_url, verb)}
+        async def have_all_answered(verb: str = verb) -> bool:
+            return wanted <= {one["name"] for one in await request_all(site.nats_url, verb)}
+
+        await eventually(have_all_answered, within_s=60)
     for one in await request_all(site.nats_url, "INFO"):
         assert one["description"], one
         assert one["metadata"]["federation"] == "dev", one

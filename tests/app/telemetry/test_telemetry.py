@@ -130,7 +130,7 @@ def test_an_absent_collector_costs_no_time_and_no_stack_trace() -> None:
     began = time.monotonic()
     output = run_python(LOGS_AND_TRACES, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
 
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30, "it waited for a timeout"
     assert "Traceback" not in output.stderr
     assert len(output.stderr.splitlines()) <= 5
 
