@@ -175,6 +175,7 @@ FLEET: Final = [
     gauge_panel("Temperature", telemetry.TEMPERATURE, CLIENT, how="max"),
     gauge_panel("GPU", telemetry.GPU, CLIENT, "hw.id"),
     gauge_panel("GPU memory", telemetry.GPU_MEMORY, CLIENT, "hw.id"),
+    gauge_panel("Served model version", telemetry.SERVED_VERSION, CLIENT, TASK, how="max"),
     quantile_panel("Predictions", telemetry.PREDICTION_DURATION, CLIENT, shares=(0.95,)),
     rate_panel("Warnings and errors", telemetry.LOG_LINES, "fedbus.level"),
     Panel(

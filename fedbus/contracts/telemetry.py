@@ -129,6 +129,13 @@ PREDICTION_DURATION = Metric(
     (TASK, CLIENT, "http.response.status_code"),
     SHORT_SECONDS,
 )
+SERVED_VERSION = Metric(
+    "fedbus.served.version",
+    MetricKind.OBSERVABLE_GAUGE,
+    "{version}",
+    "Model version that the device serves; 0 if it serves none",
+    (TASK, CLIENT),
+)
 DATA_ROWS = Metric(
     "fedbus.data.rows",
     MetricKind.GAUGE,

@@ -27,8 +27,8 @@ header shows that it comes from a browser.
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Final
 
 from aiohttp import web
@@ -48,7 +48,16 @@ from fedbus.agents.inference.plain_json import (
 from fedbus.agents.inference.request_memory import RequestMemoryLimit
 from fedbus.agents.inference.service import MAX_BODY_BYTES, MAX_INPUTS, PredictionService
 from fedbus.contracts.model import ModelRef
-from fedbus.contracts.telemetry import CLIENT, PREDICTION_DURATION, TASK, get_tracer, record
+from fedbus.contracts.telemetry import (
+    CLIENT,
+    PREDICTION_DURATION,
+    SERVED_VERSION,
+    TASK,
+    Attributes,
+    get_tracer,
+    observable_gauge,
+    record,
+)
 from fedbus.stores.captured.store import CapturedData
 
 STOP_S: Final = 5.0
@@ -95,6 +104,7 @@ class InferenceServer:
         self._attributes = {TASK: name, CLIENT: client}
         self._next_trace_at = 0.0
         self._runner: web.AppRunner | None = None
+        self._gauges = ExitStack()
 
     @property
     def current_model(self) -> ModelRef | None:
@@ -119,14 +129,19 @@ class InferenceServer:
                 f"cannot serve predictions on {host}:{port}: {error.strerror}. "
                 "Choose another port, or 0 for any free port"
             ) from error
+        self._gauges.enter_context(observable_gauge(SERVED_VERSION, self._read_version))
         actual_port = self._runner.addresses[0][1]
         return f"http://{f'[{host}]' if ':' in host else host}:{actual_port}"
 
     async def stop(self) -> None:
         """Stop listening, and answer the accepted requests."""
+        self._gauges.close()
         if self._runner is not None:
             await self._runner.cleanup()
         await self.engine.stop()
+
+    def _read_version(self) -> Iterator[tuple[float, Attributes]]:
+        yield self.current_model.version if self.current_model is not None else 0, self._attributes
 
     async def load(self, ref: ModelRef, make: MakePredictor, probe: Array | None = None) -> None:
         """Load and probe a model while the current one serves, then serve it.

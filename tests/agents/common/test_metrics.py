@@ -54,6 +54,25 @@ async def test_predictions_are_measured_with_a_traced_example() -> None:
     assert traced[0].context.trace_id in examples
 
 
+async def test_a_device_without_a_model_has_version_0() -> None:
+    enable_metrics()
+    server = InferenceServer(name="idle", client="c8")
+    await server.start()
+    try:
+        assert served_versions("idle") == [0]
+        await server.load(MODEL, DoublingPredictor)
+        assert served_versions("idle") == [3]
+    finally:
+        await server.stop()
+    metrics = own_metrics()
+    assert "fedbus.served.version" not in metrics or served_versions("idle") == []
+
+
+def served_versions(task: str) -> list[float]:
+    points = own_metrics()["fedbus.served.version"].data.data_points
+    return [point.value for point in points if dict(point.attributes or {})["fedbus.task"] == task]
+
+
 def test_failed_updates_are_counted_and_metrics_are_limited() -> None:
     enable_metrics()
     metrics = {f"m{number:03}": float(number) for number in range(50)} | {"broken": float("nan")}
