@@ -46,16 +46,18 @@ class FlowerLibrary:
         config = dict(flatten_config(get_nested(pyproject, CONFIG_TABLE)))
         problems = [
             *_check_components(components),
+            *_check_config_table(pyproject),
             *find_config_problems(CONFIG_TABLE, config),
+            *_check_rounds(config),
             *_find_keys_of_other_libraries(pyproject),
         ]
-        rounds = config.get(ROUNDS_KEY)
+        rounds = _read_rounds(config.get(ROUNDS_KEY))
         references = components if isinstance(components, dict) else {}
         return AppDeclaration(
             references={role: references[role] for role in ROLES if role in references},
             places={role: (*COMPONENTS_TABLE, role) for role in ROLES},
             run_config=config,
-            rounds=rounds if isinstance(rounds, int) and rounds > 0 else None,
+            rounds=rounds or None,
             rounds_key=ROUNDS_KEY,
             problems=tuple(problems),
         )
@@ -110,6 +112,34 @@ def _find_keys_of_other_libraries(pyproject: Mapping[str, Any]) -> Iterator[AppP
     for keys in used:
         what = f"`{keys[-1]}` has no effect with the library flower"
         yield AppProblem((*FEDBUS_TABLE, *keys), what, 'add library = "functions", or remove it')
+
+
+def _check_config_table(pyproject: Mapping[str, Any]) -> Iterator[AppProblem]:
+    table = get_nested(pyproject, CONFIG_TABLE)
+    if table is not None and not isinstance(table, dict):
+        section = ".".join(CONFIG_TABLE)
+        yield AppProblem(CONFIG_TABLE, f"{section} is not a table", f"write a section [{section}]")
+
+
+def _check_rounds(config: Mapping[str, Any]) -> Iterator[AppProblem]:
+    """Yield the problem of a number of rounds that is none: fedbus shows it, and `rounds` of a run replaces it."""
+    value = config.get(ROUNDS_KEY, 0)
+    if _read_rounds(value) is None:
+        what = f"`{ROUNDS_KEY}` is {value!r}, which is no number of rounds"
+        yield AppProblem((*CONFIG_TABLE, ROUNDS_KEY), what, "use a whole number, for example 3")
+
+
+def _read_rounds(value: object) -> int | None:
+    """Return *value* as a number of rounds; None if it is none. An app may convert a string of digits by `int`."""
+    match value:
+        case bool():
+            return None
+        case int() if value >= 0:
+            return value
+        case str() if value.isascii() and value.isdecimal():
+            return int(value)
+        case _:
+            return None
 
 
 def _check_components(table: object) -> Iterator[AppProblem]:

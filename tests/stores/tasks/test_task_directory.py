@@ -223,6 +223,28 @@ def test_the_rounds_of_the_run_configuration_are_the_total(tmp_path: Path) -> No
     assert loaded.plan_run(RunOverrides(config={"num-server-rounds": 2}, rounds=7)).total_rounds == 7
 
 
+@pytest.mark.parametrize("value", ['"x"', '"-3"', "true", "2.5", "-1"])
+def test_a_number_of_rounds_that_is_none_has_its_line(tmp_path: Path, value: str) -> None:
+    line = edit(flower_app(tmp_path) / "pyproject.toml", "rounds = 5", f"rounds = {value}")
+    problem = only_problem(tmp_path)
+    assert (problem.file, problem.line) == ("pyproject.toml", line)
+    assert "`num-server-rounds` is " in problem.what
+    assert problem.advice == "use a whole number, for example 3"
+
+
+def test_an_app_may_convert_its_number_of_rounds(tmp_path: Path) -> None:
+    edit(flower_app(tmp_path) / "pyproject.toml", "rounds = 5", 'rounds = "5"')
+    assert read_task(tmp_path, open_library).plan_run().total_rounds == 5
+
+
+def test_a_run_configuration_that_is_no_table_has_its_line(tmp_path: Path) -> None:
+    file = flower_app(tmp_path) / "pyproject.toml"
+    edit(file, "[tool.flwr.app.config]\nnum-server-rounds = 5\n", "")
+    line = edit(file, 'publisher = "me"', 'config = "x"')
+    problem = only_problem(tmp_path)
+    assert (problem.line, problem.what) == (line, "tool.flwr.app.config is not a table")
+
+
 def test_an_app_without_any_name_needs_one(tmp_path: Path) -> None:
     problem = only_problem(flower_app(tmp_path, name='name = "???"'))
     assert (problem.line, problem.advice) == (3, "set `name` in [project]")
