@@ -315,11 +315,12 @@ async def test_a_restarted_scheduler_continues_an_interval(
     fed: FederationHarness, server: FakeServerManager
 ) -> None:
     async with fed.run_agent(make_scheduler(fed, schedule_every(0.7, at_most=2))) as scheduler:
+        await fed.wait_for_state("run", "recruiting", f"{TASK}-1")
+        before_its_end = datetime.now(UTC)
         await fail_run(fed, server, 1)
-        ended = datetime.now(UTC)
         await scheduler.restart()
         await fed.wait_for_state("run", "recruiting", f"{TASK}-2")
-        assert fed.run_facts(2).requested_at - ended > timedelta(seconds=0.5)
+        assert fed.run_facts(2).requested_at - before_its_end > timedelta(seconds=0.69)
 
 
 async def test_a_restarted_scheduler_reads_the_messages_of_the_devices(

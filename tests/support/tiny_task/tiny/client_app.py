@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -18,12 +19,19 @@ def train(message: Message, context: Context) -> Message:
         os._exit(3)
     if number == config["raises"]:
         raise ValueError("the run config makes this client fail")
+    while is_held(str(config["hold"]), int(current)):
+        time.sleep(0.01)
     time.sleep(float(config["slow-s"] if number == config["slow"] else config["pause-s"]))
     step = float("nan") if config["poison"] else 1.0
     trained = message.content.array_records["arrays"].items()
     arrays = ArrayRecord({name: Array(array.numpy() + np.float32(step)) for name, array in trained})
     metrics = MetricRecord({"num-examples": 10 * (number + 1), "train_loss": 1.0})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+
+def is_held(file: str, current_round: int) -> bool:
+    """Return whether the trainings of this round wait: *file* has the first round that does."""
+    return bool(file) and Path(file).exists() and current_round >= int(Path(file).read_text())
 
 
 @app.evaluate()
