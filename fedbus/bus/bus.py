@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 import structlog
 from nats.aio.client import Client
@@ -70,6 +70,7 @@ CLOCK_SKEW_WARNING_S: Final = 3.0
 log = structlog.get_logger("fedbus.bus")
 
 Handler = Callable[[Any], Awaitable[Body]]
+ReplyT = TypeVar("ReplyT", bound=Body)
 
 
 @dataclass(frozen=True)
@@ -243,8 +244,8 @@ class Bus(StreamReader):
 
     # --- request and reply ----------------------------------------------------------------
 
-    async def request(self, request: Request, *, timeout_s: float = 5.0) -> Any:
-        """Send *request* and return its reply, of the class that the request declares.
+    async def request(self, request: Request[ReplyT], *, timeout_s: float = 5.0) -> ReplyT:
+        """Send *request* and return its reply.
 
         Raises:
             RequestRefused: The reply is a refusal.
@@ -267,7 +268,7 @@ class Bus(StreamReader):
 
     @asynccontextmanager
     async def serve(
-        self, handlers: Mapping[type[Request], Handler], *, task: str, version: str
+        self, handlers: Mapping[type[Request[Body]], Handler], *, task: str, version: str
     ) -> AsyncIterator[None]:
         """Answer requests of *task* for the duration of the block. Every request of the agent needs a handler."""
         assert set(handlers) == set(requests_answered_by(self.identity.agent)), (
@@ -456,7 +457,7 @@ class Bus(StreamReader):
 
         async def send() -> LastTransition:
             asked_at = datetime.now(UTC)
-            reply: LastTransition = await self.request(request)
+            reply = await self.request(request)
             self._warn_on_clock_skew(_clock_skew_s(asked_at, reply.answered_at))
             return reply
 
@@ -499,7 +500,7 @@ def _clock_skew_s(asked_at: datetime, answered_s: float) -> float | None:
     return (asked_at.timestamp() + now_s) / 2 - answered_s if answered_s else None
 
 
-def _parse_reply(request: Request, reply: Msg) -> Any:
+def _parse_reply(request: Request[ReplyT], reply: Msg) -> ReplyT:
     if reply.headers and REFUSED_HEADER in reply.headers:
         refused = decode_body(Refused, reply.data)
         raise RequestRefused(request.name, refused.reason, kind=refused.kind)
@@ -507,7 +508,7 @@ def _parse_reply(request: Request, reply: Msg) -> Any:
         raise RequestRefused(
             request.name, f"internal error in the {request.responder}: {reply.headers['Nats-Service-Error']}"
         )
-    return decode_body(request.reply_type, reply.data)
+    return decode_body(cast("type[ReplyT]", request.reply_type), reply.data)
 
 
 def _make_endpoint(handler: Handler, source: str) -> Callable[[MicroRequest], Awaitable[None]]:

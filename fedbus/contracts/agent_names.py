@@ -13,7 +13,7 @@ class AgentName(StrEnum):
     """The workflow scheduler's consumer of the events that its triggers depend on."""
     FLOWER_SERVER = "flower-server"
     FLOWER_SERVER_GRID = "flower-server-grid"
-    """The consumer of a run's ServerApp process."""
+    """The consumer of a run's server session."""
     REGISTRAR = "registrar"
     TRAINING_MONITOR = "training-monitor"
     GATEWAY = "gateway"

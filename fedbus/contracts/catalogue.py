@@ -10,7 +10,7 @@ from typing import Final
 from fedbus.contracts import champion, client, code, device, run, server, serving, state_recall, subjects
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.message import Family, Message, Request, type_name
+from fedbus.contracts.message import Body, Family, Message, Request, type_name
 from fedbus.contracts.transition import Transition
 
 MESSAGES: Final[tuple[type[Message], ...]] = (
@@ -239,6 +239,6 @@ def subscribed_subjects(fed: FederationId, agent: AgentName, *, task: str, clien
     return [subjects.wildcard_for(fed, kind, task=task, client=client) for kind in SUBSCRIBES[agent]]
 
 
-def requests_answered_by(agent: str) -> list[type[Request]]:
+def requests_answered_by(agent: str) -> list[type[Request[Body]]]:
     """Return the requests that *agent* answers."""
     return [kind for kind in MESSAGES if issubclass(kind, Request) and kind.responder == agent]

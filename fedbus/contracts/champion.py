@@ -34,34 +34,31 @@ class ModelPromoted(Body):
     """The version of the previous champion."""
 
 
-class PromoteModel(Request):
+class PromoteModel(Request[ModelPromoted]):
     """Request to make *model_version* the champion, even if the gate rejected it or a device rolled it back."""
 
     name: ClassVar[str] = "promote_model"
     responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    reply_type: ClassVar[type[Body]] = ModelPromoted
 
     model_version: int = Field(ge=1)
     reason: str = "promoted by hand"
 
 
-class RollBackModel(Request):
+class RollBackModel(Request[ModelPromoted]):
     """Request to make the previous champion, or version *to*, the champion again."""
 
     name: ClassVar[str] = "roll_back_model"
     responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    reply_type: ClassVar[type[Body]] = ModelPromoted
 
     to: int | None = Field(default=None, ge=1)
     """The version to return to; None: the previous champion."""
     reason: str = "rolled back by hand"
 
 
-class StartLineage(Request):
+class StartLineage(Request[ModelPromoted]):
     """Request to build a new first model with the architecture of the current code, and to make it the champion."""
 
     name: ClassVar[str] = "start_lineage"
     responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    reply_type: ClassVar[type[Body]] = ModelPromoted
 
     reason: str = "new lineage requested"

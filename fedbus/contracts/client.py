@@ -349,7 +349,7 @@ class RoundReply(ClientMessage):
     left_out: int = Field(default=0, ge=0)
     """Captured rows that were excluded from this training because they failed the task's data checks."""
     figures: ClientMetrics = Field(default_factory=dict)
-    """The metrics that the ClientApp reported: ``train_loss``, ``eval_accuracy``, …"""
+    """The metrics that the app reported: ``train_loss``, ``eval_accuracy``, …"""
 
 
 class FinTrain(ClientMessage):

@@ -260,12 +260,11 @@ class CodeLookedFor(Body):
     """What fedbus does with this commit, as text."""
 
 
-class LookForCode(Request):
+class LookForCode(Request[CodeLookedFor]):
     """Request to look for new code in the repository now, for example after a push."""
 
     name: ClassVar[str] = "look_for_code"
     responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    reply_type: ClassVar[type[Body]] = CodeLookedFor
 
 
 class RolloutBegun(Body):
@@ -275,12 +274,11 @@ class RolloutBegun(Body):
     stages: tuple[str, ...] = ()
 
 
-class RollOutCode(Request):
+class RollOutCode(Request[RolloutBegun]):
     """Request to roll out *code_version* to the clients, stage by stage, even if the ref points to another commit."""
 
     name: ClassVar[str] = "roll_out_code"
     responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    reply_type: ClassVar[type[Body]] = RolloutBegun
 
     code_version: str
     """A commit of the repository: a SHA or its prefix, a tag or a branch."""
@@ -291,7 +289,7 @@ class RollOutCode(Request):
     once."""
 
 
-class RevertCode(Request):
+class RevertCode(Request[RolloutBegun]):
     """Request to end the rollout and to return all clients to the deployed version.
 
     Outside a rollout, all clients return to the version before the deployed one.
@@ -299,14 +297,13 @@ class RevertCode(Request):
 
     name: ClassVar[str] = "revert_code"
     responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    reply_type: ClassVar[type[Body]] = RolloutBegun
 
     to: str = ""
     """The version to return to; empty: the previous one."""
     reason: str = "reverted by hand"
 
 
-# --- between the server manager and the Flower server wrapper -----------------------------------
+# --- between the server manager and the Flower server agent -------------------------------------
 
 
 class CodeChecked(Body):
@@ -320,12 +317,11 @@ class CodeChecked(Body):
     """True if the task declares its architecture as fixed."""
 
 
-class CheckCode(Request):
+class CheckCode(Request[CodeChecked]):
     """Request to import the task's code at *code_version*, to build its model and to run the task's own check."""
 
     name: ClassVar[str] = "check_code"
     responder: ClassVar[AgentName] = AgentName.FLOWER_SERVER
-    reply_type: ClassVar[type[Body]] = CodeChecked
 
     code_version: str
     like: str = ""

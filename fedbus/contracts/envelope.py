@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import msgpack
@@ -33,6 +33,8 @@ MAX_ID_CHARS: Final = 256
 """Limit for a received id: messages that it causes carry it in ``ce-causationid``."""
 CAUSATION_HEADER: Final = "ce-causationid"
 """A CloudEvents extension attribute. The name is common among event stores."""
+
+BodyT = TypeVar("BodyT", bound=Body)
 
 
 class DecodeError(ValueError):
@@ -130,7 +132,7 @@ def decode_message(subject: str, headers: Mapping[str, str] | None, data: bytes)
     return envelope, message
 
 
-def decode_body(kind: type[Body], data: bytes) -> Any:
+def decode_body(kind: type[BodyT], data: bytes) -> BodyT:
     """Decode a body of type *kind*; raises DecodeError, which names the first invalid field."""
     try:
         return kind.model_validate(unpack(data))

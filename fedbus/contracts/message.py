@@ -10,7 +10,7 @@ never renamed or retyped; such a change needs a new class with the next ``versio
 """
 
 from enum import StrEnum
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -79,18 +79,30 @@ class ClientMessage(Message):
     client: Id
 
 
-class Request(Message):
-    """A request. No stream stores it, because the acknowledgement of a stream would arrive as the reply."""
+ReplyT_co = TypeVar("ReplyT_co", bound=Body, covariant=True)
+
+
+class Request(Message, Generic[ReplyT_co]):
+    """A request whose reply is a *ReplyT_co*; a refusal is a `Refused`.
+
+    No stream stores it, because the acknowledgement of a stream would arrive as the reply.
+    """
 
     family: ClassVar[Family] = Family.SVC
     durable: ClassVar[bool] = False
     responder: ClassVar[AgentName]
     """The agent that answers."""
     reply_type: ClassVar[type[Body]]
-    """The type of the reply. A refusal is a `Refused`."""
+    """The type parameter, as an object."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if arguments := cls.__pydantic_generic_metadata__["args"]:
+            (cls.reply_type,) = arguments
 
 
-class ClientRequest(Request):
+class ClientRequest(Request[ReplyT_co], Generic[ReplyT_co]):
     """A request about the requesting client. Its id is part of the subject, so permissions limit it to that client."""
 
     client: Id

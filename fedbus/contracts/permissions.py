@@ -69,7 +69,7 @@ ROLE_DESCRIPTIONS: Final = {
     Role.SERVER: "all agents of the server side in one process",
     Role.SERVER_MANAGER: "the server manager and the registrar",
     Role.WORKFLOW_SCHEDULER: "the workflow scheduler",
-    Role.FLOWER_SERVER: "the Flower server wrapper, and the processes that it starts",
+    Role.FLOWER_SERVER: "the Flower server, and the processes that it starts",
     Role.TRAINING_MONITOR: "the training monitor",
     Role.GATEWAY: "the gateway of the dashboard, which reads everything except weights and sends the commands of users",
     Role.USER: "a user who may read everything except weights, and who may send commands",

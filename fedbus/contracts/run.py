@@ -94,8 +94,8 @@ class RoundResult(Body):
     contributions: dict[str, float] = Field(default_factory=dict)
     """Contribution by client, for those that were measured: see ``[tool.fedbus.contribution]``."""
     figures: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Metrics that the ClientApp reported (``train_loss``, ``eval_accuracy``, …), by client. At most 200 clients, the
-    slowest ones."""
+    """Metrics that the app reported (``train_loss``, ``eval_accuracy``, …), by client. At most 200 clients, the slowest
+    ones."""
     transfer_s: dict[str, float] = Field(default_factory=dict)
     """Time in transit of the message and its reply, by client. The same clients as in *figures*."""
     wait_s: dict[str, float] = Field(default_factory=dict)
@@ -243,12 +243,11 @@ class RunStarted(Body):
     run: Id
 
 
-class StartRun(Request):
+class StartRun(Request[RunStarted]):
     """Request to start a run now. A field that is absent keeps the value of the task."""
 
     name: ClassVar[str] = "start_run"
     responder: ClassVar[AgentName] = AgentName.WORKFLOW_SCHEDULER
-    reply_type: ClassVar[type[Body]] = RunStarted
 
     rounds: int | None = Field(default=None, ge=1)
     quorum: int | None = Field(default=None, ge=1)
@@ -268,12 +267,11 @@ class RunStopped(Body):
     run: Id
 
 
-class StopRun(Request):
+class StopRun(Request[RunStopped]):
     """Request to cancel the run. Its last checkpoint does not become a model version."""
 
     name: ClassVar[str] = "stop_run"
     responder: ClassVar[AgentName] = AgentName.WORKFLOW_SCHEDULER
-    reply_type: ClassVar[type[Body]] = RunStopped
 
     run: Id
     reason: str = "stopped by hand"

@@ -1,6 +1,6 @@
 """The server of a task: its lifecycle, the requests it answers and the messages it publishes.
 
-The server manager owns the lifecycle. The Flower server wrapper executes a run and reports to the
+The server manager owns the lifecycle. The Flower server agent executes a run and reports to the
 server manager, which alone publishes messages to all clients.
 """
 
@@ -290,12 +290,11 @@ class HealthStatus(Body):
     open_run: UpdateReady | None = None
 
 
-class HealthCheck(Request):
+class HealthCheck(Request[HealthStatus]):
     """Request for the state of the task's server and the run that clients may join."""
 
     name: ClassVar[str] = "health_check"
     responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    reply_type: ClassVar[type[Body]] = HealthStatus
 
 
 class ServerInfo(Body):
@@ -309,12 +308,11 @@ class ServerInfo(Body):
     code: CodePlan | None = None
 
 
-class GetServerInfo(Request):
+class GetServerInfo(Request[ServerInfo]):
     """Request for the task's code version and champion."""
 
     name: ClassVar[str] = "get_server_info"
     responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    reply_type: ClassVar[type[Body]] = ServerInfo
 
 
 class Enrolled(Body):
@@ -323,12 +321,11 @@ class Enrolled(Body):
     consumers: tuple[str, ...]
 
 
-class Enroll(ClientRequest):
+class Enroll(ClientRequest[Enrolled]):
     """Request to create the durable consumers of a client's agents. A client has no permission to create them."""
 
     name: ClassVar[str] = "enroll"
     responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    reply_type: ClassVar[type[Body]] = Enrolled
 
     labels: dict[str, str] = Field(default_factory=dict)
 
@@ -339,12 +336,11 @@ class RunOpened(Body):
     recruit_until: AwareDatetime
 
 
-class OpenRun(Request):
+class OpenRun(Request[RunOpened]):
     """Request to recruit clients for *run* and to train it. The workflow scheduler sends it."""
 
     name: ClassVar[str] = "open_run"
     responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    reply_type: ClassVar[type[Body]] = RunOpened
 
     run: Id
     plan: RunPlan
@@ -356,18 +352,17 @@ class RunCancelled(Body):
     """Reply to `cancel_run`: the run is cancelled."""
 
 
-class CancelRun(Request):
+class CancelRun(Request[RunCancelled]):
     """Request to end *run* without a new model version."""
 
     name: ClassVar[str] = "cancel_run"
     responder: ClassVar[AgentName] = AgentName.SERVER_MANAGER
-    reply_type: ClassVar[type[Body]] = RunCancelled
 
     run: Id
     reason: str
 
 
-# --- between the server manager and the Flower server wrapper -----------------------
+# --- between the server manager and the Flower server agent -------------------------
 
 
 class ModelInitialised(Body):
@@ -376,12 +371,11 @@ class ModelInitialised(Body):
     artifact: Artifact
 
 
-class InitModel(Request):
+class InitModel(Request[ModelInitialised]):
     """Request to build the task's initial model and to store it."""
 
     name: ClassVar[str] = "init_model"
     responder: ClassVar[AgentName] = AgentName.FLOWER_SERVER
-    reply_type: ClassVar[type[Body]] = ModelInitialised
 
     code_version: str = ""
 
@@ -390,31 +384,29 @@ class ServerStarting(Body):
     """Reply to `start_server`: the process is starting."""
 
 
-class StartServer(Request):
+class StartServer(Request[ServerStarting]):
     """Request to start the Flower server of *run* at *first_round*, from the model in *artifact*."""
 
     name: ClassVar[str] = "start_server"
     responder: ClassVar[AgentName] = AgentName.FLOWER_SERVER
-    reply_type: ClassVar[type[Body]] = ServerStarting
 
     run: Id
     plan: RunPlan
     artifact: Artifact
     first_round: int = Field(default=1, ge=1)
     code_version: str = ""
-    """The code version of the ServerApp; empty: the one that the wrapper already has."""
+    """The code version of the app; empty: the one that the agent already has."""
 
 
 class ServerStopped(Body):
     """Reply to `stop_server`: the process has ended."""
 
 
-class StopServer(Request):
+class StopServer(Request[ServerStopped]):
     """Request to stop the Flower server of *run*, if it is running."""
 
     name: ClassVar[str] = "stop_server"
     responder: ClassVar[AgentName] = AgentName.FLOWER_SERVER
-    reply_type: ClassVar[type[Body]] = ServerStopped
 
     run: Id
 
@@ -425,16 +417,15 @@ class ServerFound(Body):
     up: bool
 
 
-class FindServer(Request):
+class FindServer(Request[ServerFound]):
     """Request to find out if the Flower server of *run* is running, for example after a restart of the requester."""
 
     name: ClassVar[str] = "find_server"
     responder: ClassVar[AgentName] = AgentName.FLOWER_SERVER
-    reply_type: ClassVar[type[Body]] = ServerFound
 
     run: Id
     say_so: bool = False
-    """If true and the Flower server has ended, the wrapper also publishes `server_lost`, after all messages that the
+    """If true and the Flower server has ended, the agent also publishes `server_lost`, after all messages that the
     Flower server had published itself."""
 
 
@@ -448,7 +439,7 @@ class ServerStarted(Message):
 
 
 class BeginTraining(Message):
-    """Command to start the ServerApp, because the quorum has joined. Clients that join later take part too."""
+    """Command to begin training, because the quorum has joined. Clients that join later take part too."""
 
     name: ClassVar[str] = "begin_training"
     family: ClassVar[Family] = Family.SRV
@@ -485,7 +476,7 @@ class RunFinished(Message):
 
 
 class RunFailed(Message):
-    """The ServerApp of *run* has failed. The champion does not change."""
+    """The server session of *run* has failed. The champion does not change."""
 
     name: ClassVar[str] = "run_failed"
     family: ClassVar[Family] = Family.SRV

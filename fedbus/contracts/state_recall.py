@@ -25,11 +25,10 @@ class LastTransition(Body):
     compare its clock. 0 if unknown."""
 
 
-class GetLastTransition(ClientRequest):
+class GetLastTransition(ClientRequest[LastTransition]):
     """Request for the last transition of one of the requesting client's own entities."""
 
     name: ClassVar[str] = "recall_life"
     responder: ClassVar[AgentName] = AgentName.REGISTRAR
-    reply_type: ClassVar[type[Body]] = LastTransition
 
     kind: Literal["client", "fl_client", "inference"]

@@ -27,7 +27,7 @@ from fedbus.contracts.catalogue import (
 )
 from fedbus.contracts.examples import EXAMPLES, REPLIES, reply_types
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.message import CLIENT_FAMILIES, ClientMessage, Family, Message, Request
+from fedbus.contracts.message import CLIENT_FAMILIES, Body, ClientMessage, Family, Message, Request
 from fedbus.contracts.run import StartRun
 from fedbus.contracts.transition import LIFECYCLES, Transition
 
@@ -138,7 +138,7 @@ def test_a_device_does_not_consume_events_of_other_clients() -> None:
 
 
 @each_request
-def test_each_request_has_an_agent_that_answers_it(kind: type[Request]) -> None:
+def test_each_request_has_an_agent_that_answers_it(kind: type[Request[Body]]) -> None:
     assert kind.responder in SERVER_AGENTS
     assert kind in requests_answered_by(kind.responder)
     assert not kind.durable

@@ -164,7 +164,7 @@ class FederationHarness:
     def client_config(self, name: str, number: int = 0, of: int = 1) -> ClientConfig:
         return ClientConfig(self.config, client_id(name), {"partition-id": number, "num-partitions": of})
 
-    async def is_answered(self, request: Request) -> bool:
+    async def is_answered(self, request: Request[Body]) -> bool:
         """Whether an agent replies to *request*."""
         try:
             await self.bus.request(request)
@@ -254,7 +254,7 @@ class FederationHarness:
 def with_refusals(agent: str, answers: dict[Any, Any]) -> dict[Any, Any]:
     """Complete *answers* with a refusal of every other request of *agent*, for a fake of it."""
 
-    async def refuse(request: Request) -> Body:
+    async def refuse(request: Request[Body]) -> Body:
         return Refused(reason=f"the test has no fake for {request.name}")
 
     return {kind: answers.get(kind, refuse) for kind in requests_answered_by(agent)}

@@ -379,9 +379,9 @@ async def test_with_the_token_code_is_rolled_out_and_reverted(
     await simulation.create_clients(["c1"])
     code = CodeData(task=TASK, code_version=COMMIT, source="https://example.org/tasks.git main")
     await simulation.transition(code, "code_read", "", "steady")
-    received: list[Request] = []
+    received: list[Request[Body]] = []
 
-    async def answer(request: Request) -> Body:
+    async def answer(request: Request[Body]) -> Body:
         received.append(request)
         return RolloutBegun(code_version=COMMIT)
 

@@ -92,7 +92,7 @@ from fedbus.contracts.client import (
     InferUpdate,
 )
 from fedbus.contracts.identifiers import ClientId
-from fedbus.contracts.server import Enroll, GetServerInfo, HealthCheck, HealthStatus, ModelPublished
+from fedbus.contracts.server import Enroll, GetServerInfo, HealthCheck, ModelPublished
 from fedbus.contracts.task.task import Task
 from fedbus.learning.library import open_library
 from fedbus.stores.code.open import CodeRepository, DirectoryCodeRepository
@@ -328,7 +328,7 @@ class ClientManager:
 
     async def _read_open_run(self) -> Event:
         try:
-            status: HealthStatus = await self._bus.request(HealthCheck(task=self._task.id))
+            status = await self._bus.request(HealthCheck(task=self._task.id))
         except (NoResponse, RequestRefused):
             return OpenRunRead(None)
         return OpenRunRead(status.open_run)

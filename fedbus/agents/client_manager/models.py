@@ -10,7 +10,7 @@ from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus
 from fedbus.common.retry import RetryBackoff
 from fedbus.contracts.model import BlobRef, ModelRef
-from fedbus.contracts.server import GetServerInfo, ServerInfo
+from fedbus.contracts.server import GetServerInfo
 from fedbus.stores.models.signing import TrustedKeys
 
 log = structlog.get_logger("fedbus.client_manager")
@@ -49,7 +49,7 @@ class DeviceModels:
             except (BlobUnavailable, BlobCorrupt) as error:
                 log.warning("Model download failed; retrying", version=model.version, reason=str(error))
                 await backoff.pause()
-                info: ServerInfo = await self._bus.request(GetServerInfo(task=self._task))
+                info = await self._bus.request(GetServerInfo(task=self._task))
                 if info.model == model and info.blob is not None:
                     blob = info.blob
         return await self._fetch(model, blob)

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 from fedbus.bus.bus import Bus, Delivery
 from fedbus.bus.errors import NoResponse
 from fedbus.common.retry import retry
-from fedbus.contracts.message import Request
+from fedbus.contracts.message import Body, Request
 
 T = TypeVar("T")
+ReplyT = TypeVar("ReplyT", bound=Body)
 
 
 async def wait_for_first(*choices: Awaitable[Any]) -> None:
@@ -48,7 +49,7 @@ async def repeat_every(seconds: float, do: Callable[[], Awaitable[None]]) -> Non
         await do()
 
 
-async def request_until_answered(bus: Bus, request: Request, *, timeout_s: float = 5.0) -> Any:
+async def request_until_answered(bus: Bus, request: Request[ReplyT], *, timeout_s: float = 5.0) -> ReplyT:
     """Send *request* until it is answered, without limit, and return the reply; raises RequestRefused."""
     return await retry(lambda: bus.request(request, timeout_s=timeout_s), on=NoResponse)
 

@@ -39,7 +39,7 @@ from fedbus.bus.errors import NoResponse, RequestRefused
 from fedbus.contracts.champion import PromoteModel, RollBackModel
 from fedbus.contracts.code import RevertCode, RollOutCode
 from fedbus.contracts.envelope import pack
-from fedbus.contracts.message import Request
+from fedbus.contracts.message import Body, Request
 from fedbus.contracts.run import StartRun, StopRun
 from fedbus.contracts.transition import LIFECYCLES
 
@@ -61,7 +61,7 @@ LAST_YEAR: Final = 9000
 MESSAGE_GONE: Final = "the stream no longer contains this message"
 MAX_BODY_BYTES: Final = 64 * 1024
 
-ACTIONS: Final[Mapping[str, type[Request]]] = {
+ACTIONS: Final[Mapping[str, type[Request[Body]]]] = {
     kind.name: kind for kind in (StartRun, StopRun, PromoteModel, RollBackModel, RollOutCode, RevertCode)
 }
 """Requests that the dashboard can send, by name."""
@@ -275,7 +275,7 @@ class HttpApi:
         return web.json_response(reply.model_dump(mode="json"))
 
 
-async def _parse_action(kind: type[Request], request: web.Request) -> Request:
+async def _parse_action(kind: type[Request[Body]], request: web.Request) -> Request[Body]:
     if request.content_type != "application/json":
         raise web.HTTPUnsupportedMediaType(text="unsupported media type. Send application/json")
     try:

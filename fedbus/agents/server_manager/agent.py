@@ -284,7 +284,7 @@ class ServerManager:
             self._decisions.notify_all()
 
     @property
-    def _handlers(self) -> dict[type[Request], Handler]:
+    def _handlers(self) -> dict[type[Request[Body]], Handler]:
         ask = self._runner.ask
         return {
             HealthCheck: self._health,

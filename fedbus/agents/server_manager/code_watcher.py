@@ -31,7 +31,6 @@ from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.client import CLIENT, ClientData, ClientState
 from fedbus.contracts.code import (
     CheckCode,
-    CodeChecked,
     CodeLookedFor,
     LookForCode,
     RevertCode,
@@ -192,7 +191,7 @@ class CodeWatcher:
         check = CheckCode(task=own, code_version=version, like=like)
         timeout_s = task.table.code.check_s + CHECK_OVERHEAD_S
         try:
-            checked: CodeChecked = await request_until_answered(self._bus, check, timeout_s=timeout_s)
+            checked = await request_until_answered(self._bus, check, timeout_s=timeout_s)
         except RequestRefused as error:
             if error.kind is RefusalKind.RETRYABLE:
                 raise FollowingBlocked(f"{short_version(version)} cannot be checked: {error}") from error
@@ -218,7 +217,7 @@ class CodeWatcher:
     # --- requests -----------------------------------------------------------------------------------
 
     @property
-    def handlers(self) -> dict[type[Request], Handler]:
+    def handlers(self) -> dict[type[Request[Body]], Handler]:
         return {LookForCode: self._poll_now, RollOutCode: self._roll_out, RevertCode: self._revert}
 
     async def _poll_now(self, _: LookForCode) -> Body:

@@ -19,8 +19,6 @@ from fedbus.contracts.model import Artifact
 from fedbus.contracts.server import (
     FindServer,
     InitModel,
-    ModelInitialised,
-    ServerFound,
     StartServer,
     StopServer,
 )
@@ -54,7 +52,7 @@ class FlowerServerClient:
     async def build_first_model(self, code_version: str) -> Artifact:
         """Build and store the first model of *code_version*; raises RequestRefused."""
         request = InitModel(task=self._task, code_version=code_version)
-        made: ModelInitialised = await request_until_answered(self._bus, request, timeout_s=INIT_TIMEOUT_S)
+        made = await request_until_answered(self._bus, request, timeout_s=INIT_TIMEOUT_S)
         return made.artifact
 
     async def compare_architecture(self, model: Artifact, code_version: str) -> ArchitectureComparison:
@@ -63,9 +61,7 @@ class FlowerServerClient:
             key = (code_version, model.architecture)
             if key not in self._comparisons:
                 check = CheckCode(task=self._task, code_version=code_version, like=model.sha256)
-                checked: CodeChecked = await request_until_answered(
-                    self._bus, check, timeout_s=INIT_TIMEOUT_S
-                )
+                checked = await request_until_answered(self._bus, check, timeout_s=INIT_TIMEOUT_S)
                 self._comparisons[key] = ArchitectureComparison(checked.differs, checked.fixed)
             return self._comparisons[key]
 
@@ -105,7 +101,7 @@ class FlowerServerClient:
         request = FindServer(task=self._task, run=run, say_so=report_loss)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                found: ServerFound = await request_until_answered(self._bus, request)
+                found = await request_until_answered(self._bus, request)
         except (RequestRefused, TimeoutError):
             return False
         return found.up

@@ -85,7 +85,7 @@ from fedbus.common.retry import RetryBackoff
 from fedbus.contracts import subjects
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.causation import cause_scope
-from fedbus.contracts.message import Request
+from fedbus.contracts.message import Body, Request
 from fedbus.contracts.run import (
     RUN,
     RunChanges,
@@ -231,7 +231,7 @@ class _Leadership:
     ) -> None:
         await self._decide(await self._load(holder))
         ask = self._runner.ask
-        handlers: dict[type[Request], Handler] = {
+        handlers: dict[type[Request[Body]], Handler] = {
             StartRun: lambda request: ask(lambda request_id: RunStartRequested(request_id, request)),
             StopRun: lambda request: ask(lambda request_id: RunStopRequested(request_id, request)),
         }

@@ -13,7 +13,7 @@ from support.federation import TASK, AgentFunction, FederationHarness, RunningAg
 
 from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.bus.errors import RequestRefused
-from fedbus.contracts.champion import Champion, ModelPromoted, PromoteModel, RollBackModel, StartLineage
+from fedbus.contracts.champion import Champion, PromoteModel, RollBackModel, StartLineage
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.model import Manifest
 from fedbus.contracts.run import RoundResult, RunPlan
@@ -95,6 +95,7 @@ async def served_version(fed: FederationHarness) -> tuple[int, int]:
     async def is_offered() -> bool:
         with suppress(RequestRefused):  # a manager that has come back asks its repository first
             info = await fed.bus.request(GetServerInfo(task=TASK))
+            assert info.model is not None
             offered.append((info.model.version, info.term))
         return bool(offered)
 
@@ -178,9 +179,7 @@ async def test_a_version_that_was_not_promoted_can_be_promoted_by_hand(
 ) -> None:
     await flower.complete_run(1, loss=0.5)
     await flower.complete_run(2, loss=0.8)
-    answer: ModelPromoted = await fed.bus.request(
-        PromoteModel(task=TASK, model_version=3, reason="better on rare classes")
-    )
+    answer = await fed.bus.request(PromoteModel(task=TASK, model_version=3, reason="better on rare classes"))
     assert (answer.model.version, answer.instead_of) == (3, 2)
     message = await fed.wait_for_message(ModelPublished, times=2)
     assert (message.model.version, message.term, message.reason) == (3, 3, "better on rare classes")
@@ -193,7 +192,7 @@ async def test_a_rollback_announces_the_previous_champion(
 ) -> None:
     await flower.complete_run(1, loss=0.5)
     await flower.complete_run(2, loss=0.4)
-    answer: ModelPromoted = await fed.bus.request(RollBackModel(task=TASK))
+    answer = await fed.bus.request(RollBackModel(task=TASK))
     assert (answer.model.version, answer.instead_of) == (2, 3)
     message = await fed.wait_for_message(ModelPublished, times=3)
     assert (message.model.version, message.term) == (2, 4)
@@ -241,7 +240,7 @@ async def test_an_impossible_promotion_is_refused_with_a_reason(
 async def test_a_champion_can_be_promoted_again_after_device_rollbacks(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
-    answer: ModelPromoted = await fed.bus.request(PromoteModel(task=TASK, model_version=1, reason="again"))
+    answer = await fed.bus.request(PromoteModel(task=TASK, model_version=1, reason="again"))
     assert (answer.model.version, answer.instead_of) == (1, 1)
     message = await fed.wait_for_message(ModelPublished)
     assert (message.model.version, message.term, message.reason) == (1, 2, "again")
@@ -297,7 +296,7 @@ async def test_a_new_lineage_begins_with_a_first_model_and_no_parent(
 ) -> None:
     await flower.complete_run(1, loss=0.5)
     flower.width = 5
-    answer: ModelPromoted = await fed.bus.request(StartLineage(task=TASK, reason="a wider layer"))
+    answer = await fed.bus.request(StartLineage(task=TASK, reason="a wider layer"))
     assert (answer.model.version, answer.instead_of) == (3, 2)
     manifest = await flower.store.read_manifest(3)
     assert (manifest.parent, manifest.lineage) == (None, 2)
@@ -318,6 +317,7 @@ async def test_every_announcement_has_the_signature_of_its_version(
     for manifest in await flower.store.list_versions():
         trusted.verify_manifest(manifest)
     info = await fed.bus.request(GetServerInfo(task=TASK))
+    assert info.model is not None
     trusted.verify(TASK, info.model, info.seal)
     transition = fed.messages_of(ModelPublished)[0]
     trusted.verify(TASK, transition.model, transition.seal)

@@ -3,8 +3,8 @@
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.table import Table
@@ -18,14 +18,15 @@ from fedbus.app.terminal import output
 from fedbus.app.terminal.plain import pluralize, print_json
 from fedbus.app.terminal.progress_bar import progress_bar
 from fedbus.contracts.client import CLIENT
-from fedbus.contracts.code import CODE, CodeLookedFor, LookForCode, RevertCode, RolloutBegun, RollOutCode
-from fedbus.contracts.message import Request
+from fedbus.contracts.code import CODE, LookForCode, RevertCode, RollOutCode
+from fedbus.contracts.message import Body, Request
 from fedbus.contracts.task.task import STAGE_PATTERN
 from fedbus.contracts.transition import Transition
 from fedbus.domain.run_participation import short_version
 from fedbus.stores.code.address import is_address
 from fedbus.stores.code.open import CodeUnavailable, Commit, HistoryRewritten
 
+ReplyT = TypeVar("ReplyT", bound=Body)
 TaskId = Annotated[str | None, typer.Option("--task", help="The task's id.", show_default="the only task")]
 Source = Annotated[
     str,
@@ -97,7 +98,7 @@ def status(*, task: TaskId = None, json: output.JsonOption = False) -> None:
 
 def look(*, task: TaskId = None) -> None:
     """Poll the code repository now, for example in a hook after a push."""
-    reply: CodeLookedFor = _send_request(task, lambda name: LookForCode(task=name))
+    reply = _send_request(task, lambda name: LookForCode(task=name))
     typer.echo(f"{reply.found[:SHORT_LENGTH]}: {reply.news}")
 
 
@@ -121,7 +122,7 @@ def rollout(
 ) -> None:
     """Roll out a code version to the clients, stage by stage."""
     stages = _parse_stages(stage or [])
-    reply: RolloutBegun = _send_request(
+    reply = _send_request(
         task,
         lambda name: RollOutCode(task=name, code_version=version, stages=stages, new_lineage=new_lineage),
     )
@@ -137,7 +138,7 @@ def revert(
     reason: Annotated[str, typer.Option(help="Reason, which all users can read.")] = "reverted by hand",
 ) -> None:
     """Cancel the rollout, or without one deploy the previous version."""
-    reply: RolloutBegun = _send_request(task, lambda name: RevertCode(task=name, to=to, reason=reason))
+    reply = _send_request(task, lambda name: RevertCode(task=name, to=to, reason=reason))
     typer.echo(f"deploying {reply.code_version[:SHORT_LENGTH]} to all clients. See: fedbus code status")
 
 
@@ -154,10 +155,10 @@ def _parse_stages(stages: list[str]) -> tuple[str, ...]:
     return tuple(stages)
 
 
-def _send_request(task: str | None, request: Any) -> Any:
-    async def send() -> Any:
+def _send_request(task: str | None, request: Callable[[str], Request[ReplyT]]) -> ReplyT:
+    async def send() -> ReplyT:
         async with connect_bus() as bus:
-            message: Request = request(await resolve_task(bus, task))
+            message = request(await resolve_task(bus, task))
             with progress_bar(f"waiting for the server of {message.task}, which may check the code first"):
                 return await bus.request(message, timeout_s=CHECK_TIMEOUT_S)
 

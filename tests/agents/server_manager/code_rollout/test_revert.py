@@ -43,6 +43,7 @@ async def test_a_worse_model_rolls_all_clients_back(
     assert "model not promoted" in (await fed.wait_for_event("code", "rollout_reverted")).reason
     assert fed.events_of("server")[-1] == "candidate_kept"
     info = await fed.bus.request(GetServerInfo(task=TASK))
+    assert info.model is not None
     assert info.model.version == 2
 
 
@@ -215,4 +216,6 @@ async def test_a_new_lineage_starts_with_the_code_that_makes_it(
     latest = await peers.store.read_latest()
     assert latest is not None
     assert (latest.version, latest.parent, latest.lineage, latest.code_version) == (2, None, 2, new)
-    assert (await fed.bus.request(GetServerInfo(task=TASK))).model.version == 2
+    info = await fed.bus.request(GetServerInfo(task=TASK))
+    assert info.model is not None
+    assert info.model.version == 2

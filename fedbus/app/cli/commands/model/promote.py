@@ -6,6 +6,7 @@ the devices. Connected devices load the version within seconds, the others when 
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import typer
@@ -22,7 +23,7 @@ from fedbus.bus.bus import Bus
 from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import lifecycle_stream
 from fedbus.contracts import subjects
-from fedbus.contracts.champion import PromoteModel, RollBackModel, StartLineage
+from fedbus.contracts.champion import ModelPromoted, PromoteModel, RollBackModel, StartLineage
 from fedbus.contracts.client import ClientEvent, InferenceData, InferenceEvent, InferenceState
 from fedbus.contracts.message import Request
 from fedbus.contracts.model import ModelRef
@@ -89,10 +90,12 @@ def init(
     _request_change(lambda name: StartLineage(task=name, reason=reason), task, wait_s, json=json)
 
 
-def _request_change(request: Any, task: str | None, wait_s: float, *, json: bool) -> None:
+def _request_change(
+    request: Callable[[str], Request[ModelPromoted]], task: str | None, wait_s: float, *, json: bool
+) -> None:
     async def change() -> dict[str, Any]:
         async with connect_bus() as bus:
-            message: Request = request(await resolve_task(bus, task))
+            message = request(await resolve_task(bus, task))
             _, end_of_stream = await bus.sequence_range(lifecycle_stream(bus.fed))
             with progress_bar(f"waiting for the server of {message.task}"):
                 reply = await bus.request(message, timeout_s=ANSWER_TIMEOUT_S)

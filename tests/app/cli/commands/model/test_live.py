@@ -147,6 +147,7 @@ async def test_a_refused_request_is_one_line_and_changes_nothing(live: LiveFeder
         assert message in result.err
         assert result.err.count("\n") == 1
     info = await live.fed.bus.request(GetServerInfo(task=TASK))
+    assert info.model is not None
     assert (info.model.version, info.term) == (2, 2)
 
 
