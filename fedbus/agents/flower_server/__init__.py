@@ -1,1 +1,1 @@
-"""The Flower server: runs a task's ServerApp, in a child process or a Kubernetes Job."""
+"""The Flower server: runs the server session of a run, in a child process or a Kubernetes Job."""

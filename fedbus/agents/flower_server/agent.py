@@ -1,6 +1,6 @@
 """The Flower server: runs the task's own code on the server side, in child processes or Kubernetes Jobs.
 
-One process builds the initial model. Another runs the ServerApp of a run, from `server_started` to `run_finished`
+One process builds the initial model. Another runs the server session of a run, from `server_started` to `run_finished`
 or `run_failed`, and releases all its memory when it ends; its code is in `server_app_process`. This agent starts,
 supervises and stops these processes. It publishes `server_lost` for a process that ends without reporting its end.
 """
@@ -63,7 +63,7 @@ class RunningServer:
 class FlowerServer:
     """The agent that runs the server-side code of one task. The processes write their logs to *logs*.
 
-    *launcher* runs the ServerApps; the default is child processes.
+    *launcher* runs the server sessions; the default is child processes.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class FlowerServer:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve requests until *stop* is set. The next Flower server resumes a run that is active then."""
-        handlers: dict[type[Request], Handler] = {
+        handlers: dict[type[Request[Body]], Handler] = {
             InitModel: self._init_model,
             StartServer: self._start,
             StopServer: self._stop,
@@ -173,7 +173,7 @@ class FlowerServer:
     async def _check_model_available(self, artifact: Artifact) -> None:
         """Raise StoreError if the model of a run is not available, before its process starts.
 
-        A ServerApp without access to this machine's files checks the model itself.
+        A session without access to this machine's files checks the model itself.
         """
         if self._launcher.has_shared_files:
             await self._models.local_path(artifact.sha256)
@@ -208,7 +208,7 @@ class FlowerServer:
             self._running = None
 
     async def _supervise_run(self, config: ServerProcessConfig, stop: asyncio.Event) -> None:
-        """Run one ServerApp, and report it if it is lost."""
+        """Run one server session, and report it if it is lost."""
         if reason := await self._launcher.run(config, stop):
             await self._report_lost(config.run, reason)
 

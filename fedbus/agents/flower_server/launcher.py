@@ -1,7 +1,7 @@
-"""Launchers, which run the ServerApp of a run in a child process or in a Kubernetes Job.
+"""Launchers, which run the server session of a run in a child process or in a Kubernetes Job.
 
-The Flower server agent starts and stops a ServerApp through a launcher. The launcher returns the reason if the
-ServerApp was lost, and "" if it ended normally: then it has published its end itself.
+The Flower server agent starts and stops a server session through a launcher. The launcher returns the reason if the
+session was lost, and "" if it ended normally: then it has published its end itself.
 """
 
 import asyncio
@@ -14,21 +14,21 @@ from fedbus.agents.common.process_orders import ServerProcessConfig, child_comma
 
 
 class Launcher(Protocol):
-    """Runs ServerApps in one kind of place."""
+    """Runs server sessions in one kind of place."""
 
     @property
     def has_shared_files(self) -> bool:
-        """Whether the ServerApp has access to the files of the agent's machine."""
+        """Whether the session has access to the files of the agent's machine."""
 
     async def run(self, config: ServerProcessConfig, stop: asyncio.Event) -> str:
-        """Run a ServerApp until it ends or *stop* is set, and clean up. Returns how it was lost, or ""."""
+        """Run a server session until it ends or *stop* is set, and clean up. Returns how it was lost, or ""."""
 
     async def remove_orphans(self) -> None:
-        """End ServerApps of this task that an earlier agent has left behind."""
+        """End server sessions of this task that an earlier agent has left behind."""
 
 
 class ChildLauncher:
-    """Runs ServerApps in child processes, which end with this process. They write their logs to *logs*."""
+    """Runs server sessions in child processes, which end with this process. They write their logs to *logs*."""
 
     has_shared_files = True
 

@@ -1,1 +1,1 @@
-"""Running a ServerApp as a Kubernetes Job."""
+"""Running a server session as a Kubernetes Job."""

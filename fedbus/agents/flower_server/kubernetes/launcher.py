@@ -1,6 +1,6 @@
-"""A launcher that runs the ServerApp of a run as a Kubernetes Job.
+"""A launcher that runs the server session of a run as a Kubernetes Job.
 
-    Flower server –creates, watches and deletes→ Job      its pod uses the bus like every ServerApp process
+    Flower server –creates, watches and deletes→ Job      its pod uses the bus like every server session
 
 A PodTemplate of the same namespace defines the pod: its image, resources and GPU. The launcher adds the command,
 the process configuration, and labels by which a restarted agent finds Jobs that its predecessor left behind.
@@ -35,7 +35,7 @@ from fedbus.agents.flower_server.kubernetes.pod_status import has_started, last_
 from fedbus.common.retry import retry
 
 CONTAINER: Final = "flower-server"
-"""The container of the PodTemplate that runs the ServerApp."""
+"""The container of the PodTemplate that runs the session."""
 TERMINATION_LOG: Final = "/dev/termination-log"
 """The default `terminationMessagePath`: Kubernetes reports the content of this file."""
 DELETE_TIMEOUT_S: Final = 90.0
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 class KubernetesLauncher:
-    """Runs ServerApps of one task as Jobs in *cluster*, with the PodTemplate *template*."""
+    """Runs server sessions of one task as Jobs in *cluster*, with the PodTemplate *template*."""
 
     has_shared_files = False
 
@@ -115,7 +115,7 @@ class KubernetesLauncher:
         return reasons[0] if reasons else ""
 
     async def _delete(self, api: KubernetesClient, name: str) -> None:
-        """Delete a Job and wait for the end of its pod: two ServerApps of a task would share messages."""
+        """Delete a Job and wait for the end of its pod: two sessions of a task would share messages."""
         try:
             async with asyncio.timeout(DELETE_TIMEOUT_S):
                 await _retry(lambda: api.delete_job(name))
@@ -260,7 +260,7 @@ def _has_ended(job: Object) -> bool:
 
 
 async def _describe_end(api: KubernetesClient, job: Object | None) -> str:
-    """Return how the ServerApp was lost; "" if the Job completed."""
+    """Return how the session was lost; "" if the Job completed."""
     if job is None:
         return "the Job of the Flower server was deleted from outside fedbus"
     failed = _true_condition(job, "Failed")
