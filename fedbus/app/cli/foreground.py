@@ -13,14 +13,22 @@ from fedbus.app.telemetry.process_metrics import measure_process
 
 
 def run_until_signal(
-    work: Callable[[asyncio.Event], Any], name: str, *, level: str = "INFO", **about: str
+    work: Callable[[asyncio.Event], Any],
+    name: str,
+    *,
+    level: str = "INFO",
+    for_people: bool = False,
+    **about: str,
 ) -> None:
-    """Run *work* until it ends or a signal sets its stop event; *about* is added to each log line and span."""
+    """Run *work* until it ends or a signal sets its stop event; *about* is added to each log line and span.
+
+    If the command is *for_people*, its log lines are readable also in a pipe.
+    """
 
     async def run() -> None:
         async with report_health():
             with stop_on_signals() as stop, measure_process(os.environ.get(NATS_MONITOR, "")):
                 await work(stop)
 
-    with telemetry.configure_telemetry(f"fedbus-{name}", level=level, **about):
+    with telemetry.configure_telemetry(f"fedbus-{name}", level=level, for_people=for_people, **about):
         asyncio.run(run())

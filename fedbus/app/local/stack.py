@@ -27,6 +27,7 @@ from fedbus.app.local.nats_server import EmbeddedNats, embedded_nats
 from fedbus.app.local.seaweedfs import embedded_s3
 from fedbus.app.local.supervisor import HOST, PortTaken, bind_port
 from fedbus.app.settings import NATS_MONITOR, Settings
+from fedbus.app.telemetry.log_lines import plain_text
 from fedbus.common.retry import RetryBackoff
 from fedbus.contracts.identifiers import ClientId, client_id
 
@@ -200,7 +201,7 @@ async def _supervise(
             code = child.returncode
         if stop.is_set():
             return
-        reason = f"{describe_exit(code or 0)}: {log_tail(running.log_path(name), 1)}"
+        reason = f"{describe_exit(code or 0)}: {plain_text(log_tail(running.log_path(name), 1))}"
         running.restarts[name] = reason
         log.warning("Process ended; restarting", process=name, reason=reason)
         await backoff.pause(stop)

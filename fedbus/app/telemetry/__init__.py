@@ -41,9 +41,14 @@ __all__ = ["configure_telemetry", "log_to_stderr"]
 
 
 @contextmanager
-def configure_telemetry(service: str, *, level: str = "INFO", **about: str) -> Iterator[None]:
-    """Configure telemetry of this process as *service* until the block ends; *about* is added to every signal."""
-    log_to_stderr(level=level, agent=service.removeprefix("fedbus-"), **about)
+def configure_telemetry(
+    service: str, *, level: str = "INFO", for_people: bool = False, **about: str
+) -> Iterator[None]:
+    """Configure telemetry of this process as *service* until the block ends; *about* is added to every signal.
+
+    If the log is *for_people*, it is readable also in a pipe.
+    """
+    log_to_stderr(level=level, for_people=for_people, agent=service.removeprefix("fedbus-"), **about)
     with nullcontext() if _is_disabled() else _sdk(_resource(service, about)):
         yield
 

@@ -1,7 +1,7 @@
 """Log lines of fedbus and of all libraries, on standard error, one line each.
 
 FEDBUS_LOG_LEVEL   debug, info, warning, error or critical; at debug, agents log each method call
-FEDBUS_LOG_FORMAT  console or json; default: console on a terminal, else json
+FEDBUS_LOG_FORMAT  console or json; default: console on a terminal and for commands that people start, else json
 """
 
 import json
@@ -34,10 +34,13 @@ LIBRARY_LEVELS: Final = {
 """Libraries whose lines below a level are dropped."""
 
 
-def log_to_stderr(*, level: str = "INFO", **about: str) -> None:
-    """Write log lines of fedbus and of all libraries to standard error. FEDBUS_LOG_LEVEL overrides *level*."""
+def log_to_stderr(*, level: str = "INFO", for_people: bool = False, **about: str) -> None:
+    """Write log lines of fedbus and of all libraries to standard error.
+
+    FEDBUS_LOG_LEVEL overrides *level*. Lines *for_people* are readable also in a pipe, unless FEDBUS_LOG_FORMAT is set.
+    """
     number = parse_level(os.environ.get(LEVEL) or level, level)
-    is_readable = _uses_console_format(os.environ.get(FORMAT, ""))
+    is_readable = _uses_console_format(os.environ.get(FORMAT, ""), for_people=for_people)
     structlog.configure(
         processors=[ProcessorFormatter.wrap_for_formatter],  # the formatter does the rest
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -60,13 +63,17 @@ def parse_level(name: str, default: str) -> int:
     return names.get(name.strip().upper(), names[default.upper()])
 
 
-def _uses_console_format(log_format: str) -> bool:
-    return log_format == "console" if log_format in FORMATS else sys.stderr.isatty()
+def _uses_console_format(log_format: str, *, for_people: bool) -> bool:
+    return log_format == "console" if log_format in FORMATS else for_people or sys.stderr.isatty()
 
 
 def _renderers(*, readable: bool) -> list[Processor]:
     if readable:
-        return [structlog.dev.ConsoleRenderer(pad_event_to=0, exception_formatter=exceptions.as_text)]
+        return [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), pad_event_to=0, exception_formatter=exceptions.as_text
+            )
+        ]
     return [
         structlog.processors.ExceptionRenderer(exceptions.as_json_objects),
         lambda _logger, _level, line: encode_json(line),
@@ -120,6 +127,17 @@ def _timestamp(created: float) -> str:
 
 def _short_timestamp(created: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(created))
+
+
+def plain_text(line: str) -> str:
+    """Return the event and the reason of *line* if it is a log line as JSON, else *line*."""
+    try:
+        keys = json.loads(line)
+    except ValueError:
+        return line
+    if not isinstance(keys, dict) or "event" not in keys:
+        return line
+    return ": ".join(str(keys[name]) for name in ("event", "reason") if keys.get(name))
 
 
 def error_summary() -> tuple[int, str]:

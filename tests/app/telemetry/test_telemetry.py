@@ -14,6 +14,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from fedbus.app.telemetry.exceptions import CHAIN_LENGTH, MAX_FRAMES, MESSAGE_CHARS
+from fedbus.app.telemetry.log_lines import plain_text
 
 LOGS_AND_TRACES = """
 import logging
@@ -97,6 +98,39 @@ logging.getLogger("some.library").info({3: ("a", 4)})
 """).stderr.splitlines()
 
     assert json.loads(line)["event"] == "{3: ('a', 4)}"
+
+
+PEOPLE: Final = """
+import structlog
+from fedbus.app import telemetry
+telemetry.log_to_stderr(level="WARNING", for_people=True, agent="up")
+structlog.get_logger("fedbus.stack").warning("Process ended; restarting", process="c1", reason="killed")
+"""
+
+
+def test_a_log_for_people_is_readable_in_a_pipe() -> None:
+    (line,) = run_python(PEOPLE).stderr.splitlines()
+    assert "Process ended; restarting" in line
+    assert not line.startswith("{")
+    assert "process=c1 reason=killed" in line, "without colours"
+    assert run_python(PEOPLE, FEDBUS_LOG_FORMAT="json").stderr.startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (
+            '{"agent": "c1", "event": "Model download failed", "reason": "no space"}',
+            "Model download failed: no space",
+        ),
+        ('{"event": "Run opened", "reason": null}', "Run opened"),
+        ("fedbus: port 1 is taken", "fedbus: port 1 is taken"),
+        ('{"loss": 1}', '{"loss": 1}'),
+        ("17", "17"),
+    ],
+)
+def test_the_last_log_line_of_a_process_is_quoted_as_text(line: str, text: str) -> None:
+    assert plain_text(line) == text
 
 
 def test_an_exception_stays_one_line() -> None:
