@@ -63,7 +63,7 @@ FAILS: Final = 2
 """The number of the client whose training raises."""
 MEAN_STEP: Final = 1.25
 """The sum that a round of the clients 0 and 1 adds to each element of the model."""
-STOP_S: Final = 10.0
+STOP_S: Final = 60.0
 """The time within which a run that is stopped ends."""
 SAMPLES: Final = {"c0": 30, "c1": 10}
 
@@ -89,6 +89,8 @@ class SuiteFederation:
     devices: dict[str, MemoryDevice] = field(default_factory=dict)
     rounds: list[tuple[RoundResult, Arrays]] = field(default_factory=list)
     """The result and the model of each round that the library reported."""
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    """Tasks on the event loop, until the end of the test."""
 
     def add_client(
         self,
@@ -148,12 +150,35 @@ class SuiteFederation:
 
         asyncio.run_coroutine_threadsafe(run(), self.loop).result()
 
-    def call_later(self, delay_s: float, function: Callable[[], object]) -> None:
-        """Call *function* on the event loop after *delay_s*."""
-        self.loop.call_soon_threadsafe(self.loop.call_later, delay_s, function)
+    def call_when(self, condition: Callable[[], object], function: Callable[[], object]) -> None:
+        """Call *function* on the event loop as soon as *condition* holds."""
+
+        async def wait_and_call() -> None:
+            while not condition():  # noqa: ASYNC110 - the condition may be anything
+                await asyncio.sleep(0.01)
+            function()
+
+        self.call(lambda: self.tasks.append(self.loop.create_task(wait_and_call())))
+
+    def expire_messages_to(self, name: str) -> None:
+        """Let the deadline of a message pass whenever this client is the only one without a reply."""
+        messenger, passed_s = self.messenger, 0.0
+        messenger._now = lambda: self.loop.time() + passed_s  # type: ignore[method-assign]  # noqa: SLF001
+
+        async def expire() -> None:
+            nonlocal passed_s
+            while True:
+                if {pending.sent.client for pending in messenger._pending.values()} == {name}:  # noqa: SLF001
+                    passed_s += self.plan.round_s
+                    messenger._on_timer()  # noqa: SLF001
+                await asyncio.sleep(0.01)
+
+        self.call(lambda: self.tasks.append(self.loop.create_task(expire())))
 
     async def close(self) -> None:
         self.messenger.close("the test is over")
+        for task in self.tasks:
+            task.cancel()
         for device in self.devices.values():
             await device.close()
             device.session.close()
@@ -361,7 +386,10 @@ class LibrarySuite(ABC):
             federation.add_client(0)
             federation.add_client(1)
             federation.add_client(3, is_silent=True)
-            federation.call_later(0.3, lambda: federation.messenger.deliver(_leave(federation, "c3")))
+            leave, device = _leave(federation, "c3"), federation.devices["c3"]
+            federation.call_when(
+                lambda: device.received_messages, lambda: federation.messenger.deliver(leave)
+            )
             final = federation.train(model())
 
         assert final is not None
@@ -371,10 +399,11 @@ class LibrarySuite(ABC):
         assert "the battery is low" in result.failures["c3"]
 
     def test_a_round_continues_without_a_client_at_its_deadline(self, run: SuiteRun) -> None:
-        with run.open(rounds=1, round_s=1.5) as federation:
+        with run.open(rounds=1, round_s=300.0) as federation:
             federation.add_client(0)
             federation.add_client(1)
             federation.add_client(3, is_silent=True)
+            federation.expire_messages_to("c3")
             final = federation.train(model())
 
         assert final is not None
@@ -407,7 +436,11 @@ class LibrarySuite(ABC):
         with run.open(rounds=2, round_s=300.0) as federation:
             federation.add_client(0)
             federation.add_client(1, is_silent=True)
-            federation.call_later(0.3, lambda: federation.messenger.close("the run was cancelled"))
+            device, blobs = federation.devices["c1"], federation.bus.blobs
+            federation.call_when(
+                lambda: device.received_messages and (blobs.fetched or not blobs.offered),
+                lambda: federation.messenger.close("the run was cancelled"),
+            )
             timer = threading.Timer(STOP_S, federation.lose_client, ("c1",))
             timer.start()
             with pytest.raises(MessengerClosed, match="the run was cancelled"):
