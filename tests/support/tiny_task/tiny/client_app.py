@@ -19,7 +19,8 @@ def train(message: Message, context: Context) -> Message:
         os._exit(3)
     if number == config["raises"]:
         raise ValueError("the run config makes this client fail")
-    while is_held(str(config["hold"]), int(current)):
+    assert isinstance(current, int)
+    while is_held(str(config["hold"]), current):
         time.sleep(0.01)
     time.sleep(float(config["slow-s"] if number == config["slow"] else config["pause-s"]))
     step = float("nan") if config["poison"] else 1.0
