@@ -58,18 +58,22 @@ class RoundLog:
         """Set the latest global model."""
         self._latest = arrays
 
-    def end_round(self, round_number: int) -> None:
-        """End the round, and report it unless it has been reported, by this process or its predecessor."""
+    def end_round(self, round_number: int, tally: RoundTally | None = None) -> None:
+        """End the round, and report it unless it has been reported, by this process or its predecessor.
+
+        *tally* has its participants; None: those of *round_number*.
+        """
         if round_number > self._last_reported:
             self._last_reported = round_number
-            self._on_round(self._make_result(round_number), self.latest)
+            if tally is None:
+                tally = self._tally(round_number) if round_number else RoundTally()
+            self._on_round(self._make_result(round_number, tally), self.latest)
         self._metrics = {}
         self._contributions = {}
         self._round_started = time.monotonic()
         self.trace.end_round()
 
-    def _make_result(self, round_number: int) -> RoundResult:
-        tally = self._tally(round_number) if round_number else RoundTally()
+    def _make_result(self, round_number: int, tally: RoundTally) -> RoundResult:
         times = split_round_time(tally.exchanges, time.monotonic())
         clients = list(times)[:MAX_REPORTED_CLIENTS]
         return RoundResult(

@@ -1,6 +1,7 @@
 """The result of a round: an evaluation that fails on all clients."""
 
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from learning.flower.memory_bus import CLIENT_APP, initial_model, open_memory_federation, render_server_app
@@ -86,3 +87,63 @@ async def test_a_round_of_a_flower_app_has_the_failure_of_its_evaluation(
     assert result.evaluation_failure.startswith(failure)
     assert bool(result.evaluation_failure) == bool(failure)
     assert result.participants == {"c1": 1, "c2": 1}
+
+
+QUERY_OR_FAIL = """
+    from flwr.app import Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+
+    app = ClientApp()
+
+    @app.query()
+    def query(message, context):
+        if context.node_config["samples"] == 0:
+            raise ValueError("no data")
+        metrics = MetricRecord({"count": context.node_config["samples"]})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+"""
+ANALYTICS = """
+    from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+    from flwr.serverapp import ServerApp
+
+    app = ServerApp()
+
+    @app.main()
+    def main(grid, context):
+        content = RecordDict({"config": ConfigRecord()})
+        messages = [Message(content, node, "query", group_id="GROUP") for node in grid.get_node_ids()]
+        replies = [reply for reply in grid.send_and_receive(messages) if reply.has_content()]
+        total = sum(reply.content["metrics"]["count"] for reply in replies)
+        context.state["metrics"] = MetricRecord({"total": total, "centralized_loss": 0.5})
+"""
+
+
+@pytest.mark.parametrize(("group", "number"), [("", 1), ("4", 4)])
+async def test_metrics_in_the_state_are_those_of_a_run_without_a_strategy(
+    tmp_path: Path, group: str, number: int
+) -> None:
+    """Federated analytics: the run has no model, and the metrics belong to its version."""
+    server = dedent(ANALYTICS).replace("GROUP", group)
+    async with open_memory_federation(tmp_path, server=server, client=QUERY_OR_FAIL) as federation:
+        for client, samples in {"c1": 3, "c2": 4, "c3": 0}.items():
+            federation.add(client, samples=samples)
+        assert await federation.run({}) == {}
+    (result,) = federation.results
+    assert (result.round, result.metrics) == (number, {"total": 7, "loss": 0.5})
+    assert result.participants == {"c1": 0, "c2": 0}
+    assert list(result.failures) == ["c3"]
+
+
+async def test_metrics_in_the_state_belong_to_the_result_of_an_own_loop(tmp_path: Path) -> None:
+    server = dedent(ANALYTICS).replace(
+        "context.state[",
+        'context.state["fedbus.result"] = ArrayRecord({"w": Array(np.ones(3))}); context.state[',
+        1,
+    )
+    server = "import numpy as np\nfrom flwr.app import Array, ArrayRecord\n" + server
+    async with open_memory_federation(tmp_path, server=server, client=QUERY_OR_FAIL) as federation:
+        federation.add("c1", samples=3)
+        final = await federation.run({})
+    ((result, arrays),) = federation.rounds
+    assert result.metrics == {"total": 3, "loss": 0.5}
+    assert arrays["w"].tolist() == final["w"].tolist() == [1, 1, 1]

@@ -184,6 +184,7 @@ class MessengerGrid(RunGrid):
                 ttl_s=metadata.ttl,
                 created_at=metadata.created_at,
             )
+            self.last_round = max(self.last_round, item.round or 0)
             set_message_id(message, item.message_id)
             outgoing.append((item, message))
         return outgoing

@@ -16,6 +16,8 @@ class RunGrid(Grid):
 
     def __init__(self) -> None:
         self._waits = threading.local()
+        self.last_round = 0
+        """The highest round that messages have counted for; 0 if none named a round."""
 
     @property
     @abstractmethod

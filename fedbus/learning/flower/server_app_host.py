@@ -2,10 +2,12 @@
 
 An app with a Flower strategy needs no change: hooks inject the model and take the result. An app with its own
 loop reads the model from ``context.state["fedbus.model"]`` and writes the result to
-``context.state["fedbus.result"]``, both as ArrayRecords.
+``context.state["fedbus.result"]``, both as ArrayRecords. MetricRecords that it leaves in ``context.state`` are the
+metrics of the result.
 """
 
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -91,17 +93,36 @@ def run_server_app(app: ServerApp, grid: RunGrid, job: ServerJob, on_round: OnRo
         if streaming:
             hooks.enter_context(streaming_aggregation())
         _run_app(app, grid, context, job.path)
+    has_reported = strategy_hook.was_used or legacy_hook.was_used
     if isinstance(result := context.state.get(RESULT_KEY), ArrayRecord):
         binding = ModelBinding(job.model, is_fixed=table.architecture == "fixed")
-        return binding.to_model(from_record(result))
-    if strategy_hook.was_used or legacy_hook.was_used:
+        model = binding.to_model(from_record(result))
+        if not has_reported:
+            log.set_model(model)
+            _report_own_loop(context, grid, log)
+        return model
+    if has_reported:
         return log.latest or None
+    _report_own_loop(context, grid, log)
     logger.warning(
         "ServerApp ended without a model",
         run=grid.run_name,
         hint=f"train with `start` of a Flower strategy, or assign an ArrayRecord to context.state[{RESULT_KEY!r}]",
     )
     return None
+
+
+def _report_own_loop(context: Context, grid: RunGrid, log: RoundLog) -> None:
+    """Report the metrics that an app without a strategy has left as its last round, so that its version has them."""
+    records = context.state.metric_records
+    for record in records.values():
+        log.add_metrics(record)
+    if records:
+        tally = grid.tally(grid.last_round)
+        answered = dict.fromkeys(
+            tally.figures, 0
+        )  # a client that answered a query took part, without samples
+        log.end_round(max(1, grid.last_round), replace(tally, participants=answered | tally.participants))
 
 
 def _bind_model(job: ServerJob, app: Arrays) -> ModelBinding:

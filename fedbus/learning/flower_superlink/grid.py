@@ -174,6 +174,7 @@ class SuperLinkGrid(RunGrid):
         self._calls_made += 1
         named = next(filter(None, map(round_number_of, messages)), None)
         self._round = self._round_of_hook or named or self._round
+        self.last_round = max(self.last_round, self._round)
         for client, reason in self._nodes.take_unreported().items():
             self._messenger.reject(_make_reply(client, "train", self._round), reason)
         ids = list(self._grid.push_messages(messages)) if messages else []
