@@ -17,12 +17,12 @@ def run_until_signal(
     name: str,
     *,
     level: str = "INFO",
-    for_people: bool = False,
+    log_format: str = "json",
     **about: str,
 ) -> None:
     """Run *work* until it ends or a signal sets its stop event; *about* is added to each log line and span.
 
-    If the command is *for_people*, its log lines are readable also in a pipe.
+    *log_format* is the format of its log lines in a pipe: json, or console for a command that people start.
     """
 
     async def run() -> None:
@@ -30,5 +30,5 @@ def run_until_signal(
             with stop_on_signals() as stop, measure_process(os.environ.get(NATS_MONITOR, "")):
                 await work(stop)
 
-    with telemetry.configure_telemetry(f"fedbus-{name}", level=level, for_people=for_people, **about):
+    with telemetry.configure_telemetry(f"fedbus-{name}", level=level, log_format=log_format, **about):
         asyncio.run(run())

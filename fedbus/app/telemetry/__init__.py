@@ -42,13 +42,13 @@ __all__ = ["configure_telemetry", "log_to_stderr"]
 
 @contextmanager
 def configure_telemetry(
-    service: str, *, level: str = "INFO", for_people: bool = False, **about: str
+    service: str, *, level: str = "INFO", log_format: str = "json", **about: str
 ) -> Iterator[None]:
     """Configure telemetry of this process as *service* until the block ends; *about* is added to every signal.
 
-    If the log is *for_people*, it is readable also in a pipe.
+    *log_format* is the format of its log lines in a pipe: json or console.
     """
-    log_to_stderr(level=level, for_people=for_people, agent=service.removeprefix("fedbus-"), **about)
+    log_to_stderr(level=level, log_format=log_format, agent=service.removeprefix("fedbus-"), **about)
     with nullcontext() if _is_disabled() else _sdk(_resource(service, about)):
         yield
 

@@ -34,13 +34,13 @@ LIBRARY_LEVELS: Final = {
 """Libraries whose lines below a level are dropped."""
 
 
-def log_to_stderr(*, level: str = "INFO", for_people: bool = False, **about: str) -> None:
+def log_to_stderr(*, level: str = "INFO", log_format: str = "json", **about: str) -> None:
     """Write log lines of fedbus and of all libraries to standard error.
 
-    FEDBUS_LOG_LEVEL overrides *level*. Lines *for_people* are readable also in a pipe, unless FEDBUS_LOG_FORMAT is set.
+    FEDBUS_LOG_LEVEL overrides *level*, and FEDBUS_LOG_FORMAT *log_format*, the format in a pipe: json or console.
     """
     number = parse_level(os.environ.get(LEVEL) or level, level)
-    is_readable = _uses_console_format(os.environ.get(FORMAT, ""), for_people=for_people)
+    is_readable = _uses_console_format(os.environ.get(FORMAT, ""), log_format)
     structlog.configure(
         processors=[ProcessorFormatter.wrap_for_formatter],  # the formatter does the rest
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -63,8 +63,11 @@ def parse_level(name: str, default: str) -> int:
     return names.get(name.strip().upper(), names[default.upper()])
 
 
-def _uses_console_format(log_format: str, *, for_people: bool) -> bool:
-    return log_format == "console" if log_format in FORMATS else for_people or sys.stderr.isatty()
+def _uses_console_format(wanted: str, log_format: str) -> bool:
+    """Return whether lines are readable: *wanted* is the format of the environment, *log_format* that in a pipe."""
+    if wanted not in FORMATS:
+        wanted = "console" if sys.stderr.isatty() else log_format
+    return wanted == "console"
 
 
 def _renderers(*, readable: bool) -> list[Processor]:

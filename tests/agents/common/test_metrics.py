@@ -2,6 +2,7 @@
 
 import aiohttp
 import numpy as np
+from opentelemetry.sdk.metrics.export import NumberDataPoint
 from support.recorded_telemetry import enable_metrics, own_metrics, record_spans
 
 from fedbus.agents.inference.http_server import InferenceServer
@@ -70,7 +71,11 @@ async def test_a_device_without_a_model_has_version_0() -> None:
 
 def served_versions(task: str) -> list[float]:
     points = own_metrics()["fedbus.served.version"].data.data_points
-    return [point.value for point in points if dict(point.attributes or {})["fedbus.task"] == task]
+    return [
+        point.value
+        for point in points
+        if isinstance(point, NumberDataPoint) and dict(point.attributes or {})["fedbus.task"] == task
+    ]
 
 
 def test_failed_updates_are_counted_and_metrics_are_limited() -> None:

@@ -103,7 +103,7 @@ logging.getLogger("some.library").info({3: ("a", 4)})
 PEOPLE: Final = """
 import structlog
 from fedbus.app import telemetry
-telemetry.log_to_stderr(level="WARNING", for_people=True, agent="up")
+telemetry.log_to_stderr(level="WARNING", log_format="console", agent="up")
 structlog.get_logger("fedbus.stack").warning("Process ended; restarting", process="c1", reason="killed")
 """
 

@@ -58,4 +58,4 @@ def demo(
         if not report.is_ok:
             raise CliError("the demo failed. See the tables above and the logs")
 
-    run_until_signal(work, "demo", level="ERROR", for_people=True)
+    run_until_signal(work, "demo", level="ERROR", log_format="console")

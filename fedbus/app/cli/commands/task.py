@@ -111,7 +111,7 @@ def _try_task(path: Path, limit_s: float, *, json: bool, facts: dict[str, Any]) 
                 lambda stop: try_task(task, settings, stop, report, limit_s=limit_s),
                 "validate",
                 level="ERROR",
-                for_people=True,
+                log_format="console",
             )
         except TrialFailed as error:
             problem, code = str(error), error.code

@@ -97,4 +97,4 @@ def up(
             await wait_for_first(serving, stop.wait())
             await stop.wait()
 
-    run_until_signal(work, "up", level="WARNING", for_people=True)
+    run_until_signal(work, "up", level="WARNING", log_format="console")
