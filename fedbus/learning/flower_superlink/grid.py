@@ -151,7 +151,8 @@ class SuperLinkGrid(RunGrid):
         self._round_of_hook = number
 
     def tally(self, round_number: int) -> RoundTally:
-        """Return a copy of the participants of the round so far."""
+        """Return a copy of the participants of the round so far, with the SuperNodes that have ended since."""
+        self._report_ended_nodes(round_number)
         return self._messenger.tally(round_number)
 
     def client_of(self, node: int) -> str:
@@ -175,14 +176,18 @@ class SuperLinkGrid(RunGrid):
         named = next(filter(None, map(round_number_of, messages)), None)
         self._round = self._round_of_hook or named or self._round
         self.last_round = max(self.last_round, self._round)
-        for client, reason in self._nodes.take_unreported().items():
-            self._messenger.reject(_make_reply(client, "train", self._round), reason)
+        self._report_ended_nodes(self._round)
         ids = list(self._grid.push_messages(messages)) if messages else []
         for message_id, message in zip(ids, messages, strict=False):
             if message_id:
                 client = self.client_of(message.metadata.dst_node_id)
                 self._sent[message_id] = _SentMessage(client, self._round, message.metadata)
         return list(zip(ids, messages, strict=False))
+
+    def _report_ended_nodes(self, round_number: int) -> None:
+        """Record SuperNodes that have ended without an open message as failures of the round."""
+        for client, reason in self._nodes.take_unreported().items():
+            self._messenger.reject(_make_reply(client, "train", round_number), reason)
 
     def _record(self, sent: "_SentMessage", reply: Message) -> None:
         """Record *reply* for the tally of its round."""

@@ -28,6 +28,8 @@ from fedbus.learning.flower_superlink.flower_process import FlowerProcess
 from fedbus.learning.flower_superlink.grid import SuperLinkGrid
 from fedbus.learning.flower_superlink.library import SuperLinkLibrary
 from fedbus.learning.library import open_library
+from fedbus.learning.memory_bus import MemoryBus
+from fedbus.learning.messenger import BusMessenger
 
 CONFIG: dict[str, bool | int | float | str] = {
     "lr": 1e-05,
@@ -105,6 +107,16 @@ def test_a_missing_private_name_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         UnsupportedFlower, match=r"has no flwr\.\S+\.HttpGrid\._runtime_client, which fedbus uses"
     ):
         runpy.run_path(str(private_api.__file__))
+
+
+async def test_a_supernode_that_ends_after_the_last_message_is_in_the_round() -> None:
+    """For example between the training and an evaluation on the server, in the last round."""
+    messenger = BusMessenger(MemoryBus(), task="tiny", run="r1", plan=RunPlan())
+    unreported = {"c2": "the SuperNode ended: killed by SIGKILL"}
+    nodes = SimpleNamespace(take_unreported=lambda: {name: unreported.pop(name) for name in list(unreported)})
+    grid = SuperLinkGrid(*cast("tuple[Any, Any, Any, Any]", (None, messenger, None, nodes)))
+    assert grid.tally(1).failures == {"c2": "the SuperNode ended: killed by SIGKILL"}
+    assert grid.tally(2).failures == {}
 
 
 def test_a_time_limit_of_zero_waits_for_no_reply() -> None:
