@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+COLLECTED := $(VENV)/.collected
 
 # Data sets next to the checkout are used if they exist; see examples/mnist/README.md.
 FEDBUS_DATA_DIR ?= $(wildcard ../shared/data)
@@ -32,7 +33,12 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-unit: $(READY)
+# Writes the byte code of the tests once, before six workers would each do it.
+$(COLLECTED): $(READY)
+	$(BIN)/pytest --collect-only -q > /dev/null
+	touch $@
+
+unit: $(COLLECTED)
 	$(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 test-all: $(READY)  ## all tests, including the slow ones

@@ -1,5 +1,6 @@
 """Fixtures of all tests, and the order of test files."""
 
+import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -24,6 +25,12 @@ FAST_FILES_BETWEEN = 4
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(LifecycleCoverage(config))
+    gc.disable()  # collecting the tests makes a million objects that stay
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,13 +18,25 @@ from typing import Any
 
 from fedbus.app.entrypoints.child import ENTRY_MODULES
 
+MODULES = (
+    "torch",
+    "numpy.random",
+    "fedbus.app.entrypoints.kubernetes_job",
+    *ENTRY_MODULES.values(),
+    "fedbus.learning.flower.client_app_host",
+    "fedbus.learning.flower.server_app_host",
+    "fedbus.learning.flower.task_code",
+    "fedbus.learning.functions.client",
+    "fedbus.learning.functions.server",
+)
+"""What children import. A training library is opened by name, so the entry modules do not import it."""
 ABOVE = 512
 """Received files are moved above this number first, so that none has the number of another."""
 
 
 def main(files: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("torch", "numpy.random", "fedbus.app.entrypoints.kubernetes_job", *ENTRY_MODULES.values()):
+    for name in MODULES:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
