@@ -16,6 +16,7 @@ def run_events(federation: ProcessFederation, run: str) -> list[str]:
     ]
 
 
+@pytest.mark.fault
 async def test_a_run_survives_a_killed_nats_server(federation: ProcessFederation) -> None:
     run = await federation.start_run()
     await federation.wait_until(lambda: federation.is_in_round(run, 2))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from support import OwnNatsServer
 from support.all_agents import (
     is_settled,
     run_all_agents,
@@ -79,6 +80,18 @@ async def test_a_failing_client_does_not_affect_the_others(fed: FederationHarnes
         assert await training_count(fed) == 5
 
         assert served_versions(fed) == dict.fromkeys(("c1", "c2", "c3"), 3)
+
+
+async def test_a_run_survives_a_killed_nats_server(fed: FederationHarness, own_nats: OwnNatsServer) -> None:
+    async with run_all_agents(fed):
+        run_id = await start_run(fed, quorum=2, rounds=4, config={"pause-s": 0.3})
+        await wait_for_round(fed, run_id, 1)
+        await own_nats.kill()
+        await own_nats.start()
+        run = await wait_for_run_end(fed, run_id)
+        assert state_of(fed, run_id) == RunState.FINISHED
+        assert [result.round for result in run.rounds] == [0, 1, 2, 3, 4]
+        assert await request_prediction(fed, "c1") == served_versions(fed)["c1"]
 
 
 @pytest.mark.parametrize(
