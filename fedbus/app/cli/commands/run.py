@@ -132,7 +132,7 @@ def show(run: RunArgument, *, json: output.JsonOption = False) -> None:
         "evaluation_failure",
         "trace_id",
     ):
-        if facts[name]:
+        if facts[name] and not (name == "evaluation_failure" and facts[name] in facts["reason"]):
             heading = Text(f"{name.replace('_', ' '):<18} ", "bold")
             console.print(heading, Text(output.format_value(facts[name])), sep="")
     console.print()
