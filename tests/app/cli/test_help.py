@@ -34,6 +34,8 @@ MODULES = {
     "fedbus.app.failures",
     "fedbus.app.terminal",
     "fedbus.app.terminal.plain",
+    "fedbus.common",
+    "fedbus.common.ast_lock",
 } | {
     "fedbus.app.cli",
     *(f"fedbus.app.cli.{name}" for name in ("command_table", "lazy", "main")),
