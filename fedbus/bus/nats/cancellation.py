@@ -15,10 +15,18 @@ from nats.aio.subscription import Subscription
 
 @contextmanager
 def propagate_cancellation() -> Iterator[None]:
-    """Raise CancelledError at the end of the block if the current task was cancelled inside and the error was lost."""
+    """Raise CancelledError at the end of the block if the current task was cancelled inside and the error was lost.
+
+    It replaces another error of the block, such as that of a refusal that arrived at the moment of the cancellation.
+    """
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
-    yield
+    try:
+        yield
+    except Exception as error:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError from error
+        raise
     if task and task.cancelling() > before:
         raise asyncio.CancelledError
 

@@ -3,10 +3,11 @@
 import asyncio
 
 from nats.aio.msg import Msg
-from support import NatsServer
+from support import NatsServer, eventually
 
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.nats.cancellation import next_message
+from fedbus.bus.nats.connection import open_connection
 from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.identifiers import FederationId
 
@@ -31,6 +32,20 @@ async def test_a_cancellation_during_an_acknowledgement_is_not_lost(nats: NatsSe
                 publishing.cancel()
                 ended, _ = await asyncio.wait([publishing], timeout=5)
                 assert ended, "the task continues after its cancellation"
+
+
+async def test_a_cancellation_during_a_refusal_is_not_lost(nats: NatsServer) -> None:
+    """Otherwise a loop that repeats a request which no agent serves would go on after its cancellation."""
+    async with open_connection(nats.url, name="test", inbox="_INBOX") as connection:
+        client = connection.client
+        await client.subscribe("silent")
+        requesting = asyncio.create_task(client.request("silent", timeout=3600))
+        await eventually(lambda: bool(client._resp_map))
+        (future,) = client._resp_map.values()
+        future.set_result(Msg(_client=client, headers={"Status": "503"}))
+        requesting.cancel()
+        await asyncio.wait([requesting])
+        assert requesting.cancelled()
 
 
 async def test_a_cancellation_during_a_delivery_is_not_lost(nats: NatsServer) -> None:
