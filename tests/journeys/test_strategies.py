@@ -32,12 +32,13 @@ async def fed(
         yield fed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
     [
         "krum",  # compares the updates, so it cannot aggregate them one by one
-        pytest.param("fedprox", marks=pytest.mark.slow),
-        pytest.param("fedadam", marks=pytest.mark.slow),
+        "fedprox",
+        "fedadam",
     ],
 )
 async def test_a_strategy_can_be_chosen_by_configuration(fed: FederationHarness, strategy: str) -> None:
