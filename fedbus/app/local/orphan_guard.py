@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from threading import Thread
+from threading import Event, Thread
 
 PR_SET_PDEATHSIG = 1
 STAY = "--stay"
@@ -46,8 +46,12 @@ def _exec_program(command: list[str], parent: int) -> None:
 
 
 def _run_as_guard(command: list[str]) -> int:
+    is_stopped = Event()
+    signal.signal(signal.SIGTERM, lambda *_: is_stopped.set())  # it may arrive before Popen returns
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as program:
         signal.signal(signal.SIGTERM, lambda *_: program.terminate())
+        if is_stopped.is_set():
+            program.terminate()
         Thread(target=_kill_on_eof, args=(program,), daemon=True).start()
         return program.wait()
 
