@@ -59,7 +59,7 @@ async def run_all_agents(
 
 
 async def start_run(fed: FederationHarness, **wishes: Any) -> str:
-    started = await fed.bus.request(StartRun(task=fed.config.task.id, **wishes))
+    started = await fed.bus.request(StartRun(task=fed.config.task.id, **wishes), timeout_s=60)
     run: str = started.run
     return run
 
