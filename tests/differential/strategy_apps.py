@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from differential import own_strategy_apps, strategy_failure_apps  # noqa: F401 - they register cases
 from differential.cases import App, add_trainer, arrays, case, partition
 from differential.recording import Unordered, observe
 from differential.strategy_parts import add_one, centralized, start, train_only

@@ -8,15 +8,23 @@ import asyncio
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from differential import app_apps, grid_apps, legacy_apps, record_apps, strategy_apps  # noqa: F401 - they register cases
+from differential import (  # noqa: F401 - they register cases
+    app_apps,
+    grid_apps,
+    legacy_apps,
+    own_strategy_apps,
+    record_apps,
+    strategy_apps,
+    strategy_failure_apps,
+)
 from differential.cases import CASES, FlowerCase
 from differential.over_fedbus import run_over_fedbus
-from differential.recording import compare
-from differential.under_flower import run_under_flower
+from differential.recording import Recording, compare
 
 RECORDINGS: Final = Path(__file__).parent / "recordings.json"
 PAGE: Final = Path(__file__).parents[2] / "docs" / "flower-compatibility.md"
@@ -36,6 +44,13 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning",  # Ray's, at its first start in a process
     "ignore::ResourceWarning",
 )
+
+
+@pytest.fixture
+def run_under_flower() -> Callable[..., Recording]:
+    from differential.under_flower import run_under_flower  # noqa: PLC0415 - imports Ray, which most runs do not need
+
+    return run_under_flower
 
 
 def read_recordings() -> dict[str, Any]:
@@ -69,7 +84,9 @@ def _explains(name: str, line: str) -> bool:
 
 @pytest.mark.differential
 @pytest.mark.parametrize("name", CASES)
-async def test_an_app_observes_the_same(tmp_path: Path, name: str) -> None:
+async def test_an_app_observes_the_same(
+    tmp_path: Path, name: str, run_under_flower: Callable[..., Recording]
+) -> None:
     case = CASES[name]
     expected = await asyncio.to_thread(run_under_flower, case, tmp_path)
     actual = await run_over_fedbus(case, tmp_path)
@@ -87,7 +104,7 @@ async def test_an_app_observes_what_was_recorded_under_flower(tmp_path: Path, na
 
 @pytest.mark.differential
 @pytest.mark.parametrize("name", RAY)
-def test_ray_observes_the_same(tmp_path: Path, name: str) -> None:
+def test_ray_observes_the_same(tmp_path: Path, name: str, run_under_flower: Callable[..., Recording]) -> None:
     without_ray = run_under_flower(CASES[name], tmp_path / "without")
     assert compare(without_ray, run_under_flower(CASES[name], tmp_path / "with", with_ray=True)) == []
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from differential import app_apps, legacy_apps, strategy_apps  # noqa: F401 - they register cases
+from differential import app_apps, legacy_apps, own_strategy_apps, strategy_apps  # noqa: F401 - they register cases
 from differential.cases import CASES, arrays
 from differential.over_fedbus import BusRun, run_over_fedbus
 from differential.recording import compare
