@@ -205,6 +205,42 @@ async def test_an_invalid_credentials_file_is_named(
         await open_s3_store(s3_url).read_latest()
 
 
+async def test_new_credentials_are_used_by_the_next_call(
+    s3: EmbeddedS3, s3_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = await publish_two_versions(s3_url)
+    file, valid = tmp_path / "credentials", s3.credentials.read_text()
+    file.write_text(valid.replace("aws_secret_access_key = ", "aws_secret_access_key = wrong"))
+    monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(file))
+    with pytest.raises(StoreDenied):
+        await store.read_latest()
+    file.write_text(valid)
+    assert await store.read_latest() is not None
+
+
+async def test_a_closed_client_is_opened_again(bucket: Bucket) -> None:
+    async with bucket.open() as first, bucket.open() as concurrent:
+        assert await bucket.list_objects("nothing") == []
+    async with bucket.open() as second:
+        assert await bucket.list_objects("nothing") == []
+    assert second is first is concurrent
+
+
+async def test_a_client_that_failed_to_close_is_not_opened_again(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        async with bucket.open() as first:
+            monkeypatch.setattr(first, "__aexit__", fail)
+    await first.close()
+    async with bucket.open() as second:
+        assert await bucket.list_objects("nothing") == []
+    assert second is not first
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"version": "2"}', b'{"version": 0}', b'{"version": 9}']
 )
