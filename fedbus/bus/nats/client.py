@@ -1,7 +1,7 @@
-"""The client of nats-py, with its faults mended that a subclass can mend.
+"""A subclass of nats-py's client with corrections.
 
-nats-py 2.16 loses cancellations (see `cancellation`), stops to receive after some errors, and lets a request that
-NATS denied time out.
+nats-py 2.16 loses cancellations (see `cancellation`), stops receiving after some errors, and lets a request that NATS
+denied time out.
 """
 
 import asyncio
