@@ -45,6 +45,7 @@ PRELOADED: Final = [
     "numpy.random",
     "rich.markdown",
     "support.forked_cli",
+    "support.cli_preload",
 ]
 _server: Final = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["__main__", *PRELOADED])
