@@ -21,6 +21,7 @@ from differential import (  # noqa: F401 - they register cases
     record_apps,
     strategy_apps,
     strategy_failure_apps,
+    xgboost_apps,
 )
 from differential.cases import CASES, FlowerCase
 from differential.over_fedbus import run_over_fedbus

@@ -11,6 +11,7 @@ from differential import app_apps, legacy_apps, own_strategy_apps, strategy_apps
 from differential.cases import CASES, arrays
 from differential.over_fedbus import BusRun, run_over_fedbus
 from differential.recording import compare
+from differential.xgboost_apps import ROUNDS, accuracy, read_booster
 
 from fedbus.learning.flower.array_records import from_record
 from fedbus.learning.weights import ArchitectureMismatch, Arrays
@@ -67,6 +68,15 @@ def _count_trees(model: Arrays | None) -> int:
 async def test_a_booster_that_is_handed_on_grows_over_two_runs(tmp_path: Path) -> None:
     first, second = await run_twice(tmp_path, "FedXgbCyclic_")
     assert [len((outcome.final or {})["0"]) for outcome in (first, second)] == [5, 9]
+
+
+@pytest.mark.parametrize(("name", "clients"), [("xgboost_bagging", 2), ("xgboost_cyclic", 1)])
+async def test_xgboost_trains_on_in_a_second_run(tmp_path: Path, name: str, clients: int) -> None:
+    outcomes = await run_twice(tmp_path, name)
+    models = [(outcome.final or {})["0"] for outcome in outcomes]
+    trees = ROUNDS * clients
+    assert [read_booster(model).num_boosted_rounds() for model in models] == [trees, 2 * trees]
+    assert accuracy(models[1]) >= accuracy(models[0]) > 0.8
 
 
 async def test_legacy_bytes_are_stored_and_given_back_as_bytes(tmp_path: Path) -> None:
