@@ -1,14 +1,16 @@
-"""A headless Chromium, controlled over the DevTools protocol."""
+"""A headless Chromium for many tests, controlled over the DevTools protocol."""
 
 import asyncio
 import base64
 import itertools
 import json
 import shutil
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -23,10 +25,13 @@ OPTIONS: Final = (
     "--disable-extensions",
     "--disable-background-networking",
     "--disable-component-update",
+    "--disable-features=WebUIOmniboxPopup,WebUIOmniboxAimPopup,SpareRendererForSitePerProcess",  # unused renderers
     "--no-first-run",
+    "--no-startup-window",
     "--hide-scrollbars",
     "--remote-debugging-port=0",
 )
+LISTENING: Final = "DevTools listening on "
 
 
 CODES: Final = {" ": "Space"}
@@ -46,16 +51,76 @@ def find_chromium() -> str | None:
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
-class BrowserPage:
-    """One tab. *errors* has its exceptions, error log entries and violations of the content security policy."""
+class Chromium:
+    """A browser process for many tests. It starts at first use, and again after a crash."""
+
+    def __init__(self, new_profile: Callable[[], Path]) -> None:
+        self._new_profile = new_profile
+        self._process: subprocess.Popen[str] | None = None
+        self._url = ""
+
+    @property
+    def url(self) -> str:
+        """The address of its DevTools."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        return self._url
+
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+    def _start(self) -> None:
+        program = find_chromium()
+        assert program, "Chromium is not installed"
+        command = (program, *OPTIONS, f"--user-data-dir={self._new_profile()}")
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        assert self._process.stderr
+        with self._process.stderr as lines:  # closed afterwards: Chromium ignores SIGPIPE
+            output = []
+            for line in lines:
+                if line.startswith(LISTENING):
+                    self._url = line.removeprefix(LISTENING).strip()
+                    return
+                output.append(line)
+        raise AssertionError(f"Chromium did not start: {''.join(output)}")
+
+
+class DevTools:
+    """A connection to a target of DevTools: the browser, or a page."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._numbers = itertools.count(1)
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self.errors: list[str] = []
 
-    async def read_events(self) -> None:
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, session: aiohttp.ClientSession, url: str) -> AsyncIterator[Self]:
+        """Connect until the block ends."""
+        async with session.ws_connect(url, max_msg_size=0) as socket:
+            connection = cls(socket)
+            reader = asyncio.ensure_future(connection._read_events())
+            try:
+                yield connection
+            finally:
+                reader.cancel()
+                with suppress(asyncio.CancelledError):
+                    await reader
+
+    async def send(self, method: str, **params: Any) -> dict[str, Any]:
+        number = next(self._numbers)
+        self._replies[number] = asyncio.get_running_loop().create_future()
+        await self._socket.send_json({"id": number, "method": method, "params": params})
+        reply = await asyncio.wait_for(self._replies[number], 60)
+        assert "error" not in reply, f"{method}: {reply['error']}"
+        result: dict[str, Any] = reply["result"]
+        return result
+
+    async def _read_events(self) -> None:
         async for message in self._socket:
             event = json.loads(message.data)
             if "id" in event:
@@ -63,6 +128,20 @@ class BrowserPage:
                     reply.set_result(event)
             else:
                 self._on_event(event["method"], event["params"])
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(aiohttp.ClientConnectionError("Chromium has closed the connection"))
+
+    def _on_event(self, method: str, params: dict[str, Any]) -> None:
+        """Handle an event of the target."""
+
+
+class BrowserPage(DevTools):
+    """One tab. *errors* has its exceptions, error log entries and violations of the content security policy."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        super().__init__(socket)
+        self.errors: list[str] = []
 
     def _on_event(self, method: str, params: dict[str, Any]) -> None:
         match method:
@@ -75,15 +154,6 @@ class BrowserPage:
                 self.errors.append(f"dialog: {params['message']}")
             case _:
                 pass
-
-    async def send(self, method: str, **params: Any) -> dict[str, Any]:
-        number = next(self._numbers)
-        self._replies[number] = asyncio.get_running_loop().create_future()
-        await self._socket.send_json({"id": number, "method": method, "params": params})
-        reply = await asyncio.wait_for(self._replies[number], 60)
-        assert "error" not in reply, f"{method}: {reply['error']}"
-        result: dict[str, Any] = reply["result"]
-        return result
 
     async def evaluate(self, script: str) -> Any:
         """Evaluate *script* in the page, and await a promise."""
@@ -152,36 +222,20 @@ def _write(file: Path, content: bytes) -> None:
 
 
 @asynccontextmanager
-async def run_chromium(profile: Path) -> AsyncIterator[BrowserPage]:
-    """Run a browser with one empty tab until the block ends."""
-    program = find_chromium()
-    assert program, "Chromium is not installed"
-    process = await asyncio.create_subprocess_exec(
-        program,
-        *OPTIONS,
-        f"--user-data-dir={profile}",
-        "about:blank",
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    port = profile / "DevToolsActivePort"
+async def open_tab(chromium: Chromium) -> AsyncIterator[BrowserPage]:
+    """Open an empty tab until the block ends. It shares no cookie, storage or cache with other tabs."""
     try:
-        await eventually(lambda: port.exists() and len(port.read_text().splitlines()) > 1, within_s=60)
-        debugger = f"http://127.0.0.1:{port.read_text().splitlines()[0]}"
-        async with aiohttp.ClientSession() as session:
-            async with session.get(f"{debugger}/json") as answer:
-                tab = next(one for one in await answer.json() if one["type"] == "page")
-            async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                page = BrowserPage(socket)
-                reader = asyncio.ensure_future(page.read_events())
-                for domain in ("Page", "Runtime", "Log"):
-                    await page.send(f"{domain}.enable")
-                try:
+        async with aiohttp.ClientSession() as session, DevTools.connect(session, chromium.url) as browser:
+            context = await browser.send("Target.createBrowserContext")
+            try:
+                tab = await browser.send("Target.createTarget", url="about:blank", **context)
+                url = urlsplit(chromium.url)._replace(path=f"/devtools/page/{tab['targetId']}").geturl()
+                async with BrowserPage.connect(session, url) as page:
+                    for domain in ("Page", "Runtime", "Log"):
+                        await page.send(f"{domain}.enable")
                     yield page
-                finally:
-                    reader.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await reader
-    finally:
-        process.terminate()
-        await process.wait()
+            finally:
+                await browser.send("Target.disposeBrowserContext", **context)
+    except (aiohttp.ClientConnectionError, TimeoutError):
+        chromium.kill()  # it has crashed or hangs: the next tab gets another process
+        raise

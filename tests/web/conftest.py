@@ -1,11 +1,10 @@
 """Fixtures: Chromium on a real gateway with a simulated federation."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from support import NatsServer
-from support.browser import BrowserPage, find_chromium, run_chromium
+from support.browser import BrowserPage, Chromium, find_chromium, open_tab
 from support.gateway import FED
 from support.simulated_federation import TRACE, SimulatedFederation
 
@@ -19,12 +18,20 @@ async def simulation(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
         yield SimulatedFederation(bus, trace_id=TRACE)
 
 
-@pytest.fixture
-async def page(tmp_path: Path) -> AsyncIterator[BrowserPage]:
-    """One tab; the fixture fails the test if the console has an error."""
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """The browser of all tests of this worker."""
     if find_chromium() is None:
         pytest.skip("Chromium is not installed: apt-get install chromium")
-    async with run_chromium(tmp_path / "profile") as page:
+    browser = Chromium(lambda: tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.kill()
+
+
+@pytest.fixture
+async def page(chromium: Chromium) -> AsyncIterator[BrowserPage]:
+    """One tab; the fixture fails the test if the console has an error."""
+    async with open_tab(chromium) as page:
         await page.set_viewport()
         yield page
         assert page.errors == []

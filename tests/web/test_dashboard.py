@@ -357,7 +357,8 @@ async def test_with_the_token_runs_are_started_and_models_rolled_back(
         await page.wait_until("document.querySelector('dialog').innerText.includes('Invalid token')")
         assert await page.evaluate("document.querySelector('dialog').open && !window.fedbus.store.mayAct")
         await page.screenshot(SCREENSHOTS / "token-wrong.png")
-        page.errors.clear()  # Chromium logs the expected 401
+        await eventually(lambda: len(page.errors) == 1)  # Chromium logs the expected 401
+        page.errors.clear()
         await page.evaluate(f"document.querySelector('dialog input').value = {json.dumps(TOKEN)}")
         await page.click("dialog button.primary")
         await page.wait_until("document.querySelector('main form')")
