@@ -1,4 +1,4 @@
-"""The command line in a process: arguments, output and exit code.
+"""The command line, or Python code, in a process: arguments, output and exit code.
 
 The imports of a command take a second of CPU time, and the tests run hundreds of commands. So each process is forked
 from one that has imported all modules, by the fork server of multiprocessing. Tests of imports, start and signals start
@@ -9,7 +9,7 @@ import asyncio
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -39,6 +39,7 @@ def command_modules(table: CommandTable) -> set[str]:
 PRELOADED: Final = [
     "fedbus.app.cli.main",
     *sorted(command_modules(COMMANDS)),
+    "fedbus.app.telemetry.collector",
     "fedbus.stores.models.directory",
     "fedbus.stores.models.s3",
     "aiobotocore.session",
@@ -71,7 +72,10 @@ class FedbusCli:
         self.environment = clean_environment() | {"FEDBUS_HOME": str(home), "COLUMNS": "200"} | environment
 
     async def __call__(self, *words: str, stdin: bytes = b"", **environment: str) -> CliResult:
-        with _start(words, self.environment | environment, Path(), stdin) as (process, files):
+        with _start(forked_cli.run_cli, words, self.environment | environment, Path(), stdin) as (
+            process,
+            files,
+        ):
             await asyncio.to_thread(process.join)
             return _result(process, files)
 
@@ -80,9 +84,25 @@ def run_fedbus(
     *words: str, environment: Mapping[str, str], directory: Path = Path(), stdin: bytes = b""
 ) -> CliResult:
     """Run `fedbus` with the arguments *words* in *directory*, and wait for its end."""
-    with _start(words, environment, directory, stdin) as (process, files):
+    with _start(forked_cli.run_cli, words, environment, directory, stdin) as (process, files):
         process.join()
         return _result(process, files)
+
+
+def run_python(code: str, *arguments: str, environment: Mapping[str, str]) -> CliResult:
+    """Run *code* with *arguments*, wait for its end, and check that it succeeded."""
+    with _start(forked_cli.run_code, (code, *arguments), environment, Path(), b"") as (process, files):
+        process.join()
+        return _successful(process, files)
+
+
+async def run_python_async(
+    code: str, *arguments: str, environment: Mapping[str, str], within_s: float
+) -> CliResult:
+    """Run *code* with *arguments*, while the event loop runs, and check that it succeeded within a limit."""
+    with _start(forked_cli.run_code, (code, *arguments), environment, Path(), b"") as (process, files):
+        await asyncio.to_thread(process.join, within_s)
+        return _successful(process, files)
 
 
 def clean_environment(*others: str) -> dict[str, str]:
@@ -99,7 +119,11 @@ SERVER_ENVIRONMENT: Final = clean_environment("PYTHONPATH") | {
 
 @contextmanager
 def _start(
-    words: tuple[str, ...], environment: Mapping[str, str], directory: Path, stdin: bytes
+    target: Callable[[list[str], Mapping[str, str], Path, Path], None],
+    words: tuple[str, ...],
+    environment: Mapping[str, str],
+    directory: Path,
+    stdin: bytes,
 ) -> Iterator[tuple[ForkServerProcess, Path]]:
     """Start the process, with its standard files in a directory; kill it if it still runs when the block ends."""
     with TemporaryDirectory(prefix="cli-") as directory_name:
@@ -110,7 +134,7 @@ def _start(
         with mock.patch.dict(os.environ, SERVER_ENVIRONMENT, clear=True):
             forkserver.ensure_running()
         arguments = (list(words), dict(environment), directory.absolute(), files)
-        process = _server.Process(target=forked_cli.run_cli, args=arguments)
+        process = _server.Process(target=target, args=arguments)
         process.start()
         try:
             yield process, files
@@ -118,6 +142,13 @@ def _start(
             process.kill()
             process.join()
             process.close()
+
+
+def _successful(process: ForkServerProcess, files: Path) -> CliResult:
+    assert process.exitcode is not None, "the process has not ended in time"
+    result = _result(process, files)
+    assert result.code == 0, result.err
+    return result
 
 
 def _result(process: ForkServerProcess, files: Path) -> CliResult:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import eventually
+from support.cli import clean_environment, run_python_async
 from support.otlp_collector import run_collector, unresponsive_collector
 
 from fedbus.app.local.nats_server import embedded_nats
@@ -101,20 +102,9 @@ with configure_telemetry("fedbus-server"):
 
 async def run_python(home: Path, code: str, *arguments: str, **environment: str) -> tuple[str, str]:
     """Its standard output and standard error; the process must end."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        code,
-        *arguments,
-        env=clean | {"FEDBUS_HOME": str(home)} | environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(LONGEST_S):
-        out, errors = await process.communicate()
-    assert process.returncode == 0, errors.decode()
-    return out.decode(), errors.decode()
+    variables = clean_environment() | {"FEDBUS_HOME": str(home)} | environment
+    result = await run_python_async(code, *arguments, environment=variables, within_s=LONGEST_S)
+    return result.out, result.err
 
 
 async def test_log_lines_arrive_with_trace_data_and_exception(tmp_path: Path) -> None:

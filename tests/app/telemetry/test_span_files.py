@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from opentelemetry import trace
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from opentelemetry.trace import Link, SpanKind, StatusCode
 from support import eventually
+from support.cli import CliResult, clean_environment, run_python
 from typer.testing import CliRunner
 
 from fedbus.app.cli.commands.trace import trace as draw
@@ -68,24 +70,24 @@ def records(directory: Path, span: trace.Span) -> list[SpanRecord]:
     return [record for _, found in blocks for record in found]
 
 
-def run_python(
-    home: Path, code: str, *arguments: str, **environment: str
-) -> "subprocess.CompletedProcess[str]":
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=clean | {"FEDBUS_HOME": str(home)} | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def run_code(home: Path, code: str, *arguments: str, **environment: str) -> CliResult:
+    variables = clean_environment() | {"FEDBUS_HOME": str(home)} | environment
+    return run_python(code, *arguments, environment=variables)
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory in which two processes have stored a trace each."""
+    home = tmp_path_factory.mktemp("home")
+    for service in ("fedbus-server", "fedbus-trainer"):
+        run_code(home, WRITES_SPANS, service)
+    return home / "traces"
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A machine on which two processes have stored a trace each."""
-    for service in ("fedbus-server", "fedbus-trainer"):
-        run_python(tmp_path, WRITES_SPANS, service)
+def home(tmp_path: Path, traces: Path) -> Path:
+    """A machine with a copy of *traces*."""
+    shutil.copytree(traces, tmp_path / "traces")
     return tmp_path
 
 
@@ -96,8 +98,8 @@ def test_each_process_writes_its_own_file(home: Path) -> None:
 
 
 def test_a_disabled_sdk_and_a_limit_of_zero_store_nothing(tmp_path: Path) -> None:
-    run_python(tmp_path, WRITES_SPANS, "fedbus-server", OTEL_SDK_DISABLED="true")
-    run_python(tmp_path, WRITES_SPANS, "fedbus-server", FEDBUS_TRACES_MB="0")
+    run_code(tmp_path, WRITES_SPANS, "fedbus-server", OTEL_SDK_DISABLED="true")
+    run_code(tmp_path, WRITES_SPANS, "fedbus-server", FEDBUS_TRACES_MB="0")
 
     assert not (tmp_path / "traces").exists()
 
@@ -176,13 +178,13 @@ def test_a_span_keeps_the_links_to_many_clients(tmp_path: Path) -> None:
 
 
 def test_the_sampler_of_the_standard_variable_is_used(tmp_path: Path) -> None:
-    run_python(tmp_path, WRITES_SPANS, "fedbus-server", OTEL_TRACES_SAMPLER="always_off")
+    run_code(tmp_path, WRITES_SPANS, "fedbus-server", OTEL_TRACES_SAMPLER="always_off")
 
     assert not (tmp_path / "traces").exists()
 
 
 def test_a_tracer_made_before_the_provider_uses_it_later(tmp_path: Path) -> None:
-    output = run_python(
+    output = run_code(
         tmp_path,
         """
 from fedbus.contracts.telemetry import get_tracer
@@ -196,7 +198,7 @@ with configure_telemetry("fedbus-server"), tracer.start_as_current_span("kept") 
 """,
     )
 
-    ((_, (record,)),) = span_reader.read_trace(tmp_path / "traces", output.stdout.strip()).blocks
+    ((_, (record,)),) = span_reader.read_trace(tmp_path / "traces", output.out.strip()).blocks
     assert (record.name, record.scope) == ("kept", "a module")
 
 
@@ -239,10 +241,10 @@ def test_the_file_written_to_longest_ago_is_dropped_first(tmp_path: Path) -> Non
 
 def test_a_full_disk_stops_no_process_and_is_logged_once(tmp_path: Path) -> None:
     (tmp_path / "traces").write_text("in the way")
-    output = run_python(tmp_path, WRITES_SPANS + WRITES_SPANS.partition("\n\n")[2], "fedbus-server")
+    output = run_code(tmp_path, WRITES_SPANS + WRITES_SPANS.partition("\n\n")[2], "fedbus-server")
 
-    assert output.stderr.count("Cannot store spans") <= 2
-    assert "Traceback" not in output.stderr
+    assert output.err.count("Cannot store spans") <= 2
+    assert "Traceback" not in output.err
 
 
 def test_truncated_and_foreign_blocks_are_skipped(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Telemetry, each test in its own process: the providers of a process can be set once."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from typing import Final
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from support.cli import CliResult, clean_environment, run_python
 
 from fedbus.app.telemetry.exceptions import CHAIN_LENGTH, MAX_FRAMES, MESSAGE_CHARS
 from fedbus.app.telemetry.log_lines import plain_text
@@ -61,22 +61,15 @@ with configure_telemetry("fedbus-trainer"):
 """
 
 
-def run_python(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=clean | {"FEDBUS_TRACES_MB": "0"} | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def run_code(code: str, **environment: str) -> CliResult:
+    return run_python(code, environment=clean_environment() | {"FEDBUS_TRACES_MB": "0"} | environment)
 
 
 def test_without_a_terminal_each_line_is_json_with_its_trace() -> None:
-    output = run_python(LOGS_AND_TRACES)
-    ours, theirs = (json.loads(line) for line in output.stderr.splitlines())
+    output = run_code(LOGS_AND_TRACES)
+    ours, theirs = (json.loads(line) for line in output.err.splitlines())
 
-    assert output.stdout == ""
+    assert output.out == ""
     assert (ours["event"], ours["round"], ours["level"]) == ("round finished", 2, "info")
     assert (ours["agent"], ours["client"], ours["logger"]) == ("trainer", "c1", "fedbus.test")
     assert (theirs["event"], theirs["level"]) == ("beware of this", "warning")
@@ -85,17 +78,17 @@ def test_without_a_terminal_each_line_is_json_with_its_trace() -> None:
 
 
 def test_the_level_is_a_setting() -> None:
-    assert "a detail" in run_python(LOGS_AND_TRACES, FEDBUS_LOG_LEVEL="debug").stderr
-    assert run_python(LOGS_AND_TRACES, FEDBUS_LOG_LEVEL="error").stderr == ""
+    assert "a detail" in run_code(LOGS_AND_TRACES, FEDBUS_LOG_LEVEL="debug").err
+    assert run_code(LOGS_AND_TRACES, FEDBUS_LOG_LEVEL="error").err == ""
 
 
 def test_a_dict_logged_by_a_library_is_its_message() -> None:
-    (line,) = run_python("""
+    (line,) = run_code("""
 import logging
 from fedbus.app import telemetry
 telemetry.log_to_stderr()
 logging.getLogger("some.library").info({3: ("a", 4)})
-""").stderr.splitlines()
+""").err.splitlines()
 
     assert json.loads(line)["event"] == "{3: ('a', 4)}"
 
@@ -109,11 +102,11 @@ structlog.get_logger("fedbus.stack").warning("Process ended; restarting", proces
 
 
 def test_a_log_for_people_is_readable_in_a_pipe() -> None:
-    (line,) = run_python(PEOPLE).stderr.splitlines()
+    (line,) = run_code(PEOPLE).err.splitlines()
     assert "Process ended; restarting" in line
     assert not line.startswith("{")
     assert "process=c1 reason=killed" in line, "without colours"
-    assert run_python(PEOPLE, FEDBUS_LOG_FORMAT="json").stderr.startswith("{")
+    assert run_code(PEOPLE, FEDBUS_LOG_FORMAT="json").err.startswith("{")
 
 
 @pytest.mark.parametrize(
@@ -134,14 +127,14 @@ def test_the_last_log_line_of_a_process_is_quoted_as_text(line: str, text: str) 
 
 
 def test_an_exception_stays_one_line() -> None:
-    (line,) = run_python(FAILS).stderr.splitlines()
+    (line,) = run_code(FAILS).err.splitlines()
 
     assert json.loads(line)["exception"][0]["exc_type"] == "ZeroDivisionError"
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_a_logged_exception_has_no_local_variables(form: str) -> None:
-    output = run_python(HOLDS_DATA, FEDBUS_LOG_FORMAT=form).stderr
+    output = run_code(HOLDS_DATA, FEDBUS_LOG_FORMAT=form).err
 
     assert "ValueError" in output
     assert "train" in output
@@ -149,7 +142,7 @@ def test_a_logged_exception_has_no_local_variables(form: str) -> None:
 
 
 def test_a_logged_exception_is_limited() -> None:
-    (line,) = run_python(HOLDS_DATA).stderr.splitlines()
+    (line,) = run_code(HOLDS_DATA).err.splitlines()
 
     assert len(line) < 200_000
     (group,) = json.loads(line)["exception"]
@@ -162,11 +155,11 @@ def test_a_logged_exception_is_limited() -> None:
 
 def test_an_absent_collector_costs_no_time_and_no_stack_trace() -> None:
     began = time.monotonic()
-    output = run_python(LOGS_AND_TRACES, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
+    output = run_code(LOGS_AND_TRACES, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
 
     assert time.monotonic() - began < 30, "it waited for a timeout"
-    assert "Traceback" not in output.stderr
-    assert len(output.stderr.splitlines()) <= 5
+    assert "Traceback" not in output.err
+    assert len(output.err.splitlines()) <= 5
 
 
 class SpanReceiver(HTTPServer):
@@ -202,7 +195,7 @@ def collector() -> Iterator[SpanReceiver]:
 
 
 def test_spans_reach_the_collector_before_the_process_ends(collector: SpanReceiver) -> None:
-    run_python(LOGS_AND_TRACES, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.server_port}")
+    run_code(LOGS_AND_TRACES, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.server_port}")
 
     (sent,) = collector.requests[0].resource_spans
     resource = {attribute.key: attribute.value.string_value for attribute in sent.resource.attributes}
@@ -212,15 +205,15 @@ def test_spans_reach_the_collector_before_the_process_ends(collector: SpanReceiv
 
 
 def test_the_format_is_a_setting() -> None:
-    output = run_python(LOGS_AND_TRACES, FEDBUS_LOG_FORMAT="console").stderr
+    output = run_code(LOGS_AND_TRACES, FEDBUS_LOG_FORMAT="console").err
 
     assert "round finished" in output
     assert not output.startswith("{")
-    assert run_python(LOGS_AND_TRACES, FEDBUS_LOG_FORMAT="json").stderr.startswith("{")
+    assert run_code(LOGS_AND_TRACES, FEDBUS_LOG_FORMAT="json").err.startswith("{")
 
 
 def test_an_invalid_level_is_ignored() -> None:
-    assert "round finished" in run_python(LOGS_AND_TRACES, FEDBUS_LOG_LEVEL="loud").stderr
+    assert "round finished" in run_code(LOGS_AND_TRACES, FEDBUS_LOG_LEVEL="loud").err
 
 
 FLOWER: Final = """
@@ -235,18 +228,18 @@ flwr.supercore.logger.log(logging.INFO, "a round")
 
 
 def test_a_library_with_its_own_handler_is_logged_once() -> None:
-    output = run_python(FLOWER)
+    output = run_code(FLOWER)
 
-    assert (output.stdout + output.stderr).count("a round") == 1
+    assert (output.out + output.err).count("a round") == 1
 
 
 def test_a_library_with_its_own_level_uses_the_configured_one() -> None:
-    assert run_python(FLOWER, FEDBUS_LOG_LEVEL="warning").stderr == ""
+    assert run_code(FLOWER, FEDBUS_LOG_LEVEL="warning").err == ""
 
 
 def test_blank_lines_of_a_library_are_dropped() -> None:
     """Flower separates its lines with them."""
-    output = run_python(
+    output = run_code(
         """
 import logging
 from fedbus.app import telemetry
@@ -255,13 +248,12 @@ for words in ("", "\\t", "Final results:"):
     logging.getLogger("flwr").info(words)
 """
     )
-    assert [json.loads(line)["event"] for line in output.stderr.splitlines()] == ["Final results:"]
+    assert [json.loads(line)["event"] for line in output.err.splitlines()] == ["Final results:"]
 
 
 def test_a_library_with_its_own_file_formats_it_itself() -> None:
     """Weights & Biases does; a formatting error would print twenty lines to standard error."""
-    output = run_python(
-        """
+    code = """
 import logging, sys
 from fedbus.app import telemetry
 telemetry.log_to_stderr()
@@ -270,11 +262,13 @@ own.setFormatter(logging.Formatter("%(threadName)s:%(process)d:%(thread)d %(proc
 logging.getLogger("wandb").addHandler(own)
 logging.getLogger("wandb").warning("a round")
 """
+    process = subprocess.run(  # not forked by multiprocessing, which names its processes
+        [sys.executable, "-c", code], env=clean_environment(), capture_output=True, text=True, check=True
     )
-    (line,) = output.stderr.splitlines()
+    (line,) = process.stderr.splitlines()
     assert json.loads(line)["event"] == "a round"
-    assert output.stdout.startswith("MainThread:")
-    assert output.stdout.endswith(" MainProcess a round\n")
+    assert process.stdout.startswith("MainThread:")
+    assert process.stdout.endswith(" MainProcess a round\n")
 
 
 ORDERED: Final = """
@@ -290,18 +284,14 @@ said.append("changed since")
 
 
 def test_lines_are_in_order_and_formatted_when_logged() -> None:
-    lines = [
-        json.loads(line) for line in run_python(ORDERED.format(then='log.error("then")')).stderr.splitlines()
-    ]
+    lines = [json.loads(line) for line in run_code(ORDERED.format(then='log.error("then")')).err.splitlines()]
 
     assert [line["event"] for line in lines] == ["first []", "then"]
     assert lines[0]["timestamp"] < lines[1]["timestamp"]
 
 
 def test_all_lines_are_written_when_a_process_exits_at_once() -> None:
-    output = run_python(
-        ORDERED.format(then='log.error("the disk is full"); __import__("os")._exit(0)')
-    ).stderr
+    output = run_code(ORDERED.format(then='log.error("the disk is full"); __import__("os")._exit(0)')).err
 
     assert [json.loads(line)["event"] for line in output.splitlines()] == ["first []", "the disk is full"]
 
@@ -309,7 +299,7 @@ def test_all_lines_are_written_when_a_process_exits_at_once() -> None:
 def test_all_lines_of_a_block_are_written_before_it_ends() -> None:
     leaves = LOGS_AND_TRACES + "\nimport os; os._exit(0)"
 
-    assert len(run_python(leaves).stderr.splitlines()) == 2
+    assert len(run_code(leaves).err.splitlines()) == 2
 
 
 def test_a_line_is_written_when_it_is_logged() -> None:
@@ -317,4 +307,4 @@ def test_a_line_is_written_when_it_is_logged() -> None:
         then="print(os.read(r, 1000).decode())"
     )
 
-    assert "first []" in run_python(waits).stdout
+    assert "first []" in run_code(waits).out
