@@ -54,8 +54,9 @@ class BusAccess:
 
     def tls_context(self) -> ssl.SSLContext:
         """Return the TLS context for clients of the federation's servers; raises InvalidCredentialsFile."""
-        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
-        if self.ca is not None:
+        if self.ca is None:
+            context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+        else:
             _check_readable(self.ca, "FEDBUS_CA")
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             try:
