@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from deploy.manifests import DEPLOY
 from deploy.test_k3s import known_variables
+from support.cli import clean_environment, run_fedbus
 
 from fedbus.app.failures import ExitCode
 
@@ -83,10 +84,5 @@ def settings_in(name: str) -> dict[str, str]:
 def test_the_command_of_each_unit_exists(unit: Path) -> None:
     (command,) = re.findall(r"^ExecStart=/opt/fedbus/bin/fedbus (.*)$", unit.read_text(), re.MULTILINE)
     arguments = [argument for argument in command.split() if argument[0] not in "%$"]
-    help_result = subprocess.run(
-        [sys.executable, "-m", "fedbus.app.cli.main", *arguments, "--help"],
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
-    assert help_result.returncode == 0, help_result.stderr
+    result = run_fedbus(*arguments, "--help", environment=clean_environment())
+    assert result.code == 0, result.err

@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from support.cli import run_python_async
 from support.memory_store import MemoryObjectStore
 
 from fedbus.contracts.champion import Champion
@@ -195,23 +196,20 @@ async def test_of_publishers_in_several_processes_exactly_one_succeeds(
 ) -> None:
     await put_all(shared_store)
     publishers = [
-        await asyncio.create_subprocess_exec(
-            *(
-                sys.executable,
-                "-c",
-                PUBLISHES,
-                shared_store.url,
-                manifest(1, run=f"run-{n}").model_dump_json(),
-            ),
-            stdout=subprocess.PIPE,
+        run_python_async(
+            PUBLISHES,
+            shared_store.url,
+            manifest(1, run=f"run-{n}").model_dump_json(),
+            environment=os.environ,
+            within_s=60,
         )
         for n in range(3)
     ]
-    outputs = [(await publisher.communicate())[0].strip() for publisher in publishers]
-    assert sorted(outputs) == [b"published", b"taken", b"taken"]
+    outputs = [result.out.strip() for result in await asyncio.gather(*publishers)]
+    assert sorted(outputs) == ["published", "taken", "taken"]
     latest = await shared_store.read_latest()
     assert latest is not None
-    assert latest.run == f"run-{outputs.index(b'published')}"
+    assert latest.run == f"run-{outputs.index('published')}"
 
 
 async def test_a_repository_that_was_not_prepared_is_unavailable(store: ModelStore) -> None:
