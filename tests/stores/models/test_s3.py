@@ -36,6 +36,10 @@ from fedbus.stores.s3.bucket import PART_BYTES, Bucket, BucketAddress, Condition
 MNIST = TaskId("mnist")
 LARGE = os.urandom(2 * PART_BYTES + 12345)
 """An artifact that is uploaded in three parts."""
+MIN_PART_BYTES = 5 * 1024**2
+"""The limit of S3 for a part that is not the last."""
+MEDIUM = LARGE[: MIN_PART_BYTES + 12345]
+"""An artifact that is uploaded in two such parts."""
 
 
 @pytest.fixture
@@ -54,6 +58,12 @@ def far_url(s3_url: str, s3: EmbeddedS3, proxy: FaultyProxy) -> str:
 def bucket(s3: EmbeddedS3, s3_url: str) -> Bucket:
     """The place itself, to look into and to spoil."""
     return Bucket(BucketAddress.parse(s3_url))
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upload the smallest parts, which take little CPU time."""
+    monkeypatch.setattr(models_s3, "PART_BYTES", MIN_PART_BYTES)
 
 
 def open_s3_store(url: str, *, patience_s: float = 20.0, cache: Path | None = None) -> ModelRepository:
@@ -313,23 +323,25 @@ async def test_an_artifact_in_parts_is_read_completely(s3_url: str, tmp_path: Pa
     await store.verify(digest(LARGE))
 
 
+@pytest.mark.usefixtures("small_parts")
 async def test_parts_with_another_digest_leave_no_object(s3_url: str, bucket: Bucket) -> None:
     store = open_s3_store(s3_url)
     await store.prepare()
     with pytest.raises(DigestMismatch):
-        await store.put(LARGE, digest(WEIGHTS))
+        await store.put(MEDIUM, digest(WEIGHTS))
     with pytest.raises(ArtifactMissing):
         await store.verify(digest(WEIGHTS))
     async with bucket.open() as client:
         assert not (await client.list_multipart_uploads(Bucket="fedbus")).get("Uploads")
 
 
+@pytest.mark.usefixtures("small_parts")
 async def test_an_uploaded_artifact_is_not_sent_again(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
-    await store.put(LARGE, digest(LARGE))
+    await store.put(MEDIUM, digest(MEDIUM))
     sent_bytes = len(proxy.request_bytes)
-    await store.put(LARGE, digest(LARGE))
+    await store.put(MEDIUM, digest(MEDIUM))
     assert len(proxy.request_bytes) - sent_bytes < 4096
 
 
@@ -341,27 +353,29 @@ async def test_a_put_of_the_same_artifact_repairs_a_corrupt_object(s3_url: str, 
     await store.verify(digest(WEIGHTS))
 
 
+@pytest.mark.usefixtures("small_parts")
 async def test_a_put_waits_for_an_unavailable_s3(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
     proxy.close()
-    put = asyncio.create_task(store.put(LARGE, digest(LARGE)))
+    put = asyncio.create_task(store.put(MEDIUM, digest(MEDIUM)))
     await asyncio.sleep(0.3)  # the first attempt has failed
     assert not put.done()
     proxy.reopen()
     await put
-    await store.verify(digest(LARGE))
+    await store.verify(digest(MEDIUM))
 
 
+@pytest.mark.usefixtures("small_parts")
 async def test_an_interrupted_upload_continues(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
-    put = asyncio.create_task(store.put(LARGE, digest(LARGE)))
+    put = asyncio.create_task(store.put(MEDIUM, digest(MEDIUM)))
     await eventually(lambda: b"partNumber=2" in proxy.request_bytes)
     proxy.close()
     proxy.reopen()
     await put
-    await store.verify(digest(LARGE))
+    await store.verify(digest(MEDIUM))
 
 
 async def test_an_interrupted_download_continues(far_url: str, proxy: FaultyProxy) -> None:
@@ -404,25 +418,27 @@ async def test_an_interrupted_read_of_a_manifest_is_repeated(far_url: str, proxy
     assert not proxy.truncate_responses_at
 
 
+@pytest.mark.usefixtures("small_parts")
 async def test_a_download_that_never_completes_is_unavailable(
     far_url: str, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
-    await store.put(LARGE, digest(LARGE))
+    await store.put(MEDIUM, digest(MEDIUM))
     proxy.truncate_responses_at = [1] * 1000
     with pytest.raises(StoreUnavailable, match="check that it runs"):
-        await open_s3_store(far_url, cache=tmp_path, patience_s=0.5).local_path(digest(LARGE))
+        await open_s3_store(far_url, cache=tmp_path, patience_s=0.5).local_path(digest(MEDIUM))
     assert not cached_files(tmp_path)
 
 
+@pytest.mark.usefixtures("small_parts")
 async def test_a_slow_upload_does_not_time_out(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url, patience_s=0.1)
     await store.prepare()
-    proxy.request_delay_s = 0.002
-    await store.put(LARGE, digest(LARGE))
+    proxy.request_delay_s = 0.006
+    await store.put(MEDIUM, digest(MEDIUM))
     proxy.request_delay_s = 0.0
-    await store.verify(digest(LARGE))
+    await store.verify(digest(MEDIUM))
 
 
 async def test_a_listing_of_artifacts_is_one_request(far_url: str, proxy: FaultyProxy) -> None:
@@ -436,12 +452,13 @@ async def test_a_listing_of_artifacts_is_one_request(far_url: str, proxy: Faulty
     assert proxy.request_bytes.count(b"HTTP/1.1\r\n") == 1
 
 
+@pytest.mark.usefixtures("small_parts")
 async def test_a_slow_download_does_not_time_out(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url, patience_s=0.1)
     await store.prepare()
-    await store.put(LARGE, digest(LARGE))
-    proxy.response_delay_s = 0.002
-    assert (await store.local_path(digest(LARGE))).read_bytes() == LARGE
+    await store.put(MEDIUM, digest(MEDIUM))
+    proxy.response_delay_s = 0.006
+    assert (await store.local_path(digest(MEDIUM))).read_bytes() == MEDIUM
 
 
 async def test_corrupt_bytes_are_not_cached(s3_url: str, bucket: Bucket, tmp_path: Path) -> None:
@@ -467,15 +484,16 @@ async def test_a_cached_file_that_was_changed_is_fetched_again(s3_url: str) -> N
     assert (await open_s3_store(s3_url).local_path(digest(WEIGHTS))).read_bytes() == WEIGHTS
 
 
+@pytest.mark.usefixtures("small_parts")
 async def test_concurrent_readers_download_once(far_url: str, proxy: FaultyProxy, tmp_path: Path) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
-    await store.put(LARGE, digest(LARGE))
+    await store.put(MEDIUM, digest(MEDIUM))
     proxy.response_byte_count = 0
     readers = [open_s3_store(far_url, cache=tmp_path) for _ in range(4)]
-    paths = await asyncio.gather(*(reader.local_path(digest(LARGE)) for reader in readers))
+    paths = await asyncio.gather(*(reader.local_path(digest(MEDIUM)) for reader in readers))
     assert len(set(paths)) == 1
-    assert proxy.response_byte_count < 1.5 * len(LARGE)
+    assert proxy.response_byte_count < 1.5 * len(MEDIUM)
 
 
 async def test_a_cached_file_in_use_is_not_evicted(tmp_path: Path) -> None:
