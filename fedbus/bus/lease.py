@@ -106,9 +106,14 @@ class Lease:
             await self.check()
 
     async def _release(self) -> None:
-        with contextlib.suppress(LeaseLost, TimeoutError, NatsError):
+        try:
             async with asyncio.timeout(RELEASE_TIMEOUT_S):
                 await self._publish(b"")
+        except LeaseLost:
+            pass  # another agent has it
+        except (TimeoutError, NatsError) as error:
+            reason = str(error) or f"no reply within {RELEASE_TIMEOUT_S:g} s"
+            log.info("Lease not released; it expires by itself", lease=self._subject, reason=reason)
 
     async def _publish(self, body: bytes) -> None:
         headers = {EXPECTED_SEQUENCE_HEADER: str(self._sequence)}

@@ -28,6 +28,7 @@ async def buses(
     monkeypatch.setattr(streams, "LEASE_S", getattr(request, "param", 60.0))
     monkeypatch.setattr(leases, "LEASE_S", SHORT_S)
     monkeypatch.setattr(leases, "RENEW_S", SHORT_S)
+    monkeypatch.setattr(leases, "RELEASE_TIMEOUT_S", 60.0)
     async with AsyncExitStack() as stack:
         identity = Identity(FED, "workflow-scheduler")
         both = [await stack.enter_async_context(Bus.connect(nats.url, identity)) for _ in range(2)]
