@@ -32,7 +32,7 @@ from aiobotocore.session import AioSession, get_session
 from botocore import UNSIGNED
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.httpsession import get_cert_path
-from botocore.loaders import Loader, create_loader
+from botocore.loaders import Loader
 
 from fedbus.common.retry import RetryBackoff
 from fedbus.stores.errors import StoreCorrupt, StoreDenied, StoreError, StoreUnavailable, UnknownStore
@@ -508,7 +508,7 @@ def _session() -> AioSession:
 @lru_cache(1)
 def load_service_models() -> Loader:
     """Load the service models of S3, which takes 0.3 s of CPU time."""
-    loader = create_loader()
+    loader: Loader = get_session().get_component("data_loader")  # it respects AWS_DATA_PATH
     loader.load_service_model("s3", "service-2")
     loader.load_service_model("s3", "endpoint-rule-set-1")
     loader.load_data_with_path("endpoints")
