@@ -141,7 +141,8 @@ class InferenceServer:
         await self.engine.stop()
 
     def _read_version(self) -> Iterator[tuple[float, Attributes]]:
-        yield self.current_model.version if self.current_model is not None else 0, self._attributes
+        model = self.current_model  # read once: this runs in the thread of the exporter
+        yield model.version if model is not None else 0, self._attributes
 
     async def load(self, ref: ModelRef, make: MakePredictor, probe: Array | None = None) -> None:
         """Load and probe a model while the current one serves, then serve it.
