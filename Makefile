@@ -33,9 +33,9 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# Writes the byte code of the tests once, before six workers would each do it.
+# Writes the byte code of the tests once, before six workers would each do it. An error is for `unit` to show.
 $(COLLECTED): $(READY)
-	$(BIN)/pytest --collect-only -q > /dev/null
+	-$(BIN)/pytest --collect-only -q > /dev/null
 	touch $@
 
 unit: $(COLLECTED)
