@@ -104,8 +104,8 @@ class ErrorCode(IntEnum):
 
 
 NO_FUNCTION: Final = "function registered with name"
-"""Part of the reason of an error whose cause is no failure: the client's code has no function for messages of this
-kind. These are the words of Flower, which has no code for it."""
+"""A part of Flower's error text for a client whose code has no function for messages of this kind. Flower has no error
+code for it. Such an error is not a failure of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class RoundTally:
     evaluated: set[str] = field(default_factory=set)
     """The clients that evaluated the model."""
     evaluation_failures: dict[str, str] = field(default_factory=dict)
-    """Those of *failures* that are of an evaluation, without clients whose code has no function for it."""
+    """The failures of evaluations, by client, without clients whose code has no function for it (`NO_FUNCTION`)."""
     train_s: dict[str, float] = field(default_factory=dict)
     """Training time in seconds, by client."""
     figures: dict[str, dict[str, float]] = field(default_factory=dict)

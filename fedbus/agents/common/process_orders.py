@@ -80,13 +80,13 @@ class CheckProcessConfig(ProcessConfig):
     """Check the task's code: import it, build its model, run its own check."""
 
     server_side: bool
-    """True to check the ServerApp too."""
+    """True to check the server side of the app too."""
     like: str = ""
     """A weights file whose architecture the model should have."""
 
 
 class ServerProcessConfig(ProcessConfig):
-    """Run the ServerApp of *run* from *first_round*, with the model *initial_sha256* of *store*."""
+    """Run the server session of *run* from *first_round*, with the model *initial_sha256* of *store*."""
 
     run: str
     plan: RunPlan

@@ -1,1 +1,1 @@
-"""The Flower client: runs a task's ClientApp in a child process for one run."""
+"""The Flower client: runs the client session of a run, in a child process."""

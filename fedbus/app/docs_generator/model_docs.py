@@ -46,9 +46,9 @@ def _field_docstrings(kind: type[BaseModel]) -> dict[str, str]:
     Pydantic's `use_attribute_docstrings` would read the sources at each start of a process.
     """
     docstrings: dict[str, str] = {}
-    classes = [
-        one for one in kind.__mro__ if one.__module__.startswith("fedbus.") and one.__name__.isidentifier()
-    ]  # the class of a type with arguments, `Request[RunStarted]`, has no source
+    # The class of a type with arguments, `Request[RunStarted]`, has no source.
+    with_source = (one for one in kind.__mro__ if one.__name__.isidentifier())
+    classes = [one for one in with_source if one.__module__.startswith("fedbus.")]
     for one in reversed(classes):
         tree = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0]
         assert isinstance(tree, ast.ClassDef)

@@ -122,15 +122,15 @@ def _check_config_table(pyproject: Mapping[str, Any]) -> Iterator[AppProblem]:
 
 
 def _check_rounds(config: Mapping[str, Any]) -> Iterator[AppProblem]:
-    """Yield the problem of a number of rounds that is none: fedbus shows it, and `rounds` of a run replaces it."""
+    """Yield a problem if the value is not a number: fedbus shows the rounds, and `rounds` of a run overrides them."""
     value = config.get(ROUNDS_KEY, 0)
     if _read_rounds(value) is None:
-        what = f"`{ROUNDS_KEY}` is {value!r}, which is no number of rounds"
+        what = f"`{ROUNDS_KEY}` is {value!r}, which is not a number of rounds"
         yield AppProblem((*CONFIG_TABLE, ROUNDS_KEY), what, "use a whole number, for example 3")
 
 
 def _read_rounds(value: object) -> int | None:
-    """Return *value* as a number of rounds; None if it is none. An app may convert a string of digits by `int`."""
+    """Return *value* as a number of rounds, or None. A string of digits is one, because an app may convert it."""
     match value:
         case bool():
             return None

@@ -119,9 +119,8 @@ def _report_own_loop(context: Context, grid: RunGrid, log: RoundLog) -> None:
         log.add_metrics(record)
     if records:
         tally = grid.tally(grid.last_round)
-        answered = dict.fromkeys(
-            tally.figures, 0
-        )  # a client that answered a query took part, without samples
+        # A client that answered a query took part, without samples.
+        answered = dict.fromkeys(tally.figures, 0)
         log.end_round(max(1, grid.last_round), replace(tally, participants=answered | tally.participants))
 
 
