@@ -43,15 +43,15 @@ def accuracy(array: npt.NDArray[np.uint8]) -> float:
 
 
 def train_tree(app: App, *, keeps_trees: bool) -> None:
-    """Let the client train a tree. It returns it after those that it got, or alone."""
+    """Let the client train a tree, and return it alone or after the trees that it has received."""
 
     @app.client.train()
     def train(message: Message, context: Context) -> Message:
         import xgboost
 
-        got = message.content.array_records["arrays"]["0"].numpy()
+        received = message.content.array_records["arrays"]["0"].numpy()
         data = samples(partition(context))
-        booster = read_booster(got) if got.size else None
+        booster = read_booster(received) if received.size else None
         booster = xgboost.train(PARAMETERS, data, 1, xgb_model=booster)
         if not keeps_trees:
             booster = booster[booster.num_boosted_rounds() - 1 :]
@@ -66,9 +66,9 @@ def start(app: App, strategy: type[FedXgbBagging | FedXgbCyclic]) -> None:
         initial = ArrayRecord([np.frombuffer(b"", np.uint8)])
         result = strategy(fraction_evaluate=0.0).start(grid=grid, initial_arrays=initial, num_rounds=ROUNDS)
         model = result.arrays["0"].numpy()
-        observe(
-            context, trees=read_booster(model).num_boosted_rounds(), is_accurate=accuracy(model) > 0.8
-        )  # the order of the replies, or of the nodes, decides the rest
+        # The order of the replies, or of the nodes, decides the rest of the model.
+        trees = read_booster(model).num_boosted_rounds()
+        observe(context, trees=trees, is_accurate=accuracy(model) > 0.8)
 
 
 @case("XGBoost's trees of all clients are put together", slow=True)

@@ -72,10 +72,8 @@ class FedbusCli:
         self.environment = clean_environment() | {"FEDBUS_HOME": str(home), "COLUMNS": "200"} | environment
 
     async def __call__(self, *words: str, stdin: bytes = b"", **environment: str) -> CliResult:
-        with _start(forked_cli.run_cli, words, self.environment | environment, Path(), stdin) as (
-            process,
-            files,
-        ):
+        variables = self.environment | environment
+        with _start(forked_cli.run_cli, words, variables, Path(), stdin) as (process, files):
             await asyncio.to_thread(process.join)
             return _result(process, files)
 

@@ -489,9 +489,8 @@ async def test_a_leaf_node_applies_revocations_also_after_downtime(bus: TrustedB
         await leaf.start()
 
         async def is_out() -> bool:
-            await asyncio.sleep(
-                0.2
-            )  # the leaf node looks up the claims after seconds, and TLS costs CPU time
+            # The leaf node looks up the claims only after seconds, and each attempt costs CPU time for TLS.
+            await asyncio.sleep(0.2)
             try:
                 async with Bus.connect(url, replace(TRAINER, owner="c2"), access=second):
                     return False

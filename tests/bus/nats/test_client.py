@@ -1,4 +1,4 @@
-"""The client of nats-py keeps receiving, whatever happens to one of its calls."""
+"""A client keeps receiving after a call that timed out, was cancelled or failed."""
 
 import asyncio
 from typing import Any
