@@ -27,6 +27,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -338,7 +339,9 @@ class LibrarySuite(ABC):
         with run.open(rounds=1) as federation:
             federation.add_client(0)
             federation.add_client(1)
+            start = time.monotonic()
             federation.train(model())
+            duration_s = time.monotonic() - start
 
         (result,) = federation.results
         assert result.participants == SAMPLES
@@ -349,7 +352,7 @@ class LibrarySuite(ABC):
         assert result.figures["c1"]["train_loss"] == 0.5
         assert result.figures["c1"]["eval_loss"] == pytest.approx(10 - MEAN_STEP, rel=1e-5)
         assert set(result.train_s) == set(SAMPLES)
-        assert all(0 <= seconds < 20 for seconds in result.train_s.values())
+        assert all(0 <= train_s <= duration_s for train_s in result.train_s.values())
 
     def test_a_client_keeps_its_state_between_rounds(self, run: SuiteRun) -> None:
         with run.open(rounds=3) as federation:
