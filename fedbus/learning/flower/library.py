@@ -130,16 +130,15 @@ def _check_rounds(config: Mapping[str, Any]) -> Iterator[AppProblem]:
 
 
 def _read_rounds(value: object) -> int | None:
-    """Return *value* as a number of rounds, or None. A string of digits is one, because an app may convert it."""
-    match value:
-        case bool():
-            return None
-        case int() if value >= 0:
-            return value
-        case str() if value.isascii() and value.isdecimal():
-            return int(value)
-        case _:
-            return None
+    """Return *value* as a number of rounds, or None. 3.0 and "3" are one, because an app may convert them by `int`."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = int(value)
+    except (ValueError, OverflowError):
+        return None
+    is_whole = not isinstance(value, float) or value == number
+    return number if is_whole and number >= 0 else None
 
 
 def _check_components(table: object) -> Iterator[AppProblem]:

@@ -232,8 +232,9 @@ def test_a_number_of_rounds_that_is_none_has_its_line(tmp_path: Path, value: str
     assert problem.advice == "use a whole number, for example 3"
 
 
-def test_an_app_may_convert_its_number_of_rounds(tmp_path: Path) -> None:
-    edit(flower_app(tmp_path) / "pyproject.toml", "rounds = 5", 'rounds = "5"')
+@pytest.mark.parametrize("value", ['"5"', '" 5 "', "5.0"])
+def test_an_app_may_convert_its_number_of_rounds(tmp_path: Path, value: str) -> None:
+    edit(flower_app(tmp_path) / "pyproject.toml", "rounds = 5", f"rounds = {value}")
     assert read_task(tmp_path, open_library).plan_run().total_rounds == 5
 
 
