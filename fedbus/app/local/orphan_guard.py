@@ -46,11 +46,11 @@ def _exec_program(command: list[str], parent: int) -> None:
 
 
 def _run_as_guard(command: list[str]) -> int:
-    is_stopped = Event()
-    signal.signal(signal.SIGTERM, lambda *_: is_stopped.set())  # it may arrive before Popen returns
+    stopped = Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # it may arrive before Popen returns
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as program:
         signal.signal(signal.SIGTERM, lambda *_: program.terminate())
-        if is_stopped.is_set():
+        if stopped.is_set():
             program.terminate()
         Thread(target=_kill_on_eof, args=(program,), daemon=True).start()
         return program.wait()

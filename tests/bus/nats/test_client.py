@@ -26,18 +26,18 @@ async def assert_receives(client: Any) -> None:
 
 async def test_a_flush_that_times_out_does_not_end_the_read_loop(nats: NatsServer) -> None:
     async with open_connection(nats.url, name="test", inbox="_INBOX") as connection:
-        client, is_late = connection.client, asyncio.Event()
+        client, resumed = connection.client, asyncio.Event()
         parse = client._ps.parse
 
         async def parse_late(data: bytes = b"") -> None:
-            await is_late.wait()
+            await resumed.wait()
             await parse(data)
 
         client._ps.parse = parse_late  # type: ignore[method-assign]
         for _ in range(3):
             with pytest.raises(NatsTimeoutError):
                 await client.flush(0.001)  # type: ignore[arg-type]  # declared int, and slept
-        is_late.set()
+        resumed.set()
         await assert_receives(client)
         await flush_subscriptions(client)
 
