@@ -17,7 +17,7 @@ from nats.errors import (
 )
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
-from nats.js.api import ConsumerConfig, DeliverPolicy, RawStreamMsg
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RawStreamMsg
 from nats.js.errors import NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from fedbus.bus import streams
@@ -36,6 +36,10 @@ from fedbus.contracts.message import Message
 from fedbus.contracts.transition import Transition
 
 ACK_TIMEOUT_S: Final = 2.0
+HEARTBEAT_S: Final = 5.0
+"""The interval of the server's heartbeats to a reader. It creates its consumer again when it misses two."""
+ORDERED_ACK_WAIT_S: Final = 22 * 3600.0
+"""As nats-py sets it for consumers without acknowledgements."""
 RETRY_S: Final = 0.2
 READ_ATTEMPTS: Final = 5
 """Attempts of a read that JetStream does not answer within ACK_TIMEOUT_S, for example on an overloaded machine."""
@@ -143,10 +147,34 @@ class StreamReader:
     async def _subscribe_ordered(
         self, stream: str, wanted: list[str], config: ConsumerConfig
     ) -> JetStreamContext.PushSubscription:
+        """Subscribe as nats-py's `subscribe` does, so that the subscription continues after a restart of nats-server.
+
+        nats-py 2.16 then creates the consumer again after the last message that has arrived. It keeps the start time,
+        so that the server refuses the consumer; and if no message has arrived, it begins with the first of the stream.
+        """
+        ordered = config.evolve(
+            filter_subjects=wanted,
+            deliver_subject=self._connection.client.new_inbox(),
+            ack_policy=AckPolicy.NONE,
+            ack_wait=ORDERED_ACK_WAIT_S,
+            max_deliver=1,
+            flow_control=True,
+            idle_heartbeat=HEARTBEAT_S,
+            num_replicas=1,
+            mem_storage=True,
+        )
         try:
-            return await self._js.subscribe(wanted[0], stream=stream, config=config, ordered_consumer=True)
+            consumer = await self._js.add_consumer(stream, config=ordered)
+            ordered.opt_start_time = None
+            subscription = await self._js.subscribe_bind(
+                stream, ordered, consumer.name, ordered_consumer=True, manual_ack=True
+            )
         except (NotFoundError, NoStreamResponseError, ServiceUnavailableError):
             raise FederationNotFound(self.fed) from None
+        state = subscription._sub._jsi  # noqa: SLF001 - nats-py has no other way
+        if state is not None and consumer.delivered is not None:
+            state._sseq = consumer.delivered.stream_seq  # noqa: SLF001
+        return subscription
 
     async def sequence_range(self, stream: str) -> tuple[int, int]:
         """Return the sequences of the first and the last message in *stream*.

@@ -3,7 +3,8 @@
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Self
+from datetime import UTC, datetime
+from typing import Any, Self
 
 import nats as nats_py
 import pytest
@@ -268,6 +269,31 @@ async def test_a_bus_reconnects_as_often_as_its_server_restarts(
         await own_nats.kill()
         await own_nats.start()
         await eventually(lambda: publish_update_ready(server_bus))
+
+
+@pytest.mark.parametrize("start", ["since", "after", "whole", "new"])
+async def test_a_reader_continues_after_a_restart_of_the_server(
+    own_nats: OwnNatsServer, server_bus: Bus, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    monkeypatch.setattr(stream_reader, "HEARTBEAT_S", 0.2)
+    stream, wanted = streams.events_stream(FED), [subjects.wildcard_for(FED, UpdateReady)]
+    for _ in range(2):
+        await publish_update_ready(server_bus)
+    _, last = await server_bus.sequence_range(stream)
+    options: dict[str, dict[str, Any]] = {
+        "since": {"since": datetime.now(UTC)},
+        "after": {"after": last},
+        "whole": {"whole": True},
+        "new": {},
+    }
+    async with server_bus.read_stream(stream, wanted, **options[start]) as messages:
+        stored = [(await anext(messages)).sequence for _ in range(last if start == "whole" else 0)]
+        await own_nats.kill()
+        await own_nats.start()
+        await eventually(lambda: publish_update_ready(server_bus))
+        async with asyncio.timeout(40):
+            assert (await anext(messages)).sequence == last + 1
+    assert stored == ([*range(1, last + 1)] if start == "whole" else [])
 
 
 async def test_a_consumer_raises_when_the_connection_is_closed(server_bus: Bus) -> None:
