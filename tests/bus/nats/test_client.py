@@ -33,7 +33,7 @@ async def test_a_flush_that_times_out_does_not_end_the_read_loop(nats: NatsServe
             await resumed.wait()
             await parse(data)
 
-        client._ps.parse = parse_late  # type: ignore[method-assign]
+        client._ps.parse = parse_late  # type: ignore[method-assign]  # holds the PONGs back
         for _ in range(3):
             with pytest.raises(NatsTimeoutError):
                 await client.flush(0.001)  # type: ignore[arg-type]  # declared int, and slept
@@ -66,7 +66,7 @@ async def test_an_error_in_the_read_loop_reconnects(
                 raise errors.pop()
             await parse(data)
 
-        client._ps.parse = fail_once  # type: ignore[method-assign]
+        client._ps.parse = fail_once  # type: ignore[method-assign]  # an error in the read loop
         await client.publish("probe", b"")
         await client._send_ping()
         await eventually(lambda: client.stats["reconnects"] == 1)
