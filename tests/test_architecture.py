@@ -27,7 +27,8 @@ ALLOWED_IMPORTS: Final = {
     "stores": {"common", "contracts"},
     "learning": {"common", "contracts"},
     "agents": {"common", "contracts", *MIDDLE_LAYERS},
-    "app": {"common", "contracts", *MIDDLE_LAYERS, "agents"},
+    "simulation": {"common", "contracts", *MIDDLE_LAYERS, "agents"},
+    "app": {"common", "contracts", *MIDDLE_LAYERS, "agents", "simulation"},
 }
 
 ALLOWED_IMPORTS_OF_ROOT: Final = {"__init__.py": {"common"}, "__main__.py": {"app"}}
