@@ -204,6 +204,12 @@ class Messenger(Protocol):
     def has_open_messages(self) -> bool:
         """Whether a message has no reply yet."""
 
+    def now(self) -> float:
+        """Return the time in seconds on the messenger's clock, which is virtual in a simulation.
+
+        All limits of the messenger's calls count on this clock.
+        """
+
     def clients(self) -> list[str]:
         """Return the clients that are present. A client that is silent or failed is not."""
 
@@ -240,6 +246,14 @@ class Messenger(Protocol):
 
     def collect(self, message_ids: Iterable[str]) -> list[ClientReply]:
         """Return the replies to *message_ids* that have arrived, each once. This blocks for their transfer only."""
+
+    def take(self, *, timeout_s: float, clients: Collection[str] | None = None) -> ClientReply | None:
+        """Block until the reply to a message of `post` arrives, and return it: each once, in order of arrival.
+
+        A message without a reply within the plan's ``round_s`` and its time to live, or whose client leaves, yields a
+        `ClientReply` with an error. The result is None after *timeout_s* seconds, also if no message waits for a
+        reply; and before, as soon as the present clients differ from *clients*, unless a reply has arrived.
+        """
 
     def accept(self, reply: ClientReply, *, samples: int = 0) -> None:
         """Record that *reply* counts for its round, with the number of samples that the client trained on.

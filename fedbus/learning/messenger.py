@@ -13,7 +13,6 @@ ends every call with MessengerClosed.
 
 import asyncio
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
@@ -43,6 +42,7 @@ from fedbus.learning.library import (
     RoundTally,
 )
 from fedbus.learning.payload import Payload, fetch_content
+from fedbus.learning.reply_order import RepliesInClientOrder
 from fedbus.learning.reply_queue import (
     MAX_PREFETCHED_REPLIES,
     FetchedReply,
@@ -70,7 +70,7 @@ MAX_CONCURRENT_PUBLISHES: Final = 64
 """The limit of concurrent publishes that wait for the acknowledgement of the stream."""
 
 MAX_UNCLAIMED_REPLIES: Final = 10_000
-"""The limit of replies that wait for `BusMessenger.collect`; the oldest is dropped."""
+"""The limit of replies that wait for `BusMessenger.collect` or `take`; the oldest is dropped."""
 
 MAX_FAILURE_CHARS: Final = 500
 """The limit of the reason of a failed client in the result of a round."""
@@ -105,6 +105,8 @@ class BusMessenger:
         self._pending: dict[str, PendingMessage] = {}
         self._unclaimed: dict[str, tuple[PendingMessage, RoundReply | ReplyError]] = {}
         self._publishes = asyncio.Semaphore(MAX_CONCURRENT_PUBLISHES)
+        self._arrivals = asyncio.Event()
+        """Set when a reply to a posted message arrives, and when the clients change."""
         self._fetching: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         # between the threads, under the condition
@@ -175,6 +177,7 @@ class BusMessenger:
             self._clients = self._tracker.nodes
             self._failed = self._tracker.failed
             self._changed.notify_all()
+        self._arrivals.set()
 
     def _schedule_timer(self) -> None:
         """Set the timer to the next wake time of the tracker, unless it is set to an earlier time."""
@@ -207,11 +210,28 @@ class BusMessenger:
             task.add_done_callback(self._fetching.discard)
 
     def _keep_for_collect(self, pending: PendingMessage, reply: RoundReply | ReplyError) -> None:
-        """Keep *reply* without the payload of its request, for `collect`."""
+        """Keep *reply* without the payload of its request, for `collect` and `take`."""
         request = replace(pending.message, payload=_NO_PAYLOAD)
         self._unclaimed[pending.sent.message_id] = replace(pending, message=request), reply
+        self._arrivals.set()
         while len(self._unclaimed) > MAX_UNCLAIMED_REPLIES:
             del self._unclaimed[next(iter(self._unclaimed))]
+
+    async def _take_unclaimed(self, timeout_s: float, clients: frozenset[str] | None) -> FetchedReply | None:
+        """Wait for the oldest reply to a posted message, and download it."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._unclaimed and (clients is None or clients == set(self._tracker.nodes)):
+                    self._arrivals.clear()
+                    await self._arrivals.wait()
+        except TimeoutError:
+            pass
+        if not self._unclaimed:
+            return None
+        pending, reply = self._unclaimed.pop(next(iter(self._unclaimed)))
+        if isinstance(reply, ReplyError) or not has_blob(reply):
+            return make_fetched_reply(pending, reply)
+        return await self._fetch_reply(pending, reply, holds_slot=False)
 
     async def _fetch_into_queue(self, queue: ReplyQueue, pending: PendingMessage, reply: RoundReply) -> None:
         try:
@@ -304,6 +324,9 @@ class BusMessenger:
     def has_open_messages(self) -> bool:
         return bool(self._pending)
 
+    def now(self) -> float:
+        return self._now()
+
     def clients(self) -> list[str]:
         with self._changed:
             self._check_open()
@@ -334,18 +357,27 @@ class BusMessenger:
         self, messages: Iterable[OutgoingMessage], *, timeout_s: float | None = None
     ) -> Iterator[ClientReply]:
         queue = ReplyQueue(self._loop)
-        end = None if timeout_s is None else time.monotonic() + timeout_s
-        count = len(self._post(messages, queue))
+        end = None if timeout_s is None else self._loop.time() + timeout_s
+        sent = list(messages)
+        self._post(sent, queue)
         if end is not None and timeout_s is not None:
-            left_s = max(0.0, end - time.monotonic())
+            left_s = max(0.0, end - self._loop.time())
             self._loop.call_soon_threadsafe(self._loop.call_later, left_s, self._detach, queue, timeout_s)
-        return _ReplyStream(count, lambda: self._take(queue.get()))
+        replies = _ReplyStream(len(sent), lambda: self._take(queue.get()))
+        if not self._plan.deterministic:
+            return replies
+        return RepliesInClientOrder(replies, [replace(one, payload=_NO_PAYLOAD) for one in sent])
 
     def post(self, messages: Iterable[OutgoingMessage]) -> list[str]:
         return self._post(messages, None)
 
     def collect(self, message_ids: Iterable[str]) -> list[ClientReply]:
         return [self._take(fetched) for fetched in self._call(self._collect(list(message_ids)))]
+
+    def take(self, *, timeout_s: float, clients: Collection[str] | None = None) -> ClientReply | None:
+        before = None if clients is None else frozenset(clients)
+        fetched = self._call(self._take_unclaimed(timeout_s, before))
+        return None if fetched is None else self._take(fetched)
 
     def accept(self, reply: ClientReply, *, samples: int = 0) -> None:
         with self._changed:

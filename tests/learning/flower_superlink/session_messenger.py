@@ -86,6 +86,12 @@ class SessionMessenger:
     def collect(self, message_ids: Iterable[str]) -> list[ClientReply]:
         raise NotImplementedError
 
+    def now(self) -> float:
+        return time.monotonic()
+
+    def take(self, *, timeout_s: float, clients: Collection[str] | None = None) -> ClientReply | None:
+        raise NotImplementedError
+
     def accept(self, reply: ClientReply, *, samples: int = 0) -> None:
         tally = self._tallies[reply.round]
         if reply.timing is not None:

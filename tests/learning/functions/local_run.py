@@ -109,6 +109,12 @@ class LocalMessenger:
     def collect(self, message_ids: Iterable[str]) -> list[ClientReply]:
         raise NotImplementedError
 
+    def now(self) -> float:
+        return 0.0
+
+    def take(self, *, timeout_s: float, clients: Collection[str] | None = None) -> ClientReply | None:
+        raise NotImplementedError
+
     def accept(self, reply: ClientReply, *, samples: int = 0) -> None:
         if samples:
             self.tally(reply.round).participants[reply.client] = samples
