@@ -8,10 +8,11 @@ machine that sets timers uses `backoff_s`.
 
 import asyncio
 import math
-import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
+
+from fedbus.common.jitter import JITTER
 
 MIN_PAUSE_S: Final = 0.1
 MAX_PAUSE_S: Final = 5.0
@@ -24,7 +25,7 @@ Errors = type[Exception] | tuple[type[Exception], ...]
 def backoff_s(attempt: int, *, first_s: float = MIN_PAUSE_S, max_s: float = MAX_PAUSE_S) -> float:
     """Return the pause after failed attempt number *attempt*, counted from 0, in seconds."""
     longest = min(max_s, first_s * 2.0 ** min(attempt, _MAX_DOUBLINGS))
-    return random.uniform(0.5, 1.0) * longest  # noqa: S311 (jitter, not a secret)
+    return JITTER.uniform(0.5, 1.0) * longest
 
 
 class RetryBackoff:

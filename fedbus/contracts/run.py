@@ -38,6 +38,10 @@ class RunPlan(Body):
     """How often a lost Flower server is restarted before the run fails."""
     config: dict[str, Scalar] = Field(default_factory=dict)
     """Overrides of the app's run configuration."""
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    """The seed of the random number generators of all processes of the run; None: they are not seeded."""
+    deterministic: bool = False
+    """Add the updates of a round in the order of client names, not of arrival. All of them may be in memory then."""
 
     @property
     def total_rounds(self) -> int:
@@ -64,6 +68,8 @@ class RunOverrides(Body):
     round_s: float | None = Field(default=None, gt=0)
     max_recoveries: int | None = Field(default=None, ge=0)
     config: dict[str, Scalar] = Field(default_factory=dict)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    deterministic: bool | None = None
 
     def apply_to(self, plan: RunPlan) -> RunPlan:
         """Apply the overrides to *plan*. *config* is merged key by key."""
@@ -255,10 +261,20 @@ class StartRun(Request[RunStarted]):
     """Overrides of the app's run configuration."""
     trigger: str = "manual"
     """What started the run, for the event log."""
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    """The seed of the run; None: no generator is seeded."""
+    deterministic: bool | None = None
+    """Add the updates of each round in the order of client names."""
 
     @property
     def overrides(self) -> RunOverrides:
-        return RunOverrides(rounds=self.rounds, quorum=self.quorum, config=self.config)
+        return RunOverrides(
+            rounds=self.rounds,
+            quorum=self.quorum,
+            config=self.config,
+            seed=self.seed,
+            deterministic=self.deterministic,
+        )
 
 
 class RunStopped(Body):

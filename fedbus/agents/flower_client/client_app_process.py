@@ -59,6 +59,7 @@ from fedbus.learning.library import (
 )
 from fedbus.learning.payload import ContentMissing, fetch_content
 from fedbus.learning.round_reply import make_incoming, make_reply
+from fedbus.learning.seeding import seed_client
 from fedbus.stores.errors import StoreError
 
 MAX_QUEUED_MESSAGES: Final = 16
@@ -212,6 +213,12 @@ class ClientAppProcess:
         phase = message.message_type.partition(".")[0]
         with self._phase_span(phase, message) as span:
             captured = self._write_captured(message)
+            seed_client(
+                self._config.plan.seed,
+                client=self._config.client,
+                round_number=message.round,
+                kind=message.message_type,
+            )
             start = time.monotonic()
             response = self._session.handle(make_incoming(message, data, self._node_config(captured)))
             if response.train_s is None:

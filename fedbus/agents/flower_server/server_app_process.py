@@ -44,6 +44,7 @@ from fedbus.learning.library import (
     open_library,
 )
 from fedbus.learning.messenger import BusMessenger
+from fedbus.learning.seeding import seed_server
 from fedbus.learning.weights import Arrays, BadWeights, SafetensorsFile
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models.open import ModelStore, open_model_store
@@ -162,6 +163,7 @@ class ServerAppProcess:
 
     def _open_session(self, job: ServerJob) -> ServerSession:
         """Import the app, so that an invalid one fails before clients join."""
+        seed_server(job.plan.seed, first_round=job.first_round)
         session = open_library(self._task.table.library).open_server(job)
         self._main_thread.at_end(session.close)
         return session

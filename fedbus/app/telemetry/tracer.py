@@ -4,6 +4,7 @@ The SDK records the exception as an event, but OpenTelemetry's conventions also 
 cancelled task is no error here. The API's own context manager is a generator, which takes as long as the span itself.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -14,6 +15,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import Link, SpanKind
 from opentelemetry.trace.propagation import _SPAN_KEY as SPAN_KEY
 from opentelemetry.util import types
@@ -29,8 +31,28 @@ LIMITS: Final = SpanLimits(max_links=SpanLimits.UNSET)
 def sdk_provider(resource: Mapping[str, str | int]) -> TracerProvider:
     """Return the SDK's provider, which `OTEL_TRACES_SAMPLER` samples, without its exit handler: it waits for 30 s."""
     return TracerProvider(
-        resource=Resource.create(dict(resource)), shutdown_on_exit=False, span_limits=LIMITS
+        resource=Resource.create(dict(resource)),
+        shutdown_on_exit=False,
+        span_limits=LIMITS,
+        id_generator=SystemIdGenerator(),
     )
+
+
+class SystemIdGenerator(IdGenerator):
+    """Makes ids from the operating system's random bytes.
+
+    The SDK's own generator uses Python's global one: a run with a seed would repeat the ids of the last run with that
+    seed, and the number of spans would change the random numbers of the app.
+    """
+
+    def generate_span_id(self) -> int:
+        return int.from_bytes(os.urandom(8), "big") or 1
+
+    def generate_trace_id(self) -> int:
+        return int.from_bytes(os.urandom(16), "big") or 1
+
+    def is_trace_id_random(self) -> bool:
+        return True
 
 
 class ErrorTypeProvider(trace.TracerProvider):

@@ -10,7 +10,6 @@ violation only asynchronously, so the request would otherwise time out.
 
 import asyncio
 import logging
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from fedbus.bus.errors import AccessDenied, BusClosed, BusUnreachable
 from fedbus.bus.nats import auth_errors
 from fedbus.bus.nats.client import ReliableClient
 from fedbus.bus.nats.parser import use_large_payload_parser
+from fedbus.common.jitter import JITTER
 
 CONNECT_TIMEOUT_S = 5
 MIN_RECONNECT_S = 0.05
@@ -148,7 +148,7 @@ class _ConnectionMonitor:
     def next_server(self, servers: list[Server], _: dict[str, Any]) -> tuple[Server | None, float]:
         self._attempts += 1
         ceiling = min(MAX_RECONNECT_S, MIN_RECONNECT_S * 2**self._attempts)
-        return random.choice(servers), random.uniform(0, ceiling)  # noqa: S311 (jitter, not a secret)
+        return JITTER.choice(servers), JITTER.uniform(0, ceiling)
 
     def _end(self, denied: AccessDenied) -> None:
         if not self.closed.done():

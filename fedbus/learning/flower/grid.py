@@ -78,7 +78,7 @@ class MessengerGrid(RunGrid):
         self._run = run
 
     def get_node_ids(self) -> list[int]:
-        """Return the ids of the present nodes.
+        """Return the ids of the present nodes, in the order of their clients' names.
 
         A strategy that only polls this method is blocked until a node joins, at most `MAX_BLOCK_S` at a time.
 
@@ -90,7 +90,7 @@ class MessengerGrid(RunGrid):
         with _as_grid_closed():
             clients = self._wait_for_clients() if self.is_waiting_for_nodes else self._messenger.clients()
         self._clients |= {_node_id(client): client for client in clients}
-        return [_node_id(client) for client in clients]
+        return [_node_id(client) for client in sorted(clients)]
 
     def set_round(self, number: int | None) -> None:
         """Set the round of the run for which messages count from now on; None: the round that they name themselves."""

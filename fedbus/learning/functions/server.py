@@ -185,11 +185,15 @@ class FunctionsServer:
             round_log.add_metrics(self._module.evaluate_global(self._weights, self._make_config()))
 
     def _sample(self, messenger: Messenger, fraction: float) -> list[str]:
-        """Choose this share of the present clients, the same for the same run and round. Raises NotEnoughClients."""
+        """Choose this share of the present clients. Raises NotEnoughClients.
+
+        The choice is the same for the same seed and round, or without a seed for the same run and round.
+        """
         minimum = self._table.min_clients
         present = sorted(messenger.wait_for_clients(minimum))
         count = min(len(present), max(minimum, int(fraction * len(present))))
-        generator = random.Random(f"{self._job.run}:{self._round}")  # noqa: S311 - no secret
+        seed = self._job.run if self._job.plan.seed is None else self._job.plan.seed
+        generator = random.Random(f"{seed}:{self._round}")  # noqa: S311 - no secret
         return sorted(generator.sample(present, count))
 
     # --- messages -----------------------------------------------------------------------------

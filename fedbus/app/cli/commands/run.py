@@ -46,6 +46,18 @@ def start(
         list[str] | None,
         typer.Option("--config", "-c", help="Override a value of the run configuration: lr=0.1. Repeatable."),
     ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Seed of the random numbers of all processes of the run.", show_default="none"
+        ),
+    ] = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic", help="Add updates in the order of client names; takes memory for all of them."
+        ),
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show progress until the run ends.")] = False,
     json: output.JsonOption = False,
 ) -> None:
@@ -55,7 +67,12 @@ def start(
     async def send() -> None:
         async with connect_bus() as bus:
             request = StartRun(
-                task=await resolve_task(bus, task), rounds=rounds, quorum=quorum, config=overrides
+                task=await resolve_task(bus, task),
+                rounds=rounds,
+                quorum=quorum,
+                config=overrides,
+                seed=seed,
+                deterministic=deterministic or None,
             )
             run = (await bus.request(request, timeout_s=REQUEST_TIMEOUT_S)).run
             if json:
