@@ -5,16 +5,14 @@ only its own thread; one that fails repeatedly is disabled until the monitor res
 """
 
 import asyncio
-import queue
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final, TypeAlias
 
 import structlog
 
 from fedbus.agents.common.asyncio_tools import wait_for_first
 from fedbus.agents.common.debug_logging import log_method_calls
+from fedbus.agents.training_monitor.delivery import RoundTracking, TrackerEvent, TrackerThread
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import FederationNotFound
 from fedbus.bus.streams import lifecycle_stream
@@ -23,83 +21,10 @@ from fedbus.contracts import subjects
 from fedbus.contracts.run import RUN, RoundResult, RunData, RunEvent
 from fedbus.contracts.telemetry import CLIENT, CLIENT_CONTRIBUTION, CLIENT_RELIABILITY, TASK, set_gauge
 from fedbus.contracts.transition import Transition
-from fedbus.domain.client_scores import ClientStatsCollector
-from fedbus.stores.trackers.interface import RunEnded, TrackedRound, TrackedRun, Tracker
+from fedbus.stores.trackers.interface import RunEnded, TrackedRun, Tracker
 from fedbus.stores.trackers.local import LocalTracker
 
-MAX_TRACKED_CLIENTS: Final = 100
-"""Clients of a round whose own metrics are forwarded."""
-MAX_QUEUED_EVENTS: Final = 1000
-"""Events that are queued for a slow tracker; more are dropped."""
-MAX_FAILURES: Final = 3
-CLOSE_S: Final = 30.0
-
-TrackerEvent: TypeAlias = TrackedRun | TrackedRound | RunEnded
-
 log = structlog.get_logger("fedbus.training_monitor")
-
-
-class TrackerThread:
-    """Runs one tracker in a thread of its own. *memory* records the delivered events across restarts."""
-
-    def __init__(self, name: str, tracker: Tracker, memory: LocalTracker) -> None:
-        self._name = name
-        self._tracker = tracker
-        self._memory = memory
-        self._queue: queue.Queue[TrackerEvent | None] = queue.Queue(MAX_QUEUED_EVENTS)
-        self._failures = 0
-        self._thread = threading.Thread(target=self._run, name=f"tracker {name}", daemon=True)
-        self._thread.start()
-
-    def enqueue(self, event: TrackerEvent) -> None:
-        """Queue *event* without waiting; if the queue is full, it is dropped with a warning."""
-        try:
-            self._queue.put_nowait(event)
-        except queue.Full:
-            log.warning("Tracker queue full; dropping an event", tracker=self._name, run=event.run)
-
-    def close(self) -> None:
-        """Deliver the queued events and end the thread. Blocks for at most CLOSE_S."""
-        try:
-            self._queue.put(None, timeout=CLOSE_S)
-        except queue.Full:
-            return
-        self._thread.join(CLOSE_S)
-
-    def _run(self) -> None:
-        while (event := self._queue.get()) is not None:
-            if self._failures < MAX_FAILURES:
-                self._deliver(event)
-        self._call_tracker(self._tracker.close, "close")
-
-    def _deliver(self, event: TrackerEvent) -> None:
-        step = f"round {event.round}" if isinstance(event, TrackedRound) else type(event).__name__
-        self._call_tracker(lambda: self._deliver_once(event, step), step)
-
-    def _deliver_once(self, event: TrackerEvent, step: str) -> None:
-        if self._memory.was_delivered(self._name, event.run, step):
-            return
-        match event:
-            case TrackedRun():
-                self._tracker.begin(event)
-            case TrackedRound():
-                self._tracker.round(event)
-            case RunEnded():
-                self._tracker.end(event)
-        self._memory.mark_delivered(self._name, event.run, step)
-
-    def _call_tracker(self, call: Callable[[], None], step: str) -> None:
-        """Call the tracker; third-party code may raise any exception, which must not affect a run."""
-        try:
-            call()
-        except Exception as error:  # noqa: BLE001 - see above
-            self._failures += 1
-            reason = " ".join(str(error).split())[:300]
-            log.warning("Tracker failed", tracker=self._name, step=step, reason=reason)
-            if self._failures == MAX_FAILURES:
-                log.warning("Tracker disabled until the monitor restarts", tracker=self._name)
-        else:
-            self._failures = 0
 
 
 @log_method_calls
@@ -114,7 +39,7 @@ class TrainingMonitor:
         self._memory = memory
         self._trackers = {"local": memory, **(trackers or {})}
         self._threads: Sequence[TrackerThread] = ()
-        self._client_stats = ClientStatsCollector()
+        self._rounds = RoundTracking(task)
         self._steps: dict[str, int] = {}
         """The number of rounds before each run, over all runs."""
         self._next_step = 0
@@ -162,53 +87,17 @@ class TrainingMonitor:
     def _on_round_finished(self, facts: RunData, result: RoundResult, at: datetime) -> None:
         step = self._steps[facts.run] + result.round
         self._next_step = max(self._next_step, step)
-        self._client_stats.add_round(result)
-        clients = self._client_metrics(result)
-        self._enqueue(
-            TrackedRound(
-                run=facts.run,
-                task=self._task,
-                round=result.round,
-                step=step,
-                at=at,
-                metrics=_round_metrics(result),
-                clients=clients,
-            )
-        )
-        for client, metrics in clients.items():
+        tracked = self._rounds.track(facts.run, result, step=step, at=at)
+        self._enqueue(tracked)
+        for client, metrics in tracked.clients.items():
             attributes = {TASK: self._task, CLIENT: client}
             set_gauge(CLIENT_RELIABILITY, metrics["reliability"], attributes)
             if (contribution := metrics.get("contribution")) is not None:
                 set_gauge(CLIENT_CONTRIBUTION, contribution, attributes)
 
-    def _client_metrics(self, result: RoundResult) -> dict[str, dict[str, float]]:
-        """Return for each client its metrics of the round, and its reliability and contribution so far."""
-        clients = sorted(result.participants.keys() | result.failures.keys())[:MAX_TRACKED_CLIENTS]
-        return {client: result.client_metrics(client) | self._client_score(client) for client in clients}
-
-    def _client_score(self, client: str) -> dict[str, float]:
-        stats = self._client_stats.stats_of(client)
-        scores = {"reliability": stats.reliability, "contribution": stats.contribution}
-        return {name: value for name, value in scores.items() if value is not None}
-
     def _enqueue(self, event: TrackerEvent) -> None:
         for thread in self._threads:
             thread.enqueue(event)
-
-
-def _round_metrics(result: RoundResult) -> dict[str, float]:
-    """Return the metrics of the app, with ``loss`` and ``accuracy``, and those of the round itself."""
-    common = {"loss": result.loss, "accuracy": result.accuracy}
-    reported = result.metrics | {name: value for name, value in common.items() if value is not None}
-    if result.round == 0:  # the initial model of the run: its step is that of the round before
-        return reported
-    return {
-        **reported,
-        "seconds": result.seconds,
-        "clients": float(len(result.participants)),
-        "failures": float(len(result.failures)),
-        "samples": float(sum(result.participants.values())),
-    }
 
 
 def _tracked_run(facts: RunData, at: datetime) -> TrackedRun:

@@ -13,7 +13,8 @@ from support import eventually
 from support.federation import TASK, FederationHarness
 from support.recorded_telemetry import enable_metrics, own_metrics
 
-from fedbus.agents.training_monitor.agent import MAX_FAILURES, TrainingMonitor
+from fedbus.agents.training_monitor.agent import TrainingMonitor
+from fedbus.agents.training_monitor.delivery import MAX_FAILURES
 from fedbus.bus.lifecycles import LifecycleStore
 from fedbus.contracts.run import RUN, RoundResult, RunData, RunEvent, RunPlan
 from fedbus.stores.trackers.interface import RunEnded, TrackedRound, TrackedRun, Tracker, TrackerContext
