@@ -32,7 +32,7 @@ from fedbus.app.local.supervisor import (
     supervised,
 )
 from fedbus.common.filesystem import atomic_write
-from fedbus.stores.errors import StoreDenied
+from fedbus.stores.errors import StoreError
 
 PROGRAM: Final = "weed"
 BUCKET: Final = "fedbus"
@@ -207,13 +207,13 @@ class _SeaweedProgram:
         return await self._accepts_own_key(running)
 
     async def _accepts_own_key(self, running: EmbeddedS3) -> bool:
-        """Return whether it accepts our key, so that it is not another SeaweedFS."""
+        """Return whether it accepts our key: another SeaweedFS, or a part of one, may have taken the port."""
         from fedbus.stores.s3.bucket import Bucket, BucketAddress  # noqa: PLC0415 (needs the extra, and a second)
 
         address = BucketAddress.parse(running.store_url)
         try:
             await Bucket(address, patience_s=2.0, credentials=running.credentials).create_bucket()
-        except StoreDenied:
+        except StoreError:
             return False
         return True
 

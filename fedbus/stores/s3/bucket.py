@@ -33,6 +33,7 @@ from botocore import UNSIGNED
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.httpsession import get_cert_path
 from botocore.loaders import Loader
+from botocore.parsers import ResponseParserError
 
 from fedbus.common.retry import RetryBackoff
 from fedbus.stores.errors import StoreCorrupt, StoreDenied, StoreError, StoreUnavailable, UnknownStore
@@ -52,7 +53,14 @@ MAX_PARTS: Final = 10_000
 MAX_READ_BYTES: Final = 16 * 1024**2
 """The limit of an object that `Bucket.read` reads."""
 
-CLIENT_ERRORS: Final = (ClientError, BotoCoreError, aiohttp.ClientError, TimeoutError, ConnectionError)
+CLIENT_ERRORS: Final = (
+    ClientError,
+    BotoCoreError,
+    ResponseParserError,
+    aiohttp.ClientError,
+    TimeoutError,
+    ConnectionError,
+)
 _DENIED_CODES: Final = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AccessDenied"}
 _RETRYABLE_CODES: Final = {
     "SlowDown",
@@ -557,4 +565,6 @@ def _is_retryable(error: Exception) -> bool:
 def _describe_error(error: Exception) -> str:
     if isinstance(error, ClientError):
         return f"the response is {_error_code(error)} ({_error_status(error)})"
+    if isinstance(error, ResponseParserError):
+        return "the response is not that of an S3 server"
     return " ".join(str(error).split())[:200] or f"{type(error).__name__} within {READ_TIMEOUT_S:g} s"

@@ -7,14 +7,22 @@ import stat
 import sys
 import tempfile
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from support import eventually
 
-from fedbus.app.local.seaweedfs import SOCKET_DIRECTORY, EmbeddedS3, SeaweedMissing, embedded_s3
-from fedbus.app.local.supervisor import AlreadyRunning
+from fedbus.app.local.seaweedfs import (
+    SOCKET_DIRECTORY,
+    EmbeddedS3,
+    SeaweedMissing,
+    _SeaweedProgram,
+    embedded_s3,
+    find_seaweedfs,
+)
+from fedbus.app.local.supervisor import AlreadyRunning, ProgramDirectory
 from fedbus.stores.errors import StoreDenied
 from fedbus.stores.s3.bucket import Bucket, BucketAddress
 
@@ -121,6 +129,14 @@ async def test_a_second_program_in_one_directory_is_refused(tmp_path: Path) -> N
         with pytest.raises(AlreadyRunning, match="another fedbus process runs SeaweedFS"):
             async with embedded_s3(tmp_path):
                 pytest.fail("it started")
+
+
+async def test_another_program_on_its_port_does_not_count_as_ready(tmp_path: Path) -> None:
+    async with embedded_s3(tmp_path) as other:
+        program = _SeaweedProgram(find_seaweedfs(), ProgramDirectory(tmp_path, "weed"))
+        parts = [replace(other, port=port) for port in other.internal_ports.values()]
+        assert not any([await program.is_ready(part) for part in parts])
+        assert await program.is_ready(other)
 
 
 async def test_a_missing_program_is_an_error_with_the_remedy(
