@@ -8,15 +8,16 @@ transitions when the lifecycle of the task's server changes.
 """
 
 from enum import StrEnum
-from typing import ClassVar, Final, Literal, TypedDict
+from typing import Any, ClassVar, Final, Literal, TypedDict
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, field_validator
 
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
 from fedbus.contracts.message import Body, LifecycleData, Request
 from fedbus.contracts.model import ModelRef
+from fedbus.contracts.task.aggregation import AggregationTable
 
 Scalar = bool | int | float | str
 
@@ -42,6 +43,8 @@ class RunPlan(Body):
     """The seed of the random number generators of all processes of the run; None: they are not seeded."""
     deterministic: bool = False
     """Add the updates of a round in the order of client names, not of arrival. All of them may be in memory then."""
+    aggregation: dict[str, Scalar] = Field(default_factory=dict)
+    """Overrides of the keys of ``[tool.fedbus.aggregation]``, such as the mode."""
 
     @property
     def total_rounds(self) -> int:
@@ -70,16 +73,21 @@ class RunOverrides(Body):
     config: dict[str, Scalar] = Field(default_factory=dict)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     deterministic: bool | None = None
+    aggregation: dict[str, Scalar] = Field(default_factory=dict)
 
     def apply_to(self, plan: RunPlan) -> RunPlan:
-        """Apply the overrides to *plan*. *config* is merged key by key."""
-        changes = self.model_dump(include=set(RunOverrides.model_fields) - {"config"}, exclude_none=True)
-        return plan.model_copy(update={**changes, "config": {**plan.config, **self.config}})
+        """Apply the overrides to *plan*. *config* and *aggregation* are merged key by key."""
+        return plan.model_copy(update=self._changes_to(plan))
 
     def merge(self, later: "RunOverrides") -> "RunOverrides":
         """Combine both. *later* wins where both set the same value."""
-        changes = later.model_dump(include=set(RunOverrides.model_fields) - {"config"}, exclude_none=True)
-        return self.model_copy(update={**changes, "config": {**self.config, **later.config}})
+        return self.model_copy(update=later._changes_to(self))  # noqa: SLF001 - of the same class
+
+    def _changes_to(self, earlier: "RunPlan | RunOverrides") -> dict[str, Any]:
+        mappings = {"config", "aggregation"}
+        changes = self.model_dump(include=set(RunOverrides.model_fields) - mappings, exclude_none=True)
+        merged = {name: {**getattr(earlier, name), **getattr(self, name)} for name in mappings}
+        return {**changes, **merged}
 
 
 class RoundResult(Body):
@@ -106,6 +114,17 @@ class RoundResult(Body):
     """Time in transit of the message and its reply, by client. The same clients as in *figures*."""
     wait_s: dict[str, float] = Field(default_factory=dict)
     """Time that the last reply waited for the replies of other clients, by client. The same clients as in *figures*."""
+    mode: str = ""
+    """The aggregation mode: ``deadline``, ``buffered`` or ``async``; empty if it is ``sync``."""
+    updates: int = Field(default=0, ge=0)
+    """The number of updates in the aggregation, if the mode is not ``sync``. A client may have several."""
+    staleness: dict[str, int] = Field(default_factory=dict)
+    """The number of aggregations since the client got the model of its last update in this one, by client. Empty if
+    the mode is ``sync``."""
+    late_merged: int = Field(default=0, ge=0)
+    """Updates of an older model in this aggregation."""
+    late_dropped: int = Field(default=0, ge=0)
+    """Updates of an older model that were dropped since the last aggregation."""
 
     @property
     def loss(self) -> float | None:
@@ -116,12 +135,13 @@ class RoundResult(Body):
         return self._metric("accuracy")
 
     def client_metrics(self, client: str) -> dict[str, float]:
-        """Return all values of a client: ``samples``, ``train_s``, ``transfer_s``, ``wait_s``, its app's metrics."""
+        """Return all values of a client: ``samples``, ``train_s``, ``staleness`` …, and its app's metrics."""
         by_name: dict[str, dict[str, int] | dict[str, float]] = {
             "samples": self.participants,
             "train_s": self.train_s,
             "transfer_s": self.transfer_s,
             "wait_s": self.wait_s,
+            "staleness": self.staleness,
         }
         known = {name: float(values[client]) for name, values in by_name.items() if client in values}
         return known | self.figures.get(client, {})
@@ -265,6 +285,14 @@ class StartRun(Request[RunStarted]):
     """The seed of the run; None: no generator is seeded."""
     deterministic: bool | None = None
     """Add the updates of each round in the order of client names."""
+    aggregation: dict[str, Scalar] = Field(default_factory=dict)
+    """Overrides of the keys of ``[tool.fedbus.aggregation]``: ``{"mode": "buffered"}``."""
+
+    @field_validator("aggregation")
+    @classmethod
+    def _check_aggregation(cls, value: dict[str, Scalar]) -> dict[str, Scalar]:
+        AggregationTable.check_overrides(value)
+        return value
 
     @property
     def overrides(self) -> RunOverrides:
@@ -274,6 +302,7 @@ class StartRun(Request[RunStarted]):
             config=self.config,
             seed=self.seed,
             deterministic=self.deterministic,
+            aggregation=self.aggregation,
         )
 
 

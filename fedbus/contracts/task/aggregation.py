@@ -1,9 +1,10 @@
 """Aggregation: the table ``[tool.fedbus.aggregation]``."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fedbus.contracts.task.base import ConfigSection
 
@@ -21,6 +22,28 @@ class StrategyName(StrEnum):
     KRUM = "krum"
 
 
+class AggregationMode(StrEnum):
+    """When a run aggregates, and what it does with updates of older models."""
+
+    SYNC = "sync"
+    DEADLINE = "deadline"
+    BUFFERED = "buffered"
+    ASYNC = "async"
+
+
+class StalenessFunction(StrEnum):
+    """The weight of an update by its staleness *s*: the number of aggregations since its client got the model.
+
+    Xie et al., "Asynchronous Federated Optimization", 2019, https://arxiv.org/abs/1903.03934, section 5.2.
+    """
+
+    CONSTANT = "constant"
+    POLYNOMIAL = "polynomial"
+    HINGE = "hinge"
+
+
+LateUpdates = Literal["merge", "drop"]
+
 _PARAMETERS: Final = {
     StrategyName.FEDAVG: set[str](),
     StrategyName.FEDPROX: {"proximal_mu"},
@@ -33,7 +56,33 @@ _PARAMETERS: Final = {
 
 
 class AggregationTable(ConfigSection):
-    """How the updates of a round become the next model. *method* applies to `flower`, all other keys to `functions`."""
+    """How the updates of a round become the next model: `strategy` and its parameters are those of the library
+    `functions`, `method` is for `flower`. See [aggregation modes](aggregation.md).
+    """
+
+    mode: AggregationMode = AggregationMode.SYNC
+    """When a run aggregates. ``sync``: when all clients have answered. ``deadline``: at the latest after `deadline-s`.
+    ``buffered``: after each `buffer-size` updates, while the clients train continuously. ``async``: after each
+    update."""
+    deadline_s: float = Field(default=60.0, gt=0)
+    """`deadline`: the time after which a round ends with the updates that it has, at least `min-updates`."""
+    min_updates: int = Field(default=1, ge=1)
+    """`deadline`: the number of updates without which the deadline does not end a round."""
+    late: LateUpdates = "merge"
+    """`deadline`: ``merge`` a late update into the next round, with a weight by its staleness, or ``drop`` it."""
+    buffer_size: int = Field(default=10, ge=1)
+    """`buffered`: the number of updates in an aggregation."""
+    alpha: float = Field(default=0.6, gt=0, le=1)
+    """`async`: the share of an update without staleness in the next model."""
+    staleness: StalenessFunction = StalenessFunction.POLYNOMIAL
+    """The weight of an update of a model that is *s* aggregations old. ``polynomial``: (1 + s)^-a. ``hinge``: 1 up to
+    `staleness-b`, then 1 / (a · (s - b) + 1). ``constant``: 1."""
+    staleness_a: float | None = Field(default=None, gt=0)
+    """*a* of the weight. Default: 0.5 for ``polynomial``, which is 1 / √(1 + s), and 10 for ``hinge``."""
+    staleness_b: int = Field(default=4, ge=0)
+    """*b* of ``hinge``."""
+    max_staleness: int | None = Field(default=None, ge=0)
+    """Updates of an older model are dropped. Default: no limit."""
 
     method: Method = "streaming"
     """``streaming``: add updates to the sum as they arrive, if the strategy computes a weighted mean. ``stock``: use
@@ -64,6 +113,36 @@ class AggregationTable(ConfigSection):
     min_clients: int = Field(default=1, ge=1)
     """The minimum number of clients in a round. With fewer connected clients, the round waits for `recruit-s`, and then
     the run fails."""
+
+    def override(self, values: Mapping[str, bool | int | float | str]) -> Self:
+        """Return the table with the *values* of a run, by key.
+
+        Raises:
+            ValueError: a key is unknown, or a value is invalid. The text is one line.
+
+        """
+        try:
+            return type(self).model_validate({**self.model_dump(), **values})
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                known = ", ".join(
+                    sorted(field.alias or name for name, field in type(self).model_fields.items())
+                )
+                raise ValueError(
+                    f"`{key}` is not a key of [tool.fedbus.aggregation]. Use one of {known}"
+                ) from None
+            reason = first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"`{key}` = {values.get(key)!r}: {reason}" if key else reason) from None
+
+    @classmethod
+    def check_overrides(cls, values: Mapping[str, bool | int | float | str]) -> None:
+        """Check keys and values for any task. Raises ValueError as `override` does."""
+        for key, value in values.items():
+            name = key.replace("-", "_")
+            owners = [strategy for strategy, names in _PARAMETERS.items() if name in names]
+            cls(strategy=owners[0] if owners else StrategyName.FEDAVG).override({key: value})
 
     @model_validator(mode="before")
     @classmethod
