@@ -21,7 +21,7 @@ MIDDLE_LAYERS: Final = {"domain", "bus", "stores", "learning"}
 
 ALLOWED_IMPORTS: Final = {
     "common": set[str](),
-    "contracts": set[str](),
+    "contracts": {"common"},
     "domain": {"contracts"},
     "bus": {"common", "contracts"},
     "stores": {"common", "contracts"},
@@ -114,7 +114,7 @@ MODULE_PATH: Final = re.compile(r"\bfedbus(?:\.[a-z_]\w*){2,}")
 
 IMPORT_IN_A_STRING: Final = re.compile(r"^\s*from (fedbus[\w.]*) import ([\w, ]+)", re.MULTILINE)
 
-FLOWER_PACKAGE: Final = re.compile(r"\bflwr\b")
+FLOWER_PACKAGE: Final = re.compile(r"\bflwr\b(?!-datasets)")
 FLOWER: Final = re.compile(r"\bflwr\b|Flower(?!\s*(?:[Ss]erver|[Cc]lient))")
 """The library, apart from the agents `flower-server` and `flower-client`, whose names are on the wire."""
 
