@@ -1,0 +1,142 @@
+"""Runs a simulation: the server side of the task in this thread, its clients in the workers of an engine."""
+
+import time
+from contextlib import suppress
+from typing import Final
+
+from fedbus.contracts.run import RoundResult
+from fedbus.learning.client_selection import ClientSelection
+from fedbus.learning.library import BadTask, MessengerClosed, ServerJob, open_library
+from fedbus.learning.task_model import first_arrays
+from fedbus.learning.weights import Arrays
+from fedbus.simulation.engine import EngineFailed, SimulationEngine, WorkerJob
+from fedbus.simulation.local.engine import LocalEngine
+from fedbus.simulation.messenger import SimulationMessenger
+from fedbus.simulation.observer import SilentObserver, SimulationObserver, SimulationStart
+from fedbus.simulation.settings import BadSettings, SimulationResult, SimulationSettings
+
+SUPERLINK: Final = "flower-superlink"
+
+
+def simulate(settings: SimulationSettings, observer: SimulationObserver | None = None) -> SimulationResult:
+    """Simulate a run, in this thread. Call it in the main thread: the task's server side may need it.
+
+    Raises:
+        BadSettings: the settings are invalid.
+        BadTask: the task's code cannot be imported.
+        LibraryUnusable: the task's training library is not installed.
+        TrainingFailed: the run cannot continue.
+        BadWeights: the model does not fit the app.
+        EngineFailed: the workers cannot be started, or there is no memory for the weights.
+
+    """
+    return _Simulation(settings, observer or SilentObserver()).run()
+
+
+class _Simulation:
+    def __init__(self, settings: SimulationSettings, observer: SimulationObserver) -> None:
+        check_library(settings.task.table.library)
+        self._settings = settings
+        self._observer = observer
+        self._plan = settings.plan
+        self._start = time.monotonic()
+        self._first_round_s = 0.0
+        self._rounds: list[RoundResult] = []
+        self._model: Arrays = {}
+
+    def run(self) -> SimulationResult:
+        engine = make_engine(self._settings, self._make_worker_job())
+        is_complete = False
+        try:
+            engine.start()
+            result = self._train(engine)
+            is_complete = True
+        finally:
+            engine.close(at_once=not is_complete)
+        return result
+
+    def _train(self, engine: SimulationEngine) -> SimulationResult:
+        settings, plan = self._settings, self._plan
+        messenger = SimulationMessenger(
+            engine,
+            run=settings.run,
+            plan=plan,
+            clients=settings.client_names,
+            observer=self._observer,
+            is_deterministic=settings.deterministic,
+        )
+        model = settings.model if settings.model is not None else first_arrays(settings.task) or {}
+        job = ServerJob(
+            task=settings.task,
+            run=settings.run,
+            plan=plan,
+            model=model,
+            first_round=settings.first_round,
+            selection=ClientSelection(max_clients=settings.cohort),
+        )
+        session = open_library(settings.task.table.library).open_server(job)
+        started = messenger.now()
+        try:
+            self._observer.on_start(
+                SimulationStart(
+                    run=settings.run,
+                    plan=plan,
+                    clients=settings.clients,
+                    workers=engine.workers,
+                    first_round=settings.first_round,
+                )
+            )
+            final = session.run(messenger, self._on_round)
+        except MessengerClosed:
+            if messenger.failure is not None:
+                raise messenger.failure from None
+            raise
+        finally:
+            messenger.close("the simulation is over")
+            with suppress(BadTask, EngineFailed):
+                session.close()
+        return SimulationResult(
+            rounds=self._rounds,
+            model=self._model if final is None else final,
+            seconds=time.monotonic() - self._start,
+            first_round_s=self._first_round_s,
+            simulated_s=messenger.now() - started,
+            peak_memory_bytes=0,
+            lost_workers=messenger.lost_workers,
+        )
+
+    def _on_round(self, result: RoundResult, arrays: Arrays) -> None:
+        if result.round and not self._first_round_s:
+            self._first_round_s = time.monotonic() - self._start
+        self._rounds.append(result)
+        self._model = arrays
+        self._observer.on_round(result, arrays)
+
+    def _make_worker_job(self) -> WorkerJob:
+        settings = self._settings
+        return WorkerJob(
+            task=settings.task,
+            run=settings.run,
+            plan=self._plan,
+            clients=settings.clients,
+            node_config=settings.shared_node_config,
+            seed=settings.seed,
+            state_dir=settings.state_dir,
+            memory_share=settings.memory_share,
+        )
+
+
+def check_library(library: str) -> None:
+    """Refuse a library whose clients are processes of their own. Raises BadSettings."""
+    if library == SUPERLINK:
+        raise BadSettings(
+            f"a task of the library {SUPERLINK!r} cannot be simulated: Flower's own SuperNodes run its clients. "
+            'Its app runs unmodified with library = "flower" in [tool.fedbus]'
+        )
+
+
+def make_engine(settings: SimulationSettings, job: WorkerJob) -> SimulationEngine:
+    """Make the engine that the settings name; it is not started. Raises BadSettings."""
+    if settings.engine == "local":
+        return LocalEngine(job, workers=settings.worker_count)
+    raise BadSettings(f"the engine {settings.engine!r} is not available")
