@@ -71,6 +71,16 @@ class ReliableClient(Client):
         if self.is_connected and not is_cancelled:
             await self._process_op_err(NatsError("nats: the read loop ended"))
 
+    async def _process_connect_init(self) -> None:
+        """Close the connection if it cannot be used; nats-py 2.16 leaves it to the garbage collection."""
+        try:
+            await super()._process_connect_init()
+        except BaseException:
+            transport: Any = self._transport
+            if transport is not None:
+                transport.close()
+            raise
+
     def _connect_command(self) -> bytes:
         """Hold back the CONNECT command, to send it in one write with the PING that follows it.
 

@@ -1,0 +1,210 @@
+"""The fault proxy on real sockets, and between a bus connection and a real nats-server."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from support import NatsServer, eventually
+
+from fedbus.agents.common.asyncio_tools import wait_within
+from fedbus.bus.bus import Bus, Identity
+from fedbus.contracts.identifiers import FederationId
+from fedbus.simulation.fault_proxy.link import MAX_IN_FLIGHT_BYTES
+from fedbus.simulation.fault_proxy.proxy import FaultProxy, fault_proxy
+from fedbus.simulation.profiles.conditions import DeviceConditions
+from fedbus.simulation.profiles.schema import Group
+
+HOST = "127.0.0.1"
+ENDED = (ConnectionResetError, asyncio.IncompleteReadError)
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def device(group: Mapping[str, Any], *, seed: int = 0) -> DeviceConditions:
+    return DeviceConditions("c1", Group.model_validate(group), seed)
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while chunk := await reader.read(65536):
+        writer.write(chunk)
+        await writer.drain()
+    writer.close()
+
+
+@asynccontextmanager
+async def proxied(
+    group: Mapping[str, Any], handler: Handler = echo, *, seed: int = 0
+) -> AsyncIterator[FaultProxy]:
+    server = await asyncio.start_server(handler, HOST, 0)
+    address = server.sockets[0].getsockname()
+    listener = socket.create_server((HOST, 0))
+    try:
+        async with fault_proxy(device(group, seed=seed), address, listener) as proxy:
+            yield proxy
+    finally:
+        server.close()
+
+
+async def connect(proxy: FaultProxy) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(HOST, proxy.port)
+
+
+async def round_trip(proxy: FaultProxy, data: bytes) -> tuple[bytes, float]:
+    reader, writer = await connect(proxy)
+    start = time.monotonic()
+    try:
+        writer.write(data)
+        received = await reader.readexactly(len(data))
+    finally:
+        writer.close()
+    return received, time.monotonic() - start
+
+
+async def test_bytes_pass_unchanged() -> None:
+    data = bytes(range(256)) * 8192
+    async with proxied({}) as proxy:
+        assert (await round_trip(proxy, data))[0] == data
+
+
+async def test_bytes_keep_their_order_under_all_conditions() -> None:
+    group = {
+        "latency": {"distribution": "uniform", "min-s": 0, "max-s": 0.05},
+        "loss": {"probability": 0.3, "retransmit-s": 0.02},
+        "bandwidth": 200,
+    }
+    async with proxied(group) as proxy:
+        reader, writer = await connect(proxy)
+        for number in range(20):
+            writer.write(bytes([number]) * 1000)
+            await asyncio.sleep(0.03)  # a new burst
+        received = await reader.readexactly(20_000)
+        writer.close()
+    assert received == b"".join(bytes([number]) * 1000 for number in range(20))
+
+
+async def test_latency_delays_each_direction() -> None:
+    async with proxied({"latency": 0.1}) as proxy:
+        _, seconds = await round_trip(proxy, b"ping")
+    assert 0.2 <= seconds < 1
+
+
+async def test_bandwidth_limits_the_rate() -> None:
+    async with proxied({"bandwidth": {"down-mbit-s": 8}}) as proxy:
+        _, seconds = await round_trip(proxy, bytes(300_000))
+    assert 0.29 <= seconds < 1.5
+
+
+async def test_connections_share_the_bandwidth() -> None:
+    async with proxied({"bandwidth": {"up-mbit-s": 8}}) as proxy:
+        start = time.monotonic()
+        await asyncio.gather(*(round_trip(proxy, bytes(100_000)) for _ in range(3)))
+        assert 0.29 <= time.monotonic() - start < 1.5
+
+
+async def test_small_message_does_not_wait_for_a_large_one() -> None:
+    async with proxied({"bandwidth": {"up-mbit-s": 8}}) as proxy:
+        large = asyncio.create_task(round_trip(proxy, bytes(500_000)))
+        await asyncio.sleep(0.1)
+        _, seconds = await round_trip(proxy, b"heartbeat")
+        assert seconds < 0.2
+        assert not large.done()
+        await large
+
+
+async def test_lost_burst_stalls_until_its_retransmission() -> None:
+    async with proxied({"loss": {"probability": 0.999, "retransmit-s": 0.001}}) as proxy:
+        reader, writer = await connect(proxy)
+        writer.write(b"ping")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):  # 15 losses in a row take 33 s
+                await reader.read(4)
+        writer.close()
+
+
+async def test_interruption_ends_and_refuses_connections() -> None:
+    group = {"availability": {"intervals-s": [[0, 0.3], [0.6, 100]]}}
+    async with proxied(group) as proxy:
+        reader, writer = await connect(proxy)
+        writer.write(b"before")
+        assert await reader.readexactly(6) == b"before"
+        with pytest.raises(ENDED):
+            await reader.readexactly(1)
+        writer.close()
+        with pytest.raises(ENDED):
+            await round_trip(proxy, b"during")
+        await proxy.wait_until_connected()
+        assert (await round_trip(proxy, b"after"))[0] == b"after"
+        assert proxy.interruptions == 1
+
+
+async def test_slow_receiver_stops_the_sender() -> None:
+    finished = asyncio.Event()
+
+    async def never_read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await finished.wait()
+        writer.transport.abort()
+
+    async with proxied({"latency": 0.01}, never_read) as proxy:
+        _, writer = await connect(proxy)
+        sent: list[int] = []
+
+        async def send() -> None:
+            while True:
+                writer.write(bytes(65536))
+                sent.append(65536)
+                await writer.drain()
+
+        with pytest.raises(TimeoutError):
+            await wait_within(1.0, send())
+        writer.transport.abort()
+        finished.set()
+        await asyncio.sleep(0)
+    assert sum(sent) < MAX_IN_FLIGHT_BYTES + 12 * 1024**2  # and the socket buffers of the system
+
+
+async def test_delayed_bytes_arrive_before_the_end_of_the_connection() -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"-ERR 'goodbye'\r\n")
+        writer.close()
+
+    async with proxied({"latency": 0.1}, greet) as proxy:
+        reader, writer = await connect(proxy)
+        assert await reader.read() == b"-ERR 'goodbye'\r\n"
+        writer.close()
+
+
+async def test_unreachable_server_ends_the_connection() -> None:
+    with socket.create_server((HOST, 0)) as unused:
+        address = unused.getsockname()
+    async with fault_proxy(device({}), address, socket.create_server((HOST, 0))) as proxy:
+        with pytest.raises(ENDED):
+            await round_trip(proxy, b"ping")
+
+
+async def test_no_task_is_left() -> None:
+    before = asyncio.all_tasks()
+    async with proxied({"latency": 0.05}) as proxy:
+        _, writer = await connect(proxy)
+        writer.write(bytes(100_000))
+        await asyncio.sleep(0.02)
+    writer.close()
+    await eventually(lambda: asyncio.all_tasks() <= before, within_s=5)
+
+
+async def test_bus_reconnects_after_interruptions(nats: NatsServer) -> None:
+    url = urlsplit(nats.url)
+    assert url.hostname is not None
+    assert url.port is not None
+    group = {"latency": 0.02, "availability": {"intervals-s": [[0, 0.7], [0.9, 100]]}}
+    listener = socket.create_server((HOST, 0))
+    async with fault_proxy(device(group), (url.hostname, url.port), listener) as proxy:
+        through_proxy = nats.url.replace(f":{url.port}", f":{proxy.port}")
+        async with Bus.connect(through_proxy, Identity(FederationId("dev"), "test")) as bus:
+            await eventually(lambda: proxy.interruptions == 1, within_s=10)
+            await bus.create_streams()  # waits until the connection is back
+            assert bus.is_connected
