@@ -233,6 +233,9 @@ class SimulationMessenger:
 
     def _post(self, messages: Iterable[OutgoingMessage], call: _Call) -> list[str]:
         outgoing = list(messages)
+        ids = [message.message_id for message in outgoing]
+        if self._is_deterministic:  # replies have this order, as on the fleet
+            outgoing.sort(key=lambda message: message.client)
         with self._changed:
             self._check_open()
             by_payload: dict[int, _PlacedMessages] = {}
@@ -262,7 +265,7 @@ class SimulationMessenger:
                 self._engine.wake()
             else:
                 self._dispatch()
-        return [message.message_id for message in outgoing]
+        return ids
 
     def _place(self, payload: Payload) -> int:
         try:

@@ -65,6 +65,8 @@ class SimulationSettings:
     """The address of an existing Ray cluster, for the engine ``ray``."""
     state_dir: Path | None = None
     """The directory for state of idle clients when memory is short; None: a temporary one."""
+    log_file: Path | None = None
+    """The file for the output of the workers, of the app and in the log; None: that of this process."""
     memory_share: float = 0.9
     """The share of this machine's memory in use, above which the state of idle clients moves to disk."""
 
@@ -83,7 +85,14 @@ class SimulationSettings:
     @property
     def plan(self) -> RunPlan:
         """The plan of the run. All clients are present from the start, so there is no quorum."""
-        overrides = RunOverrides(rounds=self.rounds, quorum=1, round_s=self.round_s, config=dict(self.config))
+        overrides = RunOverrides(
+            rounds=self.rounds,
+            quorum=1,
+            round_s=self.round_s,
+            config=dict(self.config),
+            seed=self.seed,
+            deterministic=self.deterministic,
+        )
         return self.task.plan_run(overrides)
 
     @property

@@ -7,6 +7,7 @@ from typing import Final
 from fedbus.contracts.run import RoundResult
 from fedbus.learning.client_selection import ClientSelection
 from fedbus.learning.library import BadTask, MessengerClosed, ServerJob, open_library
+from fedbus.learning.seeding import seed_server
 from fedbus.learning.task_model import first_arrays
 from fedbus.learning.weights import Arrays
 from fedbus.simulation.engine import EngineFailed, SimulationEngine, WorkerJob
@@ -65,6 +66,7 @@ class _Simulation:
             observer=self._observer,
             is_deterministic=settings.deterministic,
         )
+        seed_server(plan.seed, first_round=settings.first_round)
         model = settings.model if settings.model is not None else first_arrays(settings.task) or {}
         job = ServerJob(
             task=settings.task,
@@ -74,6 +76,7 @@ class _Simulation:
             first_round=settings.first_round,
             selection=ClientSelection(max_clients=settings.cohort),
         )
+        seed_server(plan.seed, first_round=settings.first_round)
         session = open_library(settings.task.table.library).open_server(job)
         started = messenger.now()
         try:
@@ -138,5 +141,5 @@ def check_library(library: str) -> None:
 def make_engine(settings: SimulationSettings, job: WorkerJob) -> SimulationEngine:
     """Make the engine that the settings name; it is not started. Raises BadSettings."""
     if settings.engine == "local":
-        return LocalEngine(job, workers=settings.worker_count)
+        return LocalEngine(job, workers=settings.worker_count, log_file=settings.log_file)
     raise BadSettings(f"the engine {settings.engine!r} is not available")

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Final
+from pathlib import Path
+from typing import BinaryIO, Final
 
 from fedbus.contracts.model import MAX_INLINE_BYTES
 from fedbus.learning.library import BadTask
@@ -60,6 +61,20 @@ class _WorkerLink:
     """Its socket is closed; the reason comes from the template."""
 
 
+@contextmanager
+def _open_log(path: Path | None) -> Iterator[BinaryIO | None]:
+    """Open the file for the output of the workers; None: they share that of this process."""
+    if path is None:
+        yield None
+        return
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise EngineFailed(f"cannot write the log of the workers, {path}: {error.strerror}") from None
+    with file:
+        yield file
+
+
 @dataclass(frozen=True)
 class _PlacedPayload:
     descriptor: int | None
@@ -70,9 +85,15 @@ class LocalEngine:
     """Worker processes on this machine. *environments* has additional variables of each worker, such as its GPUs."""
 
     def __init__(
-        self, job: WorkerJob, *, workers: int, environments: Sequence[Mapping[str, str]] = ()
+        self,
+        job: WorkerJob,
+        *,
+        workers: int,
+        environments: Sequence[Mapping[str, str]] = (),
+        log_file: Path | None = None,
     ) -> None:
         self._job = job
+        self._log_file = log_file
         self._environments = environments or [{}] * workers
         self._links: list[_WorkerLink | None] = [None] * workers
         self._payloads: dict[int, _PlacedPayload] = {}
@@ -96,12 +117,14 @@ class LocalEngine:
 
     def start(self) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, _open_log(self._log_file) as output:
             self._template = subprocess.Popen(
                 [sys.executable, "-c", TEMPLATE_PROGRAM, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env=environment(dict(os.environ)),
                 stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,  # Ctrl-C ends this process, which ends the workers
             )
         self._control, self._control_reader = ours, FrameReader(ours)
