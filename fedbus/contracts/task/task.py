@@ -14,6 +14,7 @@ from fedbus.contracts.scheduling import ContributionTable, EligibilityTable, Sch
 from fedbus.contracts.task.aggregation import AggregationTable
 from fedbus.contracts.task.base import ConfigSection as _Table
 from fedbus.contracts.task.base import ModuleName, ObjectReference
+from fedbus.contracts.task.compression import CompressionTable
 from fedbus.contracts.task.serving import CaptureTable, ChecksTable, ServingTable
 from fedbus.contracts.task.superlink import SuperLinkTable
 
@@ -107,6 +108,7 @@ class TaskTable(_Table):
     """The number of versions that keep their weights. Older versions keep only their manifest."""
     eligibility: EligibilityTable = EligibilityTable()
     aggregation: AggregationTable = AggregationTable()
+    compression: CompressionTable = CompressionTable()
     schedule: ScheduleTable = ScheduleTable()
     selection: SelectionTable = SelectionTable()
     contribution: ContributionTable = ContributionTable()

@@ -12,7 +12,10 @@ from typing import Final
 import structlog
 from flwr.app import Context, Message, Metadata, RecordDict
 
+from fedbus.learning.compression import make_encoding
 from fedbus.learning.flower import record_codec, task_code
+from fedbus.learning.flower.compressed_records import server_decodes_updates
+from fedbus.learning.flower.mods import compression_mod
 from fedbus.learning.flower.node_ids import node_id, run_number
 from fedbus.learning.flower.private_api import (
     CLIENT_APP_RAISED,
@@ -45,6 +48,8 @@ class ClientAppHost:
     def __init__(self, job: ClientJob) -> None:
         self._job = job
         self._app = task_code.load_client_app(job.path, job.task.app["clientapp"])
+        encoding = make_encoding(job.task.table.compression)
+        self._compress = None if encoding is None else compression_mod(encoding)
         self._context = Context(
             run_id=run_number(job.run),
             node_id=node_id(job.client),
@@ -66,7 +71,8 @@ class ClientAppHost:
         state = deepcopy(self._context.state)
         start = time.monotonic()
         try:
-            reply = self._app(self._make_message(message, content), self._context)
+            with server_decodes_updates():
+                reply = self._call(self._make_message(message, content))
             response = _make_response(message.kind, reply, start)
             if self._context.run_config == self._job.config:
                 return response
@@ -77,6 +83,11 @@ class ClientAppHost:
             log.warning("ClientApp raised", run=self._job.run, round=message.round, exc_info=error)
             reason = f"the ClientApp raised {task_code.describe_error(error, self._job.path)}"
             return _make_error(CLIENT_APP_RAISED, reason, start=start, kind=type(error).__name__)
+
+    def _call(self, message: Message) -> Message:
+        if self._compress is None:
+            return self._app(message, self._context)
+        return self._compress(message, self._context, self._app)
 
     def _restore(self, state: RecordDict) -> None:
         """Set the context to that before the message: as in Flower, a message that fails leaves no trace in it."""

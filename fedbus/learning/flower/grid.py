@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import cast
 
 import structlog
-from flwr.app import Error, Message, Metadata
+from flwr.app import Error, Message, Metadata, RecordDict
 
+from fedbus.learning.compression import BadEncoding
 from fedbus.learning.flower import record_codec
 from fedbus.learning.flower.node_ids import node_id, run_number
 from fedbus.learning.flower.node_polling import MAX_BLOCK_S, NodePoller, not_enough_clients
@@ -27,21 +29,27 @@ from fedbus.learning.flower.private_api import (
 )
 from fedbus.learning.flower.replies import (
     GridClosed,
+    ModeMessages,
     ReplyStream,
     StreamedMessages,
     round_number_of,
     sample_count,
 )
 from fedbus.learning.flower.run_grid import RunGrid
+from fedbus.learning.flower.sent_messages import SentMessage, SentMessages
+from fedbus.learning.flower.update_check import check_update, is_training
 from fedbus.learning.library import (
     ClientReply,
     ErrorCode,
     Messenger,
     MessengerClosed,
     OutgoingMessage,
+    ReplyError,
     RoundTally,
 )
+from fedbus.learning.mode_driver import Request
 from fedbus.learning.payload import Payload
+from fedbus.learning.stale_updates import UpdateRefused
 
 log = structlog.get_logger("fedbus.learning")
 _node_id = lru_cache(maxsize=None)(node_id)
@@ -56,8 +64,9 @@ class MessengerGrid(RunGrid):
         self._run = empty_run(run_number(messenger.run))
         self._clients: dict[int, str] = {}
         """The clients that were present at some time, by Flower's node id."""
-        self._requests: dict[str, Metadata] = {}
-        """The metadata of messages whose replies can be pulled, by message id."""
+        self._requests: dict[str, SentMessage] = {}
+        """The messages whose replies can be pulled, by message id."""
+        self._sent = SentMessages()
         self._round: int | None = None
         """The round that messages count for; None is the round that they name themselves."""
         self._calls_made = 0
@@ -65,9 +74,16 @@ class MessengerGrid(RunGrid):
         self._pollers = threading.local()
 
     @property
+    def messenger(self) -> Messenger:
+        return self._messenger
+
+    @property
     def run_name(self) -> str:
         """The name of the run on the bus."""
         return self._messenger.run
+
+    def now(self) -> float:
+        return self._messenger.now()
 
     @property
     def run(self) -> Run:
@@ -100,7 +116,7 @@ class MessengerGrid(RunGrid):
         """Send *messages*, and return their ids. A message to a node that never was part of the run gets none."""
         with self._call():
             outgoing = self._encode(messages)
-            self._requests |= {item.message_id: message.metadata for item, message in outgoing}
+            self._requests |= {key: self._sent.keep(sent) for key, sent in _sent_by_id(outgoing).items()}
             return self._messenger.post(item for item, _ in outgoing)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -119,6 +135,9 @@ class MessengerGrid(RunGrid):
         A reply that does not come within *timeout* seconds is absent, and can be pulled later. A message whose node
         fails, or whose time to live ends, gets an error reply. `StreamedMessages` get a `ReplyStream` instead.
         """
+        if isinstance(messages, ModeMessages):
+            with self._call():
+                return messages.exchange(timeout)
         if timeout is not None and timeout <= 0:
             self.push_messages(messages)
             return []
@@ -130,11 +149,11 @@ class MessengerGrid(RunGrid):
         """Send *messages*, and return an iterator that waits for their replies."""
         with self._call():
             outgoing = self._encode(messages)
-            requests = {item.message_id: message.metadata for item, message in outgoing}
+            requests = _sent_by_id(outgoing)
             replies = self._messenger.send((item for item, _ in outgoing), timeout_s=timeout)
         return self._receive(replies, requests)
 
-    def _receive(self, replies: Iterator[ClientReply], requests: dict[str, Metadata]) -> Iterator[Message]:
+    def _receive(self, replies: Iterator[ClientReply], requests: dict[str, SentMessage]) -> Iterator[Message]:
         while True:
             with _as_grid_closed():
                 reply = next(replies, None)
@@ -142,7 +161,7 @@ class MessengerGrid(RunGrid):
                 return
             request = requests.pop(reply.request.message_id)
             if reply.error is not None and reply.error.code == ErrorCode.NO_REPLY:
-                self._requests[reply.request.message_id] = request
+                self._requests[reply.request.message_id] = self._sent.keep(request)
             else:
                 yield self._decode(reply, request)
 
@@ -161,9 +180,17 @@ class MessengerGrid(RunGrid):
             self._clients |= {_node_id(client): client for client in known}
         return self._clients.get(node)
 
-    def _encode(self, messages: Iterable[Message]) -> list[tuple[OutgoingMessage, Message]]:
+    def encode(self, message: Message, payloads: dict[int, Payload]) -> Request[SentMessage] | None:
+        """Encode *message*, and add the payload of its content to *payloads* by id; None for an unknown node."""
+        for item, sent in self._encode([message], payloads):
+            return Request(item, SentMessages.wrap([sent])[0])
+        return None
+
+    def _encode(
+        self, messages: Iterable[Message], payloads: dict[int, Payload] | None = None
+    ) -> list[tuple[OutgoingMessage, Message]]:
         """Encode and hash each content once, however many messages share it."""
-        payloads: dict[int, Payload] = {}
+        payloads = {} if payloads is None else payloads
         outgoing = []
         for message in messages:
             metadata = message.metadata
@@ -205,18 +232,43 @@ class MessengerGrid(RunGrid):
         reason = f"there is no message {message_id!r}, or its reply has been pulled"
         return build_message(metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
 
-    def _decode(self, reply: ClientReply, request: Metadata) -> Message:
-        """Decode *reply* to a Flower message; an undecodable reply becomes an error message of its client."""
-        metadata = _reply_metadata(reply, request, self._run.run_id)
+    def _decode(self, reply: ClientReply, request: SentMessage) -> Message:
+        """Decode *reply* to a Flower message; an invalid reply becomes an error message of its client."""
         if reply.error is not None:
-            return build_message(metadata, error=Error(reply.error.code, reply.error.reason))
+            return self.make_reply(reply, request)
+        try:
+            content = self.read(reply, request)
+        except UpdateRefused as error:
+            reason = f"{reply.client}: {error}"
+            self._messenger.reject(reply, reason)
+            failed = replace(reply, error=ReplyError(UNKNOWN_ERROR, reason))
+            return self.make_reply(failed, request)
+        self._messenger.accept(reply, samples=sample_count(content))
+        return self.make_reply(reply, request, content)
+
+    def read(self, reply: ClientReply, request: SentMessage) -> RecordDict:
+        """Decode the untrusted content of *reply*, which is not an error.
+
+        Raises:
+            UpdateRefused: it cannot be decoded, or `checks_updates` is set and its arrays do not fit.
+
+        """
         try:
             content = record_codec.decode(reply.data or b"")
-        except record_codec.RecordDecodeError as error:
-            reason = f"{reply.client}: invalid reply: {error}"
-            self._messenger.reject(reply, reason)
-            return build_message(metadata, error=Error(UNKNOWN_ERROR, reason))
-        self._messenger.accept(reply, samples=sample_count(content))
+            self._sent.decode(content, request)
+        except (record_codec.RecordDecodeError, BadEncoding) as error:
+            raise UpdateRefused(f"invalid reply: {error}") from None
+        if self.checks_updates and is_training(reply.request.kind):
+            check_update(content, request.content.arrays or {})
+        return content
+
+    def make_reply(
+        self, reply: ClientReply, request: SentMessage, content: RecordDict | None = None
+    ) -> Message:
+        """Return *reply* to *request* as Flower's message, with *content* or its error."""
+        metadata = _reply_metadata(reply, request.metadata, self._run.run_id)
+        if reply.error is not None:
+            return build_message(metadata, error=Error(reply.error.code, reply.error.reason))
         return build_message(metadata, content=content)
 
     def _wait_for_clients(self) -> list[str]:
@@ -248,6 +300,11 @@ def _as_grid_closed() -> Iterator[None]:
         yield
     except MessengerClosed as error:
         raise GridClosed(str(error)) from None
+
+
+def _sent_by_id(outgoing: list[tuple[OutgoingMessage, Message]]) -> dict[str, SentMessage]:
+    sent = SentMessages.wrap([message for _, message in outgoing])
+    return {item.message_id: message for (item, _), message in zip(outgoing, sent, strict=True)}
 
 
 def _reply_metadata(reply: ClientReply, request: Metadata, run_id: int) -> Metadata:

@@ -10,7 +10,7 @@ changes. `make test-flower VERSION=…` runs the tests against another version o
     BorrowedArray           an `Array` copies its data to `bytes`; this one uses a buffer that it does not own
     RunNotRunningException  ends Flower's background threads when a Grid is closed
     check_replies           streaming aggregation lets Flower check and log replies whose arrays are released
-    error codes, aggregate_metricrecords: they have no public name
+    error codes, aggregate_metricrecords, KEY_CLIPPING_NORM, SECAGG_CONFIGS: they have no public name
 """
 
 from typing import Any, Final, cast
@@ -24,11 +24,13 @@ with flower_version.checked_imports():
     from flwr.app import Array, Error, Message, Metadata, RecordDict
     from flwr.app.message.message import make_message
     from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
+    from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS
     from flwr.server.server import Server
     from flwr.server.workflow import DefaultWorkflow
     from flwr.serverapp.strategy import FedAvg, Strategy
     from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
     from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
+    from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
     from flwr.supercore.run import Run, RunNotRunningException
     from flwr.supercore.task_identity import TaskIdentity
 
@@ -54,11 +56,13 @@ for _owner, _names in _ATTRIBUTES.items():
 
 __all__ = [
     "CLIENT_APP_RAISED",
+    "KEY_CLIPPING_NORM",
     "LOAD_CLIENT_APP_FAILED",
     "MESSAGE_UNAVAILABLE",
     "NODE_UNAVAILABLE",
     "NO_REPLY",
     "NUMPY",
+    "SECAGG_CONFIGS",
     "SERVER_NODE_ID",
     "SYSTEM_MESSAGE_TYPE",
     "UNKNOWN_ERROR",
@@ -78,6 +82,8 @@ __all__ = [
 
 SERVER_NODE_ID: Final[int] = SUPERLINK_NODE_ID
 NUMPY: Final[str] = SType.NUMPY
+SECAGG_CONFIGS: Final[str] = RECORD_KEY_CONFIGS
+"""The record of a message with a step of secure aggregation."""
 
 UNKNOWN_ERROR: Final[int] = ErrorCode.UNKNOWN
 LOAD_CLIENT_APP_FAILED: Final[int] = ErrorCode.LOAD_CLIENT_APP_EXCEPTION
