@@ -44,10 +44,11 @@ from enum import IntEnum
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias, cast
+from typing import Final, Protocol, TypeAlias, cast, runtime_checkable
 
 from fedbus.contracts.envelope import uuid7
 from fedbus.contracts.run import RoundResult, RunPlan, Scalar
+from fedbus.contracts.task.aggregation import AggregationTable
 from fedbus.contracts.task.app import AppReader, LibraryUnusable
 from fedbus.contracts.task.task import Task
 from fedbus.learning.client_selection import ClientSelection
@@ -74,6 +75,10 @@ class BadTask(Exception):
 
 class TrainingFailed(RuntimeError):
     """The run cannot continue. The text is one line with the reason."""
+
+
+class ModeUnsupported(TrainingFailed):
+    """The aggregation mode of the run does not work with the app. The text has the reason, and what to do."""
 
 
 class NotEnoughClients(TrainingFailed):
@@ -138,6 +143,9 @@ class OutgoingMessage:
     created_at: float = field(default_factory=time.time)
     """Seconds since the epoch."""
     message_id: str = field(default_factory=uuid7)
+    sum: bytes | None = None
+    """Asks to add the update to one sum with those of other messages of the call that have the same value, where the
+    sessions of these clients are: what `SummingLibrary.open_sum` needs. Only if `Messenger.adds_updates`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +165,8 @@ class ClientReply:
     """The metrics that the client reported."""
     timing: ExchangeTiming | None = None
     """None if there was no reply."""
+    sum: bytes | memoryview | None = None
+    """A sum of updates (`UpdateSum.take`), among them that of this reply. Each update that was added is in one sum."""
 
     @property
     def client(self) -> str:
@@ -203,6 +213,10 @@ class Messenger(Protocol):
     @property
     def has_open_messages(self) -> bool:
         """Whether a message has no reply yet."""
+
+    @property
+    def adds_updates(self) -> bool:
+        """Whether `OutgoingMessage.sum` is allowed: several sessions are in one process, as in a simulation."""
 
     def now(self) -> float:
         """Return the time in seconds on the messenger's clock, which is virtual in a simulation.
@@ -292,6 +306,14 @@ class ServerJob:
     def config(self) -> dict[str, Scalar]:
         """The app's run configuration with the overrides of this run."""
         return {**self.task.run_config, **self.plan.config}
+
+    @property
+    def aggregation(self) -> AggregationTable:
+        """The task's ``[tool.fedbus.aggregation]`` with the overrides of this run. Raises BadTask."""
+        try:
+            return self.task.table.aggregation.override(self.plan.aggregation)
+        except ValueError as error:
+            raise BadTask(f"the aggregation of the run does not fit the task: {error}") from None
 
 
 class ServerSession(Protocol):
@@ -387,6 +409,50 @@ class ClientSession(Protocol):
         """Release what the session holds. Called once, after the last `handle`."""
 
 
+# --- client side: optional, for many clients in one process -----------------------------------
+
+
+class StateNotMovable(Exception):
+    """The state of a session cannot leave it, for example since it cannot be pickled. The text is one line."""
+
+
+@runtime_checkable
+class MovableSession(ClientSession, Protocol):
+    """A session whose state can move to another session of the same client, in another process or later.
+
+    A session without these methods stays where it is. They are called between messages.
+    """
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is state that a new session would not have. Cheap."""
+
+    def dump_state(self) -> bytes | None:
+        """Return the state; None if there is none. Raises StateNotMovable."""
+
+    def load_state(self, state: bytes) -> None:
+        """Set the state of a session that has not handled a message to one that `dump_state` has returned."""
+
+
+class UpdateSum(Protocol):
+    """A sum of the updates of clients, with their weights."""
+
+    def take(self) -> Payload | None:
+        """Return the sum of the updates since the last call, and begin a new one; None if there was none."""
+
+
+@runtime_checkable
+class SummingSession(ClientSession, Protocol):
+    """A session that can add its update to a sum, instead of returning it."""
+
+    def handle_in_sum(self, message: IncomingMessage, update_sum: UpdateSum) -> ClientResponse:
+        """Answer *message* as `handle` does, add the update to *update_sum*, and return the response without it.
+
+        *update_sum* is one that `SummingLibrary.open_sum` has returned in this process. An update that cannot be added
+        is an error of its client.
+        """
+
+
 # --- the library ------------------------------------------------------------------------------
 
 
@@ -412,6 +478,18 @@ class TrainingLibrary(AppReader, Protocol):
 
     def open_client(self, job: ClientJob) -> ClientSession:
         """Import the app's client side, before the client joins. Raises BadTask."""
+
+
+@runtime_checkable
+class SummingLibrary(Protocol):
+    """What a library has in addition if updates can be added up where several sessions are in one process.
+
+    Its server side then sets `OutgoingMessage.sum` if `Messenger.adds_updates`, reads `ClientReply.sum`, and gets the
+    replies of these messages without the updates. Its sessions are `SummingSession`.
+    """
+
+    def open_sum(self, request: bytes) -> UpdateSum:
+        """Return an empty sum for the messages whose `OutgoingMessage.sum` is *request*."""
 
 
 @cache

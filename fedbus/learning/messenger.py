@@ -324,6 +324,10 @@ class BusMessenger:
     def has_open_messages(self) -> bool:
         return bool(self._pending)
 
+    @property
+    def adds_updates(self) -> bool:
+        return False  # each client is a process of its own
+
     def now(self) -> float:
         return self._now()
 

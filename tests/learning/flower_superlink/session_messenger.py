@@ -86,6 +86,10 @@ class SessionMessenger:
     def collect(self, message_ids: Iterable[str]) -> list[ClientReply]:
         raise NotImplementedError
 
+    @property
+    def adds_updates(self) -> bool:
+        return False
+
     def now(self) -> float:
         return time.monotonic()
 

@@ -109,6 +109,10 @@ class LocalMessenger:
     def collect(self, message_ids: Iterable[str]) -> list[ClientReply]:
         raise NotImplementedError
 
+    @property
+    def adds_updates(self) -> bool:
+        return False
+
     def now(self) -> float:
         return 0.0
 
