@@ -13,11 +13,10 @@ are in `stream_reader`, lifecycles in `lifecycles`, blobs in `blobs`.
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, TypeVar, cast
 
 import structlog
@@ -42,6 +41,7 @@ from fedbus.bus.nats.connection import Connection, open_connection
 from fedbus.bus.nats.flush import flush_subscriptions
 from fedbus.bus.nats.micro_service import micro_service
 from fedbus.bus.stream_reader import TRANSIENT_ERRORS, StoredMessage, StreamReader, retry_forever
+from fedbus.common import clock
 from fedbus.contracts import subjects
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import NO_BLOB_AGENTS, requests_answered_by
@@ -416,7 +416,7 @@ class Bus(StreamReader):
         A client with credentials has no permission to query the NATS server and queries the server side of *task*
         instead. The error is at most half of the round-trip time.
         """
-        asked_at = datetime.now(UTC)
+        asked_at = clock.now()
         if self._is_restricted:
             request = GetLastTransition.model_validate(
                 {"task": task, "client": self.identity.owner, "kind": "client"}
@@ -456,7 +456,7 @@ class Bus(StreamReader):
         request = GetLastTransition.model_validate({"task": task, "client": client, "kind": kind})
 
         async def send() -> LastTransition:
-            asked_at = datetime.now(UTC)
+            asked_at = clock.now()
             reply = await self.request(request)
             self._warn_on_clock_skew(_clock_skew_s(asked_at, reply.answered_at))
             return reply
@@ -475,12 +475,12 @@ class Bus(StreamReader):
                 stream, subjects.lifecycle(self.fed, request.kind, f"{request.client}.{request.task}")
             )
         except NotFoundError:
-            return LastTransition(answered_at=time.time())
+            return LastTransition(answered_at=clock.time_s())
         return LastTransition(
             sequence=int(raw.seq or 0),
             headers=dict(raw.headers or {}),
             body=raw.data or b"",
-            answered_at=time.time(),
+            answered_at=clock.time_s(),
         )
 
 
@@ -496,7 +496,7 @@ async def _open_blobs(client: Client, identity: Identity) -> AsyncIterator[Blobs
 
 def _clock_skew_s(asked_at: datetime, answered_s: float) -> float | None:
     """Return how far the local clock is ahead of a clock that replied *answered_s*; None if it replied no time."""
-    now_s = datetime.now(UTC).timestamp()
+    now_s = clock.now().timestamp()
     return (asked_at.timestamp() + now_s) / 2 - answered_s if answered_s else None
 
 

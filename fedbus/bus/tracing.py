@@ -6,7 +6,6 @@ carries the trace context, but has no span.
 """
 
 import re
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final
@@ -18,6 +17,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from fedbus.common import clock
 from fedbus.contracts.causation import cause_scope
 from fedbus.contracts.envelope import Envelope
 from fedbus.contracts.message import Message, Request
@@ -123,7 +123,7 @@ def count_message(message: Message, direction: str, size_bytes: int) -> None:
 def record_receive(message: Message, envelope: Envelope, raw: Msg) -> None:
     """Record the age of a received message and whether it is a redelivery. Clock skew may not make the age negative."""
     attributes = {"fedbus.word": message.name}
-    record(EVENT_AGE, max(0.0, time.time() - envelope.time.timestamp()), attributes)
+    record(EVENT_AGE, max(0.0, clock.time_s() - envelope.time.timestamp()), attributes)
     if raw.metadata.num_delivered > 1:
         increment(REDELIVERIES, attributes)
     count_message(message, "receive", len(raw.data))

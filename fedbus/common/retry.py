@@ -8,11 +8,10 @@ machine that sets timers uses `backoff_s`.
 
 import asyncio
 import math
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from fedbus.common.jitter import JITTER
+from fedbus.common import clock
 
 MIN_PAUSE_S: Final = 0.1
 MAX_PAUSE_S: Final = 5.0
@@ -25,7 +24,7 @@ Errors = type[Exception] | tuple[type[Exception], ...]
 def backoff_s(attempt: int, *, first_s: float = MIN_PAUSE_S, max_s: float = MAX_PAUSE_S) -> float:
     """Return the pause after failed attempt number *attempt*, counted from 0, in seconds."""
     longest = min(max_s, first_s * 2.0 ** min(attempt, _MAX_DOUBLINGS))
-    return JITTER.uniform(0.5, 1.0) * longest
+    return clock.uniform(0.5, 1.0) * longest
 
 
 class RetryBackoff:
@@ -45,11 +44,11 @@ class RetryBackoff:
     def reset(self) -> None:
         """Restart with the shortest pause and the whole limit: an attempt succeeded or made progress."""
         self.attempts = 0
-        self._deadline = time.monotonic() + self._limit_s
+        self._deadline = clock.monotonic_s() + self._limit_s
 
     @property
     def is_exhausted(self) -> bool:
-        return time.monotonic() >= self._deadline
+        return clock.monotonic_s() >= self._deadline
 
     async def pause(self, stop: asyncio.Event | None = None) -> None:
         """Wait before the next attempt, and no longer than until *stop* is set."""

@@ -6,8 +6,6 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/nats-protoc
 and RFC 9562 for the time-ordered message ids.
 """
 
-import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +15,7 @@ from uuid import UUID
 import msgpack
 from pydantic import ValidationError
 
+from fedbus.common import clock
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import BY_TYPE
 from fedbus.contracts.causation import current_cause
@@ -86,7 +85,7 @@ def make_envelope(
         type=type_name(type(message)),
         source=source,
         subject=message.subject_ref,
-        time=datetime.now(UTC),
+        time=clock.now(),
         trace=dict(trace or {}),
         cause=current_cause() or cause,
     )
@@ -217,7 +216,7 @@ def _expected_sender(message: Message) -> str | None:
 
 def uuid7() -> str:
     """Return a new UUID of version 7: milliseconds since the epoch, then random bits (RFC 9562, section 5.7)."""
-    value = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10), "big")
+    value = (clock.time_ns() // 1_000_000 << 80) | clock.random_bits(80)
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     return str(UUID(int=value))

@@ -12,7 +12,6 @@ client trains. It alone decides when the device changes to other code.
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -81,6 +80,7 @@ from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus, Delivery
 from fedbus.bus.errors import NoResponse, RequestRefused
 from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore, TransitionOutbox
+from fedbus.common import clock
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import (
     CLIENT,
@@ -218,7 +218,7 @@ class ClientManager:
             with ExitStack() as traces:
                 events = [event]
                 while events:
-                    for effect in self._machine.handle(events.pop(0), datetime.now(UTC)):
+                    for effect in self._machine.handle(events.pop(0), clock.now()):
                         if isinstance(effect, JoinTrace):
                             traces.enter_context(tracing.use_trace(effect.traceparent))
                         elif (result := await self._perform(effect)) is not None:

@@ -1,17 +1,16 @@
 """The facts of a device that an eligibility rule may use. Only the facts that the rule uses are read."""
 
-import time
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 import psutil
 
 from fedbus.agents.common.device_sensors import read_device
+from fedbus.common import clock
 from fedbus.domain.eligibility import IDLE_BELOW, clock_inputs
 from fedbus.stores.captured.reader import RowCounts, read_row_counts
 from fedbus.stores.errors import StoreError
@@ -79,14 +78,14 @@ def _read_battery(_: _FactSource) -> DeviceFacts:
 
 
 def _read_clock(_: _FactSource) -> DeviceFacts:
-    return dict(clock_inputs(datetime.now().astimezone()))
+    return dict(clock_inputs(clock.now().astimezone()))
 
 
 def _read_model_age(place: _FactSource) -> DeviceFacts:
     """Return the age of the model's file, which a restart does not change."""
     if place.model_file is None or not place.model_file.exists():
         return {"model_age": None}
-    return {"model_age": max(0.0, time.time() - place.model_file.stat().st_mtime)}
+    return {"model_age": max(0.0, clock.time_s() - place.model_file.stat().st_mtime)}
 
 
 _GROUPS: Final[Mapping[frozenset[str], Callable[[_FactSource], DeviceFacts]]] = {

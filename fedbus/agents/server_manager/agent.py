@@ -11,7 +11,6 @@ store and in blobs.
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final, assert_never
@@ -104,6 +103,7 @@ from fedbus.agents.server_manager.run_metrics import record_round, record_run
 from fedbus.bus.bus import Bus, Delivery, Handler
 from fedbus.bus.errors import RequestRefused
 from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
+from fedbus.common import clock
 from fedbus.common.retry import retry
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import CLIENT_CONSUMERS
@@ -278,7 +278,7 @@ class ServerManager:
             await self._decisions.wait_for(lambda: self._machine.accepts(event))
             events = [event]
             while events:
-                for effect in self._machine.handle(events.pop(0), datetime.now(UTC)):
+                for effect in self._machine.handle(events.pop(0), clock.now()):
                     result = await self._perform(effect)
                     events += [result] if result is not None else []
             self._decisions.notify_all()
@@ -299,7 +299,7 @@ class ServerManager:
         }
 
     async def _health(self, _: HealthCheck) -> Body:
-        return self._machine.health(datetime.now(UTC))
+        return self._machine.health(clock.now())
 
     async def _info(self, _: GetServerInfo) -> Body:
         return self._machine.info()

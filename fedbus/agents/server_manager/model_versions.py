@@ -8,7 +8,6 @@ that a manager that was cut off cannot undo what another has promoted.
 """
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -17,6 +16,7 @@ import structlog
 from fedbus.agents.server_manager.events import ChampionDetails
 from fedbus.bus.blobs import BlobOffer
 from fedbus.bus.bus import Bus
+from fedbus.common import clock
 from fedbus.common.retry import retry
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.model import Artifact, BlobRef, Manifest, ModelRef
@@ -154,7 +154,7 @@ class ModelVersions:
             before=tuple(dict.fromkeys(one for one in before if one != manifest.version))[
                 :MAX_FORMER_CHAMPIONS
             ],
-            since=datetime.now(UTC),
+            since=clock.now(),
             reason=reason[:500],
         )
         return self._record_champion(await self._models.set_champion(champion), manifest)
@@ -209,7 +209,7 @@ class ModelVersions:
             **artifact.model_dump(include=set(Artifact.model_fields)),
             version=versions[-1].version + 1 if versions else 1,
             task=self._task,
-            created=datetime.now(UTC),
+            created=clock.now(),
             code_version=code_version,
             lineage=lineage + 1,
         )
@@ -229,7 +229,7 @@ class ModelVersions:
             **run.result.model_dump(include=set(Artifact.model_fields)),
             version=latest.version + 1 if latest else 1,
             task=self._task,
-            created=datetime.now(UTC),
+            created=clock.now(),
             parent=parent.version,
             lineage=parent.lineage,
             run=run.run,

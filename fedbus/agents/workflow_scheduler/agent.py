@@ -13,7 +13,6 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import Context as Variables
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeAlias, assert_never
 
@@ -81,6 +80,7 @@ from fedbus.bus.lease import Lease
 from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
 from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream, lifecycle_stream
+from fedbus.common import clock
 from fedbus.common.retry import RetryBackoff
 from fedbus.contracts import subjects
 from fedbus.contracts.agent_names import AgentName
@@ -244,7 +244,7 @@ class _Leadership:
 
     async def _load(self, holder: str) -> SchedulerStarted:
         """Read the log, and make the machine."""
-        now = datetime.now(UTC)
+        now = clock.now()
         self._schedule = await self._lives.load(
             SCHEDULE, ScheduleData(task=self._task, since=now, clock_since=now)
         )
@@ -274,7 +274,7 @@ class _Leadership:
             with ExitStack() as traces:
                 events = [event]
                 while events:
-                    for effect in self._machine.handle(events.pop(0), datetime.now(UTC)):
+                    for effect in self._machine.handle(events.pop(0), clock.now()):
                         if isinstance(effect, JoinRunTrace):
                             traces.enter_context(tracing.link_and_use_trace(self._run.data.traceparent))
                         elif (result := await self._perform(effect)) is not None:

@@ -6,9 +6,10 @@ slowest receiver has requested. A receiver that delays it for too long is droppe
 the others gather again under a new number, to which the dropped receiver does not subscribe.
 """
 
-import secrets
 from collections.abc import Mapping
 from enum import StrEnum
+
+from fedbus.common import clock
 
 
 class MulticastPhase(StrEnum):
@@ -96,4 +97,4 @@ class MulticastState:
 
 def _random_number() -> int:
     """Return a random number, never 0: in a ChunkRequest, 0 means unicast."""
-    return secrets.randbits(62) + 1
+    return clock.random_bits(62) + 1

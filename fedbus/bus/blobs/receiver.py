@@ -6,8 +6,6 @@ for the whole timeout; its total time has no limit.
 """
 
 import asyncio
-import secrets
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -28,6 +26,7 @@ from fedbus.bus.blobs.protocol import ChunkRequest, ProbeReply
 from fedbus.bus.blobs.receive_progress import ReceiveProgress
 from fedbus.bus.blobs.sinks import BlobSink
 from fedbus.bus.nats.cancellation import propagate_cancellation
+from fedbus.common import clock
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.model import BlobRef
 from fedbus.contracts.telemetry import BLOB_IO, increment
@@ -59,7 +58,7 @@ class BlobReceiver:
             fetch.on_message(kind[0] if kind else "", message)
 
     async def fetch(self, ref: BlobRef, sink: BlobSink, timeout_s: float) -> None:
-        name = secrets.token_hex(8)
+        name = f"{clock.random_bits(64):016x}"
         place = protocol.inbox_subject(self._fed, self._receiver, name)
         fetch = BlobDownload(self._connection, self._fed, ref, self._receiver, place, self._window_bytes)
         self._downloads[name] = fetch
@@ -229,7 +228,7 @@ class BlobDownload:
             await self._send_request(chunks)
 
     async def _send_probe(self) -> None:
-        self._probe = secrets.randbits(31) + 1
+        self._probe = clock.random_bits(31) + 1
         credit = self._progress.requested_until
         await self._send_request(range(credit, credit), probe=self._probe)
 
@@ -252,19 +251,19 @@ class ProbeTimer:
         self.record_progress()
 
     def record_progress(self) -> None:
-        self._since = time.monotonic()
+        self._since = clock.monotonic_s()
         self._silence_s = MIN_PROBE_S
         self._probe_at = self._since + self._silence_s
 
     def record_probe(self) -> None:
         self._silence_s = min(2 * self._silence_s, MAX_PROBE_S)
-        self._probe_at = time.monotonic() + self._silence_s
+        self._probe_at = clock.monotonic_s() + self._silence_s
 
     def next_probe_s(self) -> float:
-        return max(0.0, min(self._probe_at, self._since + self._timeout_s) - time.monotonic())
+        return max(0.0, min(self._probe_at, self._since + self._timeout_s) - clock.monotonic_s())
 
     def is_expired(self) -> bool:
-        return time.monotonic() - self._since >= self._timeout_s
+        return clock.monotonic_s() - self._since >= self._timeout_s
 
 
 def _parse_number(text: bytes) -> int:

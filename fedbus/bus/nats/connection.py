@@ -23,6 +23,8 @@ from nats.errors import Error as NatsError
 from nats.errors import NoServersError
 
 from fedbus.bus.errors import AccessDenied, BusClosed, BusUnreachable
+from fedbus.bus.memory.client import ConnectionCallbacks
+from fedbus.bus.memory.server import SCHEME, MemoryServer
 from fedbus.bus.nats import auth_errors
 from fedbus.bus.nats.client import ReliableClient
 from fedbus.bus.nats.parser import use_large_payload_parser
@@ -78,12 +80,15 @@ async def open_connection(
     """Open a connection for the duration of the block; it is flushed before it closes.
 
     Raises:
-        BusUnreachable: No server responds at first.
+        BusUnreachable: No server responds at first, or no in-memory server has the name in *url*.
         AccessDenied: The server rejects the connection.
 
     """
     monitor = _ConnectionMonitor(url, name, options or {})
-    client = await _connect(url, name, inbox, monitor, options or {})
+    if url.startswith(SCHEME):
+        client: Client = _connect_in_memory(url, name, inbox, monitor)
+    else:
+        client = await _connect(url, name, inbox, monitor, options or {})
     try:
         yield Connection(client, monitor.closed)
     finally:
@@ -127,7 +132,10 @@ class _ConnectionMonitor:
             if self._rejections >= MAX_AUTH_REJECTIONS:
                 self._end(denied)
         else:
-            log.warning("NATS client error", error=str(error) or type(error).__name__, name=self._name)
+            await self.log_error(error)
+
+    async def log_error(self, error: Exception) -> None:
+        log.warning("NATS client error", error=str(error) or type(error).__name__, name=self._name)
 
     async def on_disconnect(self) -> None:
         if not self.closed.done():  # our own shutdown needs no warning
@@ -154,6 +162,15 @@ class _ConnectionMonitor:
         if not self.closed.done():
             log.error("Connection rejected", reason=denied.reason, advice=denied.advice, name=self._name)
             self.closed.set_exception(denied)
+
+
+def _connect_in_memory(url: str, name: str, inbox: str, monitor: _ConnectionMonitor) -> Client:
+    if (server := MemoryServer.at(url)) is None:
+        raise BusUnreachable(url, "no in-memory server of this process has this name")
+    callbacks = ConnectionCallbacks(
+        monitor.log_error, monitor.on_disconnect, monitor.on_reconnect, monitor.on_close
+    )
+    return server.connect(name, inbox, callbacks, pending_bytes=PENDING_BYTES)
 
 
 async def _connect(

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck as Health
@@ -32,6 +31,7 @@ from fedbus.app.settings import InvalidSetting, Settings, apply_kit
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.credentials import BusAccess
 from fedbus.bus.errors import AccessDenied, InvalidCredentialsFile, PermissionDenied
+from fedbus.common import clock
 from fedbus.contracts import subjects
 from fedbus.contracts.client import ClientJoined, Heartbeat
 from fedbus.contracts.credentials import decode_claims, extract_jwt, parse_user
@@ -576,7 +576,7 @@ async def test_a_wrong_clock_is_logged_once(
         Bus.connect(bus.url, identity, access=access) as agent,
     ):
         await server.create_streams()
-        monkeypatch.setattr("fedbus.bus.bus.datetime", SlowClock)
+        monkeypatch.setattr("fedbus.bus.bus.clock", SlowClock)
         for _ in range(2):
             async with agent.advertise_service(task="mnist", version="1.0.0"):
                 await agent.last_on_subject(subjects.lifecycle(FED, "client", "c1.mnist"))
@@ -585,12 +585,14 @@ async def test_a_wrong_clock_is_logged_once(
     assert "-600" in output
 
 
-class SlowClock(datetime):
-    """The clock of the agent, 10 minutes behind that of the server."""
+class SlowClock:
+    """The clock of the agent, 10 minutes behind that of the server, which answers with `time_s`."""
 
-    @classmethod
-    def now(cls, tz: Any = None) -> Any:
-        return datetime.now(tz) - timedelta(minutes=10)
+    time_s = staticmethod(clock.time_s)
+
+    @staticmethod
+    def now() -> datetime:
+        return clock.now() - timedelta(minutes=10)
 
 
 # --- reconnecting ----------------------------------------------------------------------------------------

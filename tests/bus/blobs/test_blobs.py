@@ -5,23 +5,24 @@ import contextlib
 import hashlib
 import os
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeAlias
 
-import nats as nats_py
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from support import NatsServer, OwnNatsServer, eventually
+from support.memory_nats import nats_server_only
+from support.raw_connection import connect_raw
 
 from fedbus.bus.blobs import CHUNK_BYTES, WINDOW_BYTES, BlobCorrupt, Blobs, BlobUnavailable, protocol
 from fedbus.bus.blobs import receiver as receiver_module
 from fedbus.bus.blobs.protocol import ChunkRequest
 from fedbus.bus.blobs.sinks import MemorySink
+from fedbus.common import clock
 from fedbus.contracts.identifiers import federation_id
 from fedbus.contracts.model import MAX_BLOB_BYTES, BlobRef
 
@@ -47,8 +48,8 @@ async def exits() -> AsyncIterator[AsyncExitStack]:
 @pytest.fixture
 def connect(nats: NatsServer, exits: AsyncExitStack) -> Connect:
     async def connected() -> Client:
-        connection = await nats_py.connect(
-            nats.url, connect_timeout=30, reconnect_time_wait=0, max_reconnect_attempts=-1, error_cb=quiet
+        connection = await connect_raw(
+            nats.url, reconnect_time_wait=0, max_reconnect_attempts=-1, error_cb=quiet
         )
         exits.push_async_callback(connection.close)
         return connection
@@ -227,10 +228,10 @@ async def test_a_sender_refuses_an_unknown_blob_at_once(holder: Blobs, receiver:
 async def fetch_until_timeout(receiver: Blobs, ref: BlobRef, cause: str) -> None:
     """Fetch until the receiver knows *cause*, and let the timeout pass then."""
     passed_s = 0.0
-    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed_s)
+    later = SimpleNamespace(monotonic_s=lambda: clock.monotonic_s() + passed_s, random_bits=clock.random_bits)
     downloads = receiver._receiver._downloads
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(receiver_module, "time", clock)
+        patch.setattr(receiver_module, "clock", later)
         fetching = asyncio.create_task(receiver.fetch(ref, timeout_s=3600))
         await eventually(
             lambda: fetching.done() or any(cause in one._timeout_cause for one in downloads.values())
@@ -247,7 +248,10 @@ async def test_a_missing_sender_is_named_after_the_timeout(receiver: Blobs) -> N
 
 async def test_a_sender_that_starts_within_the_timeout_is_found(receiver: Blobs, party: Party) -> None:
     fetching = asyncio.create_task(receiver.fetch(reference_to(b"weights")))
-    await asyncio.sleep(0.1)  # so that the first request finds no sender
+    downloads = receiver._receiver._downloads
+    await eventually(  # the first request finds no sender
+        lambda: any(one._timeout_cause == receiver_module.HOLDER_NOT_FOUND for one in downloads.values())
+    )
     holder = await party(HOLDER)
     await holder.offer(b"weights")
     assert bytes(await fetching) == b"weights"
@@ -426,6 +430,7 @@ def unwritten_bytes(connection: Client) -> int:
     return pending + in_transport
 
 
+@nats_server_only("an in-memory connection has no socket")
 async def test_a_sender_does_not_buffer_while_nats_does_not_read(
     own_nats: OwnNatsServer, holder: Blobs, receiver: Blobs
 ) -> None:
@@ -443,6 +448,7 @@ async def test_a_sender_does_not_buffer_while_nats_does_not_read(
     assert await receiver.fetch(offer.ref) == data
 
 
+@nats_server_only("an in-memory connection has no socket")
 async def test_a_fetch_can_be_cancelled_while_its_requests_are_blocked(
     own_nats: OwnNatsServer, holder: Blobs, receiver: Blobs
 ) -> None:

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import TypeAlias
 
-import nats as nats_py
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from support import NatsServer, eventually
+from support.raw_connection import connect_raw
 
 from fedbus.bus.blobs import WINDOW_BYTES, Blobs, protocol, sender
 from fedbus.bus.blobs.multicast import MulticastPhase, MulticastState
@@ -39,7 +39,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def connection(nats: NatsServer, exits: AsyncExitStack) -> Client:
-    connection = await nats_py.connect(nats.url, connect_timeout=30)
+    connection = await connect_raw(nats.url)
     exits.push_async_callback(connection.close)
     return connection
 
@@ -47,7 +47,7 @@ async def connection(nats: NatsServer, exits: AsyncExitStack) -> Client:
 @pytest.fixture
 def party(nats: NatsServer, exits: AsyncExitStack) -> Party:
     async def opened(name: str) -> Blobs:
-        connection = await nats_py.connect(nats.url, connect_timeout=30)
+        connection = await connect_raw(nats.url)
         exits.push_async_callback(connection.close)
         return await exits.enter_async_context(Blobs.open(connection, FED, name))
 

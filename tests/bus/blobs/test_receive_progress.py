@@ -2,16 +2,18 @@
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
-import nats as nats_py
 import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support import nats_server
+from support.memory_nats import memory_nats
+from support.raw_connection import connect_raw
 
 from fedbus.bus.blobs import CHUNK_BYTES, WINDOW_BYTES, Blobs
 from fedbus.bus.blobs.protocol import ChunkRequest
@@ -34,11 +36,17 @@ one_server = settings(
 )
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
-    """A holder and a receiver, on one nats-server for all examples."""
-    async with nats_server(tmp_path_factory.mktemp("nats")) as server:
-        one, other = await nats_py.connect(server.url, connect_timeout=30), await nats_py.connect(server.url)
+@pytest_asyncio.fixture(loop_scope="module", scope="module", params=["nats-server", "memory"])
+async def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Pair]:
+    """A holder and a receiver, on one server for all examples."""
+    async with AsyncExitStack() as stack:
+        if request.param == "memory":
+            url = stack.enter_context(memory_nats()).url
+        else:
+            url = (await stack.enter_async_context(nats_server(tmp_path_factory.mktemp("nats")))).url
+        one, other = await connect_raw(url), await connect_raw(url)
         async with Blobs.open(one, FED, "holder") as holder, Blobs.open(other, FED, "receiver") as receiver:
             yield holder, receiver
         await one.close()
