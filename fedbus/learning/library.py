@@ -38,13 +38,13 @@ the process with a traceback, and the run is recovered.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Any, Final, Protocol, TypeAlias, cast, runtime_checkable
 
 from fedbus.contracts.envelope import uuid7
 from fedbus.contracts.run import RoundResult, RunPlan, Scalar
@@ -376,6 +376,9 @@ class IncomingMessage:
     node_config: Mapping[str, Scalar] = field(default_factory=dict)
     """That of the job, and ``captured-data``, the path of an .npz file with ``inputs`` and ``labels``, if the device
     has captured data and the message trains."""
+    cache: MutableMapping[str, Any] | None = None
+    """Where a library may keep what it has made of *data*, for the messages of other clients with the same data in this
+    process. One client must not be able to change what another one gets. None: there are no others."""
 
 
 @dataclass(frozen=True, kw_only=True)

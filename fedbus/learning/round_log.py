@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import fields as dataclass_fields
 from typing import Any, Final
 
 from fedbus.contracts.run import MAX_REPORTED_CLIENTS, RoundResult
+from fedbus.learning.aggregation_planner import AggregationReport
 from fedbus.learning.library import OnRound, RoundTally
 from fedbus.learning.round_metrics import normalize_metrics
 from fedbus.learning.round_spans import RoundTrace
@@ -17,8 +19,8 @@ MAX_EVALUATION_FAILURE_CHARS: Final = 300
 class RoundLog:
     """Calls *on_round* once for each round from *first_round* on, after its end.
 
-    *model* is the initial model, *tally* returns the participants of a round. Round 0 is the initial model; a
-    resumed run has no round 0.
+    *model* is the initial model, *tally* returns the participants of a round, *now* is the clock of the messages, in
+    seconds. Round 0 is the initial model; a resumed run has no round 0.
     """
 
     def __init__(
@@ -29,7 +31,9 @@ class RoundLog:
         first_round: int,
         tally: Callable[[int], RoundTally],
         on_round: OnRound,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._now = now
         self.trace = RoundTrace(run)
         self._model = model
         self._tally = tally
@@ -38,7 +42,8 @@ class RoundLog:
         self._contributions: dict[str, float] = {}
         self._last_reported = first_round - 1 if first_round > 1 else -1
         """The last round that this process or its predecessor reported."""
-        self._round_started = time.monotonic()
+        self._round_started = now()
+        self._aggregation: AggregationReport | None = None
         self._latest = model
 
     @property
@@ -53,6 +58,11 @@ class RoundLog:
     def set_contributions(self, contributions: Mapping[str, float]) -> None:
         """Set the contributions of the current round, by client."""
         self._contributions = dict(contributions)
+
+    def set_aggregation(self, report: AggregationReport) -> None:
+        """Set what the aggregation of the current round consists of, if the mode is not ``sync``."""
+        self._aggregation = report
+        self.trace.describe_aggregation(report)
 
     def set_model(self, arrays: Arrays) -> None:
         """Set the latest global model."""
@@ -70,16 +80,18 @@ class RoundLog:
             self._on_round(self._make_result(round_number, tally), self.latest)
         self._metrics = {}
         self._contributions = {}
-        self._round_started = time.monotonic()
+        self._aggregation = None
+        self._round_started = self._now()
         self.trace.end_round()
 
     def _make_result(self, round_number: int, tally: RoundTally) -> RoundResult:
-        times = split_round_time(tally.exchanges, time.monotonic())
+        now = self._now()
+        times = split_round_time(tally.exchanges, now)
         clients = list(times)[:MAX_REPORTED_CLIENTS]
         return RoundResult(
             round=round_number,
             metrics=self._metrics,
-            seconds=time.monotonic() - self._round_started,
+            seconds=now - self._round_started,
             participants=tally.participants,
             failures=tally.failures,
             evaluation_failure=describe_evaluation_failure(tally),
@@ -88,6 +100,7 @@ class RoundLog:
             figures={client: tally.figures[client] for client in clients if tally.figures.get(client)},
             transfer_s={client: times[client]["transfer_s"] for client in clients},
             wait_s={client: times[client]["wait_s"] for client in clients},
+            **_aggregation_fields(self._aggregation),
         )
 
     def _cast_to_initial_dtypes(self, arrays: Arrays) -> Arrays:
@@ -98,6 +111,14 @@ class RoundLog:
             else array
             for name, array in arrays.items()
         }
+
+
+def _aggregation_fields(report: AggregationReport | None) -> dict[str, Any]:
+    """Return the fields of a `RoundResult` for *report*; none for the mode ``sync``."""
+    if report is None:
+        return {}
+    fields = {one.name: getattr(report, one.name) for one in dataclass_fields(report)}
+    return {**fields, "staleness": dict(list(report.staleness.items())[:MAX_REPORTED_CLIENTS])}
 
 
 def describe_evaluation_failure(tally: RoundTally) -> str:

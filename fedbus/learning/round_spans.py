@@ -13,6 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span
 
 from fedbus.contracts.telemetry import get_tracer
+from fedbus.learning.aggregation_planner import AggregationReport
 
 tracer = get_tracer("fedbus.learning")
 
@@ -37,6 +38,19 @@ class RoundTrace:
             self._open = None
             context.detach(token)
             span.end()
+
+    def describe_aggregation(self, report: AggregationReport) -> None:
+        """Write the mode, and the counts and staleness of updates, to the span of the round."""
+        if self._open is not None:
+            self._open[0].set_attributes(
+                {
+                    "fedbus.aggregation.mode": report.mode.value,
+                    "fedbus.aggregation.updates": report.updates,
+                    "fedbus.aggregation.max_staleness": max(report.staleness.values(), default=0),
+                    "fedbus.aggregation.late_merged": report.late_merged,
+                    "fedbus.aggregation.late_dropped": report.late_dropped,
+                }
+            )
 
     @contextmanager
     def aggregate_span(self, number: int) -> Iterator[None]:

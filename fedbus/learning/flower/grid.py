@@ -43,6 +43,7 @@ from fedbus.learning.library import (
     ErrorCode,
     Messenger,
     MessengerClosed,
+    ModeUnsupported,
     OutgoingMessage,
     ReplyError,
     RoundTally,
@@ -126,7 +127,7 @@ class MessengerGrid(RunGrid):
         unknown = [message_id for message_id in ids if message_id not in self._requests]
         with self._call():
             replies = self._messenger.collect(known)
-        pulled = [self._decode(reply, self._requests.pop(reply.request.message_id)) for reply in replies]
+        pulled = [self.decode(reply, self._requests.pop(reply.request.message_id)) for reply in replies]
         return pulled + [self._make_unknown(message_id) for message_id in unknown]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
@@ -163,7 +164,7 @@ class MessengerGrid(RunGrid):
             if reply.error is not None and reply.error.code == ErrorCode.NO_REPLY:
                 self._requests[reply.request.message_id] = self._sent.keep(request)
             else:
-                yield self._decode(reply, request)
+                yield self.decode(reply, request)
 
     def tally(self, round_number: int) -> RoundTally:
         """Return a copy of the participants of the round so far."""
@@ -171,9 +172,9 @@ class MessengerGrid(RunGrid):
 
     def client_of(self, node: int) -> str:
         """Return the client of Flower's node id *node*; a client that has left, too."""
-        return self._find_client(node) or f"node {node}"
+        return self.find_client(node) or f"node {node}"
 
-    def _find_client(self, node: int) -> str | None:
+    def find_client(self, node: int) -> str | None:
         """Return the client of *node*, also of one that has left; None if there never was one."""
         if node not in self._clients:
             known = [*self._messenger.clients(), *self._messenger.failed_clients()]
@@ -190,11 +191,14 @@ class MessengerGrid(RunGrid):
         self, messages: Iterable[Message], payloads: dict[int, Payload] | None = None
     ) -> list[tuple[OutgoingMessage, Message]]:
         """Encode and hash each content once, however many messages share it."""
+        is_sent_by_app = payloads is None
         payloads = {} if payloads is None else payloads
         outgoing = []
         for message in messages:
             metadata = message.metadata
-            client = self._find_client(metadata.dst_node_id)
+            if is_sent_by_app and self.training_refusal and is_training(metadata.message_type):
+                raise ModeUnsupported(self.training_refusal)
+            client = self.find_client(metadata.dst_node_id)
             if client is None:
                 log.warning("Dropping a message to an unknown node", node=metadata.dst_node_id)
                 continue
@@ -232,7 +236,7 @@ class MessengerGrid(RunGrid):
         reason = f"there is no message {message_id!r}, or its reply has been pulled"
         return build_message(metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
 
-    def _decode(self, reply: ClientReply, request: SentMessage) -> Message:
+    def decode(self, reply: ClientReply, request: SentMessage) -> Message:
         """Decode *reply* to a Flower message; an invalid reply becomes an error message of its client."""
         if reply.error is not None:
             return self.make_reply(reply, request)

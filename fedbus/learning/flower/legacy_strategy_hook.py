@@ -20,6 +20,7 @@ from fedbus.learning.flower.node_polling import not_enough_clients
 from fedbus.learning.flower.round_counter import RoundCounter
 from fedbus.learning.flower.run_grid import RunGrid
 from fedbus.learning.flower.strategy_hook import loaded_subclasses
+from fedbus.learning.library import ModeUnsupported
 from fedbus.learning.round_log import RoundLog
 from fedbus.learning.weights import Arrays
 
@@ -77,6 +78,7 @@ class LegacyHook:
         def hooked(server: Server, *args: Any, **kwargs: Any) -> Any:
             if self._is_running:  # an overridden fit that calls the inherited one
                 return fit(server, *args, **kwargs)
+            self._check_mode()
             call = inspect.signature(fit).bind(server, *args, **kwargs)
             if "num_rounds" in call.arguments:
                 call.arguments["num_rounds"] = self._rounds.begin_training(call.arguments["num_rounds"])
@@ -90,11 +92,16 @@ class LegacyHook:
         def hooked(workflow: DefaultWorkflow, grid: Any, context: Any) -> Any:
             if self._is_running:
                 return run(workflow, grid, context)
+            self._check_mode()
             context.config.num_rounds = self._rounds.begin_training(context.config.num_rounds)
             with self._wrap_methods(context.strategy, context.client_manager):
                 return run(workflow, grid, context)
 
         return hooked
+
+    def _check_mode(self) -> None:
+        if self._grid.training_refusal:
+            raise ModeUnsupported(self._grid.training_refusal)
 
     @contextmanager
     def _wrap_methods(self, strategy: Any, client_manager: Any) -> Iterator[None]:

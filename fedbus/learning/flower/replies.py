@@ -1,7 +1,7 @@
 """The replies to a `send_and_receive`: a list as in Flower, or a stream for a strategy that allows it."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
@@ -24,6 +24,22 @@ class StreamedMessages(Iterable[Message]):
 
     def __init__(self, messages: Iterable[Message]) -> None:
         self._messages = messages
+
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self._messages)
+
+
+class ModeMessages(Iterable[Message]):
+    """Messages that an aggregation mode sends when it is time. `MessengerGrid.send_and_receive` calls *exchange*.
+
+    It passes its timeout, and returns the replies.
+    """
+
+    def __init__(
+        self, messages: Iterable[Message], exchange: Callable[[float | None], list[Message]]
+    ) -> None:
+        self._messages = messages
+        self.exchange = exchange
 
     def __iter__(self) -> Iterator[Message]:
         return iter(self._messages)

@@ -18,11 +18,20 @@ class RunGrid(Grid):
         self._waits = threading.local()
         self.last_round = 0
         """The highest round that messages have counted for; 0 if none named a round."""
+        self.checks_updates = False
+        """Whether arrays with NaN or infinity, or of another shape than in the message, are the failure of a client."""
+
+        self.training_refusal = ""
+        """Why the app itself cannot send messages that train; empty if it can."""
 
     @property
     @abstractmethod
     def run_name(self) -> str:
         """The name of the run on the bus."""
+
+    @abstractmethod
+    def now(self) -> float:
+        """Return the time in seconds on the clock of the run's messages."""
 
     @abstractmethod
     def client_of(self, node: int) -> str:

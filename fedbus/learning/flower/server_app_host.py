@@ -16,6 +16,7 @@ import structlog
 from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import ServerApp
 
+from fedbus.contracts.task.aggregation import AggregationMode
 from fedbus.learning.flower import task_code
 from fedbus.learning.flower.array_records import from_record, to_record
 from fedbus.learning.flower.cohort import CohortPolicy
@@ -29,8 +30,16 @@ from fedbus.learning.flower.replies import GridClosed
 from fedbus.learning.flower.round_counter import RoundCounter
 from fedbus.learning.flower.run_grid import RunGrid
 from fedbus.learning.flower.strategy_hook import StrategyHook
+from fedbus.learning.flower.strategy_modes import StrategyModes
 from fedbus.learning.flower.streaming_aggregation import streaming_aggregation
-from fedbus.learning.library import Messenger, NotEnoughClients, OnRound, ServerJob, TrainingFailed
+from fedbus.learning.library import (
+    Messenger,
+    ModeUnsupported,
+    NotEnoughClients,
+    OnRound,
+    ServerJob,
+    TrainingFailed,
+)
 from fedbus.learning.round_log import RoundLog
 from fedbus.learning.task_model import first_arrays
 from fedbus.learning.weights import Arrays, BadWeights, architecture_digest
@@ -66,6 +75,8 @@ def run_server_app(app: ServerApp, grid: RunGrid, job: ServerJob, on_round: OnRo
     *on_round* is called in this thread after each round, with its result and the global model.
 
     Raises:
+        BadTask: the run's aggregation does not fit the task.
+        ModeUnsupported: the app does not work in the run's aggregation mode.
         ArchitectureMismatch: the stored model does not have the app's architecture.
         NotEnoughClients: the recruiting time ended before enough clients joined.
         GridClosed: the Grid was closed during the run.
@@ -74,14 +85,25 @@ def run_server_app(app: ServerApp, grid: RunGrid, job: ServerJob, on_round: OnRo
     """
     table = job.task.table
     log = RoundLog(
-        job.model, run=grid.run_name, first_round=job.first_round, tally=grid.tally, on_round=on_round
+        job.model,
+        run=grid.run_name,
+        first_round=job.first_round,
+        tally=grid.tally,
+        on_round=on_round,
+        now=grid.now,
     )
     limits = ContributionLimits(**table.contribution.model_dump(by_alias=False))
     cohort = CohortPolicy(grid.client_of, job.selection, ContributionEvaluator(limits))
     rounds = RoundCounter.resume_at(job.first_round, planned=job.plan.rounds)
-    streaming = table.aggregation.method == "streaming"
+    streaming = job.aggregation.method == "streaming"
     strategy_hook = StrategyHook(
-        partial(_bind_model, job), rounds=rounds, log=log, cohort=cohort, grid=grid, streaming=streaming
+        partial(_bind_model, job),
+        rounds=rounds,
+        log=log,
+        cohort=cohort,
+        grid=grid,
+        streaming=streaming,
+        modes=_open_modes(job, grid, measures_contributions=cohort.contributions.is_enabled),
     )
     legacy_hook = LegacyHook(
         partial(_bind_model, job), rounds=rounds, recruit_s=job.plan.recruit_s, log=log, grid=grid
@@ -110,6 +132,28 @@ def run_server_app(app: ServerApp, grid: RunGrid, job: ServerJob, on_round: OnRo
         hint=f"train with `start` of a Flower strategy, or assign an ArrayRecord to context.state[{RESULT_KEY!r}]",
     )
     return None
+
+
+def _open_modes(job: ServerJob, grid: RunGrid, *, measures_contributions: bool) -> StrategyModes | None:
+    """Return the exchanges of the run's aggregation mode; None for ``sync``. Raises ModeUnsupported."""
+    table = job.aggregation
+    if table.mode is AggregationMode.SYNC:
+        return None
+    if not isinstance(grid, MessengerGrid):
+        raise ModeUnsupported(
+            f'the aggregation mode {table.mode} needs library = "flower": here Flower\'s SuperLink carries the '
+            'messages. Use mode = "sync"'
+        )
+    if measures_contributions and table.mode is not AggregationMode.DEADLINE:
+        raise ModeUnsupported(
+            f"contributions compare the updates of a round, and in the aggregation mode {table.mode} there are no "
+            'rounds. Remove [tool.fedbus.contribution], or use mode = "sync" or "deadline"'
+        )
+    grid.training_refusal = (
+        f"the aggregation mode {table.mode} needs a strategy of flwr.serverapp that derives from FedAvg, and its "
+        'method `start`; this app sends its training messages itself. Use mode = "sync"'
+    )
+    return StrategyModes(grid, table)
 
 
 def _report_own_loop(context: Context, grid: RunGrid, log: RoundLog) -> None:
@@ -152,7 +196,7 @@ def _make_context(grid: RunGrid, job: ServerJob) -> Context:
 def _run_app(app: ServerApp, grid: RunGrid, context: Context, path: Path) -> None:
     try:
         app(grid, context)
-    except (BadWeights, NotEnoughClients, GridClosed):
+    except (BadWeights, NotEnoughClients, ModeUnsupported, GridClosed):
         raise
     except (Exception, SystemExit) as error:
         raise ServerAppFailed(f"the ServerApp raised {task_code.describe_error(error, path)}") from error

@@ -18,7 +18,7 @@ from functools import wraps
 from typing import Any, Final, TypeVar
 
 from flwr.app import ArrayRecord, MetricRecord
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
 from fedbus.learning.flower.array_records import from_record, to_record, with_types_of
 from fedbus.learning.flower.cohort import CohortPolicy
@@ -26,6 +26,7 @@ from fedbus.learning.flower.model_binding import ModelBinding
 from fedbus.learning.flower.replies import StreamedMessages
 from fedbus.learning.flower.round_counter import RoundCounter
 from fedbus.learning.flower.run_grid import RunGrid
+from fedbus.learning.flower.strategy_modes import StrategyModes
 from fedbus.learning.flower.streaming_aggregation import allows_streaming
 from fedbus.learning.round_log import RoundLog
 from fedbus.learning.weights import Arrays
@@ -50,6 +51,7 @@ class StrategyHook:
         cohort: CohortPolicy,
         grid: RunGrid,
         streaming: bool,
+        modes: StrategyModes | None = None,
     ) -> None:
         self._bind_model = bind_model
         self._rounds = rounds
@@ -57,6 +59,8 @@ class StrategyHook:
         self._cohort = cohort
         self._grid = grid
         self._streaming = streaming
+        self._modes = modes
+        """The exchanges of an aggregation mode other than ``sync``."""
         self._binding = ModelBinding({})
         self._types = ArrayRecord()
         """The app's initial arrays, for the serialization types of those that are bytes."""
@@ -97,6 +101,8 @@ class StrategyHook:
             call.apply_defaults()
             if self._is_running:  # an overridden start that calls the inherited one
                 return self._run_inherited(start, call)
+            if self._modes is not None:
+                self._modes.begin_training(strategy)
             self._is_running, self._is_prepared = True, False
             try:
                 with self._wrap_methods(strategy):
@@ -168,6 +174,7 @@ class StrategyHook:
     @contextmanager
     def _wrap_methods(self, strategy: Strategy) -> Iterator[None]:
         """Wrap the methods of *strategy* on the instance while `start` runs."""
+        self._grid.checks_updates = isinstance(strategy, FedAvg)
         streams = self._streaming and allows_streaming(strategy)
         wrapped = {
             "configure_train": self._wrap_configure_train(strategy.configure_train, streams=streams),
@@ -183,6 +190,7 @@ class StrategyHook:
             for name in wrapped:
                 vars(strategy).pop(name)
             vars(strategy).update(overridden)
+            self._grid.checks_updates = False
 
     def _wrap_configure_train(self, configure: Callable[..., Any], *, streams: bool) -> Callable[..., Any]:
         def configure_train(server_round: int, arrays: ArrayRecord, *args: Any, **kwargs: Any) -> Any:
@@ -195,6 +203,8 @@ class StrategyHook:
             with self._grid.waiting_for_nodes():
                 messages = configure(app_round, arrays, *args, **kwargs)
             messages = self._cohort.select_messages(self._watch_wait(messages), arrays)
+            if self._modes is not None:
+                return self._modes.train(messages, number, streams=streams)
             return StreamedMessages(messages) if streams and self._is_stock_loop else messages
 
         return configure_train
@@ -203,7 +213,8 @@ class StrategyHook:
         def configure_evaluate(server_round: int, *args: Any, **kwargs: Any) -> Any:
             with self._grid.waiting_for_nodes():
                 messages = configure(server_round + self._rounds.skipped, *args, **kwargs)
-            return self._watch_wait(messages)
+            messages = self._watch_wait(messages)
+            return messages if self._modes is None else self._modes.evaluate(messages)
 
         return configure_evaluate
 
@@ -230,6 +241,8 @@ class StrategyHook:
                     evaluate=self._evaluate,
                     round_log=self._log,
                 )
+            if self._modes is not None:
+                self._log.set_aggregation(self._modes.report)
             arrays = _first_of(ArrayRecord, outcome)
             if arrays is not None:
                 self._log.set_model(self._to_model(arrays))

@@ -54,6 +54,9 @@ class SuperLinkGrid(RunGrid):
         """The name of the run on the bus."""
         return self._messenger.run
 
+    def now(self) -> float:
+        return self._messenger.now()
+
     @property
     def run(self) -> Run:
         run: Run = self._grid.run

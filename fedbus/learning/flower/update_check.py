@@ -1,0 +1,55 @@
+"""The check of an untrusted update, before a strategy gets it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, RecordDict
+
+from fedbus.learning import npy
+from fedbus.learning.flower.compressed_records import SentArrays, find_reference
+from fedbus.learning.flower.private_api import NUMPY, array_view
+from fedbus.learning.stale_updates import UpdateRefused, check_finite
+
+
+def is_training(kind: str) -> bool:
+    """Return whether messages of *kind* train."""
+    return kind.partition(".")[0] == "train"
+
+
+def check_update(content: RecordDict, sent: SentArrays) -> None:
+    """Check the arrays of *content*, a reply to *sent*. Flower's strategies would fail, or average NaN.
+
+    Names may differ: a client may return other arrays than it got.
+
+    Raises:
+        UpdateRefused: an array has NaN or infinity, or another shape than the sent array of its name.
+
+    """
+    for name, record in content.array_records.items():
+        arrays = numeric_arrays(record)
+        check_finite(arrays)
+        reference = find_reference(name, sent)
+        expected = {} if reference is None else numeric_arrays(reference)
+        for key in arrays.keys() & expected.keys():
+            if arrays[key].shape != expected[key].shape:
+                raise UpdateRefused(
+                    f"the array {key!r} has the shape {arrays[key].shape} instead of {expected[key].shape}"
+                )
+
+
+def numeric_arrays(record: ArrayRecord) -> Mapping[str, np.ndarray[Any, Any]]:
+    """Return the NumPy arrays of *record* as views, without those that are bytes.
+
+    Raises:
+        UpdateRefused: an array is invalid.
+
+    """
+    arrays = {}
+    for name, array in record.items():
+        if array.stype == NUMPY:
+            try:
+                arrays[name] = array_view(array)
+            except npy.BadArray as error:
+                raise UpdateRefused(f"invalid array {name!r}: {error}") from None
+    return arrays
