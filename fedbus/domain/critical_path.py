@@ -23,6 +23,7 @@ PHASES: Final[Mapping[str, str]] = {
     "download": "download",
     "train": "training",
     "evaluate": "evaluation",
+    "delay": "delay",
     "upload": "upload",
     "receive": "upload",
     "aggregate": "aggregation",
@@ -30,6 +31,8 @@ PHASES: Final[Mapping[str, str]] = {
     "swap model": "model swap",
 }
 """The phase of a span, by its name. Any other span counts as the bus, or as the ServerApp."""
+SAMPLED: Final = "fedbus.sampled"
+"""The attribute of the spans of some clients among many, in the trace of a simulation."""
 JOIN: Final = "aggregate"
 ANSWER: Final = "answer"
 ANSWERS: Final = "the clients' answers"
@@ -205,7 +208,9 @@ def _walk_backwards(tree: SpanTree, top: TracedSpan) -> list[PathSegment]:
 
 
 def _latest_first(tree: SpanTree, span: TracedSpan) -> list[TracedSpan]:
-    return sorted(tree.children(span), key=tree.reach, reverse=True)
+    """Return the children of *span*, without the sampled ones: the clients that are not recorded count as much."""
+    children = (child for child in tree.children(span) if not child.attributes.get(SAMPLED))
+    return sorted(children, key=tree.reach, reverse=True)
 
 
 def round_waits(tree: SpanTree) -> list[RoundWaits]:

@@ -26,6 +26,7 @@ from fedbus.learning.library import (
 )
 from fedbus.learning.payload import Payload
 from fedbus.learning.round_timing import ExchangeTiming
+from fedbus.simulation.client_spans import CallSpans, ClientSpans
 from fedbus.simulation.engine import (
     EngineFailed,
     Event,
@@ -70,6 +71,7 @@ class _Call:
     """Replies that came before an earlier one, by position, if the order is fixed."""
     next_position: int = 0
     is_posted: bool = False
+    spans: CallSpans | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -103,6 +105,7 @@ class SimulationMessenger:
         self._clients = clients
         self._indices = {client: index for index, client in enumerate(clients)}
         self._observer = observer
+        self._spans = ClientSpans(run)
         self._is_deterministic = is_deterministic
         self._schedule = Schedule(engine.workers, in_order=is_deterministic)
         self._changed = threading.Condition(threading.RLock())
@@ -260,6 +263,9 @@ class SimulationMessenger:
                     self._fail(exchange, error)
                 else:
                     jobs.append(job)
+            if outgoing:
+                open_spans = self._spans.open_post if call.is_posted else self._spans.open_call
+                call.spans = open_spans(round_number=call.round, kind=call.kind, total=call.total)
             self._schedule.add(jobs)
             if self._is_pumping:
                 self._engine.wake()
@@ -323,6 +329,8 @@ class SimulationMessenger:
         """End the wait for the open messages of *call*. Their replies can be collected later."""
         with self._changed:
             late = _Call(is_posted=True)
+            if call.spans is not None:
+                call.spans.end()
             for exchange in [one for one in self._exchanges.values() if one.call is call]:
                 exchange.call = late
                 late.total += 1
@@ -401,13 +409,17 @@ class SimulationMessenger:
             case Replies(worker=worker):
                 for reply, data in event.payloads():
                     self._schedule.finish(reply.number, worker, reply.seconds)
-                    self._on_reply(reply, data)
+                    self._on_reply(worker, reply, data)
             case WorkerLost(worker=worker, reason=reason):
                 self._on_worker_lost(worker, reason)
 
-    def _on_reply(self, reply: WorkerReply, data: memoryview | None) -> None:
+    def _on_reply(self, worker: int, reply: WorkerReply, data: memoryview | None) -> None:
         exchange = self._exchanges[reply.number]
         message, now = exchange.message, self.now()
+        if exchange.call.spans is not None:
+            exchange.call.spans.add_reply(
+                exchange.job.position, message.client, reply.seconds, reply.error, worker=worker
+            )
         client_reply = ClientReply(
             request=message,
             round=exchange.round,
@@ -446,6 +458,8 @@ class SimulationMessenger:
         call = exchange.call
         call.done += 1
         call.failed += reply.error is not None
+        if call.spans is not None and call.done == call.total:
+            call.spans.end()
         if call.is_posted:
             self._posted[reply.request.message_id] = replace(
                 reply, request=replace(reply.request, payload=_NO_PAYLOAD)

@@ -222,6 +222,8 @@ def span_label(span: TracedSpan) -> str:
     """Return the name of a span, with the round or the reason."""
     if span.name == "round":
         return f"round {span.round}"
+    if clients := span.attributes.get("fedbus.clients"):
+        return f"{span.name}: {clients} clients"
     reason = span.attributes.get("fedbus.reason", "") if "→" in span.name else ""
     return f"{span.name}: {reason}" if reason else span.name
 
