@@ -72,6 +72,23 @@ class ModelSignature(Body):
     signature: bytes = Field(min_length=64, max_length=64)
 
 
+class SimulationOrigin(Body):
+    """The simulation that made a model version. With the code and the configuration, it can be repeated."""
+
+    clients: int = Field(ge=1)
+    cohort: int | None = None
+    """Clients that trained in each round; None: the strategy's own sampling."""
+    seed: int | None = None
+    deterministic: bool = False
+    partition: str = ""
+    """How the data were divided between the clients: ``dirichlet:0.3``. Empty: by the app."""
+    profile: str = ""
+    """The SHA-256 digest of the profile of delays and absences; empty: none."""
+    engine: str = "local"
+    fedbus: str = ""
+    """The version of fedbus."""
+
+
 class Manifest(ModelRef):
     """The description of a model version. It is written once and never changed."""
 
@@ -94,6 +111,8 @@ class Manifest(ModelRef):
     """The number of the lineage. Versions of one lineage descend from one first model and share its architecture."""
     config: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """The run's overrides of the app's run configuration."""
+    simulation: SimulationOrigin | None = None
+    """Set for a version that a simulation made, which no client of the federation has trained."""
     seal: ModelSignature | None = None
 
     @property

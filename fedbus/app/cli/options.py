@@ -46,6 +46,28 @@ def parse_key_values(text: str) -> dict[str, Scalar]:
         ) from None
 
 
+def parse_override(text: str, option: str) -> tuple[str, Scalar]:
+    """Parse ``lr=0.1``, a value of *option*: a number, a boolean or else a string.
+
+    Raises:
+        CliError: *text* does not have this form.
+
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise CliError(
+            f"{text!r} is not an override. Use name=value, for example {option} lr=0.1", ExitCode.USAGE
+        )
+    if value in ("true", "false"):
+        return name, value == "true"
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value.strip("'\"")
+
+
 def apply_schedule_options(table: ScheduleTable, every: str | None, at_most: int | None) -> ScheduleTable:
     """Replace the keys of a task's schedule that the options set.
 

@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 
 from fedbus.app.bus_session import connect_bus, latest_transitions, resolve_task, run_async, transition_of
+from fedbus.app.cli.options import parse_override
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
 from fedbus.app.terminal.event_lines import message_record, render_line, short_text
@@ -62,7 +63,7 @@ def start(
     json: output.JsonOption = False,
 ) -> None:
     """Start a run now."""
-    overrides = dict(_parse_override(text) for text in config or [])
+    overrides = dict(parse_override(text, "--config") for text in config or [])
 
     async def send() -> None:
         async with connect_bus() as bus:
@@ -295,20 +296,3 @@ def _rounds_table(rounds: list[dict[str, Any]]) -> None:
 
 def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _parse_override(text: str) -> tuple[str, bool | int | float | str]:
-    """Parse ``lr=0.1``: a number, a boolean or else a string."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise CliError(
-            f"{text!r} is not an override. Use name=value, for example --config lr=0.1", ExitCode.USAGE
-        )
-    if value in ("true", "false"):
-        return name, value == "true"
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            continue
-    return name, value.strip("'\"")

@@ -1,0 +1,1 @@
+"""What `fedbus simulate` adds to a simulation: its results folder, trackers, signals, and publishing of its model."""

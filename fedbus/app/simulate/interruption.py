@@ -1,0 +1,39 @@
+"""Ctrl-C in a simulation: the first ends it cleanly, the second ends this process at once.
+
+The workers are in a session of their own, so a terminal does not signal them; they end when this process does.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+SHOW_CURSOR: Final = "\x1b[?25h"
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt in the main thread at the first SIGINT or SIGTERM; exit at the second."""
+    count = 0
+
+    def handle(number: int, _: FrameType | None) -> None:
+        nonlocal count
+        count += 1
+        if count > 1:
+            if sys.stderr.isatty():  # a progress bar has hidden it
+                os.write(sys.stderr.fileno(), SHOW_CURSOR.encode())
+            os._exit(128 + number)
+        if number == signal.SIGINT:
+            os.write(sys.stderr.fileno(), b"\nstopping; press Ctrl-C again to end at once\n")
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
