@@ -9,6 +9,8 @@ import numpy as np
 import structlog
 
 from fedbus.contracts.run import Scalar
+from fedbus.learning.compression import BadEncoding, make_encoding
+from fedbus.learning.functions.compressed_weights import ENCODINGS_KEY, UpdateCompressor
 from fedbus.learning.functions.message_codec import BadContent, Content, decode, encode
 from fedbus.learning.functions.signatures import FunctionName
 from fedbus.learning.functions.task_module import Config, FunctionFailed, TaskModule
@@ -40,6 +42,8 @@ class FunctionsClient:
         self._data = _DataCache(job, module)
         self._state: dict[str, Any] = {}
         """The ``state`` of the functions."""
+        encoding = make_encoding(job.task.table.compression)
+        self._compressor = None if encoding is None else UpdateCompressor(encoding)
 
     def handle(self, message: IncomingMessage) -> ClientResponse:
         """Train or evaluate with the weights of *message*."""
@@ -62,7 +66,8 @@ class FunctionsClient:
         match message.kind.partition(".")[0]:
             case "train":
                 new_weights, metrics, num_examples = self._module.train(weights, data, config, self._state)
-                return _respond("train_", metrics, num_examples, self._check(new_weights, request.weights))
+                trained = self._check(new_weights, request.weights)
+                return self._respond_with_update(metrics, num_examples, trained, request.weights)
             case "evaluate":
                 metrics, num_examples = self._module.evaluate(weights, data, config, self._state)
                 return _respond("eval_", metrics, num_examples, {})
@@ -70,6 +75,17 @@ class FunctionsClient:
                 return _refuse(
                     ErrorCode.UNKNOWN, f"there is no function for messages of kind {kind!r}", "UnknownKind"
                 )
+
+    def _respond_with_update(
+        self, metrics: dict[str, float], num_examples: int, trained: Weights, reference: Weights
+    ) -> ClientResponse:
+        if self._compressor is None:
+            return _respond("train_", metrics, num_examples, trained)
+        try:
+            sent, encodings = self._compressor.encode(trained, reference)
+        except BadEncoding as error:
+            raise self._module.fail(FunctionName.TRAIN, str(error)) from None
+        return _respond("train_", metrics, num_examples, sent, {ENCODINGS_KEY: encodings})
 
     def _config(self, request: Content) -> Config:
         config: Config = {**self._job.config, **dict(request.values.get("config", {}))}
@@ -136,8 +152,14 @@ def _version_of(path: str) -> tuple[int, int] | None:
     return stat.st_mtime_ns, stat.st_size
 
 
-def _respond(prefix: str, metrics: dict[str, float], num_examples: int, weights: Weights) -> ClientResponse:
-    content = Content({"metrics": metrics, "num-examples": num_examples}, weights)
+def _respond(
+    prefix: str,
+    metrics: dict[str, float],
+    num_examples: int,
+    weights: Weights,
+    values: Mapping[str, Any] | None = None,
+) -> ClientResponse:
+    content = Content({"metrics": metrics, "num-examples": num_examples, **(values or {})}, weights)
     return ClientResponse(
         payload=Payload.pack(encode(content)), metrics=normalize_metrics(metrics, prefix=prefix)
     )
