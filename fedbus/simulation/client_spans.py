@@ -81,6 +81,12 @@ class CallSpans:
             mark_failed(span, error.kind or str(error.code), error.reason)
         span.end(now)
 
+    def link_current_span(self) -> None:
+        """Link the span of the aggregation to that of the call, whose last reply it takes."""
+        span = trace.get_current_span()
+        if self._call is not None and span.is_recording():
+            span.add_link(self._call.get_span_context())
+
     def end(self) -> None:
         """End the span of the call: there are no more replies."""
         if self._call is not None:

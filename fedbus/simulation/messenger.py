@@ -316,13 +316,15 @@ class SimulationMessenger:
     # --- receiving ----------------------------------------------------------------------------
 
     def _receive(self, call: _Call, deadline: float | None, timeout_s: float | None) -> Iterator[ClientReply]:
-        for _ in range(call.total):
+        for left in range(call.total, 0, -1):
             if not call.ready:
                 timeout = None if deadline is None else max(0.0, deadline - self.now())
                 if not self._wait_until(lambda: bool(call.ready), timeout):
                     self._detach(call, timeout_s or 0.0)
             elif self._closed:
                 raise self._closed
+            if left == 1 and call.spans is not None:
+                call.spans.link_current_span()
             yield call.ready.popleft()
 
     def _detach(self, call: _Call, timeout_s: float) -> None:

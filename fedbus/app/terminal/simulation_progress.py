@@ -1,7 +1,7 @@
 """The progress of a simulation on a terminal: a line for each finished round, and below them a bar.
 
 12:04:31  round 2  loss 0.4120  accuracy 87.60%  1.31 s  10 clients
-mnist-sim-1 ━━━━━━━━━━━━━━━━╌╌╌╌╌╌╌╌ round 3 of 3  train: 7 of 10 clients  loss 0.4120  accuracy 87.60%  ETA 2 s
+mnist-sim-1 ━━━━━━━━━━━━━━━━╌╌╌╌╌╌╌╌ round 3 of 3  train: 7 of 10 clients  ETA 2 s  loss 0.4120  accuracy 87.60%
 
 In a pipe there are only the lines.
 """
@@ -110,10 +110,10 @@ class SimulationView:
             if has_started
             else "",
             self._status,
-            *self._figures,
         ]
         if left and (remaining := self._clock.remaining_s(left)) is not None:
-            parts.append(f"ETA {format_duration(max(1.0, round(remaining)))}")
+            parts.append(f"ETA {_format_seconds(remaining)}")
+        parts += self._figures
         line = Text.assemble((self._name, "bold"), " ")
         if self._rounds:
             done = int((self._done + (self._share if left else 0)) * BAR_STEPS)
@@ -150,6 +150,11 @@ def show_bar(view: SimulationView, console: Console, *, wanted: bool = True) -> 
         return
     with Live(console=console, get_renderable=view.render, refresh_per_second=REFRESH_PER_S, transient=True):
         yield
+
+
+def _format_seconds(seconds: float) -> str:
+    """Format a time without a part of a second, which would change at each refresh."""
+    return format_duration(seconds) if seconds >= 60 else f"{max(1, round(seconds))} s"
 
 
 def _metric_texts(result: RoundResult) -> list[str]:
