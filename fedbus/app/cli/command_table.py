@@ -105,6 +105,10 @@ _DATA: Final[CommandTable] = {
         "fedbus.app.cli.commands.data:export",
         "Export a client's captured rows to a file for pandas, DuckDB or Spark.",
     ),
+    "partition": Command(
+        "fedbus.app.cli.commands.partition:partition",
+        "Divide a data set among clients, and show how many samples of each class they get.",
+    ),
 }
 
 _EVENTS: Final[CommandTable] = {
@@ -214,7 +218,7 @@ COMMANDS: Final[CommandTable] = {
     ),
     "model": Group("List, compare, verify, promote and export model versions.", _MODEL),
     "code": Group("Show, roll out and revert the versions of a task's code.", _CODE),
-    "data": Group("List and export the rows that the clients on this machine captured.", _DATA),
+    "data": Group("List and export captured rows of clients on this machine; divide data sets among clients.", _DATA),
     "events": Group("Show, replay and decode messages.", _EVENTS),
     "task": Group("Create and validate tasks.", _TASK),
     "server": Group(

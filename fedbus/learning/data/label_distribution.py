@@ -35,12 +35,20 @@ class LabelDistribution:
         """The number of classes of each client (clients,)."""
         return np.asarray((self.counts > 0).sum(axis=1))
 
+    @property
+    def skew(self) -> float:
+        """The mean total variation distance between a client's label distribution and that of all clients, 0 to 1."""
+        shares = self.counts / self.sizes[:, None]
+        overall = self.counts.sum(axis=0) / self.counts.sum()
+        return float(np.abs(shares - overall).sum(axis=1).mean() / 2)
+
     def to_json(self) -> dict[str, Any]:
         """Return the distribution as JSON types."""
         return {
             "classes": list(self.class_names),
             "counts": self.counts.tolist(),
             "unused": self.unused.tolist(),
+            "skew": round(self.skew, 6),
             "sizes": _summarize(self.sizes),
             "classes_per_client": _summarize(self.classes_per_client),
         }

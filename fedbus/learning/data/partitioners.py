@@ -1,5 +1,6 @@
 """Compute partitions with the partitioners of flwr-datasets, which get the labels and never the images."""
 
+import math
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
@@ -77,14 +78,23 @@ def _split_by_classes(
 ) -> list[Array]:
     from flwr_datasets.partitioner import PathologicalPartitioner  # noqa: PLC0415 - takes seconds
 
-    counts = np.unique(labels, return_counts=True)[1]
-    if classes > len(counts):
+    class BalancedClassesPartitioner(PathologicalPartitioner):  # type: ignore[misc]
+        """Gives each class to equally many clients; the assignments of the base leave classes to no client."""
+
+        def _determine_partition_id_to_unique_labels(self) -> None:
+            self._unique_labels = present.tolist()
+            self._partition_id_to_unique_labels = {
+                client: present[chosen].tolist()
+                for client, chosen in enumerate(assign_classes(number, classes, len(present)))
+            }
+
+    present, counts = np.unique(labels, return_counts=True)
+    if classes > len(present):
         raise InvalidPartitioning(
-            f"classes:{classes} asks for more classes than there are ({len(counts)}). Use at most classes:{len(counts)}"
+            f"classes:{classes} asks for more classes than there are ({len(present)}). "
+            f"Use at most classes:{len(present)}"
         )
-    partitioner = PathologicalPartitioner(
-        number, _LABEL, num_classes_per_partition=classes, class_assignment_mode="deterministic", seed=seed
-    )
+    partitioner = BalancedClassesPartitioner(number, _LABEL, num_classes_per_partition=classes, seed=seed)
     try:
         parts = _run(partitioner, labels)
     except ValueError:
@@ -95,6 +105,21 @@ def _split_by_classes(
     if partitioning.sizes is None:
         return parts
     return _resize_within_classes(labels, parts, _size_weights(partitioning, number, seed), seed)
+
+
+def assign_classes(clients: int, classes_per_client: int, classes: int) -> list[list[int]]:
+    """Return consecutive classes for each client, so that each class has equally many clients, or one more.
+
+    After each cycle through all classes, the first class moves by one, so that classes meet different neighbours.
+    """
+    cycle = math.lcm(classes_per_client, classes) // classes_per_client
+    return [
+        [
+            (client * classes_per_client + client // cycle + place) % classes
+            for place in range(classes_per_client)
+        ]
+        for client in range(clients)
+    ]
 
 
 def _split_by_sizes(

@@ -91,6 +91,8 @@ def _parse_term(text: str, term: str) -> dict[str, object]:
             return {"alpha": _number_in(ALPHA_RANGE, text, "ALPHA", alpha)}
         case "classes", [classes] if re.fullmatch(r"[1-9][0-9]{0,5}", classes):
             return {"classes": int(classes)}
+        case "sizes", ["lognormal"]:
+            return {"sizes": SizeLaw.LOGNORMAL, "sigma": 1.0}
         case "sizes", ["lognormal", sigma]:
             return {"sizes": SizeLaw.LOGNORMAL, "sigma": _number_in(SIGMA_RANGE, text, "SIGMA", sigma)}
         case "sizes", [law] if law in set(SizeLaw):
