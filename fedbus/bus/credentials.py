@@ -21,6 +21,9 @@ class BusAccess:
     """A NATS credentials file: a user JWT and its private key."""
     ca: Path | None = None
     """The CA certificate of the bus, S3 and the dashboard; None: the CAs of the system."""
+    proxied_host: str = ""
+    """The host of the NATS server, whose certificate has this name, if the URL is that of a proxy to it. Then no other
+    server of its cluster is used. Empty: there is no proxy."""
 
     @property
     def is_restricted(self) -> bool:
@@ -50,6 +53,8 @@ class BusAccess:
             options["user_credentials"] = str(self.creds)
         if self.ca is not None:
             options["tls"] = self.tls_context()
+        if self.proxied_host:
+            options["tls_hostname"] = self.proxied_host
         return options
 
     def tls_context(self) -> ssl.SSLContext:

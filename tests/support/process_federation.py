@@ -1,7 +1,7 @@
 """A federation in real processes, which a test may kill."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,13 +77,19 @@ MANUAL_RUN_OPTIONS = ("--rounds", "4", "--quorum", "3", "--run-config", "pause-s
 
 @asynccontextmanager
 async def run_process_federation(
-    directory: Path, options: Sequence[str] = MANUAL_RUN_OPTIONS, *, clients: int = 3
+    directory: Path,
+    options: Sequence[str] = MANUAL_RUN_OPTIONS,
+    *,
+    clients: int = 3,
+    client_options: Mapping[str, Sequence[str]] | None = None,
 ) -> AsyncIterator[ProcessFederation]:
     """Run *clients* and a server with these *options*, and check at the end that no process is left."""
     task = tiny_task(directory)
     settings = Settings.from_environment({"FEDBUS_HOME": str(directory / "home")})
     async with (
-        run_stack(settings, [task.path], clients=clients, server_options=options) as stack,
+        run_stack(
+            settings, [task.path], clients=clients, server_options=options, client_options=client_options
+        ) as stack,
         Bus.connect(stack.nats.url, Identity(settings.fed, "test")) as bus,
     ):
         await bus.create_streams()

@@ -41,12 +41,16 @@ class ProcessConfig(BaseModel):
     creds: str = ""
     ca: str = ""
     """Paths of the credentials and CA files (see `fedbus.bus.credentials`); the configuration contains no secret."""
+    proxied_host: str = ""
+    """See `BusAccess.proxied_host`."""
     home: str = ""
     """FEDBUS_HOME, if it differs from the environment."""
 
     @property
     def bus_access(self) -> BusAccess:
-        return BusAccess(Path(self.creds) if self.creds else None, Path(self.ca) if self.ca else None)
+        return BusAccess(
+            Path(self.creds) if self.creds else None, Path(self.ca) if self.ca else None, self.proxied_host
+        )
 
     def identity(self, agent: str, owner: str = SERVER_SIDE) -> Identity:
         return Identity(FederationId(self.federation), agent, owner)
@@ -95,6 +99,49 @@ class ServerProcessConfig(ProcessConfig):
     store: str
 
 
+class WorkConditions(BaseModel):
+    """How long a device takes for messages of one phase, training or evaluation, under a profile."""
+
+    model_config = ConfigDict(frozen=True)
+
+    slowdown: float = 1.0
+    """The factor of the measured time."""
+    seconds: tuple[float, ...] = ()
+    """Instead of the measured time, if that is shorter: one value for each message of the run, used in turn."""
+
+    def work_s(self, number: int, measured_s: float) -> float:
+        """Return the time for message *number*, which is not shorter than the measured one."""
+        wanted_s = self.seconds[number % len(self.seconds)] if self.seconds else self.slowdown * measured_s
+        return max(measured_s, wanted_s)
+
+
+class TrainerConditions(BaseModel):
+    """What a profile does to the messages of a run in their trainer: delays, and messages that are lost for ever.
+
+    Sequences have one value for each message of the run, in the order of arrival; they are used in turn.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    training: WorkConditions = WorkConditions()
+    evaluation: WorkConditions = WorkConditions()
+    delays_s: tuple[float, ...] = (0.0,)
+    """The delay after a training, before the reply is sent."""
+    lost_messages: tuple[bool, ...] = (False,)
+    """The message is lost: the trainer ignores it."""
+    lost_replies: tuple[bool, ...] = (False,)
+    """The reply is lost: the trainer works and does not send it."""
+
+    def loses_message(self, number: int) -> bool:
+        return self.lost_messages[number % len(self.lost_messages)]
+
+    def loses_reply(self, number: int) -> bool:
+        return self.lost_replies[number % len(self.lost_replies)]
+
+    def delay_s(self, number: int) -> float:
+        return self.delays_s[number % len(self.delays_s)]
+
+
 class TrainerProcessConfig(ProcessConfig):
     """Train *run* as *client*."""
 
@@ -104,3 +151,5 @@ class TrainerProcessConfig(ProcessConfig):
     node_config: dict[str, bool | int | float | str]
     captured: str
     """The database of captured predictions."""
+    conditions: TrainerConditions | None = None
+    """The conditions of the device under a profile; None without one."""

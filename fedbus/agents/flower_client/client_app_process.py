@@ -6,6 +6,7 @@ the server's. The app gets the path of the captured data as ``node_config["captu
 """
 
 import asyncio
+import itertools
 import math
 import time
 from collections import deque
@@ -24,6 +25,7 @@ from fedbus.agents.common.child_process import exit_with_reason, parent_cause, p
 from fedbus.agents.common.main_thread import MainThread
 from fedbus.agents.common.process_orders import (
     LOAD_FAILED_EXIT_CODE,
+    TrainerConditions,
     TrainerProcessConfig,
     read_process_config,
 )
@@ -108,6 +110,8 @@ class ClientAppProcess:
         """The blob holder of the newest Flower server process; a lost server is replaced by another process."""
         self._download: asyncio.Timeout | None = None
         self._has_started = False
+        self._message_numbers = itertools.count()
+        """Of the messages of this run, as a simulation counts them."""
         self._offers: deque[OfferProtocol] = deque()
 
     async def run(self) -> None:
@@ -159,7 +163,7 @@ class ClientAppProcess:
                 if not self._has_started:
                     self._has_started = True
                     await self._publish_started(message)
-                await self._handle(message)
+                await self._handle(message, next(self._message_numbers))
 
     async def _publish_started(self, message: RoundMessage) -> None:
         await self._bus.publish(
@@ -168,12 +172,16 @@ class ClientAppProcess:
             )
         )
 
-    async def _handle(self, message: RoundMessage) -> None:
+    async def _handle(self, message: RoundMessage, number: int) -> None:
         """Download, train and upload, each in a span of its own.
 
         Drop a message of a lost Flower server that is not downloaded yet: its successor does not know the message, and
         the successor's own would wait behind the download.
         """
+        conditions = self._config.conditions
+        if conditions is not None and conditions.loses_message(number):
+            log.info("Message lost by the profile", run=message.run, round=message.round)
+            return
         try:
             with self._phase_span("download", message):
                 data = await self._fetch(message)
@@ -187,9 +195,28 @@ class ClientAppProcess:
             log.info("Dropping message of a lost Flower server", run=message.run, round=message.round)
             return
         response, left_out = await self._main_thread.run(self._run_app, message, data)
+        if conditions is not None:
+            response = await self._apply_conditions(conditions, message, number, response)
+            if conditions.loses_reply(number):
+                log.info("Reply lost by the profile", run=message.run, round=message.round)
+                return
         with self._phase_span("upload", message):
             content = await self._offer(response)
             await self._bus.publish(make_reply(message, response, content, left_out=left_out))
+
+    async def _apply_conditions(
+        self, conditions: TrainerConditions, message: RoundMessage, number: int, response: ClientResponse
+    ) -> ClientResponse:
+        """Wait as long as the device would work and be delayed, and return the response with its working time."""
+        is_training = message.message_type.partition(".")[0] == "train"
+        measured_s = response.train_s or 0.0
+        work = conditions.training if is_training else conditions.evaluation
+        work_s = work.work_s(number, measured_s)
+        delay_s = conditions.delay_s(number) if is_training else 0.0
+        if (wait_s := work_s - measured_s + delay_s) > 0:
+            with self._phase_span("delay", message):
+                await asyncio.sleep(wait_s)
+        return replace(response, train_s=work_s)
 
     async def _fetch(self, message: RoundMessage) -> bytes | memoryview:
         """Download the content of *message*. Raises _ServerReplaced, and the errors of `fetch_content`."""

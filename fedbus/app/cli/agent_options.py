@@ -77,6 +77,31 @@ StoreOrEmbedded = Annotated[
 ]
 
 
+Profile = Annotated[
+    str,
+    typer.Option(
+        "--profile",
+        help="Apply a profile to the connection and the training: a YAML file or a built-in one (fedbus profile ls).",
+    ),
+]
+
+
+ProfileGroup = Annotated[
+    str | None,
+    typer.Option(
+        "--profile-group",
+        help="The device's group in the profile.",
+        show_default="by its name or by chance",
+    ),
+]
+
+
+ProfileSeed = Annotated[
+    int | None,
+    typer.Option("--profile-seed", help="Seed of the profile's random values.", show_default="the profile's"),
+]
+
+
 Host = Annotated[str, typer.Option(help="Address of the inference server.")]
 
 

@@ -111,6 +111,18 @@ _DATA: Final[CommandTable] = {
     ),
 }
 
+_PROFILE: Final[CommandTable] = {
+    "ls": Command("fedbus.app.cli.commands.profile:ls", "List the built-in profiles."),
+    "show": Command(
+        "fedbus.app.cli.commands.profile:show",
+        "Show the groups of a profile: the number of clients of each, and their conditions.",
+    ),
+    "check": Command(
+        "fedbus.app.cli.commands.profile:check",
+        "Check a profile: its keys and values, and that its groups fit a number of clients.",
+    ),
+}
+
 _EVENTS: Final[CommandTable] = {
     "tail": Command(
         "fedbus.app.cli.commands.events.tail:tail", "Show events and transitions live, one per line."
@@ -248,6 +260,7 @@ COMMANDS: Final[CommandTable] = {
         "Serve the dashboard in a browser: clients, runs, models, events and schedules, live.",
     ),
     "provision": Group("Manage the keys, credentials and certificates of a federation.", _PROVISION),
+    "profile": Group("Show and check profiles: delays, bandwidth, losses and absences of clients.", _PROFILE),
     "context": Command(
         "fedbus.app.cli.commands.context:context",
         "Write a context for the `nats` command line: URL, credentials, CA and inbox prefix.",

@@ -19,7 +19,12 @@ from fedbus.agents.client_manager.training_slots import TrainingSlots
 from fedbus.agents.common.asyncio_tools import wait_for_first
 from fedbus.agents.common.code_check import check
 from fedbus.agents.common.liveness import hold_liveness_lock
-from fedbus.agents.common.process_orders import CheckProcessConfig, ProcessConfig, TrainerProcessConfig
+from fedbus.agents.common.process_orders import (
+    CheckProcessConfig,
+    ProcessConfig,
+    TrainerConditions,
+    TrainerProcessConfig,
+)
 from fedbus.agents.device_monitor.agent import DeviceMonitor
 from fedbus.agents.flower_client.agent import FlowerClient
 from fedbus.agents.flower_server.agent import FlowerServer
@@ -110,6 +115,7 @@ class AgentConfig:
             creds=str(self.access.creds or ""),
             ca=str(self.access.ca or ""),
         )
+            proxied_host=self.access.proxied_host,
 
     async def task_at(self, version: str) -> Task:
         """Load the task at a code version.
@@ -148,6 +154,8 @@ class ClientConfig:
     train_at_once: int = 1
     """Number of tasks that train at the same time on the device."""
 
+    conditions: Callable[[str], TrainerConditions] | None = None
+    """Returns the conditions of a run under the profile of the device; None without a profile."""
     @property
     def training_slots(self) -> TrainingSlots:
         return TrainingSlots(
@@ -175,6 +183,7 @@ class ClientConfig:
             node_config=dict(self.node_config),
             captured=str(self.captured_path()),
         )
+            conditions=self.conditions(start.run) if self.conditions is not None else None,
 
     async def check_code(self, task: Task) -> None:
         """Check new code of the task in a child process.
@@ -444,6 +453,8 @@ def client_agent(agent: AgentName, device: ClientConfig) -> AgentFunction:
 async def _retry_until_bus(agent: ClientAgentFunction, device: ClientConfig, stop: asyncio.Event) -> None:
     """Run *agent*. A device that has served before retries until the bus is reachable, and keeps on predicting.
 
+    So does a device with a profile, which may interrupt the first connection.
+
     Raises:
         BusUnreachable: A new device cannot connect.
 
@@ -453,7 +464,8 @@ async def _retry_until_bus(agent: ClientAgentFunction, device: ClientConfig, sto
         try:
             await agent(device, stop)
         except BusUnreachable as error:
-            if not (device.directory / SERVED_MODEL_FILE).exists():
+            has_served = (device.directory / SERVED_MODEL_FILE).exists()
+            if not has_served and device.conditions is None:
                 raise
             log.warning("NATS unreachable; retrying", reason=str(error))
             await backoff.pause(stop)

@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ SUPERVISED_VARIABLE: Final = "FEDBUS_KEPT"
 """Set for a process whose standard input is a pipe from its supervisor: it ends when the pipe closes."""
 GATEWAY_SOCKET_VARIABLE: Final = "FEDBUS_GATEWAY_SOCKET"
 """The file descriptor of the socket that the supervisor has bound for the gateway."""
+PROFILE_START_VARIABLE: Final = "FEDBUS_PROFILE_START"
+"""Time 0 of a profile, in seconds of the epoch: the same for all clients, and for a client that is restarted."""
 THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
 """The number of threads of OpenBLAS, MKL and torch."""
 
@@ -74,15 +77,17 @@ async def run_stack(
     store: str = "",
     public_models: bool = False,
     dashboard: bool = False,
+    client_options: Mapping[str, Sequence[str]] | None = None,
 ) -> AsyncIterator[LocalStack]:
     """Run a federation until the block ends.
 
     *tasks* are directories, or addresses of Git repositories. *port* is that of nats-server; None chooses the one of
     the last start, or a free one. *server_options* are options of `fedbus server up`. *store* is the model repository,
-    or ``s3`` for the embedded S3; with *public_models*, everyone may read the models in that.
+    or ``s3`` for the embedded S3; with *public_models*, everyone may read the models in that. *client_options* are
+    further options of `fedbus client up`, by client.
     """
     task_options = [part for task in tasks for part in ("--task", task)]
-    names = [client_id(f"c{number}") for number in range(1, clients + 1)]
+    names = client_names(clients)
     async with AsyncExitStack() as exits:
         gateway_socket = (
             exits.enter_context(bind_dashboard_socket(settings.gateway_port)) if dashboard else None
@@ -113,9 +118,11 @@ async def run_stack(
                     running.dashboard = f"http://{HOST}:{gateway_port}"
                 for number, name in enumerate(names):
                     config = json.dumps({"partition-id": number, "num-partitions": clients})
-                    commands[name] = ("client", "up", name, *task_options, "--node-config", config)
+                    options = (client_options or {}).get(name, ())
+                    commands[name] = ("client", "up", name, *task_options, "--node-config", config, *options)
                 server_environment = environment | credentials | {NATS_MONITOR: nats.monitor_url}
                 client_environment = environment | thread_limits(clients)
+                client_environment[PROFILE_START_VARIABLE] = repr(time.time())
                 for process, command in commands.items():
                     is_server_side = process in ("server", "gateway")
                     supervise = _supervise(
@@ -133,6 +140,11 @@ async def run_stack(
                     stop.set()
 
 
+def client_names(count: int) -> list[ClientId]:
+    """Return the names of the clients: ``c1``, ``c2`` …"""
+    return [client_id(f"c{number}") for number in range(1, count + 1)]
+
+
 def thread_limits(clients: int) -> dict[str, str]:
     """Return the environment that divides the cores of this machine among the threads of the *clients*' libraries.
 
@@ -147,6 +159,12 @@ def thread_limits(clients: int) -> dict[str, str]:
 def is_supervised() -> bool:
     """Return whether `run_stack` started this process."""
     return bool(os.environ.pop(SUPERVISED_VARIABLE, ""))
+
+
+def profile_start_time() -> float | None:
+    """Return time 0 of the profiles of all clients, if `run_stack` started this process."""
+    text = os.environ.pop(PROFILE_START_VARIABLE, "")
+    return float(text) if text else None
 
 
 def inherited_socket() -> socket.socket | None:

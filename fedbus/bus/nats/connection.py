@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 from nats.aio.client import Client, Server
@@ -109,6 +110,7 @@ class _ConnectionMonitor:
         self._url = url
         self._name = name
         self._creds = Path(options["user_credentials"]) if "user_credentials" in options else None
+        self._is_proxied = "tls_hostname" in options
         self._attempts = self._rejections = 0
 
     def access_denied(self, error: Exception) -> AccessDenied | None:
@@ -155,6 +157,9 @@ class _ConnectionMonitor:
 
     def next_server(self, servers: list[Server], _: dict[str, Any]) -> tuple[Server | None, float]:
         self._attempts += 1
+        if self._is_proxied:  # the servers of a cluster announce their own addresses
+            own = urlsplit(self._url).netloc
+            servers = [server for server in servers if server.uri.netloc == own] or servers
         ceiling = min(MAX_RECONNECT_S, MIN_RECONNECT_S * 2**self._attempts)
         return JITTER.choice(servers), JITTER.uniform(0, ceiling)
 

@@ -6,6 +6,7 @@ load_profile("my-profile.yaml")
 """
 
 import difflib
+import hashlib
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -48,6 +49,16 @@ def builtin_profiles() -> list[str]:
         for entry in _builtin_folder().iterdir()
         if entry.name.endswith(".yaml")
     )
+
+
+def profile_digest(source: str | Path) -> str:
+    """Return the SHA-256 digest of a profile with the values of its parameters.
+
+    Raises:
+        ProfileError: the profile is missing or invalid.
+
+    """
+    return hashlib.sha256(load_profile(source).model_dump_json().encode()).hexdigest()
 
 
 def profile_text(source: str) -> str:

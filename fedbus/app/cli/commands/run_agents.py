@@ -1,9 +1,9 @@
 """`fedbus server up`, `fedbus client up` and `fedbus agent`: agents in the foreground."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from fedbus.app.cli.agent_options import (
     Label,
     NodeConfig,
     Port,
+    Profile,
+    ProfileGroup,
+    ProfileSeed,
     Quorum,
     Rounds,
     RunConfig,
@@ -34,17 +37,21 @@ from fedbus.app.composition.agents import (
     CLIENT_AGENTS,
     SERVER_AGENTS,
     AgentConfig,
+    AgentFunction,
     ClientConfig,
     client_agent,
     run_together,
 )
 from fedbus.app.composition.initial_code import code_from_settings, load_initial_task
 from fedbus.app.failures import CliError, ExitCode
-from fedbus.app.local.stack import is_supervised
+from fedbus.app.local.stack import is_supervised, profile_start_time
 from fedbus.app.settings import Settings, parse_labels
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.run import RunOverrides
+
+if TYPE_CHECKING:
+    from fedbus.app.composition.emulated_device import EmulatedDevice
 
 
 def server_up(
@@ -78,19 +85,30 @@ def client_up(
     label: Label = None,
     host: Host = "127.0.0.1",
     port: Port = 0,
+    profile: Profile = "",
+    profile_group: ProfileGroup = None,
+    profile_seed: ProfileSeed = None,
 ) -> None:
     """Run the four agents of a client in this process, for each of its tasks.
 
     With --port, the first task gets this port and each further task the next one.
     """
+    if not profile and (profile_group is not None or profile_seed is not None):
+        raise CliError("--profile-group and --profile-seed require --profile", ExitCode.USAGE)
     devices = [
         _client_config(id, one, node_config, label, host, port + number if port else 0)
         for number, one in enumerate(task or [""])
     ]
     check_unique_tasks([device.agent_config.task.id for device in devices])
+    proxy: dict[str, AgentFunction] = {}
+    if profile:
+        emulated = _emulate(devices[0], profile, profile_group, profile_seed)
+        devices = [emulated.apply_to(device) for device in devices]
+        proxy = {"fault-proxy": emulated.run_proxy}
     _run_agents(
         "client",
-        {
+        proxy
+        | {
             f"{name} {device.agent_config.task.id}": client_agent(name, device)
             for device in devices
             for name in CLIENT_AGENTS
@@ -202,9 +220,21 @@ def _client_config(
     )
 
 
-def _run_agents(
-    name: str, agents: dict[str, Callable[[asyncio.Event], Coroutine[Any, Any, None]]], **about: str
-) -> None:
+def _emulate(device: ClientConfig, source: str, group: str | None, seed: int | None) -> "EmulatedDevice":
+    from fedbus.app.composition.emulated_device import emulate_device  # noqa: PLC0415 - only with a profile
+    from fedbus.simulation.profiles.reader import load_profile  # noqa: PLC0415 - only with a profile
+
+    return emulate_device(
+        device.agent_config.nats_url,
+        device.client,
+        load_profile(source),
+        group=group,
+        seed=seed,
+        started_at=profile_start_time(),
+    )
+
+
+def _run_agents(name: str, agents: dict[str, AgentFunction], **about: str) -> None:
     if is_supervised():  # `fedbus up` holds the other end of standard input
         exit_when_parent_dies()
 

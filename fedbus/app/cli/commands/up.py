@@ -1,6 +1,8 @@
 """`fedbus up`: bus, server side and clients on this machine."""
 
 import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +15,8 @@ from fedbus.app.cli.agent_options import (
     AtMost,
     Dashboard,
     Every,
+    Profile,
+    ProfileSeed,
     Quorum,
     Rounds,
     RunConfig,
@@ -23,7 +27,7 @@ from fedbus.app.cli.foreground import run_until_signal
 from fedbus.app.cli.options import apply_schedule_options, check_unique_tasks
 from fedbus.app.composition.initial_code import code_from_settings, load_initial_task
 from fedbus.app.failures import CliError, ExitCode
-from fedbus.app.local.stack import EMBEDDED_STORE, run_stack
+from fedbus.app.local.stack import EMBEDDED_STORE, client_names, run_stack
 from fedbus.app.settings import Settings
 from fedbus.app.terminal.startup_progress import StartupProgress, wait_until_serving
 
@@ -46,6 +50,8 @@ def up(
         bool, typer.Option("--public-models", help="With --store s3: allow reading models without a key.")
     ] = False,
     dashboard: Dashboard = True,
+    profile: Profile = "",
+    profile_seed: ProfileSeed = None,
 ) -> None:
     """Start NATS, the server side and clients on this machine; they run until Ctrl-C."""
     if public_models and store != EMBEDDED_STORE:
@@ -66,6 +72,7 @@ def up(
     tasks = [load_initial_task(code_from_settings(settings, one), settings) for one in sources]
     names = [one.id for one in tasks]
     check_unique_tasks(names)
+    client_options = _profile_options(profile, clients, profile_seed)
     for one in tasks:  # else each restart of the server process would log the error
         apply_schedule_options(one.table.schedule, every, at_most)
 
@@ -80,6 +87,7 @@ def up(
             store=store,
             public_models=public_models,
             dashboard=dashboard,
+            client_options=client_options,
         ) as running:
             subject = f"task {names[0]} is" if len(names) == 1 else f"tasks {', '.join(names)} are"
             status = f"{subject} up on {running.nats.url} with {clients} clients"
@@ -87,6 +95,8 @@ def up(
             console.print(f"models are in {running.store_url}", soft_wrap=True, highlight=False)
             if running.dashboard:
                 console.print(f"the dashboard is on {running.dashboard}", soft_wrap=True, highlight=False)
+            if profile:
+                console.print(_describe_groups(profile, client_options), soft_wrap=True, highlight=False)
             console.print(INSPECT_HINT, soft_wrap=True, highlight=False)
             if any("://" in one for one in sources):
                 console.print(FOLLOW_HINT, soft_wrap=True, highlight=False)
@@ -98,3 +108,29 @@ def up(
             await stop.wait()
 
     run_until_signal(work, "up", level="WARNING", log_format="console")
+
+
+def _profile_options(source: str, clients: int, seed: int | None) -> dict[str, Sequence[str]]:
+    """Return the options of each client under a profile. Raises ProfileError."""
+    if not source:
+        if seed is not None:
+            raise CliError("--profile-seed requires --profile", ExitCode.USAGE)
+        return {}
+    from fedbus.simulation.profiles.assignment import assign_groups  # noqa: PLC0415 - only with a profile
+    from fedbus.simulation.profiles.reader import load_profile  # noqa: PLC0415 - only with a profile
+
+    profile = load_profile(source)
+    chosen_seed = profile.seed if seed is None else seed
+    groups = assign_groups(profile, client_names(clients), chosen_seed)
+    path = str(Path(source).absolute()) if "/" in source else source
+    return {
+        name: ("--profile", path, "--profile-group", group, "--profile-seed", str(chosen_seed))
+        for name, group in groups.items()
+    }
+
+
+def _describe_groups(profile: str, client_options: Mapping[str, Sequence[str]]) -> str:
+    members = defaultdict[str, list[str]](list)
+    for client, options in client_options.items():
+        members[options[3] or "no group"].append(client)
+    return f"profile {profile}: " + "; ".join(f"{group}: {', '.join(of)}" for group, of in members.items())
