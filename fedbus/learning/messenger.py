@@ -417,6 +417,7 @@ class BusMessenger:
             ids.append(message.message_id)
         batches = []
         for batch in by_payload.values():
+            _ = batch[0].payload.sha256  # computed in this thread, not on the loop
             lease = OfferLease(len(batch))
             pendings = [self._make_pending(message, lease, queue) for message in batch]
             batches.append((batch[0].payload, pendings))

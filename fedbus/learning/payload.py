@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from fedbus.contracts.model import MAX_INLINE_BYTES
@@ -22,18 +23,24 @@ class Payload:
     """Consecutive buffers that can be sent to any number of receivers. They must not change until they are sent."""
 
     buffers: list[memoryview]
-    sha256: str | None
-    """None if the content is inline."""
+    is_inline: bool
 
     @classmethod
     def pack(cls, buffers: Iterable[bytes | bytearray | memoryview], *, as_blob: bool = False) -> "Payload":
-        """Choose inline or blob, and hash a blob: this blocks, so do not call it on the event loop.
+        """Choose inline or blob. With *as_blob*, which suits weights of any size, it is always a blob.
 
-        With *as_blob*, which suits weights of any size, it is always a blob. Nothing is copied.
+        Nothing is copied.
         """
         views = [memoryview(buffer).cast("B") for buffer in buffers]
-        inline = not as_blob and sum(len(view) for view in views) <= MAX_INLINE_BYTES
-        return cls(views, None if inline else _digest(views))
+        return cls(views, not as_blob and sum(len(view) for view in views) <= MAX_INLINE_BYTES)
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """The digest of a blob, computed at the first access, which blocks; None if the content is inline.
+
+        Access it before `prepare`, in a thread that is not the event loop's.
+        """
+        return None if self.is_inline else _digest(self.buffers)
 
     @property
     def size_bytes(self) -> int:
@@ -46,7 +53,7 @@ class Payload:
         self, blobs: BlobsProtocol, *, receivers: int
     ) -> tuple[MessageContent, OfferProtocol | None]:
         """Offer a blob to *receivers*. Returns the content of the event, and the offer to release after all replies."""
-        if self.sha256 is None:
+        if self.is_inline:
             return MessageContent(inline=self.to_bytes()), None
         offer = await blobs.offer(self.buffers, receivers=receivers, sha256=self.sha256)
         return MessageContent(blob=offer.ref), offer

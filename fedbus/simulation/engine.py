@@ -64,6 +64,16 @@ class MessageItem:
 
 
 @dataclass(frozen=True, slots=True)
+class SumRequest:
+    """A sum of updates in each worker, for the messages of one call."""
+
+    number: int
+    """The messenger's own number of the call."""
+    request: bytes
+    """`OutgoingMessage.sum`, for `SummingLibrary.open_sum`."""
+
+
+@dataclass(frozen=True, slots=True)
 class MessageBatch:
     """Messages to clients of one worker, which share everything but the client."""
 
@@ -75,9 +85,39 @@ class MessageBatch:
     group_id: str
     ttl_s: float
     created_at: float
+    sum: SumRequest | None = None
+    """The sum to which the updates are added; None: each reply has its own."""
 
 
-Order: TypeAlias = MessageBatch
+@dataclass(frozen=True, slots=True)
+class EndSum:
+    """Asks for the rest of the sum of this `SumRequest`: no more messages follow for it."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakeState:
+    """Asks for the state of a client, which moves to another worker. Its session is closed."""
+
+    client: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiscardClient:
+    """Closes the session of a client without state, which moves to another worker."""
+
+    client: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasePayload:
+    """No later order has this payload."""
+
+    payload: int
+
+
+Order: TypeAlias = MessageBatch | EndSum | TakeState | DiscardClient | ReleasePayload
 
 
 # --- events: from a worker --------------------------------------------------------------------
@@ -99,6 +139,8 @@ class WorkerReply:
     """The size of its payload, in bytes; None if it has none."""
     error: ReplyError | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    has_state: bool = True
+    """Whether the client has state in its session now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +165,43 @@ class Replies:
 
 
 @dataclass(frozen=True, slots=True)
+class SumTaken:
+    """The sum of the updates of all replies to a `SumRequest` that the worker has sent since its last sum of it."""
+
+    worker: int
+    number: int
+    """That of the `SumRequest`."""
+    size: int | None
+    """The size of the sum, in bytes; None: there was no update."""
+    buffers: Sequence[bytes | memoryview]
+    """An engine does not pickle them."""
+
+    def payload(self) -> bytes | memoryview | None:
+        if self.size is None:
+            return None
+        return self.buffers[0] if len(self.buffers) == 1 else b"".join(self.buffers)
+
+
+@dataclass(frozen=True, slots=True)
+class StateTaken:
+    """The answer to `TakeState`."""
+
+    worker: int
+    client: int
+    state: bytes | None = None
+    """None if there is none."""
+    is_movable: bool = True
+    """False: the state cannot leave the session, which stays where it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStarted:
+    """A worker handles orders from now on."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerLost:
     """A worker has died. The orders that it has not answered are lost, and its clients' state."""
 
@@ -131,7 +210,7 @@ class WorkerLost:
     """Why, in one line, with what to do."""
 
 
-Event: TypeAlias = Replies | WorkerLost
+Event: TypeAlias = Replies | SumTaken | StateTaken | WorkerStarted | WorkerLost
 
 
 # --- the engine -------------------------------------------------------------------------------
@@ -172,6 +251,9 @@ class SimulationEngine(Protocol):
             EngineFailed: the workers cannot be started.
 
         """
+
+    def kill(self, worker: int) -> None:
+        """Kill a worker that does not answer. `wait` returns its `WorkerLost`."""
 
     def wake(self) -> None:
         """End the current or next `wait` at once. Any thread may call this."""

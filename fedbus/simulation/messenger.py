@@ -3,8 +3,14 @@
 The thread that waits for a reply runs the exchange with the engine itself; no other thread is needed, and nothing
 polls. If several threads wait, one of them does it, and the others wait for it. After the first `post`, a thread of the
 messenger does it while no other thread waits.
+
+With a profile, the clock is virtual (`VirtualTime`): replies are handed over in the order of their virtual arrival.
+
+A worker that dies is replaced. Messages that it had got and not answered are sent again, one at a time. A message that
+a worker has handled alone when it died is a failure of its client.
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -15,7 +21,6 @@ from typing import Final
 from fedbus.contracts.run import RunPlan
 from fedbus.learning.library import (
     NO_FUNCTION,
-    BadTask,
     ClientReply,
     ErrorCode,
     MessengerClosed,
@@ -28,49 +33,66 @@ from fedbus.learning.payload import Payload
 from fedbus.learning.round_timing import ExchangeTiming
 from fedbus.simulation.client_spans import CallSpans, ClientSpans
 from fedbus.simulation.engine import (
+    DiscardClient,
+    EndSum,
     EngineFailed,
     Event,
     MessageBatch,
     MessageItem,
     Replies,
     SimulationEngine,
+    StateTaken,
+    SumRequest,
+    SumTaken,
+    TakeState,
     WorkerLost,
     WorkerReply,
+    WorkerStarted,
 )
 from fedbus.simulation.observer import SimulationObserver, SimulationProgress
 from fedbus.simulation.scheduling import Job, Schedule
+from fedbus.simulation.virtual_time import VirtualTime
 
 PROGRESS_S: Final = 0.1
 """The shortest time between two reports of progress."""
 MAX_FAILURE_CHARS: Final = 500
 MAX_SAMPLES: Final = 2**53
+MAX_UNCLAIMED_REPLIES: Final = 10_000
+"""The limit of replies to posted messages that are neither taken nor collected; the oldest is dropped."""
 DEFAULT_TTL_S: Final = 3600.0
 
 _NO_PAYLOAD: Final = Payload.pack(())
 
 
 @dataclass(slots=True, eq=False)
-class _PlacedMessages:
+class _PlacedPayload:
     """A payload in the engine, and how many of its messages have no reply."""
 
     payload: int
-    open_messages: int
+    size_bytes: int
+    open_messages: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """The messages of one `send`, or one that was posted."""
+    """The messages of one `send`, or of one `post`."""
 
+    number: int
     total: int = 0
     done: int = 0
     failed: int = 0
     kind: str = ""
     round: int = 0
+    sum_request: SumRequest | None = None
+    sum_workers: set[int] = field(default_factory=set)
+    """Workers with messages for the sum that were not asked for the rest of it."""
     ready: deque[ClientReply] = field(default_factory=deque)
     early: dict[int, ClientReply] = field(default_factory=dict)
     """Replies that came before an earlier one, by position, if the order is fixed."""
     next_position: int = 0
     is_posted: bool = False
+    is_detached: bool = False
+    """Nothing waits for it any more, and its updates are of no use: they were to be part of a sum."""
     spans: CallSpans | None = None
 
 
@@ -79,14 +101,19 @@ class _Exchange:
     message: OutgoingMessage
     round: int
     call: _Call
-    placed: _PlacedMessages
+    placed: _PlacedPayload
     job: Job
+    limit_s: float
+    sent_at: float
+    answer: ClientReply | None = None
+    """The reply of the worker, before it is handed over."""
 
 
 class SimulationMessenger:
     """The `Messenger` of one simulated run on the workers of *engine*, which is started.
 
-    The clients are those with the names *clients*; all of them are present.
+    The clients are those with the names *clients*. All of them are present, unless *virtual* has a profile in which
+    some are absent. *adds_updates* is whether workers may add up updates.
     """
 
     def __init__(
@@ -98,6 +125,8 @@ class SimulationMessenger:
         clients: list[str],
         observer: SimulationObserver,
         is_deterministic: bool = False,
+        adds_updates: bool = False,
+        virtual: VirtualTime | None = None,
     ) -> None:
         self._engine = engine
         self._run = run
@@ -107,19 +136,31 @@ class SimulationMessenger:
         self._observer = observer
         self._spans = ClientSpans(run)
         self._is_deterministic = is_deterministic
+        self._adds_updates = adds_updates and not is_deterministic and virtual is None
+        self._virtual = virtual
         self._schedule = Schedule(engine.workers, in_order=is_deterministic)
         self._changed = threading.Condition(threading.RLock())
         self._is_pumping = False
         self._pump_thread: threading.Thread | None = None
         self._exchanges: dict[int, _Exchange] = {}
+        self._calls: dict[int, _Call] = {}
+        """The calls with open messages."""
         self._next_number = 0
+        self._unsummed: dict[tuple[int, int], list[_Exchange]] = {}
+        """Answered messages whose updates are in a sum that has not arrived, by worker and call."""
+        self._moving_states: dict[int, bytes] = {}
+        """The state of moving clients, by client, until their next message."""
+        self._busy_since: dict[int, float] = {}
+        """The time of the last sign of each worker, for the limit of messages."""
+        self._timeouts: dict[int, tuple[int, float]] = {}
+        """The workers that were killed because of a message, with its number and limit."""
         self._posted: dict[str, ClientReply] = {}
         """Replies to posted messages, until they are taken or collected, by message id in order of arrival."""
         self._latest_round = 0
         self._tallies: dict[int, RoundTally] = {}
         self._closed: MessengerClosed | None = None
         self._last_progress = 0.0
-        self.failure: BadTask | EngineFailed | None = None
+        self.failure: Exception | None = None
         """Why the engine ended; None if it did not."""
         self.lost_workers = 0
 
@@ -137,54 +178,71 @@ class SimulationMessenger:
     def has_open_messages(self) -> bool:
         return bool(self._exchanges)
 
+    @property
+    def adds_updates(self) -> bool:
+        return self._adds_updates
+
     def now(self) -> float:
-        return time.monotonic()
+        return time.monotonic() if self._virtual is None else self._virtual.now
 
     def clients(self) -> list[str]:
-        self._check_open()
-        return list(self._clients)
+        with self._changed:
+            self._check_open()
+            return list(self._present())
 
     def failed_clients(self) -> dict[str, str]:
         self._check_open()
         return {}
 
     def wait_for_clients(self, count: int = 1, *, timeout_s: float | None = None) -> list[str]:
-        del timeout_s  # no other client can join
-        self._check_open()
         if len(self._clients) < count:
             raise NotEnoughClients(
                 f"the run needs {count} clients, and the simulation has {len(self._clients)}. "
                 f"Simulate at least {count} clients, or lower the minimum of the strategy"
             )
-        return list(self._clients)
+        limit_s = self._plan.recruit_s if timeout_s is None else timeout_s
+        if not self._wait_until(lambda: len(self._present()) >= count, limit_s, watches_presence=True):
+            raise NotEnoughClients(
+                f"the run waited for {count} clients (limit {limit_s:g} s of virtual time). Present: "
+                f"{len(self._present())} of {len(self._clients)}. The profile makes the others absent"
+            )
+        return self.clients()
 
     def wait_for_change(self, clients: Collection[str], *, timeout_s: float) -> list[str]:
         before = set(clients)
-        self._wait_until(lambda: set(self._clients) != before, timeout_s)
-        return list(self._clients)
+        self._wait_until(lambda: set(self._present()) != before, timeout_s, watches_presence=True)
+        return self.clients()
 
     def send(
         self, messages: Iterable[OutgoingMessage], *, timeout_s: float | None = None
     ) -> Iterator[ClientReply]:
-        call = _Call()
         deadline = None if timeout_s is None else self.now() + timeout_s
-        self._post(messages, call)
+        call, _ = self._post(messages, is_posted=False)
         return self._receive(call, deadline, timeout_s)
 
     def post(self, messages: Iterable[OutgoingMessage]) -> list[str]:
-        ids = self._post(messages, _Call(is_posted=True))
+        _, ids = self._post(messages, is_posted=True)
         self._start_pump_thread()
         return ids
 
     def collect(self, message_ids: Iterable[str]) -> list[ClientReply]:
+        """Return the replies that have arrived. A virtual clock moves to the next arrival if there is none yet."""
+        ids = list(message_ids)
+        if self._virtual is not None and self._exchanges:
+            count = len(self._exchanges)
+            self._wait_until(
+                lambda: any(one in self._posted for one in ids) or len(self._exchanges) < count, math.inf
+            )
         with self._changed:
             self._check_open()
-            return [self._posted.pop(message_id) for message_id in message_ids if message_id in self._posted]
+            return [self._posted.pop(message_id) for message_id in ids if message_id in self._posted]
 
     def take(self, *, timeout_s: float, clients: Collection[str] | None = None) -> ClientReply | None:
         before = None if clients is None else set(clients)
         self._wait_until(
-            lambda: bool(self._posted) or (before is not None and set(self._clients) != before), timeout_s
+            lambda: bool(self._posted) or (before is not None and set(self._present()) != before),
+            timeout_s,
+            watches_presence=before is not None,
         )
         with self._changed:
             first = next(iter(self._posted), None)
@@ -215,7 +273,8 @@ class SimulationMessenger:
     def tally(self, round_number: int) -> RoundTally:
         with self._changed:
             tally = self._tally(round_number)
-            return RoundTally(
+            return replace(
+                tally,
                 participants=dict(tally.participants),
                 failures=dict(tally.failures),
                 evaluated=set(tally.evaluated),
@@ -232,46 +291,85 @@ class SimulationMessenger:
             self._changed.notify_all()
         self._engine.wake()
 
+    def join(self) -> None:
+        """Wait for the thread of the messenger, after `close`. Then no thread is in the engine."""
+        if self._pump_thread is not None:
+            self._pump_thread.join()
+
     # --- sending ------------------------------------------------------------------------------
 
-    def _post(self, messages: Iterable[OutgoingMessage], call: _Call) -> list[str]:
+    def _post(self, messages: Iterable[OutgoingMessage], *, is_posted: bool) -> tuple[_Call, list[str]]:
         outgoing = list(messages)
         ids = [message.message_id for message in outgoing]
         if self._is_deterministic:  # replies have this order, as on the fleet
             outgoing.sort(key=lambda message: message.client)
         with self._changed:
             self._check_open()
-            by_payload: dict[int, _PlacedMessages] = {}
-            jobs = []
-            for position, message in enumerate(outgoing):
-                index = self._indices.get(message.client)
-                self._latest_round = self._latest_round if message.round is None else message.round
-                key = id(message.payload)
-                placed = by_payload.get(key)
-                if placed is None:
-                    placed = by_payload[key] = _PlacedMessages(self._place(message.payload), 0)
-                placed.open_messages += 1
-                self._next_number += 1
-                number = self._next_number
-                job = Job(number, -1 if index is None else index, message.kind, position)
-                exchange = _Exchange(message, self._latest_round, call, placed, job)
-                self._exchanges[number] = exchange
-                call.total += 1
-                call.kind, call.round = message.kind, self._latest_round
-                if index is None:
-                    error = ReplyError(ErrorCode.CLIENT_LOST, f"{message.client}: there is no such client")
-                    self._fail(exchange, error)
-                else:
-                    jobs.append(job)
+            self._next_number += 1
+            call = self._calls[self._next_number] = _Call(self._next_number, is_posted=is_posted)
+            call.total = len(outgoing)
+            by_payload: dict[int, _PlacedPayload] = {}
+            exchanges = [
+                self._open(message, call, position, by_payload) for position, message in enumerate(outgoing)
+            ]
             if outgoing:
-                open_spans = self._spans.open_post if call.is_posted else self._spans.open_call
+                call.kind, call.round = outgoing[-1].kind, self._latest_round
+                open_spans = self._spans.open_post if is_posted else self._spans.open_call
                 call.spans = open_spans(round_number=call.round, kind=call.kind, total=call.total)
-            self._schedule.add(jobs)
+            self._schedule.add([one.job for one in exchanges if self._begin(one)])
+            self._end_call(call)
             if self._is_pumping:
                 self._engine.wake()
             else:
                 self._dispatch()
-        return ids
+        return call, ids
+
+    def _open(
+        self, message: OutgoingMessage, call: _Call, position: int, by_payload: dict[int, _PlacedPayload]
+    ) -> _Exchange:
+        """Open the exchange of *message*, the reply to which call waits for."""
+        if message.round is not None:
+            self._latest_round = message.round
+        placed = by_payload.get(id(message.payload))
+        if placed is None:
+            placed = _PlacedPayload(self._place(message.payload), message.payload.size_bytes)
+            by_payload[id(message.payload)] = placed
+        placed.open_messages += 1
+        if message.sum is not None and call.sum_request is None:
+            call.sum_request = SumRequest(call.number, message.sum)
+        self._next_number += 1
+        client = self._indices.get(message.client, -1)
+        limits = (self._plan.round_s, message.ttl_s)
+        exchange = _Exchange(
+            message,
+            self._latest_round,
+            call,
+            placed,
+            Job(self._next_number, client, message.kind, position, call=call.number),
+            min(limit for limit in limits if limit is not None),
+            self.now(),
+        )
+        self._exchanges[self._next_number] = exchange
+        return exchange
+
+    def _begin(self, exchange: _Exchange) -> bool:
+        """Begin the exchange. Return whether a worker has to answer the message."""
+        client = exchange.message.client
+        if exchange.job.client < 0:
+            self._fail(exchange, ErrorCode.CLIENT_LOST, "there is no such client")
+            return False
+        if self._virtual is None:
+            return True
+        if client not in self._present():
+            self._fail(exchange, ErrorCode.CLIENT_LOST, "the client is not connected")
+            return False
+        return self._virtual.send(
+            exchange.job.number,
+            client,
+            exchange.message.kind,
+            download_bytes=exchange.placed.size_bytes,
+            limit_s=exchange.limit_s,
+        )
 
     def _place(self, payload: Payload) -> int:
         try:
@@ -282,44 +380,66 @@ class SimulationMessenger:
 
     def _dispatch(self) -> None:
         """Give each worker its next messages. The caller has the lock, and no thread is in the engine."""
-        for worker in range(self._engine.workers):
-            batches: dict[tuple[object, ...], list[_Exchange]] = {}
-            for job in self._schedule.take(worker):
-                exchange = self._exchanges[job.number]
-                message = exchange.message
-                key = (
-                    exchange.placed.payload,
-                    message.kind,
-                    exchange.round,
-                    message.group_id,
-                    message.ttl_s,
-                )
-                batches.setdefault(key, []).append(exchange)
-            for exchanges in batches.values():
-                first = exchanges[0].message
-                items = [
-                    MessageItem(one.job.number, one.job.client, one.message.message_id) for one in exchanges
-                ]
-                self._engine.submit(
-                    worker,
-                    MessageBatch(
-                        items,
-                        exchanges[0].placed.payload,
-                        first.kind,
-                        exchanges[0].round or None,
-                        first.group_id,
-                        DEFAULT_TTL_S if first.ttl_s is None else first.ttl_s,
-                        first.created_at,
-                    ),
-                )
+        taken = [self._schedule.take(worker) for worker in range(self._engine.workers)]
+        for move in self._schedule.take_moves():
+            order = TakeState(move.client) if move.has_state else DiscardClient(move.client)
+            self._engine.submit(move.origin, order)
+        now = time.monotonic()
+        for worker, jobs in enumerate(taken):
+            if jobs:
+                self._submit(worker, jobs)
+                if self._schedule.oldest_in_flight(worker) == jobs[0].number:
+                    self._busy_since[worker] = max(now, self._busy_since.get(worker, 0.0))
+        self._end_sums()
 
-    # --- receiving ----------------------------------------------------------------------------
+    def _submit(self, worker: int, jobs: list[Job]) -> None:
+        batches: dict[tuple[object, ...], list[_Exchange]] = {}
+        for job in jobs:
+            exchange = self._exchanges[job.number]
+            message = exchange.message
+            key = (exchange.call.number, exchange.placed.payload, message.kind, exchange.round)
+            batches.setdefault((*key, message.group_id, message.ttl_s), []).append(exchange)
+            if exchange.call.sum_request is not None:
+                exchange.call.sum_workers.add(worker)
+        for exchanges in batches.values():
+            first = exchanges[0]
+            message = first.message
+            items = [
+                MessageItem(
+                    one.job.number,
+                    one.job.client,
+                    one.message.message_id,
+                    self._moving_states.pop(one.job.client, None) if self._moving_states else None,
+                )
+                for one in exchanges
+            ]
+            batch = MessageBatch(
+                items,
+                first.placed.payload,
+                message.kind,
+                first.round or None,
+                message.group_id,
+                DEFAULT_TTL_S if message.ttl_s is None else message.ttl_s,
+                message.created_at,
+                first.call.sum_request,
+            )
+            self._engine.submit(worker, batch)
+
+    def _end_sums(self) -> None:
+        """Ask for the rest of each sum whose messages all are with workers."""
+        for call in self._calls.values():
+            if call.sum_workers and not self._schedule.has_waiting(call.number):
+                for worker in call.sum_workers:
+                    self._engine.submit(worker, EndSum(call.number))
+                call.sum_workers.clear()
+
+    # --- waiting ------------------------------------------------------------------------------
 
     def _receive(self, call: _Call, deadline: float | None, timeout_s: float | None) -> Iterator[ClientReply]:
         for left in range(call.total, 0, -1):
             if not call.ready:
-                timeout = None if deadline is None else max(0.0, deadline - self.now())
-                if not self._wait_until(lambda: bool(call.ready), timeout):
+                left_s = None if deadline is None else max(0.0, deadline - self.now())
+                if not self._wait_until(lambda: bool(call.ready), left_s):
                     self._detach(call, timeout_s or 0.0)
             elif self._closed:
                 raise self._closed
@@ -328,70 +448,115 @@ class SimulationMessenger:
             yield call.ready.popleft()
 
     def _detach(self, call: _Call, timeout_s: float) -> None:
-        """End the wait for the open messages of *call*. Their replies can be collected later."""
+        """End the wait for the open messages of *call*. Their replies can be collected later, if there is no sum."""
         with self._changed:
-            late = _Call(is_posted=True)
+            waiting = [one for one in self._exchanges.values() if one.call is call]
+            for exchange in waiting:
+                error = ReplyError(
+                    ErrorCode.NO_REPLY, f"{exchange.message.client}: no reply within {timeout_s:g} s"
+                )
+                reply = ClientReply(request=exchange.message, round=exchange.round, error=error)
+                self.reject(reply, error.reason)
+                call.ready.append(reply)
             if call.spans is not None:
                 call.spans.end()
-            for exchange in [one for one in self._exchanges.values() if one.call is call]:
-                exchange.call = late
-                late.total += 1
-                reason = f"{exchange.message.client}: no reply within {timeout_s:g} s"
-                reply = ClientReply(
-                    request=exchange.message,
-                    round=exchange.round,
-                    error=ReplyError(ErrorCode.NO_REPLY, reason),
-                )
-                self.reject(reply, reason)
-                call.ready.append(reply)
-        if late.total:
+                call.spans = None
+            if call.sum_request is None:
+                call.is_posted = True
+            else:
+                call.is_detached = True
+                for job in self._schedule.cancel(call.number):
+                    self._close_exchange(self._exchanges[job.number])
+        if waiting:
             self._start_pump_thread()
 
-    def _wait_until(self, is_ready: Callable[[], bool], timeout_s: float | None) -> bool:
+    def _wait_until(
+        self, is_ready: Callable[[], bool], timeout_s: float | None, *, watches_presence: bool = False
+    ) -> bool:
         """Exchange messages with the workers until *is_ready*. Return False if the time is over before.
+
+        With *watches_presence*, a virtual clock stops when clients come or go.
 
         Raises:
             MessengerClosed: the run has ended.
 
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = math.inf if timeout_s is None else self.now() + timeout_s
         with self._changed:
             while True:
                 self._check_open()
                 if is_ready():
                     return True
-                left_s = None if deadline is None else deadline - time.monotonic()
-                if left_s is not None and left_s <= 0:
+                left_s = deadline - self.now()
+                if left_s <= 0:
                     return False
                 if self._is_pumping:
-                    self._changed.wait(left_s)
-                else:
+                    self._changed.wait(left_s if self._virtual is None and left_s < math.inf else None)
+                elif self._virtual is None:
                     self._pump(left_s)
+                elif not self._advance(self._virtual, deadline, watches_presence=watches_presence):
+                    return False
 
-    def _pump(self, timeout_s: float | None) -> None:
+    def _advance(self, virtual: VirtualTime, deadline: float, *, watches_presence: bool) -> bool:
+        """Move the virtual clock by one event, or wait for workers. Return whether anything can happen."""
+        until = min(deadline, virtual.next_presence_change()) if watches_presence else deadline
+        end = virtual.advance(until)
+        if end is not None:
+            exchange = self._exchanges.get(end.number)
+            if exchange is None:
+                return True
+            if end.has_arrived and exchange.answer is not None:
+                self._deliver(exchange, exchange.answer)
+            else:
+                reason = f"no reply within {exchange.limit_s:g} s of virtual time"
+                self._fail(exchange, ErrorCode.MESSAGE_UNAVAILABLE, reason)
+            return True
+        if virtual.waits_for_workers and virtual.now < until:
+            self._pump(math.inf)
+            return True
+        return virtual.now >= until
+
+    def _pump(self, timeout_s: float) -> None:
         """Wait once for events of the workers. The caller has the lock, which is released meanwhile."""
         self._is_pumping = True
-        events: list[Event] = []
         try:
             self._dispatch()
+            limit_s = min(timeout_s, self._expire_messages())
             self._changed.release()
             try:
-                events = self._engine.wait(timeout_s)
+                events = self._engine.wait(None if math.isinf(limit_s) else limit_s)
             finally:
                 self._changed.acquire()
             for event in events:
                 self._handle(event)
             self._dispatch()
-        except (BadTask, EngineFailed) as error:
+        except Exception as error:  # noqa: BLE001 - the run ends with it, in the thread of the simulation
             self._fail_engine(error)
         finally:
             self._is_pumping = False
             self._changed.notify_all()
 
+    def _expire_messages(self) -> float:
+        """Kill workers that handle one message for longer than its limit. Return the seconds until the next check."""
+        next_s = math.inf
+        now = time.monotonic()
+        for worker, since in self._busy_since.items():
+            number = self._schedule.oldest_in_flight(worker)
+            exchange = None if number is None else self._exchanges.get(number)
+            if exchange is None or worker in self._timeouts or self._virtual is not None:
+                continue
+            left_s = since + exchange.limit_s - now
+            if left_s <= 0:
+                self._timeouts[worker] = exchange.job.number, exchange.limit_s
+                self._engine.kill(worker)
+            else:
+                next_s = min(next_s, left_s)
+        return next_s
+
     def _start_pump_thread(self) -> None:
         """Start the thread that exchanges messages while no call waits for them, for messages that are posted."""
         with self._changed:
-            if self._pump_thread is None:
+            if self._pump_thread is None and not self._closed:
                 self._pump_thread = threading.Thread(
                     target=self._run_pump_thread, name="simulation messenger", daemon=True
                 )
@@ -401,28 +566,41 @@ class SimulationMessenger:
     def _run_pump_thread(self) -> None:
         with self._changed:
             while not self._closed:
-                if self._is_pumping or not self._exchanges:
+                if self._is_pumping or not any(one.answer is None for one in self._exchanges.values()):
                     self._changed.wait()
                 else:
-                    self._pump(None)
+                    self._pump(math.inf)
+
+    # --- events -------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
         match event:
             case Replies(worker=worker):
+                self._busy_since[worker] = time.monotonic()
                 for reply, data in event.payloads():
-                    self._schedule.finish(reply.number, worker, reply.seconds)
                     self._on_reply(worker, reply, data)
+            case SumTaken(worker=worker, number=number):
+                self._on_sum(worker, number, event.payload())
+            case StateTaken(worker=worker, client=client, state=state, is_movable=is_movable):
+                if state is not None:
+                    self._moving_states[client] = state
+                self._schedule.arrive(client, is_moved=is_movable, origin=worker)
+            case WorkerStarted(worker=worker):
+                self._busy_since[worker] = time.monotonic()
             case WorkerLost(worker=worker, reason=reason):
                 self._on_worker_lost(worker, reason)
 
     def _on_reply(self, worker: int, reply: WorkerReply, data: memoryview | None) -> None:
-        exchange = self._exchanges[reply.number]
-        message, now = exchange.message, self.now()
-        if exchange.call.spans is not None:
-            exchange.call.spans.add_reply(
+        self._schedule.finish(reply.number, worker, reply.seconds, has_state=reply.has_state)
+        exchange = self._exchanges.get(reply.number)
+        if exchange is None:  # the limit of the message has passed
+            return
+        message, now, call = exchange.message, self.now(), exchange.call
+        if call.spans is not None:
+            call.spans.add_reply(
                 exchange.job.position, message.client, reply.seconds, reply.error, worker=worker
             )
-        client_reply = ClientReply(
+        answer = ClientReply(
             request=message,
             round=exchange.round,
             message_id=f"{message.message_id}-reply",
@@ -433,39 +611,82 @@ class SimulationMessenger:
             metrics=reply.metrics,
             timing=ExchangeTiming(message.client, now - reply.seconds, now, reply.train_s),
         )
-        self._deliver(exchange, client_reply)
+        exchange.answer = answer
+        if call.is_detached:
+            self._close_exchange(exchange)
+        elif self._virtual is not None:
+            self._virtual.compute(reply.number, train_s=reply.train_s, upload_bytes=reply.size or 0)
+        elif call.sum_request is None or reply.error is not None:
+            self._deliver(exchange, answer)
+        else:
+            self._unsummed.setdefault((worker, call.number), []).append(exchange)
+            call.done += 1
+            self._report(call)
+
+    def _on_sum(self, worker: int, number: int, data: bytes | memoryview | None) -> None:
+        """Hand over the replies whose updates are in the sum; the last of them has it."""
+        exchanges = self._unsummed.pop((worker, number), [])
+        for position, exchange in enumerate(exchanges, start=1):
+            exchange.call.done -= 1
+            assert exchange.answer is not None
+            is_last = position == len(exchanges)
+            if exchange.call.is_detached:
+                self._close_exchange(exchange)
+            else:
+                self._deliver(exchange, replace(exchange.answer, sum=data) if is_last else exchange.answer)
 
     def _on_worker_lost(self, worker: int, reason: str) -> None:
         self.lost_workers += 1
-        lost = self._schedule.lose(worker)
-        self._observer.on_warning(
-            f"{reason}. Failed: {len(lost)} messages of its clients. It was replaced, and its clients begin "
-            "without state"
-        )
-        for job in lost:
-            exchange = self._exchanges[job.number]
-            self._fail(exchange, ReplyError(ErrorCode.CLIENT_LOST, f"{exchange.message.client}: {reason}"))
+        jobs, stateful = self._schedule.lose(worker)
+        expired = self._timeouts.pop(worker, None)
+        again = []
+        for job in jobs:
+            exchange = self._exchanges.get(job.number)
+            if exchange is None:
+                continue
+            if expired is not None and job.number == expired[0]:
+                late = f"no reply within {expired[1]:g} s; its worker was ended"
+                self._fail(exchange, ErrorCode.MESSAGE_UNAVAILABLE, late)
+            elif len(jobs) == 1:
+                self._fail(exchange, ErrorCode.CLIENT_LOST, reason)
+            else:
+                job.is_suspect = expired is None
+                again.append(exchange)
+        for key in [key for key in self._unsummed if key[0] == worker]:
+            for exchange in self._unsummed.pop(key):  # their updates were in a sum of the worker
+                exchange.call.done -= 1
+                exchange.answer = None
+                again.append(exchange)
+        for held in self._schedule.release_held(worker):
+            self._moving_states.pop(held, None)
+        self._schedule.add([exchange.job for exchange in again])
+        without_state = f", and {len(stateful)} clients have lost their state" if stateful else ""
+        repeated = f"{len(again)} messages are sent again" if again else "no message is sent again"
+        self._observer.on_warning(f"{reason}. It was replaced; {repeated}{without_state}")
 
-    def _fail(self, exchange: _Exchange, error: ReplyError) -> None:
+    # --- handing over -------------------------------------------------------------------------
+
+    def _fail(self, exchange: _Exchange, code: ErrorCode, reason: str) -> None:
+        error = ReplyError(code, f"{exchange.message.client}: {reason}")
         self._deliver(exchange, ClientReply(request=exchange.message, round=exchange.round, error=error))
 
     def _deliver(self, exchange: _Exchange, reply: ClientReply) -> None:
-        """Hand *reply* to its call, and free the payload after the last reply to it."""
-        del self._exchanges[exchange.job.number]
-        exchange.placed.open_messages -= 1
-        if not exchange.placed.open_messages:
-            self._engine.release(exchange.placed.payload)
+        """Hand *reply* to its call."""
+        self._close_exchange(exchange)
+        if self._virtual is not None and reply.timing is not None:
+            timing = replace(reply.timing, sent_at=exchange.sent_at, replied_at=self.now())
+            reply = replace(reply, timing=timing)
         if reply.error is not None:
             self.reject(reply, reply.error.reason)
         call = exchange.call
         call.done += 1
         call.failed += reply.error is not None
-        if call.spans is not None and call.done == call.total:
-            call.spans.end()
         if call.is_posted:
             self._posted[reply.request.message_id] = replace(
                 reply, request=replace(reply.request, payload=_NO_PAYLOAD)
             )
+            if len(self._posted) > MAX_UNCLAIMED_REPLIES:
+                del self._posted[next(iter(self._posted))]
         elif self._is_deterministic:
             call.early[exchange.job.position] = reply
             while call.next_position in call.early:
@@ -474,6 +695,20 @@ class SimulationMessenger:
         else:
             call.ready.append(reply)
         self._report(call)
+        self._end_call(call)
+
+    def _close_exchange(self, exchange: _Exchange) -> None:
+        """Remove the exchange, and free the payload after the last one of it."""
+        del self._exchanges[exchange.job.number]
+        exchange.placed.open_messages -= 1
+        if not exchange.placed.open_messages:
+            self._engine.release(exchange.placed.payload)
+
+    def _end_call(self, call: _Call) -> None:
+        if call.done == call.total:
+            self._calls.pop(call.number, None)
+            if call.spans is not None:
+                call.spans.end()
 
     def _report(self, call: _Call) -> None:
         now = time.monotonic()
@@ -487,6 +722,9 @@ class SimulationMessenger:
 
     # --- state --------------------------------------------------------------------------------
 
+    def _present(self) -> list[str]:
+        return self._clients if self._virtual is None else self._virtual.present()
+
     def _tally(self, round_number: int) -> RoundTally:
         tally = self._tallies.get(round_number)
         if tally is None:
@@ -497,6 +735,6 @@ class SimulationMessenger:
         if self._closed:
             raise self._closed
 
-    def _fail_engine(self, error: BadTask | EngineFailed) -> None:
+    def _fail_engine(self, error: Exception) -> None:
         self.failure = self.failure or error
         self._closed = self._closed or MessengerClosed(str(error))

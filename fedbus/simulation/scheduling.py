@@ -1,13 +1,15 @@
 """Which worker handles which message next: pure decisions, from measured durations.
 
-- A client is sticky: its messages go to the worker that has its session, so that its state and data stay there.
-- Within a worker, the longest expected message comes first. A worker without work of its own takes the shortest
-  message of the worker with the most work left, if the client can move.
+- A client is sticky: its messages go to the worker that has its session, so that its state and data stay there. When
+  messages are added and the workers are out of balance, clients move to the worker with the least work.
+- Within a worker, the longest expected message comes first. A worker without work of its own takes the shortest message
+  of the worker with the most work left, if the client has no state.
 - A worker gets as many messages at once as keep it busy for a moment, so that it never waits for the next one. Towards
   the end of a round the moment becomes shorter, and the work is divided more finely.
+- Messages to one client are handled in the order in which they were added.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -16,12 +18,17 @@ MIN_WINDOW_S: Final = 0.01
 MAX_WINDOW_S: Final = 0.1
 """Limits of the expected time of the messages that a worker has got and not answered."""
 MAX_IN_FLIGHT: Final = 512
-"""Messages that a worker has got and not answered."""
+"""The limit of the messages that a worker has got and not answered."""
 UNKNOWN_S: Final = MAX_WINDOW_S / 2
 """The expected time of a message before anything is measured."""
 SMOOTHING: Final = 0.5
 """The weight of the newest measurement of a client."""
-PINNED_SLACK_S: Final = 0.0
+MEAN_SMOOTHING: Final = 0.1
+BALANCE_SHARE: Final = 0.05
+"""Clients move if the loads of two workers differ by more than this share of the mean load."""
+MIN_BALANCE_S: Final = 0.02
+STEAL_SCAN: Final = 32
+"""The number of messages of another worker that are considered."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,8 +41,19 @@ class Job:
     position: int = 0
     """The position among the messages of its call, which is the order of handling if that is fixed."""
     expected_s: float = UNKNOWN_S
-    worker: int = -1
-    """The worker that has it; -1 while it waits."""
+    call: int = 0
+    """The call that it belongs to."""
+    is_suspect: bool = False
+    """Whether a worker died that had it: it is handled alone, to find out whether it was the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A client moves from one worker to another. Its session there is to be closed."""
+
+    client: int
+    origin: int
+    has_state: bool
 
 
 @dataclass
@@ -49,30 +67,57 @@ class _WorkerQueue:
     def load_s(self) -> float:
         return self.waiting_s + self.in_flight_s
 
+    def push(self, job: Job) -> None:
+        self.waiting.append(job)
+        self.waiting_s += job.expected_s
+
+    def remove(self, job: Job) -> None:
+        self.waiting.remove(job)
+        self._subtract(job)
+
+    def pop(self) -> Job:
+        job = self.waiting.popleft()
+        self._subtract(job)
+        return job
+
+    def _subtract(self, job: Job) -> None:
+        self.waiting_s = self.waiting_s - job.expected_s if self.waiting else 0.0
+
 
 class Schedule:
     """The jobs of a simulation, and the worker of each client.
 
-    With *in_order*, jobs are handled by their position, and at most *max_ahead* positions ahead of the first job that
-    is not finished.
+    With *in_order*, jobs are handled by their position, and at most *max_ahead* positions ahead of the first job of the
+    call that is not finished, so that few replies wait for an earlier one.
     """
 
-    def __init__(self, workers: int, *, in_order: bool = False, max_ahead: int = 256) -> None:
+    def __init__(self, workers: int, *, in_order: bool = False, max_ahead: int = 64) -> None:
         self._queues = [_WorkerQueue() for _ in range(workers)]
         self._homes: dict[int, int] = {}
+        self._stateful: set[int] = set()
+        self._pinned: set[int] = set()
+        """Clients whose state cannot move."""
+        self._opened: set[int] = set()
+        """Clients that have a session."""
         self._in_order = in_order
         self._max_ahead = max_ahead
+        self._unfinished_positions: dict[int, set[int]] = {}
+        """The positions without a reply, by call."""
+        self._first_unfinished: dict[int, int] = {}
         self._durations: dict[tuple[int, str], float] = {}
         self._means: dict[str, float] = {}
-        self._unfinished: dict[int, int] = {}
+        self._jobs_of_client: Counter[int] = Counter()
+        self._waiting_of_call: Counter[int] = Counter()
+        self._held: dict[int, list[Job]] = {}
+        """Jobs of clients whose state is on its way, by client."""
+        self._origins: dict[int, int] = {}
+        """The worker from which the state of a client comes, by client."""
+        self._moves: list[Move] = []
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no job waits or is handled."""
-        return not any(queue.waiting or queue.in_flight for queue in self._queues)
+    # --- questions ----------------------------------------------------------------------------
 
     def home_of(self, client: int) -> int | None:
-        """Return the worker with the session of *client*; None if it has none."""
+        """Return the worker of *client*; None if it has none."""
         return self._homes.get(client)
 
     def expected_s(self, client: int, kind: str) -> float:
@@ -80,25 +125,45 @@ class Schedule:
         own = self._durations.get((client, kind))
         return own if own is not None else self._means.get(kind, UNKNOWN_S)
 
+    def has_waiting(self, call: int) -> bool:
+        """Return whether a job of *call* has not been taken by a worker."""
+        return self._waiting_of_call[call] > 0
+
+    def oldest_in_flight(self, worker: int) -> int | None:
+        """Return the number of the job that *worker* handles now; None if it has none."""
+        return next(iter(self._queues[worker].in_flight), None)
+
+    def clients_of(self, worker: int) -> list[int]:
+        """Return the clients with state on *worker*."""
+        return [client for client in self._stateful if self._homes.get(client) == worker]
+
+    def take_moves(self) -> list[Move]:
+        """Return the moves since the last call. The orders for them come before those of the jobs."""
+        moves, self._moves = self._moves, []
+        return moves
+
+    # --- jobs ---------------------------------------------------------------------------------
+
     def add(self, jobs: Iterable[Job]) -> None:
-        """Add the jobs of one call."""
+        """Add jobs."""
         new = list(jobs)
+        longest: dict[int, float] = {}
         for job in new:
             job.expected_s = self.expected_s(job.client, job.kind)
+            longest[job.client] = max(job.expected_s, longest.get(job.client, 0.0))
+            self._jobs_of_client[job.client] += 1
+            self._waiting_of_call[job.call] += 1
+            if self._in_order:
+                self._unfinished_positions.setdefault(job.call, set()).add(job.position)
+                self._first_unfinished.setdefault(job.call, 0)
         if not self._in_order:
-            new.sort(key=lambda job: -job.expected_s)
-        loads = [queue.load_s for queue in self._queues]
-        touched = set()
+            new.sort(key=lambda job: -longest[job.client])
+        self._assign(new)
         for job in new:
-            home = self._homes.get(job.client)
-            if home is None:
-                home = loads.index(min(loads))
-                self._homes[job.client] = home
-            loads[home] += job.expected_s
-            queue = self._queues[home]
-            queue.waiting.append(job)
-            queue.waiting_s += job.expected_s
-            touched.add(home)
+            if job.client in self._held:
+                self._held[job.client].append(job)
+            else:
+                self._queues[self._homes[job.client]].push(job)
 
     def take(self, worker: int) -> list[Job]:
         """Take the jobs that *worker* gets now; it may be none."""
@@ -109,17 +174,25 @@ class Schedule:
         if queue.in_flight and queue.in_flight_s > window_s / 2:
             return taken
         while not queue.in_flight or (queue.in_flight_s < window_s and len(queue.in_flight) < MAX_IN_FLIGHT):
-            job = self._pop(worker)
+            if queue.in_flight and (taken or queue.waiting) and self._is_alone(queue, taken):
+                break
+            job = self._next(worker)
             if job is None:
                 break
-            job.worker = worker
             queue.in_flight[job.number] = job
             queue.in_flight_s += job.expected_s
+            self._waiting_of_call[job.call] -= 1
             taken.append(job)
         return taken
 
-    def finish(self, number: int, worker: int, seconds: float) -> None:
-        """Record that a job took *seconds*."""
+    @staticmethod
+    def _is_alone(queue: _WorkerQueue, taken: list[Job]) -> bool:
+        """Return whether the next job or the last one is a suspect, so that they are not handed out together."""
+        last = taken[-1] if taken else next(reversed(queue.in_flight.values()))
+        return last.is_suspect or bool(queue.waiting and queue.waiting[0].is_suspect)
+
+    def finish(self, number: int, worker: int, seconds: float, *, has_state: bool) -> None:
+        """Record that a job took *seconds*, and whether its client has state now."""
         queue = self._queues[worker]
         job = queue.in_flight.pop(number)
         queue.in_flight_s = queue.in_flight_s - job.expected_s if queue.in_flight else 0.0
@@ -127,24 +200,142 @@ class Schedule:
         before = self._durations.get(key)
         self._durations[key] = seconds if before is None else before + SMOOTHING * (seconds - before)
         mean = self._means.get(job.kind)
-        self._means[job.kind] = seconds if mean is None else mean + 0.1 * (seconds - mean)
+        self._means[job.kind] = seconds if mean is None else mean + MEAN_SMOOTHING * (seconds - mean)
+        self._opened.add(job.client)
+        if has_state:
+            self._stateful.add(job.client)
+        else:
+            self._stateful.discard(job.client)
+        self._end(job)
 
-    def lose(self, worker: int) -> list[Job]:
-        """Forget the sessions of a worker that has died. Return the jobs that it had got."""
+    def lose(self, worker: int) -> tuple[list[Job], list[int]]:
+        """Record that a worker has died. Return the jobs that it had got, and the clients whose state is lost."""
         queue = self._queues[worker]
         lost = list(queue.in_flight.values())
+        clients = self.clients_of(worker)
         queue.in_flight.clear()
         queue.in_flight_s = 0.0
-        return lost
+        for client in [client for client in self._opened if self._homes.get(client) == worker]:
+            self._opened.discard(client)
+            self._stateful.discard(client)
+        for job in lost:
+            self._end(job)
+        return lost, clients
 
-    def clients_of(self, worker: int) -> list[int]:
-        """Return the clients whose sessions *worker* has."""
-        return [client for client, home in self._homes.items() if home == worker]
+    def release_held(self, worker: int) -> list[int]:
+        """Return the clients whose state was to come from *worker*, which has died. Their jobs wait no longer."""
+        clients = [client for client, origin in self._origins.items() if origin == worker]
+        for client in clients:
+            self.arrive(client, is_moved=True, origin=worker)
+        return clients
 
-    def _pop(self, worker: int) -> Job | None:
+    def cancel(self, call: int) -> list[Job]:
+        """Remove and return the jobs of *call* that no worker has taken."""
+        cancelled = []
+        for queue in self._queues:
+            for job in [job for job in queue.waiting if job.call == call]:
+                queue.remove(job)
+                cancelled.append(job)
+        for jobs in self._held.values():
+            for job in [job for job in jobs if job.call == call]:
+                jobs.remove(job)
+                cancelled.append(job)
+        for job in cancelled:
+            self._waiting_of_call[call] -= 1
+            self._end(job)
+        return cancelled
+
+    # --- moves --------------------------------------------------------------------------------
+
+    def arrive(self, client: int, *, is_moved: bool, origin: int) -> None:
+        """Record that the state of a moving client has arrived, or that it stays at *origin*."""
+        if not is_moved:
+            self._homes[client] = origin
+            self._opened.add(client)
+            self._stateful.add(client)
+            self._pinned.add(client)
+        self._origins.pop(client, None)
+        for job in self._held.pop(client, []):
+            self._queues[self._homes[client]].push(job)
+
+    def _assign(self, jobs: list[Job]) -> None:
+        """Give each client of *jobs* a worker, and move clients from workers with much work to those with little."""
+        loads = [queue.load_s for queue in self._queues]
+        by_worker: list[list[Job]] = [[] for _ in self._queues]
+        unassigned = []
+        for job in jobs:
+            home = self._homes.get(job.client)
+            if home is None:
+                unassigned.append(job)
+            else:
+                loads[home] += job.expected_s
+                by_worker[home].append(job)
+        for job in unassigned:
+            home = self._homes.get(job.client)
+            if home is None:
+                home = self._homes[job.client] = loads.index(min(loads))
+            loads[home] += job.expected_s
+        limit_s = max(MIN_BALANCE_S, BALANCE_SHARE * sum(loads) / len(loads))
+        for most in sorted(range(len(loads)), key=lambda worker: -loads[worker]):
+            # clients without state first, then the longest jobs first
+            candidates = sorted(by_worker[most], key=lambda job: job.client in self._stateful)
+            for job in candidates:
+                least = loads.index(min(loads))
+                gap_s = loads[most] - loads[least]
+                if gap_s <= limit_s:
+                    break
+                is_free = job.client not in self._pinned and self._jobs_of_client[job.client] == 1
+                if is_free and job.expected_s < gap_s / 2 + limit_s / 4:
+                    self._move(job.client, least)
+                    loads[most] -= job.expected_s
+                    loads[least] += job.expected_s
+
+    def _move(self, client: int, worker: int) -> None:
+        """Move a client without jobs in a queue. Its jobs wait if it has state."""
+        origin = self._homes[client]
+        self._homes[client] = worker
+        if client in self._opened:
+            has_state = client in self._stateful
+            self._moves.append(Move(client, origin, has_state))
+            self._opened.discard(client)
+            if has_state:
+                self._held[client] = []
+                self._origins[client] = origin
+
+    def _next(self, worker: int) -> Job | None:
         queue = self._queues[worker]
-        if not queue.waiting:
-            return None
-        job = queue.waiting.popleft()
-        queue.waiting_s = queue.waiting_s - job.expected_s if queue.waiting else 0.0
-        return job
+        if queue.waiting:
+            job = queue.waiting[0]
+            return queue.pop() if self._may_start(job) else None
+        return self._steal(worker)
+
+    def _may_start(self, job: Job) -> bool:
+        return not self._in_order or job.position < self._first_unfinished[job.call] + self._max_ahead
+
+    def _steal(self, worker: int) -> Job | None:
+        """Take the last job of the worker with the most waiting work, whose client has no state and no other job."""
+        victim = max(self._queues, key=lambda queue: queue.waiting_s if queue.waiting else -1.0)
+        for index in range(1, min(len(victim.waiting), STEAL_SCAN) + 1):
+            job = victim.waiting[-index]
+            if job.client not in self._stateful and self._jobs_of_client[job.client] == 1:
+                if not self._may_start(job):
+                    return None
+                victim.remove(job)
+                self._move(job.client, worker)
+                return job
+        return None
+
+    def _end(self, job: Job) -> None:
+        self._jobs_of_client[job.client] -= 1
+        if not self._jobs_of_client[job.client]:
+            del self._jobs_of_client[job.client]
+        positions = self._unfinished_positions.get(job.call)
+        if positions is not None:
+            positions.discard(job.position)
+            if not positions:
+                del self._unfinished_positions[job.call], self._first_unfinished[job.call]
+            else:
+                first = self._first_unfinished[job.call]
+                while first not in positions:
+                    first += 1
+                self._first_unfinished[job.call] = first

@@ -9,6 +9,7 @@ from typing import Final, Literal
 from fedbus.contracts.run import RoundResult, RunOverrides, RunPlan, Scalar
 from fedbus.contracts.task.task import Task
 from fedbus.learning.weights import Arrays
+from fedbus.simulation.profiles.schema import Profile
 
 MIN_NAME_DIGITS: Final = 4
 PARTITION_KEY: Final = "partition"
@@ -56,7 +57,7 @@ class SimulationSettings:
     """The name of the run, on which the sampling of some libraries depends."""
     round_s: float | None = None
     """The time limit of one message; None: that of the task."""
-    profile: Path | None = None
+    profile: Profile | Path | str | None = None
     """A profile of the clients' conditions: delays, speeds, absences. With one, the clock of the run is virtual."""
     gpus: tuple[str, ...] = ()
     """GPUs that the workers share, as ``CUDA_VISIBLE_DEVICES`` names them. Empty: the workers use none."""

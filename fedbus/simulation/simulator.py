@@ -1,20 +1,24 @@
 """Runs a simulation: the server side of the task in this thread, its clients in the workers of an engine."""
 
 import time
-from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from fedbus.contracts.run import RoundResult
 from fedbus.learning.client_selection import ClientSelection
-from fedbus.learning.library import BadTask, MessengerClosed, ServerJob, open_library
+from fedbus.learning.library import MessengerClosed, ServerJob, SummingLibrary, open_library
 from fedbus.learning.seeding import seed_server
 from fedbus.learning.task_model import first_arrays
 from fedbus.learning.weights import Arrays
-from fedbus.simulation.engine import EngineFailed, SimulationEngine, WorkerJob
+from fedbus.simulation.engine import SimulationEngine, WorkerJob
+from fedbus.simulation.gpus import place_workers
 from fedbus.simulation.local.engine import LocalEngine
 from fedbus.simulation.messenger import SimulationMessenger
 from fedbus.simulation.observer import SilentObserver, SimulationObserver, SimulationStart
+from fedbus.simulation.profiles.conditions import Conditions
+from fedbus.simulation.profiles.reader import load_profile
 from fedbus.simulation.settings import BadSettings, SimulationResult, SimulationSettings
+from fedbus.simulation.virtual_time import VirtualTime
 
 SUPERLINK: Final = "flower-superlink"
 
@@ -42,6 +46,7 @@ class _Simulation:
         self._plan = settings.plan
         self._start = time.monotonic()
         self._first_round_s = 0.0
+        self._virtual_time = make_virtual_time(settings)
         self._rounds: list[RoundResult] = []
         self._model: Arrays = {}
 
@@ -65,6 +70,8 @@ class _Simulation:
             clients=settings.client_names,
             observer=self._observer,
             is_deterministic=settings.deterministic,
+            adds_updates=isinstance(open_library(settings.task.table.library), SummingLibrary),
+            virtual=self._virtual_time,
         )
         seed_server(plan.seed, first_round=settings.first_round)
         model = settings.model if settings.model is not None else first_arrays(settings.task) or {}
@@ -96,8 +103,8 @@ class _Simulation:
             raise
         finally:
             messenger.close("the simulation is over")
-            with suppress(BadTask, EngineFailed):
-                session.close()
+            messenger.join()
+            session.close()
         return SimulationResult(
             rounds=self._rounds,
             model=self._model if final is None else final,
@@ -138,8 +145,22 @@ def check_library(library: str) -> None:
         )
 
 
+def make_virtual_time(settings: SimulationSettings) -> VirtualTime | None:
+    """Return the clock of a simulation with a profile; None without one. Raises ProfileError."""
+    if settings.profile is None:
+        return None
+    clients = settings.client_names
+    profile = load_profile(settings.profile) if isinstance(settings.profile, Path | str) else settings.profile
+    return VirtualTime(Conditions(profile, clients, seed=settings.seed), clients)
+
+
 def make_engine(settings: SimulationSettings, job: WorkerJob) -> SimulationEngine:
     """Make the engine that the settings name; it is not started. Raises BadSettings."""
     if settings.engine == "local":
-        return LocalEngine(job, workers=settings.worker_count, log_file=settings.log_file)
+        return LocalEngine(
+            job,
+            workers=settings.worker_count,
+            environments=place_workers(settings.worker_count, settings.gpus),
+            log_file=settings.log_file,
+        )
     raise BadSettings(f"the engine {settings.engine!r} is not available")

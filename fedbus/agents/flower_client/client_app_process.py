@@ -250,6 +250,8 @@ class ClientAppProcess:
             response = self._session.handle(make_incoming(message, data, self._node_config(captured)))
             if response.train_s is None:
                 response = replace(response, train_s=time.monotonic() - start)
+            if response.payload is not None:
+                _ = response.payload.sha256  # computed in this thread, not on the loop
             if response.error is not None:
                 mark_failed(span, response.error.kind or str(response.error.code), response.error.reason)
         self._record_metrics(phase, response)

@@ -23,6 +23,7 @@ from fedbus.learning.flower.private_api import (
     UNKNOWN_ERROR,
     build_message,
 )
+from fedbus.learning.flower.update_sum import FlowerUpdateSum
 from fedbus.learning.library import (
     MAX_REASON_CHARS,
     ClientJob,
@@ -30,9 +31,11 @@ from fedbus.learning.library import (
     ErrorCode,
     IncomingMessage,
     ReplyError,
+    UpdateSum,
 )
 from fedbus.learning.payload import Payload
 from fedbus.learning.round_metrics import normalize_metrics
+from fedbus.learning.stale_updates import UpdateRefused
 
 RUN_CONFIG_CHANGED: Final = "the ClientApp changed `context.run_config`, which Flower does not allow"
 
@@ -57,24 +60,34 @@ class ClientAppHost:
             state=RecordDict(),
             run_config=job.config,
         )
+        self._config = job.config
+        """To detect a change of the configuration by the app."""
 
     def handle(self, message: IncomingMessage) -> ClientResponse:
         """Run the app on a message. This blocks as long as the training; errors of the app become error replies.
 
         The message's *node_config* replaces the previous one, since the data of the device changes between messages.
         """
+        return self._handle(message, None)
+
+    def handle_in_sum(self, message: IncomingMessage, update_sum: UpdateSum) -> ClientResponse:
+        """Do the same, and add the update to *update_sum*."""
+        assert isinstance(update_sum, FlowerUpdateSum)
+        return self._handle(message, update_sum)
+
+    def _handle(self, message: IncomingMessage, update_sum: FlowerUpdateSum | None) -> ClientResponse:
         try:
-            content = record_codec.decode(message.data)
+            content = _decode(message)
         except record_codec.RecordDecodeError as error:
             return _make_error(ErrorCode.MESSAGE_UNAVAILABLE, f"cannot decode the message: {error}")
         self._context.node_config = dict(message.node_config)
-        state = deepcopy(self._context.state)
+        state = deepcopy(self._context.state) if self._context.state else RecordDict()
         start = time.monotonic()
         try:
             with server_decodes_updates():
                 reply = self._call(self._make_message(message, content))
-            response = _make_response(message.kind, reply, start)
-            if self._context.run_config == self._job.config:
+            response = _make_response(message, reply, start, update_sum)
+            if self._context.run_config == self._config:
                 return response
             self._restore(state)
             return _make_error(UNKNOWN_ERROR, RUN_CONFIG_CHANGED, start=start)
@@ -93,6 +106,19 @@ class ClientAppHost:
         """Set the context to that before the message: as in Flower, a message that fails leaves no trace in it."""
         self._context.state = state
         self._context.run_config = self._job.config
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the app has put something into ``context.state``."""
+        return bool(self._context.state)
+
+    def dump_state(self) -> bytes | None:
+        """Return ``context.state``, encoded; None if it is empty."""
+        return record_codec.encode(self._context.state).to_bytes() if self._context.state else None
+
+    def load_state(self, state: bytes) -> None:
+        """Set ``context.state``."""
+        self._context.state = record_codec.decode(state)
 
     def close(self) -> None:
         """Do nothing: the state ends with the process."""
@@ -126,16 +152,34 @@ def client_metrics(kind: str, content: RecordDict) -> Mapping[str, float]:
     return metrics
 
 
-def _make_response(kind: str, reply: object, start: float) -> ClientResponse:
+def _decode(message: IncomingMessage) -> RecordDict:
+    """Decode the content of *message*, once for all clients with a common cache. Raises RecordDecodeError."""
+    if message.cache is None:
+        return record_codec.decode(message.data)
+    decoded = message.cache.get("content")
+    if decoded is None:
+        decoded = message.cache["content"] = record_codec.decode(message.data)
+    return record_codec.copy_records(decoded)
+
+
+def _make_response(
+    message: IncomingMessage, reply: object, start: float, update_sum: FlowerUpdateSum | None
+) -> ClientResponse:
     train_s = time.monotonic() - start
     if not isinstance(reply, Message):
         raise TypeError(f"it returned {type(reply).__name__} instead of a flwr.app.Message")
     if reply.has_error():
         return _make_error(reply.error.code, reply.error.reason or "", start=start, of_app=True)
-    encoded = record_codec.encode(reply.content)
+    content = reply.content
+    if update_sum is not None:
+        try:
+            content = update_sum.add(message, content)
+        except UpdateRefused as error:
+            return _make_error(UNKNOWN_ERROR, str(error), start=start, kind="UpdateRefused")
+    encoded = record_codec.encode(content)
     return ClientResponse(
         payload=Payload.pack(encoded.buffers, as_blob=encoded.has_arrays),
-        metrics=client_metrics(kind, reply.content),
+        metrics=client_metrics(message.kind, content),
         train_s=train_s,
         created_at=reply.metadata.created_at,
         ttl_s=reply.metadata.ttl,

@@ -40,6 +40,11 @@ class CohortPolicy:
     _initial_arrays: ArrayRecord | None = None
     """The global model at the start of the round."""
 
+    @property
+    def reads_updates(self) -> bool:
+        """Whether single updates are read or weighted, apart from the aggregation."""
+        return self.selection.weights is not None or self.contributions.is_enabled
+
     def select_messages(self, messages: Iterable[Message], start: ArrayRecord) -> Iterable[Message]:
         """Filter the strategy's *messages*, which train the model *start*, to those of the selected clients."""
         if (

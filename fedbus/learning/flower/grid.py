@@ -18,6 +18,7 @@ from fedbus.learning.compression import BadEncoding
 from fedbus.learning.flower import record_codec
 from fedbus.learning.flower.node_ids import node_id, run_number
 from fedbus.learning.flower.node_polling import MAX_BLOCK_S, NodePoller, not_enough_clients
+from fedbus.learning.flower.partial_sums import PartialSum, SummableMessages, SummedReplies
 from fedbus.learning.flower.private_api import (
     SERVER_NODE_ID,
     SYSTEM_MESSAGE_TYPE,
@@ -142,24 +143,38 @@ class MessengerGrid(RunGrid):
         if timeout is not None and timeout <= 0:
             self.push_messages(messages)
             return []
+        if isinstance(messages, SummableMessages) and self._messenger.adds_updates:
+            sums: list[PartialSum] = []
+            request = messages.weighted_by.encode()
+            return cast("list[Message]", SummedReplies(self._send(messages, timeout, request, sums), sums))
         received = self._send(messages, timeout)
         is_streamed = isinstance(messages, StreamedMessages)
         return cast("list[Message]", ReplyStream(received)) if is_streamed else list(received)
 
-    def _send(self, messages: Iterable[Message], timeout: float | None) -> Iterator[Message]:
-        """Send *messages*, and return an iterator that waits for their replies."""
+    def _send(
+        self,
+        messages: Iterable[Message],
+        timeout: float | None,
+        sum_request: bytes | None = None,
+        sums: list[PartialSum] | None = None,
+    ) -> Iterator[Message]:
+        """Send *messages*, and return an iterator that waits for their replies, and adds the sums of them to *sums*."""
         with self._call():
-            outgoing = self._encode(messages)
+            outgoing = self._encode(messages, sum_request=sum_request)
             requests = _sent_by_id(outgoing)
             replies = self._messenger.send((item for item, _ in outgoing), timeout_s=timeout)
-        return self._receive(replies, requests)
+        return self._receive(replies, requests, [] if sums is None else sums)
 
-    def _receive(self, replies: Iterator[ClientReply], requests: dict[str, SentMessage]) -> Iterator[Message]:
+    def _receive(
+        self, replies: Iterator[ClientReply], requests: dict[str, SentMessage], sums: list[PartialSum]
+    ) -> Iterator[Message]:
         while True:
             with _as_grid_closed():
                 reply = next(replies, None)
             if reply is None:
                 return
+            if reply.sum is not None:
+                sums.append(PartialSum.unpack(reply.sum))
             request = requests.pop(reply.request.message_id)
             if reply.error is not None and reply.error.code == ErrorCode.NO_REPLY:
                 self._requests[reply.request.message_id] = self._sent.keep(request)
@@ -188,7 +203,11 @@ class MessengerGrid(RunGrid):
         return None
 
     def _encode(
-        self, messages: Iterable[Message], payloads: dict[int, Payload] | None = None
+        self,
+        messages: Iterable[Message],
+        payloads: dict[int, Payload] | None = None,
+        *,
+        sum_request: bytes | None = None,
     ) -> list[tuple[OutgoingMessage, Message]]:
         """Encode and hash each content once, however many messages share it."""
         is_sent_by_app = payloads is None
@@ -214,6 +233,7 @@ class MessengerGrid(RunGrid):
                 group_id=metadata.group_id,
                 ttl_s=metadata.ttl,
                 created_at=metadata.created_at,
+                sum=sum_request,
             )
             self.last_round = max(self.last_round, item.round or 0)
             set_message_id(message, item.message_id)

@@ -20,7 +20,7 @@ from fedbus.contracts.task.app import (
     missing_key_problem,
 )
 from fedbus.contracts.task.task import Task
-from fedbus.learning.library import ClientJob, ClientSession, ServerJob, ServerSession
+from fedbus.learning.library import ClientJob, ClientSession, ServerJob, ServerSession, UpdateSum
 from fedbus.learning.weights import Arrays
 
 COMPONENTS_TABLE: Final = ("tool", "flwr", "app", "components")
@@ -87,6 +87,12 @@ class FlowerLibrary:
 
         remove_log_handlers()
         return ClientAppHost(job)
+
+    def open_sum(self, request: bytes) -> UpdateSum:
+        """Return a sum of updates, which are weighted by the metric *request*."""
+        from fedbus.learning.flower.update_sum import FlowerUpdateSum  # noqa: PLC0415 - imports flwr
+
+        return FlowerUpdateSum(request.decode())
 
 
 def check_flower() -> None:

@@ -158,6 +158,12 @@ class BorrowedArray(Array):
     def data(self, value: bytes) -> None:
         self.__dict__["_buffer"] = memoryview(value)
 
+    def copy(self) -> "BorrowedArray":
+        """Return another array of the same buffer."""
+        copied = object.__new__(BorrowedArray)
+        copied.__dict__.update(self.__dict__)
+        return copied
+
     def numpy(self) -> np.ndarray[Any, Any]:
         if self.stype != NUMPY:
             return cast("np.ndarray[Any, Any]", super().numpy())

@@ -98,6 +98,19 @@ def decode(data: bytes | bytearray | memoryview) -> RecordDict:
     return records
 
 
+def copy_records(records: RecordDict) -> RecordDict:
+    """Return a copy of decoded *records*. Only the bytes of the arrays are shared, which cannot be written to."""
+    copies = RecordDict()
+    for name, record in records.items():
+        copied = record.copy()
+        values = copied.__dict__["_data"]
+        for key, value in values.items():
+            if isinstance(value, BorrowedArray | list):
+                values[key] = value.copy()
+        copies[name] = copied
+    return copies
+
+
 # --- encoding ---------------------------------------------------------------------------
 
 

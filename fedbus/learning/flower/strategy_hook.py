@@ -23,6 +23,7 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from fedbus.learning.flower.array_records import from_record, to_record, with_types_of
 from fedbus.learning.flower.cohort import CohortPolicy
 from fedbus.learning.flower.model_binding import ModelBinding
+from fedbus.learning.flower.partial_sums import SummableMessages
 from fedbus.learning.flower.replies import StreamedMessages
 from fedbus.learning.flower.round_counter import RoundCounter
 from fedbus.learning.flower.run_grid import RunGrid
@@ -177,7 +178,7 @@ class StrategyHook:
         self._grid.checks_updates = isinstance(strategy, FedAvg)
         streams = self._streaming and allows_streaming(strategy)
         wrapped = {
-            "configure_train": self._wrap_configure_train(strategy.configure_train, streams=streams),
+            "configure_train": self._wrap_configure_train(strategy, streams=streams),
             "configure_evaluate": self._wrap_configure_evaluate(strategy.configure_evaluate),
             "aggregate_train": self._wrap_aggregate_train(strategy.aggregate_train),
             "aggregate_evaluate": self._wrap_aggregate_evaluate(strategy.aggregate_evaluate),
@@ -192,7 +193,9 @@ class StrategyHook:
             vars(strategy).update(overridden)
             self._grid.checks_updates = False
 
-    def _wrap_configure_train(self, configure: Callable[..., Any], *, streams: bool) -> Callable[..., Any]:
+    def _wrap_configure_train(self, strategy: Strategy, *, streams: bool) -> Callable[..., Any]:
+        configure = strategy.configure_train
+
         def configure_train(server_round: int, arrays: ArrayRecord, *args: Any, **kwargs: Any) -> Any:
             self._log.set_model(self._to_model(arrays))
             self._log.end_round(self._rounds.current)
@@ -205,7 +208,11 @@ class StrategyHook:
             messages = self._cohort.select_messages(self._watch_wait(messages), arrays)
             if self._modes is not None:
                 return self._modes.train(messages, number, streams=streams)
-            return StreamedMessages(messages) if streams and self._is_stock_loop else messages
+            if not (streams and self._is_stock_loop):
+                return messages
+            if self._cohort.reads_updates or not isinstance(strategy, FedAvg):
+                return StreamedMessages(messages)
+            return SummableMessages(messages, weighted_by=strategy.weighted_by_key)
 
         return configure_train
 

@@ -156,7 +156,7 @@ class _Cohort:
         content = self._grid.read(reply, sent)
         for name, record in content.array_records.items():
             start = find_reference(name, sent.content.arrays or {})
-            if start:
+            if start is not None:
                 self._merge(content, name, record, start, merge, reply.client)
         self._grid.messenger.accept(reply, samples=sample_count(content))
         return self._grid.make_reply(reply, sent, content)
@@ -172,8 +172,9 @@ class _Cohort:
     ) -> None:
         """Replace the *record* of *content*, which began with *start*, by what it contributes to the current model."""
         update, start_arrays = numeric_arrays(record), numeric_arrays(start)
-        check_same_shapes(update, start_arrays)
         if merge.keeps_update:
+            if start_arrays:
+                check_same_shapes(update, start_arrays)
             return
         if other := next((key for key, array in record.items() if array.stype != NUMPY), None):
             raise UpdateRefused(

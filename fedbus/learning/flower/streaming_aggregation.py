@@ -23,6 +23,7 @@ from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYog
 
 from fedbus.learning import npy
 from fedbus.learning.flower.array_records import single_array_record
+from fedbus.learning.flower.partial_sums import PartialSum, SummedReplies
 from fedbus.learning.flower.private_api import (
     NUMPY,
     BorrowedArray,
@@ -62,7 +63,12 @@ def aggregate_train(
         result: tuple[ArrayRecord | None, MetricRecord | None] = _STOCK_AGGREGATE(self, server_round, replies)
         return result
     mean = WeightedMean(self.weighted_by_key)
-    outlines = [mean.add(reply) for reply in replies]
+    if isinstance(replies, SummedReplies):
+        outlines = list(replies)
+        for partial in replies.sums:
+            mean.add_sum(partial)
+    else:
+        outlines = [mean.add(reply) for reply in replies]
     valid = check_replies(self, outlines)
     if not valid:
         return None, None
@@ -99,11 +105,42 @@ class WeightedMean:
         """
         if reply.has_error():
             return reply
-        weight = update_weight(reply.content, self._weighted_by)
-        record = single_array_record(reply.content)
+        return build_message(reply.metadata, content=self.add_content(reply.content))
+
+    def add_content(self, content: RecordDict) -> RecordDict:
+        """Add the arrays of *content*, and return it with empty arrays."""
+        weight = update_weight(content, self._weighted_by)
+        record = single_array_record(content)
         if weight is not None and record is not None and self._has_expected_keys(record):
             self._add(record, weight)
-        return build_message(reply.metadata, content=self._outline_of(reply.content))
+        return self._outline_of(content)
+
+    def add_sum(self, partial: PartialSum) -> None:
+        """Add the sum of several updates. One with other names than the first is not added, as with an update."""
+        if self._has_expected_keys(partial.arrays):
+            self._total += partial.weight
+            for key, array in partial.arrays.items():
+                self._add_array(key, array_view(array), 1.0, partial.dtypes.get(key))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was added."""
+        return not self._sums
+
+    @property
+    def total_weight(self) -> float:
+        return self._total
+
+    def sums(self) -> ArrayRecord:
+        """Return the sum of the weighted arrays, which are not copied."""
+        record = ArrayRecord()
+        for key, weighted_sum in self._sums.items():
+            record[key] = weighted_sum.array()
+        return record
+
+    def dtypes(self) -> dict[str, str]:
+        """Return the dtypes of the mean, of the arrays that are summed in another one."""
+        return {key: str(one.dtype) for key, one in self._sums.items() if one.dtype != one.array().dtype}
 
     def arrays(self) -> ArrayRecord:
         """Return the mean. The arrays of the record are not copied."""
@@ -120,11 +157,15 @@ class WeightedMean:
     def _add(self, record: ArrayRecord, weight: float) -> None:
         self._total += weight
         for key, array in record.items():
-            values = array_view(array)
-            if key in self._sums:
-                self._sums[key].add(values, weight)
-            else:
-                self._sums[key] = _WeightedSum(values, weight)
+            self._add_array(key, array_view(array), weight)
+
+    def _add_array(
+        self, key: str, values: np.ndarray[Any, Any], weight: float, dtype: str | None = None
+    ) -> None:
+        if key in self._sums:
+            self._sums[key].add(values, weight)
+        else:
+            self._sums[key] = _WeightedSum(values, weight, dtype)
 
     def _outline_of(self, content: RecordDict) -> RecordDict:
         return RecordDict(
@@ -147,9 +188,11 @@ class _WeightedSum:
     float16 is summed in float32.
     """
 
-    def __init__(self, first: np.ndarray[Any, Any], weight: float) -> None:
-        self._dtype = (np.empty(0, first.dtype) * 0.5).dtype  # Flower multiplies by a Python float
-        sum_dtype = np.dtype(np.float32) if self._dtype == np.float16 else self._dtype
+    def __init__(self, first: np.ndarray[Any, Any], weight: float, dtype: str | None = None) -> None:
+        mean_dtype = (np.empty(0, first.dtype) * 0.5).dtype  # Flower multiplies by a Python float
+        self.dtype = np.dtype(dtype or mean_dtype)
+        """The dtype of the mean."""
+        sum_dtype = np.dtype(np.float32) if self.dtype == np.float16 else self.dtype
         header = npy.make_header(sum_dtype, first.shape)
         self._blob = bytearray(len(header) + first.size * sum_dtype.itemsize)
         self._blob[: len(header)] = header
@@ -166,9 +209,13 @@ class _WeightedSum:
     def scaled(self, scale: float) -> Array:
         """Multiply the sum by *scale* in place, and return it."""
         self._sum *= scale
-        if self._sum.dtype != self._dtype:
-            return Array(np.asarray(self._sum.astype(self._dtype)))
-        return BorrowedArray(str(self._dtype), self._sum.shape, NUMPY, memoryview(self._blob))
+        if self._sum.dtype != self.dtype:
+            return Array(np.asarray(self._sum.astype(self.dtype)))
+        return self.array()
+
+    def array(self) -> BorrowedArray:
+        """Return the sum as it is."""
+        return BorrowedArray(str(self._sum.dtype), self._sum.shape, NUMPY, memoryview(self._blob))
 
 
 def _add_with_torch(total: np.ndarray[Any, Any], values: np.ndarray[Any, Any], weight: float) -> bool:

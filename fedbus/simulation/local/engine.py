@@ -17,7 +17,17 @@ from typing import BinaryIO, Final
 from fedbus.contracts.model import MAX_INLINE_BYTES
 from fedbus.learning.library import BadTask
 from fedbus.learning.payload import Payload
-from fedbus.simulation.engine import EngineFailed, Event, Order, Replies, WorkerJob, WorkerLost
+from fedbus.simulation.engine import (
+    EngineFailed,
+    Event,
+    Order,
+    ReleasePayload,
+    Replies,
+    SumTaken,
+    WorkerJob,
+    WorkerLost,
+    WorkerStarted,
+)
 from fedbus.simulation.local import frames
 from fedbus.simulation.local.frames import FrameReader, PeerClosed
 from fedbus.simulation.local.shared_memory import write_shared
@@ -27,8 +37,9 @@ from fedbus.simulation.local.template import (
     WorkerExited,
     WorkerForked,
     environment,
+    kill_group,
 )
-from fedbus.simulation.local.worker_process import CloseWorker, PlacePayload, ReleasePayload
+from fedbus.simulation.local.worker_process import CloseWorker, PlacePayload
 
 TEMPLATE_PROGRAM: Final = (
     "import sys; from fedbus.simulation.local.template import main; main(int(sys.argv[1]))"
@@ -232,6 +243,11 @@ class LocalEngine:
                     events += self._read_worker(link)
         return events
 
+    def kill(self, worker: int) -> None:
+        link = self._links[worker]
+        if link is not None and link.pid and not link.has_ended:
+            kill_group(link.pid)
+
     def wake(self) -> None:
         with suppress(BlockingIOError):
             os.write(self._wake, b"\0")
@@ -241,8 +257,8 @@ class LocalEngine:
         try:
             while (frame := link.reader.read()) is not None:
                 event, data = frame
-                assert isinstance(event, Replies)
-                events.append(replace(event, buffers=[data]))
+                has_buffers = isinstance(event, Replies | SumTaken)
+                events.append(replace(event, buffers=[data]) if has_buffers else event)
                 self._losses_in_a_row = 0
         except PeerClosed:
             self._end_link(link)
@@ -272,6 +288,7 @@ class LocalEngine:
                         link = self._links[number]
                         if link is not None:
                             link.pid = pid
+                            events.append(WorkerStarted(number))
                     case WorkerExited() as exited:
                         events += self._replace_worker(exited)
                     case _:
@@ -324,9 +341,8 @@ class LocalEngine:
             except subprocess.TimeoutExpired:
                 self._template.kill()
                 self._template.wait()
-            for pid in self.processes()[1:]:
-                with suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)
+                for pid in self.processes()[1:]:
+                    kill_group(pid)
         for link in self._links:
             if link is not None:
                 self._end_link(link)

@@ -3,9 +3,10 @@
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fedbus.simulation.engine import MessageBatch, Replies, WorkerJob
+from fedbus.simulation.engine import Event, MessageBatch, ReleasePayload, Replies, SumTaken, WorkerJob
 from fedbus.simulation.local import frames
 from fedbus.simulation.local.frames import FrameReader, PeerClosed
 from fedbus.simulation.local.shared_memory import map_shared
@@ -18,11 +19,6 @@ class PlacePayload:
 
     payload: int
     data: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ReleasePayload:
-    payload: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +52,24 @@ class _WorkerProcess:
         while True:
             order, _ = self._reader.read() or (CloseWorker(), None)
             match order:
-                case MessageBatch():
-                    for event in self._worker.handle(order, self._payloads[order.payload]):
-                        self._send(event)
+                case CloseWorker():
+                    self._worker.close()
+                    return
                 case PlacePayload(payload=payload, data=data):
                     self._payloads[payload] = (
                         map_shared(self._reader.descriptors.pop(0)) if data is None else data
                     )
-                case ReleasePayload(payload=payload):
-                    self._payloads.pop(payload, None)
                 case _:
-                    self._worker.close()
-                    return
+                    content = self._payloads[order.payload] if isinstance(order, MessageBatch) else b""
+                    for event in self._worker.handle(order, content):
+                        self._send(event)
+                    if isinstance(order, ReleasePayload):
+                        self._payloads.pop(order.payload, None)
 
-    def _send(self, event: Replies) -> None:
+    def _send(self, event: Event) -> None:
         """Send an event. The payloads of the replies follow it, and are not pickled."""
-        frames.send(self._sock, frames.dump(replace(event, buffers=()), event.buffers))
+        buffers: Sequence[bytes | memoryview] = ()
+        if isinstance(event, Replies | SumTaken):
+            buffers = event.buffers
+            event = replace(event, buffers=())
+        frames.send(self._sock, frames.dump(event, buffers))

@@ -1,0 +1,180 @@
+"""The virtual clock of a simulation with a profile: when each reply arrives, and in which order. No I/O.
+
+The time of a reply is known when a worker has computed it. Until then, a lower bound is known. So the next event is
+certain as soon as no reply that is not computed can arrive before it:
+
+    sent ──▶ computed by a worker ──▶ arrives at its virtual time, or the limit of the message passes
+"""
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from fedbus.simulation.profiles.conditions import Conditions
+
+FOREVER: Final = math.inf
+
+
+@dataclass(slots=True)
+class _Transit:
+    """A message and its reply, on their way."""
+
+    number: int
+    client: str
+    kind: str
+    message: int
+    """The number of the message among those to this client."""
+    sent_at: float
+    deadline: float
+    download_bytes: int
+    is_certain: bool = False
+    """Whether the time of the reply is known."""
+    arrives_at: float = FOREVER
+    is_over: bool = False
+    """Whether its limit has passed before a worker has computed the reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransitEnd:
+    """The reply to message *number* arrives at *time*, or there is none until *time*."""
+
+    number: int
+    time: float
+    has_arrived: bool
+
+
+@dataclass(order=True, slots=True)
+class _Entry:
+    time: float
+    number: int
+    is_certain: bool = field(compare=False)
+
+
+class VirtualTime:
+    """The clock, and the messages on their way under *conditions*."""
+
+    def __init__(self, conditions: Conditions, clients: Sequence[str]) -> None:
+        self.now = 0.0
+        self._conditions = conditions
+        self._clients = list(clients)
+        self._transits: dict[int, _Transit] = {}
+        self._heap: list[_Entry] = []
+        self._message_counts: Counter[str] = Counter()
+        self._free_at: dict[str, float] = {}
+        self._present: list[str] = []
+        self._present_until = -1.0
+
+    # --- clients ------------------------------------------------------------------------------
+
+    def present(self) -> list[str]:
+        """Return the clients that are available now."""
+        if self.now >= self._present_until:
+            self._present = [
+                client for client in self._clients if self._conditions.is_available(client, self.now)
+            ]
+            self._present_until = min(
+                self._conditions.next_availability_change(client, self.now) for client in self._clients
+            )
+        return self._present
+
+    def next_presence_change(self) -> float:
+        """Return the next time at which `present` may change; infinity if it never does."""
+        self.present()
+        return self._present_until
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def send(self, number: int, client: str, kind: str, *, download_bytes: int, limit_s: float) -> bool:
+        """Send a message now. Return whether the client receives it, so that a worker has to compute the reply."""
+        count = self._message_counts[client]
+        self._message_counts[client] += 1
+        transit = _Transit(number, client, kind, count, self.now, self.now + limit_s, download_bytes)
+        self._transits[number] = transit
+        is_received = self._conditions.receives(client, count)
+        if is_received:
+            bound = self._conditions.earliest_arrival(
+                client,
+                count,
+                sent_at=self.now,
+                kind=kind,
+                download_bytes=download_bytes,
+                free_at=self._free_at.get(client, 0.0),
+            )
+        else:
+            transit.is_certain, bound = True, FOREVER
+        self._push(transit, bound)
+        return is_received
+
+    def compute(self, number: int, *, train_s: float, upload_bytes: int, samples: int = 0) -> None:
+        """Record that a worker has computed the reply to message *number*, with the measured training time."""
+        transit = self._transits.get(number)
+        if transit is None or transit.is_certain:
+            return
+        arrival = self._conditions.exchange(
+            transit.client,
+            transit.message,
+            sent_at=transit.sent_at,
+            kind=transit.kind,
+            download_bytes=transit.download_bytes,
+            upload_bytes=upload_bytes,
+            train_s=train_s,
+            samples=samples,
+            free_at=self._free_at.get(transit.client, 0.0),
+        )
+        self._free_at[transit.client] = arrival.free_at
+        if transit.is_over:
+            del self._transits[number]
+            return
+        transit.is_certain, transit.arrives_at = True, arrival.at
+        self._push(transit, arrival.at)
+
+    def drop(self, number: int) -> None:
+        """Forget a message whose reply has been decided otherwise."""
+        self._transits.pop(number, None)
+
+    # --- time ---------------------------------------------------------------------------------
+
+    def advance(self, until: float) -> TransitEnd | None:
+        """Move the clock to the next event, at most to *until*, and return the event.
+
+        None: the clock is at *until*, or the next event depends on replies that are not computed. Then the clock has
+        not moved, and is before *until*.
+        """
+        entry = self._peek()
+        if entry is None or entry.time > until:
+            if not math.isinf(until):
+                self.now = max(self.now, until)
+            return None
+        if not entry.is_certain:
+            return None
+        heapq.heappop(self._heap)
+        transit = self._transits[entry.number]
+        transit.is_over = True
+        if transit.is_certain:
+            del self._transits[entry.number]  # else it makes its client busy when it is computed
+        self.now = max(self.now, entry.time)
+        return TransitEnd(entry.number, entry.time, has_arrived=transit.arrives_at <= transit.deadline)
+
+    @property
+    def waits_for_workers(self) -> bool:
+        """Whether the next event depends on replies that are not computed."""
+        entry = self._peek()
+        return entry is not None and not entry.is_certain
+
+    def _push(self, transit: _Transit, time: float) -> None:
+        """Add the time of *transit*, or its limit: that is certain if no reply can come before it."""
+        is_certain = transit.is_certain or time > transit.deadline
+        heapq.heappush(self._heap, _Entry(min(time, transit.deadline), transit.number, is_certain))
+
+    def _peek(self) -> _Entry | None:
+        """Return the first entry that still counts."""
+        while self._heap:
+            entry = self._heap[0]
+            transit = self._transits.get(entry.number)
+            if transit is not None and not transit.is_over and entry.is_certain >= transit.is_certain:
+                return entry
+            heapq.heappop(self._heap)
+        return None
