@@ -26,7 +26,7 @@ from fedbus.simulation.fault_proxy.proxy import fault_proxy
 from fedbus.simulation.profiles.assignment import NO_GROUP, group_of_device
 from fedbus.simulation.profiles.conditions import DeviceConditions
 from fedbus.simulation.profiles.errors import ProfileError
-from fedbus.simulation.profiles.schema import Group, Profile, Training
+from fedbus.simulation.profiles.schema import Group, Profile, TrainingTime
 
 HOST: Final = "127.0.0.1"
 DEFAULT_PORTS: Final = {"nats": 4222, "tls": 4222, "ws": 80, "wss": 443}
@@ -140,7 +140,9 @@ def _check_on_real_device(name: str, group: Group) -> None:
 
 
 def _work_conditions(conditions: DeviceConditions, kind: str, numbers: Sequence[int]) -> WorkConditions:
-    training: Training | None = conditions.group.training if kind == "train" else conditions.group.evaluation
+    training: TrainingTime | None = (
+        conditions.group.training if kind == "train" else conditions.group.evaluation
+    )
     if training is None:
         training = conditions.group.training
         return WorkConditions(slowdown=training.slowdown if training.is_measured else 1.0)

@@ -23,7 +23,7 @@ from typing import Final, Literal, TypeAlias
 from fedbus.simulation.profiles.assignment import NO_GROUP, assign_groups, unlimited_group
 from fedbus.simulation.profiles.draws import draw_uniform, exponential_quantile
 from fedbus.simulation.profiles.durations import AnyDuration
-from fedbus.simulation.profiles.schedules import AllOf, PeriodicSchedule, RandomSchedule, Schedule
+from fedbus.simulation.profiles.schedules import AllOf, ConnectionSchedule, PeriodicSchedule, RandomSchedule
 from fedbus.simulation.profiles.schema import DAY_S, AnyDelay, Availability, Group, Profile
 
 Direction: TypeAlias = Literal["download", "upload"]
@@ -272,7 +272,7 @@ class DeviceConditions:
     # --- connection -----------------------------------------------------------------------------
 
     @cached_property
-    def connection(self) -> Schedule:
+    def connection(self) -> ConnectionSchedule:
         """On while the client is available and its connection is not interrupted."""
         interruptions = self.group.disconnections
         if interruptions is None:
@@ -286,7 +286,7 @@ class DeviceConditions:
         return AllOf([self.availability, RandomSchedule(duration)])
 
     @cached_property
-    def availability(self) -> Schedule:
+    def availability(self) -> ConnectionSchedule:
         pattern = self.group.availability
         if pattern is None:
             return AllOf([])
@@ -296,14 +296,14 @@ class DeviceConditions:
             return PeriodicSchedule(pattern.intervals_s, pattern.repeat_s or math.inf)
         return self._random_schedule(pattern)
 
-    def _daily_schedule(self, pattern: Availability) -> Schedule:
+    def _daily_schedule(self, pattern: Availability) -> ConnectionSchedule:
         intervals = list[tuple[float, float]]()
         for start, stop in pattern.hours or ():
             intervals += [(start, stop)] if start < stop else [(0.0, stop), (start, DAY_S)]
         zone_s = 3600 * pattern.spread_h * self._draw("time zone", 0)
         return PeriodicSchedule(sorted(intervals), DAY_S, shift_s=self._time_of_day_s + zone_s)
 
-    def _random_schedule(self, pattern: Availability) -> Schedule:
+    def _random_schedule(self, pattern: Availability) -> ConnectionSchedule:
         share = pattern.share or 1.0
         if share == 1:
             return AllOf([])

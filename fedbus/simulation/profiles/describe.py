@@ -10,7 +10,7 @@ from fedbus.simulation.profiles.durations import (
     NormalDuration,
     UniformDuration,
 )
-from fedbus.simulation.profiles.schema import AnyDelay, Availability, Group, Training
+from fedbus.simulation.profiles.schema import AnyDelay, Availability, Group, TrainingTime
 
 NONE: Final = "-"
 
@@ -31,7 +31,7 @@ def describe_group(group: Group) -> dict[str, str]:
     }
 
 
-def describe_training(training: Training) -> str:
+def describe_training(training: TrainingTime) -> str:
     factor = "" if training.slowdown == 1 else f"{training.slowdown:g} × "
     if training.seconds is not None:
         return factor + describe_duration(training.seconds)

@@ -150,7 +150,7 @@ def _read_text(source: str) -> tuple[str, str]:
 
 
 def _builtin_folder() -> Any:  # a Traversable, whose module differs between versions of Python
-    return resources.files("fedbus.simulation.profiles").joinpath("builtin")
+    return resources.files(__package__).joinpath("builtin")
 
 
 # --- parameters ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ MAX_CHANGES: Final = 100_000
 """The limit of changes that a search for the next one passes over."""
 
 
-class Schedule(Protocol):
+class ConnectionSchedule(Protocol):
     """A state that changes at known times."""
 
     def is_on(self, at: float) -> bool: ...
@@ -100,7 +100,7 @@ class RandomSchedule:
 class AllOf:
     """On while all *schedules* are on."""
 
-    def __init__(self, schedules: Sequence[Schedule]) -> None:
+    def __init__(self, schedules: Sequence[ConnectionSchedule]) -> None:
         self._schedules = schedules
 
     def is_on(self, at: float) -> bool:

@@ -99,7 +99,7 @@ Delay: TypeAlias = Annotated[
 """A `Duration` that occurs with a probability."""
 
 
-class Training(ProfileSection):
+class TrainingTime(ProfileSection):
     """How long a client trains. At most one of *seconds* and *seconds_per_sample*."""
 
     slowdown: Annotated[float, Field(gt=0, le=10_000)] = 1.0
@@ -212,8 +212,8 @@ class Group(ProfileSection):
     """The number of clients."""
     clients: Sequence[Annotated[str, StringConstraints(min_length=1, max_length=63)]] | None = None
     """The names of the clients. ``*`` stands for any characters: ``jetson-*``."""
-    training: Training = Training()
-    evaluation: Training | None = None
+    training: TrainingTime = TrainingTime()
+    evaluation: TrainingTime | None = None
     """As *training*, for the evaluation of a model and for queries. Default: the measured time with the same
     slowdown; 0 s if the time of *training* is not measured."""
     delay: Delay | None = None
