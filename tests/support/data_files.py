@@ -23,13 +23,15 @@ def write_idx(file: Path, array: NDArray[np.uint8]) -> None:
     file.write_bytes(gzip.compress(idx_bytes(array)) if file.suffix == ".gz" else idx_bytes(array))
 
 
-def write_mnist(folder: Path, labels: list[int], *, test: int = 2, suffix: str = ".gz") -> NDArray[np.uint8]:
+def write_mnist(
+    folder: Path, labels: list[int], *, test: int = 2, suffix: str = ".gz", size: int = 4
+) -> NDArray[np.uint8]:
     """Write a training set with *labels*, and *test* test samples; return the training images."""
-    images = random_images(len(labels), 4, 4)
+    images = random_images(len(labels), size, size)
     write_idx(folder / f"train-images-idx3-ubyte{suffix}", images)
     write_idx(folder / f"train-labels-idx1-ubyte{suffix}", np.array(labels, np.uint8))
-    write_idx(folder / f"t10k-images-idx3-ubyte{suffix}", random_images(test, 4, 4, seed=1))
-    write_idx(folder / f"t10k-labels-idx1-ubyte{suffix}", np.arange(test, dtype=np.uint8))
+    write_idx(folder / f"t10k-images-idx3-ubyte{suffix}", random_images(test, size, size, seed=1))
+    write_idx(folder / f"t10k-labels-idx1-ubyte{suffix}", np.arange(test, dtype=np.uint8) % 10)
     return images
 
 
