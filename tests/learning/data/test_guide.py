@@ -35,7 +35,7 @@ def test_the_flower_app_of_the_guide_gets_its_partition() -> None:
     exec(FLOWER_APP, names)
     set_process_identity(1)
     message = Message(RecordDict(), dst_node_id=1, message_type="train")
-    config = {"partition-id": 1, "num-partitions": 3}
+    config: dict[str, bool | float | int | str] = {"partition-id": 1, "num-partitions": 3}
     reply = names["app"](message, Context(1, 1, node_config=config, state=RecordDict(), run_config={}))
     metrics = reply.content["metrics"]
     assert isinstance(metrics, MetricRecord)
