@@ -116,6 +116,8 @@ class FakeKubernetes:
         manifest = await request.json()
         kubernetes_validate.validate(manifest, VERSION, strict=True)
         name = manifest["metadata"]["name"]
+        if name in self.jobs:  # the client has repeated a request whose response came too late
+            return _status(409, f'jobs.batch "{name}" already exists')
         manifest["metadata"] |= {"namespace": NAMESPACE, "resourceVersion": str(next(self._version))}
         manifest["status"] = {"active": 1}
         self.created.append(manifest)
@@ -125,11 +127,11 @@ class FakeKubernetes:
         assert program == "python3"
         log, termination_log = self.directory / f"{name}.log", self.directory / f"{name}.last-word"
         assert variables[ANSWER_VARIABLE] == container.get("terminationMessagePath", "/dev/termination-log")
+        self.jobs[name] = job = FakeJob(manifest, None, log, termination_log)
         if self.pending_pod_status is not None or self.pod_creation_error:
-            self.jobs[name] = FakeJob(manifest, None, log, termination_log)
             return web.json_response(manifest, status=201)
         with log.open("wb") as output:
-            process = await asyncio.create_subprocess_exec(
+            job.child = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *arguments,
                 env=os.environ | variables | {ANSWER_VARIABLE: str(termination_log)} | self.environment,
@@ -137,8 +139,6 @@ class FakeKubernetes:
                 stdout=output,
                 stderr=output,
             )
-        job = FakeJob(manifest, process, log, termination_log)
-        self.jobs[name] = job
         job.watch = asyncio.create_task(self._watch_process(job))
         return web.json_response(manifest, status=201)
 
@@ -187,7 +187,8 @@ class FakeKubernetes:
         job = self.jobs.get(name)
         if job is None or self.pod_creation_error:
             return web.json_response({"items": []})
-        status = self.pending_pod_status if job.child is None else _status_of(job)
+        pending = self.pending_pod_status or {"phase": "Pending"}
+        status = pending if job.child is None else _status_of(job)
         return web.json_response({"items": [{"metadata": {"name": f"{name}-abcde"}, "status": status}]})
 
     async def _events(self, request: web.Request) -> web.Response:

@@ -238,7 +238,7 @@ async def test_closing_the_grid_ends_a_blocked_app_at_once(tmp_path: Path, block
         blobs = fed.bus.blobs
         blobs.stall_after = 1  # c2 gets the model
         if blocked != "waiting for nodes":
-            fed.add("c2", step=1, samples=1)
+            fed.add("c2", step=1, samples=1).is_silent = blocked == "in its replies"
         run = asyncio.create_task(fed.run(initial_model()))
         if blocked == "in its replies":
             await eventually(lambda: bool(silent.received_messages))
