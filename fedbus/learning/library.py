@@ -393,6 +393,8 @@ class ClientResponse:
     `fedbus.learning.round_metrics`."""
     train_s: float | None = None
     """The time in the task's code; None is that of `ClientSession.handle`."""
+    samples: int = 0
+    """The number of samples that the client trained or evaluated with; 0 if it is not known."""
     created_at: float = field(default_factory=time.time)
     ttl_s: float | None = None
     """None is that of the message."""

@@ -141,6 +141,8 @@ class WorkerReply:
     metrics: Mapping[str, float] = field(default_factory=dict)
     has_state: bool = True
     """Whether the client has state in its session now."""
+    samples: int = 0
+    """Those of `ClientResponse`."""
 
 
 @dataclass(frozen=True, slots=True)

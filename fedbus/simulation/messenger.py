@@ -592,6 +592,11 @@ class SimulationMessenger:
 
     def _on_reply(self, worker: int, reply: WorkerReply, data: memoryview | None) -> None:
         self._schedule.finish(reply.number, worker, reply.seconds, has_state=reply.has_state)
+        train_s = reply.train_s
+        if self._virtual is not None:
+            train_s = self._virtual.compute(
+                reply.number, train_s=train_s, upload_bytes=reply.size or 0, samples=reply.samples
+            )
         exchange = self._exchanges.get(reply.number)
         if exchange is None:  # the limit of the message has passed
             return
@@ -609,16 +614,14 @@ class SimulationMessenger:
             data=data,
             error=reply.error,
             metrics=reply.metrics,
-            timing=ExchangeTiming(message.client, now - reply.seconds, now, reply.train_s),
+            timing=ExchangeTiming(message.client, now - reply.seconds, now, train_s),
         )
         exchange.answer = answer
         if call.is_detached:
             self._close_exchange(exchange)
-        elif self._virtual is not None:
-            self._virtual.compute(reply.number, train_s=reply.train_s, upload_bytes=reply.size or 0)
-        elif call.sum_request is None or reply.error is not None:
+        elif self._virtual is None and (call.sum_request is None or reply.error is not None):
             self._deliver(exchange, answer)
-        else:
+        elif self._virtual is None:
             self._unsummed.setdefault((worker, call.number), []).append(exchange)
             call.done += 1
             self._report(call)

@@ -108,11 +108,14 @@ class VirtualTime:
         self._push(transit, bound)
         return is_received
 
-    def compute(self, number: int, *, train_s: float, upload_bytes: int, samples: int = 0) -> None:
-        """Record that a worker has computed the reply to message *number*, with the measured training time."""
+    def compute(self, number: int, *, train_s: float, upload_bytes: int, samples: int = 0) -> float:
+        """Record that a worker has computed the reply to message *number*, with the measured training time.
+
+        Return the training time on the client's device.
+        """
         transit = self._transits.get(number)
         if transit is None or transit.is_certain:
-            return
+            return train_s
         arrival = self._conditions.exchange(
             transit.client,
             transit.message,
@@ -127,9 +130,10 @@ class VirtualTime:
         self._free_at[transit.client] = arrival.free_at
         if transit.is_over:
             del self._transits[number]
-            return
+            return arrival.train_s
         transit.is_certain, transit.arrives_at = True, arrival.at
         self._push(transit, arrival.at)
+        return arrival.train_s
 
     def drop(self, number: int) -> None:
         """Forget a message whose reply has been decided otherwise."""

@@ -140,6 +140,7 @@ class SimulationWorker:
             response.error,
             response.metrics,
             self._sessions.has_state(item.client),
+            response.samples,
         )
         return reply, [] if payload is None else payload.buffers
 

@@ -108,10 +108,16 @@ class WorkConditions(BaseModel):
     """The factor of the measured time."""
     seconds: tuple[float, ...] = ()
     """Instead of the measured time, if that is shorter: one value for each message of the run, used in turn."""
+    seconds_per_sample: float = 0.0
+    """Instead of the measured time, if that is shorter and *seconds* is empty; 0 is the measured time."""
 
-    def work_s(self, number: int, measured_s: float) -> float:
+    def work_s(self, number: int, measured_s: float, samples: int) -> float:
         """Return the time for message *number*, which is not shorter than the measured one."""
-        wanted_s = self.seconds[number % len(self.seconds)] if self.seconds else self.slowdown * measured_s
+        wanted_s = self.slowdown * measured_s
+        if self.seconds:
+            wanted_s = self.seconds[number % len(self.seconds)]
+        elif self.seconds_per_sample:
+            wanted_s = self.seconds_per_sample * samples
         return max(measured_s, wanted_s)
 
 

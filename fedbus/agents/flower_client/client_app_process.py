@@ -211,7 +211,7 @@ class ClientAppProcess:
         is_training = message.message_type.partition(".")[0] == "train"
         measured_s = response.train_s or 0.0
         work = conditions.training if is_training else conditions.evaluation
-        work_s = work.work_s(number, measured_s)
+        work_s = work.work_s(number, measured_s, response.samples)
         delay_s = conditions.delay_s(number) if is_training else 0.0
         if (wait_s := work_s - measured_s + delay_s) > 0:
             with self._phase_span("delay", message):

@@ -105,7 +105,7 @@ def emulate_device(
     *group* is the name of its group, "" for none; None chooses it by the client's name or by chance.
 
     Raises:
-        ProfileError: there is no such group, or the profile works in simulations only.
+        ProfileError: there is no such group, or *nats_url* is not that of one server.
 
     """
     chosen_seed = profile.seed if seed is None else seed
@@ -113,7 +113,6 @@ def emulate_device(
     if name != NO_GROUP and name not in profile.groups:
         raise ProfileError(f"the profile has no group {name!r}. Its groups are: {', '.join(profile.groups)}")
     chosen = Group() if name == NO_GROUP else profile.groups[name]
-    _check_on_real_device(name, chosen)
     url = urlsplit(nats_url)
     if "," in nats_url or url.hostname is None:
         raise ProfileError(f"{nats_url!r} is not the URL of one nats-server, which a profile needs")
@@ -130,15 +129,6 @@ def emulate_device(
     )
 
 
-def _check_on_real_device(name: str, group: Group) -> None:
-    for phase, training in (("training", group.training), ("evaluation", group.evaluation)):
-        if training is not None and training.seconds_per_sample is not None:
-            raise ProfileError(
-                f"group {name!r}: `{phase}.seconds-per-sample` works in simulations only, since the time of a real "
-                "training is known when it has ended. Use `slowdown` or `seconds`"
-            )
-
-
 def _work_conditions(conditions: DeviceConditions, kind: str, numbers: Sequence[int]) -> WorkConditions:
     training: TrainingTime | None = (
         conditions.group.training if kind == "train" else conditions.group.evaluation
@@ -148,6 +138,8 @@ def _work_conditions(conditions: DeviceConditions, kind: str, numbers: Sequence[
         return WorkConditions(slowdown=training.slowdown if training.is_measured else 1.0)
     if training.is_measured:
         return WorkConditions(slowdown=training.slowdown)
+    if training.seconds_per_sample is not None:
+        return WorkConditions(seconds_per_sample=training.slowdown * training.seconds_per_sample)
     return WorkConditions(seconds=tuple(conditions.work_s(number, kind, 0.0, 0) for number in numbers))
 
 

@@ -39,6 +39,7 @@ from fedbus.learning.stale_updates import UpdateRefused
 
 RUN_CONFIG_CHANGED: Final = "the ClientApp changed `context.run_config`, which Flower does not allow"
 
+NUM_EXAMPLES_KEY: Final = "num-examples"
 METRIC_PREFIXES: Final = {"train": "train_", "evaluate": "eval_"}
 """Prefixes of metric names, by the first part of Flower's message type."""
 
@@ -181,9 +182,16 @@ def _make_response(
         payload=Payload.pack(encoded.buffers, as_blob=encoded.has_arrays),
         metrics=client_metrics(message.kind, content),
         train_s=train_s,
+        samples=_count_samples(content),
         created_at=reply.metadata.created_at,
         ttl_s=reply.metadata.ttl,
     )
+
+
+def _count_samples(content: RecordDict) -> int:
+    """Return the first ``num-examples`` of the reply, the key by which Flower's strategies weigh it; 0 without one."""
+    counts = (record.get(NUM_EXAMPLES_KEY) for record in content.metric_records.values())
+    return next((int(count) for count in counts if isinstance(count, int | float) and count >= 0), 0)
 
 
 def _make_error(

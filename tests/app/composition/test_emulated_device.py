@@ -64,11 +64,18 @@ async def test_trainer_gets_the_delays_of_its_run(tmp_path: Path) -> None:
 
 def test_work_is_never_shorter_than_measured() -> None:
     conditions = emulate({"all": {"training": {"seconds": 2.0}}}).trainer_conditions("tiny-1")
-    assert conditions.training.work_s(7, 0.5) == 2.0
-    assert conditions.training.work_s(7, 3.0) == 3.0
-    assert conditions.evaluation.work_s(7, 0.5) == 0.5
+    assert conditions.training.work_s(7, 0.5, 10) == 2.0
+    assert conditions.training.work_s(7, 3.0, 10) == 3.0
+    assert conditions.evaluation.work_s(7, 0.5, 10) == 0.5
     slow = emulate({"all": {"training": {"slowdown": 4}}}).trainer_conditions("tiny-1")
-    assert (slow.training.work_s(0, 0.5), slow.evaluation.work_s(0, 0.5)) == (2.0, 2.0)
+    assert (slow.training.work_s(0, 0.5, 10), slow.evaluation.work_s(0, 0.5, 10)) == (2.0, 2.0)
+
+
+def test_work_by_samples() -> None:
+    conditions = emulate(
+        {"all": {"training": {"seconds-per-sample": 0.1, "slowdown": 2}}}
+    ).trainer_conditions("tiny-1")
+    assert conditions.training.work_s(0, 0.5, 10) == 2.0
 
 
 def test_lost_messages_are_those_of_the_simulation() -> None:
@@ -84,11 +91,6 @@ def test_lost_messages_are_those_of_the_simulation() -> None:
     ("groups", "options", "text"),
     [
         ({"slow": {}}, {"group": "fast"}, "the profile has no group 'fast'. Its groups are: slow"),
-        (
-            {"slow": {"training": {"seconds-per-sample": 0.1}}},
-            {},
-            "group 'slow': `training.seconds-per-sample` works in simulations only",
-        ),
         ({"slow": {}}, {"url": "nats://a:1,nats://b:1"}, "is not the URL of one nats-server"),
         ({"slow": {"count": 1}}, {}, "Choose its group: slow"),
     ],
