@@ -27,16 +27,18 @@ def merge_update(
 ) -> Arrays:
     """Return what *update*, of a client that began with *start*, contributes to the aggregation on *current*.
 
-    *update* has the names and shapes of *start*.
+    If *start* has no arrays, the client began without a model: its update is mixed, since there is no change to apply.
 
     Raises:
-        UpdateRefused: *current* has other arrays than *start*.
+        UpdateRefused: *update* has other names or shapes than *start*, or than *current* if the model has changed.
 
     """
+    if start:
+        check_same_shapes(update, start)
     if merge.keeps_update:
         return dict(update)
     check_same_shapes(update, current, of_model="the current model")
-    if merge.rule is MergeRule.MIX:
+    if merge.rule is MergeRule.MIX or not start:
         return {name: mix(array, current[name], merge.weight) for name, array in update.items()}
     return {name: rebase(array, start[name], current[name], merge.weight) for name, array in update.items()}
 

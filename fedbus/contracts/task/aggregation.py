@@ -121,8 +121,9 @@ class AggregationTable(ConfigSection):
             ValueError: a key is unknown, or a value is invalid. The text is one line.
 
         """
+        own = {field.alias or name: getattr(self, name) for name, field in type(self).model_fields.items()}
         try:
-            return type(self).model_validate({**self.model_dump(), **values})
+            return type(self).model_validate({**own, **values}) if values else self
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))

@@ -9,12 +9,16 @@ without it. A round without any update keeps the weights.
 
 import random
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import structlog
 
-from fedbus.contracts.task.aggregation import StrategyName
+from fedbus.contracts.task.aggregation import AggregationMode, StrategyName
+from fedbus.learning.aggregation_planner import Merge, make_planner
+from fedbus.learning.functions.compressed_weights import ENCODINGS_KEY, decode_weights
 from fedbus.learning.functions.library import DEFAULT_ROUNDS
 from fedbus.learning.functions.message_codec import BadContent, Content, decode, encode, to_metrics
 from fedbus.learning.functions.signatures import FunctionName
@@ -32,13 +36,16 @@ from fedbus.learning.library import (
     ClientReply,
     ErrorCode,
     Messenger,
+    ModeUnsupported,
     OnRound,
     OutgoingMessage,
     ServerJob,
     TrainingFailed,
 )
+from fedbus.learning.mode_driver import ModeDriver, Request, TakenUpdate
 from fedbus.learning.payload import Payload
 from fedbus.learning.round_log import RoundLog
+from fedbus.learning.stale_updates import UpdateRefused, merge_update
 from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_difference
 
 LOST_CODES: Final = {ErrorCode.NO_REPLY, ErrorCode.CLIENT_LOST, ErrorCode.MESSAGE_UNAVAILABLE}
@@ -98,7 +105,9 @@ class FunctionsServer:
     def __init__(self, job: ServerJob, module: TaskModule) -> None:
         self._job = job
         self._module = module
-        self._table = job.task.table.aggregation
+        self._table = job.aggregation
+        self._driver: ModeDriver[Weights] | None = None
+        """The exchanges of an aggregation mode other than ``sync``."""
         self._round = 0
         self._weights: Weights = {}
         self._expected: Weights = {}
@@ -114,15 +123,22 @@ class FunctionsServer:
         """Train the remaining rounds, and return the final weights; None if there are none.
 
         Raises:
-            TrainingFailed: a function of the server failed, or no client could train.
+            TrainingFailed: a function of the server failed, no client could train, or the aggregation mode does not
+                work with the strategy.
             ArchitectureMismatch: the stored weights are not those of ``initial``.
 
         """
         job = self._job
+        self._driver = self._open_driver(messenger)
         self._check_architecture()
         self._set_weights(job.model)
         round_log = RoundLog(
-            job.model, run=job.run, first_round=job.first_round, tally=messenger.tally, on_round=on_round
+            job.model,
+            run=job.run,
+            first_round=job.first_round,
+            tally=messenger.tally,
+            on_round=on_round,
+            now=messenger.now,
         )
         try:
             if job.first_round == 1 and self._module.has(FunctionName.EVALUATE_GLOBAL):
@@ -153,7 +169,7 @@ class FunctionsServer:
         failures: dict[str, str] = {}
         has_update = False
         with round_log.trace.aggregate_span(self._round):
-            for reply, update in self._exchange(messenger, "train", sorted(selected), failures):
+            for reply, update in self._train_clients(messenger, sorted(selected), failures):
                 messenger.accept(reply, samples=update.num_examples)
                 metrics.add(update.metrics, update.num_examples)
                 if update.num_examples:
@@ -161,6 +177,8 @@ class FunctionsServer:
                     self._strategy.add(update)
                 has_update = True
             new_weights = self._strategy.end_round()
+        if self._driver is not None:
+            round_log.set_aggregation(self._driver.report)
         if not has_update:
             self._check_failures(failures, messenger.clients())
         if new_weights is None:
@@ -198,6 +216,39 @@ class FunctionsServer:
 
     # --- messages -----------------------------------------------------------------------------
 
+    def _train_clients(
+        self, messenger: Messenger, clients: list[str], failures: dict[str, str]
+    ) -> Iterator[tuple[ClientReply, Update]]:
+        """Train on *clients*, and yield each valid reply as `_exchange` does. The aggregation mode decides when."""
+        if self._driver is None:
+            yield from self._exchange(messenger, "train", clients, failures)
+            return
+        payload, weights = self._pack(), self._weights
+        cohort = {
+            client: partial(
+                lambda client: Request(self._make_message(client, "train", payload), weights), client
+            )
+            for client in clients
+        }
+        for outcome in self._driver.train(self._round, cohort, self._read_merged):
+            if isinstance(outcome, TakenUpdate):
+                yield outcome.reply, outcome.update
+            else:
+                _add_failure(failures, outcome.reply)
+
+    def _read_merged(self, reply: ClientReply, start: Weights, merge: Merge) -> Update:
+        """Read an untrusted reply of a client that began with *start*, as an update of the current weights.
+
+        Raises:
+            UpdateRefused: it is invalid.
+
+        """
+        try:
+            update = self._read(reply.client, reply.data or b"", "train", start)
+        except (BadContent, BadUpdate) as error:
+            raise UpdateRefused(str(error)) from None
+        return replace(update, weights=merge_update(update.weights, start, self._weights, merge))
+
     def _exchange(
         self, messenger: Messenger, kind: str, clients: Iterable[str], failures: dict[str, str]
     ) -> Iterator[tuple[ClientReply, Update]]:
@@ -205,27 +256,36 @@ class FunctionsServer:
 
         The reasons of the others are added to *failures*, by client, unless the client or its reply is lost.
         """
-        values = {"config": self._values()}
-        payload = Payload.pack(encode(Content(values, self._weights)))
-        messages = [
-            OutgoingMessage(client=client, kind=kind, payload=payload, round=self._round)
-            for client in clients
-        ]
-        for reply in messenger.send(messages):
+        sent, payload = self._weights, self._pack()
+        messages = [self._make_message(client, kind, payload) for client in clients]
+        for reply in self._send(messenger, messages):
             if reply.error is not None:
-                if reply.error.code not in LOST_CODES:
-                    failures[reply.client] = reply.error.reason
+                _add_failure(failures, reply)
                 continue
             try:
-                update = self._read(reply.client, reply.data or b"", kind)
+                update = self._read(reply.client, reply.data or b"", kind, sent)
             except (BadContent, BadUpdate) as error:
                 messenger.reject(reply, str(error))
                 failures[reply.client] = str(error)
             else:
                 yield reply, update
 
-    def _read(self, client: str, data: bytes | memoryview, kind: str) -> Update:
-        """Read an untrusted reply. Raises BadContent, BadUpdate."""
+    def _pack(self) -> Payload:
+        return Payload.pack(encode(Content({"config": self._values()}, self._weights)))
+
+    def _make_message(self, client: str, kind: str, payload: Payload) -> OutgoingMessage:
+        return OutgoingMessage(client=client, kind=kind, payload=payload, round=self._round)
+
+    def _send(self, messenger: Messenger, messages: list[OutgoingMessage]) -> Iterator[ClientReply]:
+        """Send *messages*, and yield the replies. In an aggregation mode, clients that train get none."""
+        if self._driver is None:
+            yield from messenger.send(messages)
+        else:
+            replies = self._driver.exchange([Request(message, self._weights) for message in messages])
+            yield from (reply for reply, _ in replies)
+
+    def _read(self, client: str, data: bytes | memoryview, kind: str, sent: Weights) -> Update:
+        """Read an untrusted reply to a message with the weights *sent*. Raises BadContent, BadUpdate."""
         content = decode(data)
         num_examples = content.values.get("num-examples")
         if (
@@ -234,7 +294,7 @@ class FunctionsServer:
             or not 0 <= num_examples <= MAX_EXAMPLES
         ):
             raise BadContent(f"num_examples of the reply is {num_examples!r}")
-        weights = check_weights(content.weights)
+        weights = check_weights(decode_weights(content.weights, content.values.get(ENCODINGS_KEY), sent))
         if kind == "train" and not self._has_own_aggregation:
             check_same_arrays(weights, self._expected or weights)
         return Update(
@@ -259,6 +319,22 @@ class FunctionsServer:
             raise TrainingFailed(f"no client could train in round {self._round}: {client}: {reason}{more}")
 
     # --- state --------------------------------------------------------------------------------
+
+    def _open_driver(self, messenger: Messenger) -> ModeDriver[Weights] | None:
+        """Open the exchanges of the aggregation mode; None for ``sync``. Raises ModeUnsupported."""
+        table = self._table
+        planner = make_planner(table)
+        if planner is None:
+            return None
+        merges_late = not (table.mode is AggregationMode.DEADLINE and table.late == "drop")
+        if merges_late and table.strategy is StrategyName.KRUM and not self._has_own_aggregation:
+            raise ModeUnsupported(
+                f"the aggregation mode {table.mode} does not work with the strategy krum: it compares the updates of a "
+                'whole cohort, and takes an update of older weights for a malicious one. Use mode = "sync", or '
+                '"deadline" with late = "drop", or the strategy fedmedian or trimmed-mean'
+            )
+        limit_s = table.deadline_s if table.mode is AggregationMode.DEADLINE else None
+        return ModeDriver(messenger, planner, wait_limit_s=limit_s)
 
     def _values(self) -> Config:
         """Return the values that fedbus adds to the configuration of the clients."""
@@ -291,3 +367,9 @@ class FunctionsServer:
                 f"the stored weights are not those that `initial` makes: {difference}. "
                 "Start a new lineage for the new architecture, or return to the code that made the weights"
             )
+
+
+def _add_failure(failures: dict[str, str], reply: ClientReply) -> None:
+    """Add the reason of *reply*, an error, to *failures*, unless the client or its reply is lost."""
+    if reply.error is not None and reply.error.code not in LOST_CODES:
+        failures[reply.client] = reply.error.reason
