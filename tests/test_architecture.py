@@ -16,7 +16,9 @@ from typing import Final
 
 REPOSITORY: Final = Path(__file__).parents[1]
 ROOT: Final = REPOSITORY / "fedbus"
-MODULES: Final = sorted(ROOT.rglob("*.py"))
+TASKS: Final = ROOT / "simulation" / "experiments" / "apps"
+"""The tasks of the experiments: data, which fedbus loads as the code of a user."""
+MODULES: Final = sorted(module for module in ROOT.rglob("*.py") if not module.is_relative_to(TASKS))
 MIDDLE_LAYERS: Final = {"domain", "bus", "stores", "learning"}
 
 ALLOWED_IMPORTS: Final = {

@@ -202,15 +202,44 @@ _PROVISION: Final[CommandTable] = {
     ),
 }
 
+_EXPERIMENT: Final[CommandTable] = {
+    "ls": Command("fedbus.app.cli.commands.experiment:ls", "List the experiments."),
+    "delay": Command(
+        "fedbus.app.cli.commands.experiment:delay",
+        "Measure the time of a run under delays, and with the modes deadline and buffered.",
+    ),
+    "heterogeneity": Command(
+        "fedbus.app.cli.commands.experiment:heterogeneity",
+        "Measure local and global accuracy with IID, imbalanced and skewed data, for four algorithms.",
+    ),
+    "devices": Command(
+        "fedbus.app.cli.commands.experiment:devices",
+        "Measure the time of rounds with three groups of unequal devices.",
+    ),
+    "continual": Command(
+        "fedbus.app.cli.commands.experiment:continual",
+        "Run five runs in a row, and check that each begins with the loss that the last one ended with.",
+    ),
+    "compare": Command(
+        "fedbus.app.cli.commands.experiment:compare",
+        "Compare two strategies or configurations on the same partitions and seeds, with confidence intervals.",
+    ),
+}
+
 COMMANDS: Final[CommandTable] = {
     "demo": Command(
         "fedbus.app.cli.commands.demo:demo",
         "Train, serve and retrain a federated model on this machine, with real data.",
     ),
+    "simulate": Command(
+        "fedbus.app.cli.commands.simulate:simulate",
+        "Simulate a task with virtual clients on this machine: the same app as on a fleet.",
+    ),
     "up": Command(
         "fedbus.app.cli.commands.up:up",
         "Start NATS, the server side and clients on this machine; they run until Ctrl-C.",
     ),
+    "experiment": Group("Run the experiments of the papers, and compare two algorithms.", _EXPERIMENT),
     "run": Group("List, start, watch and stop training runs.", _RUN),
     "clients": Group("List and show clients: states, models, rounds and devices.", _CLIENTS),
     "top": Command(
@@ -231,6 +260,7 @@ COMMANDS: Final[CommandTable] = {
     "model": Group("List, compare, verify, promote and export model versions.", _MODEL),
     "code": Group("Show, roll out and revert the versions of a task's code.", _CODE),
     "data": Group("List and export captured rows of clients on this machine; divide data sets among clients.", _DATA),
+    "profile": Group("Show and check profiles: delays, bandwidth, losses and absences of clients.", _PROFILE),
     "events": Group("Show, replay and decode messages.", _EVENTS),
     "task": Group("Create and validate tasks.", _TASK),
     "server": Group(
@@ -260,7 +290,6 @@ COMMANDS: Final[CommandTable] = {
         "Serve the dashboard in a browser: clients, runs, models, events and schedules, live.",
     ),
     "provision": Group("Manage the keys, credentials and certificates of a federation.", _PROVISION),
-    "profile": Group("Show and check profiles: delays, bandwidth, losses and absences of clients.", _PROFILE),
     "context": Command(
         "fedbus.app.cli.commands.context:context",
         "Write a context for the `nats` command line: URL, credentials, CA and inbox prefix.",

@@ -1,0 +1,1 @@
+"""Image classification for the experiments of fedbus."""

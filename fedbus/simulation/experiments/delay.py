@@ -1,0 +1,404 @@
+"""The delay study of Choi et al.: a delay after each training with a probability, and how long a run takes.
+
+One server and three clients train the CNN of the quick start. After each training, a client waits *delay* seconds
+with *probability*. The same grid with the aggregation modes ``deadline`` and ``buffered`` shows what they win back.
+
+By default the clock is virtual. The training times are measured first, without delays, and every cell uses them; so a
+busy machine does not change a result. With *real*, clients sleep and the clock is real.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, Any, Final
+
+from fedbus.simulation.experiments.cells import Cell, CellRecord, matches
+from fedbus.simulation.experiments.datasets import BenchmarkDataset, find_datasets
+from fedbus.simulation.experiments.experiment import grid
+from fedbus.simulation.experiments.plot_style import label_axes, style_of
+from fedbus.simulation.experiments.report import (
+    ABSENT,
+    ExperimentReport,
+    Finding,
+    Plot,
+    ReportTable,
+)
+from fedbus.simulation.experiments.training import curve, final_value, training_cell
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CLIENTS: Final = 3
+DELAYS_S: Final = (3.0, 4.0, 5.0)
+PROBABILITIES: Final = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+MODES: Final = ("sync", "deadline", "buffered")
+LIMIT: Final = 1.3
+"""The goal: at most this multiple of the time without delays."""
+TOLERANCE: Final = 0.01
+"""The accuracy is the same if it is lower by at most this."""
+DEADLINE_FACTOR: Final = 1.2
+"""The deadline of a round, in training times."""
+BUFFER_SIZE: Final = 2
+QUICK_START_IMAGES: Final = 50_000
+"""In the quick start, each client trains on the whole training set of CIFAR-10 in each round."""
+
+
+@dataclass(frozen=True)
+class DelayScale:
+    """The size of the experiment."""
+
+    images: int
+    """The images that each client trains on in a round."""
+    rounds: int
+    test_images: int
+
+
+FULL: Final = DelayScale(images=2500, rounds=8, test_images=5000)
+QUICK: Final = DelayScale(images=500, rounds=5, test_images=1000)
+CALIBRATION_ROUNDS: Final = 4
+
+
+@dataclass(frozen=True)
+class DelayExperiment:
+    """The delay study."""
+
+    seeds: Sequence[int]
+    data_dir: Path | None = None
+    is_quick: bool = False
+    is_real: bool = False
+    modes: Sequence[str] = MODES
+    delays_s: Sequence[float] = DELAYS_S
+    probabilities: Sequence[float] = PROBABILITIES
+
+    @property
+    def scale(self) -> DelayScale:
+        return QUICK if self.is_quick else FULL
+
+    @property
+    def dataset(self) -> BenchmarkDataset:
+        """CIFAR-10 if it is there, else MNIST."""
+        return find_datasets(("cifar-10", "mnist"), self.data_dir).present[0]
+
+    def plan(self, records: Sequence[CellRecord]) -> Sequence[Cell]:
+        """Return the calibration, and with its result the grid."""
+        calibration = self._calibration()
+        measured = [record for record in records if record.digest == calibration.digest]
+        if not measured:
+            return [calibration]
+        times = training_times(measured[0])
+        return [calibration, *(self._cell(factors, times) for factors in self._grid())]
+
+    def _grid(self) -> list[dict[str, Any]]:
+        """Return the levels of all cells. Without a delay there is one cell for each mode and seed."""
+        rows = grid(mode=self.modes, delay_s=self.delays_s, probability=self.probabilities, seed=self.seeds)
+        return [row for row in rows if row["probability"] or row["delay_s"] == self.delays_s[0]]
+
+    def _calibration(self) -> Cell:
+        return training_cell(
+            {"mode": "sync", "calibration": "training times"},
+            config=self._config(),
+            clients=CLIENTS,
+            rounds=CALIBRATION_ROUNDS,
+            seed=self.seeds[0],
+            data_dir=self.data_dir,
+            workers=self._workers,
+        )
+
+    def _cell(self, factors: Mapping[str, Any], times: Sequence[float]) -> Cell:
+        train_s = fmean(times) * self.slowdown
+        mode, rounds = factors["mode"], self.scale.rounds
+        if mode == "buffered":  # an aggregation has fewer updates than a round of all clients
+            rounds = math.ceil(rounds * CLIENTS / BUFFER_SIZE)
+        chance = {"seconds": factors["delay_s"], "probability": factors["probability"]}
+        config, profile = self._config(), None
+        if self.is_real:
+            config |= {"delay-s": chance["seconds"], "delay-probability": chance["probability"]}
+        else:
+            duration = {
+                "distribution": "normal",
+                "mean-s": round(train_s, 4),
+                "std-s": round(pstdev(times) * self.slowdown, 4),
+                "min-s": round(min(times) * self.slowdown, 4),
+            }
+            profile = {
+                "description": "delay study",
+                "groups": {"client": {"training": {"seconds": duration}, "delay": chance}},
+            }
+        return training_cell(
+            factors,
+            table={"aggregation": aggregation_of(mode, train_s)},
+            config=config,
+            clients=CLIENTS,
+            rounds=rounds,
+            seed=factors["seed"],
+            data_dir=self.data_dir,
+            profile=profile,
+            workers=self._workers,
+        )
+
+    @property
+    def _workers(self) -> int:
+        """The clients of a real run train and sleep at the same time."""
+        return CLIENTS if self.is_real else 1
+
+    @property
+    def slowdown(self) -> float:
+        """How much longer a training takes than the measured one: as long as on all images of the quick start."""
+        return 1.0 if self.is_real else QUICK_START_IMAGES / self.scale.images
+
+    def _config(self) -> dict[str, Any]:
+        scale = self.scale
+        return {
+            "dataset": self.dataset.key,
+            "max-samples": QUICK_START_IMAGES // CLIENTS if self.is_real else scale.images,
+            "test-samples": scale.test_images,
+            "seed": self.seeds[0],
+        }
+
+    # --- report -------------------------------------------------------------------------------
+
+    def report(self, records: Sequence[CellRecord]) -> ExperimentReport:
+        """Report the times of all modes."""
+        measured = [record for record in records if "calibration" in record.factors]
+        cells = [record for record in records if "calibration" not in record.factors]
+        study = DelayStudy(cells, self.modes, self.delays_s, self.probabilities)
+        return ExperimentReport(
+            title="Delay study: training time under delays, and what aggregation modes win back",
+            setting=self._setting(measured, study),
+            findings=[*study.findings()],
+            tables=[study.total_table(), *(study.time_table(delay_s) for delay_s in self.delays_s)],
+            plots=[
+                Plot("time.png", "Time by probability", study.draw_times, (10.5, 4.2)),
+                Plot("accuracy.png", "Accuracy over time", study.draw_accuracy, (10.5, 4.2)),
+            ],
+            rows=[study.row(record) for record in cells],
+        )
+
+    def _setting(self, measured: Sequence[CellRecord], study: "DelayStudy") -> list[str]:
+        times = training_times(measured[0]) if measured else [math.nan]
+        clock = (
+            "the clock is real: the clients are processes of this machine that train and sleep; there is no network"
+            if self.is_real
+            else (
+                f"the clock is virtual. A training on {self.scale.images} images took {fmean(times):.2f} s on this "
+                f"machine; it counts {self.slowdown:g} times, as long as one on the {QUICK_START_IMAGES} images of the "
+                f"quick start: {fmean(times) * self.slowdown:.1f} s"
+            )
+        )
+        network = "conv 3-6-5, pool, conv 6-16-5, 120-84-10"
+        absent = "" if self.dataset.key == "cifar-10" else ", since CIFAR-10 is not in the data folder"
+        modes = (
+            f"{self.scale.rounds} rounds; deadline: {DEADLINE_FACTOR:g} training times, late updates are merged; "
+            f"buffered: aggregation after {BUFFER_SIZE} updates"
+        )
+        accuracy = (
+            f"same accuracy: that of the synchronous run without delays ({study.reference_accuracy:.1%}), "
+            f"less at most {TOLERANCE * 100:g} point"
+        )
+        return [
+            f"1 server, {CLIENTS} clients, the CNN of the quick start ({network}) on {self.dataset.title}{absent}",
+            clock,
+            modes,
+            accuracy,
+        ]
+
+
+def aggregation_of(mode: str, train_s: float) -> dict[str, Any]:
+    """Return ``[tool.fedbus.aggregation]`` for *mode*; *train_s* is the time of a training."""
+    match mode:
+        case "deadline":
+            return {"mode": mode, "deadline-s": round(train_s * DEADLINE_FACTOR, 3)}
+        case "buffered":
+            return {"mode": mode, "buffer-size": BUFFER_SIZE}
+        case _:
+            return {}
+
+
+def training_times(record: CellRecord) -> list[float]:
+    """Return the training times of all clients, without the first round, which loads data and code."""
+    rounds = [one for one in record.outcome["rounds"] if one["round"] > 1]
+    return [seconds for one in rounds for seconds in one["train_s_by_client"].values()]
+
+
+class DelayStudy:
+    """The outcomes of the grid."""
+
+    def __init__(
+        self,
+        records: Sequence[CellRecord],
+        modes: Sequence[str],
+        delays_s: Sequence[float],
+        probabilities: Sequence[float],
+    ) -> None:
+        self.records = records
+        self.modes = modes
+        self.delays_s = delays_s
+        self.probabilities = probabilities
+        reference = self.of("sync", 0.0, 0.0)
+        self.reference_accuracy = _mean(final_value(record, "accuracy") for record in reference)
+        self.target = self.reference_accuracy - TOLERANCE
+        self.reference_s = _mean(self.time_to_target(record) for record in reference)
+        """The time of the synchronous run without delays until the target accuracy."""
+
+    def of(self, mode: str, delay_s: float, probability: float) -> list[CellRecord]:
+        """Return the outcomes of all seeds. Without a delay, *delay_s* does not matter."""
+        levels: dict[str, Any] = {"mode": mode, "probability": probability}
+        if probability:
+            levels["delay_s"] = delay_s
+        return [record for record in self.records if matches(record.factors, **levels)]
+
+    def time_to_target(self, record: CellRecord) -> float:
+        """Return the time until the target accuracy, in seconds; NaN if the run does not reach it."""
+        times, accuracies = curve(record, "accuracy", over="at_s")
+        return next(
+            (at for at, accuracy in zip(times, accuracies, strict=True) if accuracy >= self.target), math.nan
+        )
+
+    def mean_time(self, mode: str, delay_s: float, probability: float) -> float:
+        """Return the mean time to the target over all seeds; NaN if one of them does not reach it."""
+        return _mean(self.time_to_target(record) for record in self.of(mode, delay_s, probability))
+
+    def mean_total(self, mode: str, delay_s: float, probability: float) -> float:
+        """Return the mean duration of a run."""
+        return _mean(record.outcome["rounds"][-1]["at_s"] for record in self.of(mode, delay_s, probability))
+
+    # --- findings and tables ------------------------------------------------------------------
+
+    def findings(self) -> list[Finding]:
+        """Return whether the goals are met."""
+        return [self._rise(), *(self._goal(mode) for mode in self.modes if mode != "sync")]
+
+    def _rise(self) -> Finding:
+        totals = [
+            [self.mean_total("sync", delay_s, probability) for probability in self.probabilities]
+            for delay_s in self.delays_s
+        ]
+        rises = all(low <= high * 1.001 for one in totals for low, high in pairwise(one))
+        first, last = totals[-1][0], totals[-1][-1]
+        return Finding(
+            f"the synchronous run takes longer with each step of the probability: {first:.0f} s without delays, "
+            f"{last:.0f} s if each training is delayed by {self.delays_s[-1]:g} s ({last / first:.2f} times)",
+            is_met=rises,
+        )
+
+    def _goal(self, mode: str) -> Finding:
+        ratios = {
+            f"{delay_s:g} s × {probability:g}": self.mean_time(mode, delay_s, probability) / self.reference_s
+            for delay_s in self.delays_s
+            for probability in self.probabilities
+            if probability or delay_s == self.delays_s[0]
+        }
+        missed = [
+            f"{name}: {'not reached' if math.isnan(ratio) else f'{ratio:.2f}'}"
+            for name, ratio in ratios.items()
+            if not ratio <= LIMIT
+        ]
+        reaches = f"`{mode}` reaches the same accuracy"
+        if missed:
+            text = (
+                f"{reaches} within {LIMIT:g} times the time without delays in {len(ratios) - len(missed)} of "
+                f"{len(ratios)} cells; not in {', '.join(missed)}"
+            )
+        else:
+            highest = max(ratios.values(), default=math.nan)
+            text = f"{reaches} in at most {highest:.2f} times the time without delays (goal {LIMIT:g})"
+        return Finding(text, is_met=not missed)
+
+    def total_table(self) -> ReportTable:
+        """Return the duration of the synchronous runs, the table of the paper."""
+        rows = [
+            [
+                f"{delay_s:g} s",
+                *(self._seconds("sync", delay_s, one, total=True) for one in self.probabilities),
+            ]
+            for delay_s in self.delays_s
+        ]
+        headings = ["delay", *(f"p = {one:g}" for one in self.probabilities)]
+        return ReportTable("Duration of the synchronous run, in seconds", headings, rows)
+
+    def time_table(self, delay_s: float) -> ReportTable:
+        """Return the times of all modes with one delay."""
+        rows = [
+            [mode, *(self._seconds(mode, delay_s, one) for one in self.probabilities)] for mode in self.modes
+        ]
+        headings = ["mode", *(f"p = {one:g}" for one in self.probabilities)]
+        note = "In brackets: the multiple of the synchronous run without delays."
+        return ReportTable(
+            f"Time to the same accuracy with a delay of {delay_s:g} s, in seconds", headings, rows, note
+        )
+
+    def _seconds(self, mode: str, delay_s: float, probability: float, *, total: bool = False) -> str:
+        if total:
+            return _format(self.mean_total(mode, delay_s, probability))
+        seconds = self.mean_time(mode, delay_s, probability)
+        return ABSENT if math.isnan(seconds) else f"{seconds:.0f} ({seconds / self.reference_s:.2f})"
+
+    def row(self, record: CellRecord) -> dict[str, Any]:
+        """Return the row of a cell in the CSV file."""
+        to_target = self.time_to_target(record)
+        return {
+            **record.factors,
+            "total_s": record.outcome["rounds"][-1]["at_s"],
+            "time_to_accuracy_s": None if math.isnan(to_target) else to_target,
+            "accuracy": final_value(record, "accuracy"),
+            "loss": final_value(record, "loss"),
+            "updates": sum(one["updates"] for one in record.outcome["rounds"]),
+        }
+
+    # --- plots --------------------------------------------------------------------------------
+
+    def draw_times(self, figure: "Figure") -> None:
+        """Draw the time to the same accuracy by probability, one panel for each delay."""
+        panels = figure.subplots(1, len(self.delays_s), sharey=True, squeeze=False)[0]
+        for axes, delay_s in zip(panels, self.delays_s, strict=True):
+            for index, mode in enumerate(self.modes):
+                times = [self.mean_time(mode, delay_s, one) for one in self.probabilities]
+                axes.plot(self.probabilities, times, label=mode, **style_of(index))
+            axes.axhline(LIMIT * self.reference_s, color="0.4", linestyle="--", linewidth=1)
+            axes.annotate(
+                f"{LIMIT:g} × without delays",
+                (0, LIMIT * self.reference_s),
+                xytext=(0, 3),
+                textcoords="offset points",
+                fontsize="small",
+                color="0.3",
+            )
+            label_axes(axes, x="probability of a delay", y="", title=f"delay {delay_s:g} s")
+            axes.set_xticks(self.probabilities)
+        panels[0].set_ylabel("time to the same accuracy (s)")
+        panels[0].set_ylim(bottom=0)
+        panels[0].legend(loc="lower right")
+
+    def draw_accuracy(self, figure: "Figure") -> None:
+        """Draw the accuracy over time with the longest delay, for some probabilities."""
+        chosen = [one for one in (0.2, 0.6, 1.0) if one in self.probabilities] or self.probabilities[-1:]
+        panels = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
+        delay_s = max(self.delays_s)
+        for axes, probability in zip(panels, chosen, strict=True):
+            for index, mode in enumerate(self.modes):
+                for seed, record in enumerate(self.of(mode, delay_s, probability)):
+                    label = mode if seed == 0 else None
+                    axes.plot(
+                        *curve(record, "accuracy", over="at_s"), label=label, alpha=0.8, **style_of(index)
+                    )
+            for seed, record in enumerate(self.of("sync", 0.0, 0.0)):
+                label = "sync, no delay" if seed == 0 else None
+                axes.plot(*curve(record, "accuracy", over="at_s"), color="0.5", linestyle=":", label=label)
+            axes.axhline(self.target, color="0.4", linestyle="--", linewidth=1)
+            label_axes(
+                axes, x="time (s)", y="", title=f"delay {delay_s:g} s with probability {probability:g}"
+            )
+        panels[0].set_ylabel("accuracy on the test set")
+        panels[-1].legend(loc="lower right")
+
+
+def _mean(values: Any) -> float:
+    numbers = list(values)
+    return fmean(numbers) if numbers else math.nan
+
+
+def _format(seconds: float) -> str:
+    return ABSENT if math.isnan(seconds) else f"{seconds:.0f}"
