@@ -5,14 +5,18 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from support import NatsServer, eventually
+from support.trusted_bus import FED, trusted_bus
 
 from fedbus.agents.common.asyncio_tools import wait_within
 from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.errors import AccessDenied
 from fedbus.contracts.identifiers import FederationId
 from fedbus.simulation.fault_proxy.link import MAX_IN_FLIGHT_BYTES
 from fedbus.simulation.fault_proxy.proxy import FaultProxy, fault_proxy
@@ -208,3 +212,17 @@ async def test_bus_reconnects_after_interruptions(nats: NatsServer) -> None:
             await eventually(lambda: proxy.interruptions == 1, within_s=10)
             await bus.create_streams()  # waits until the connection is back
             assert bus.is_connected
+
+
+async def test_tls_passes_through_with_the_name_of_the_server(tmp_path: Path) -> None:
+    async with trusted_bus(tmp_path) as bus:
+        access = replace(bus.access_for("c1"), proxied_host="localhost")
+        listener = socket.create_server((HOST, 0))
+        async with fault_proxy(device({"latency": 0.02}), ("localhost", bus.port), listener) as proxy:
+            url, identity = f"tls://{HOST}:{proxy.port}", Identity(FED, "client-manager", "c1")
+            async with Bus.connect(url, identity, access=access) as connected:
+                assert connected.is_connected
+            # the certificate has the name localhost, not that of another host
+            with pytest.raises(AccessDenied):
+                async with Bus.connect(url, identity, access=replace(access, proxied_host="other")):
+                    pass
