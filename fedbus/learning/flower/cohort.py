@@ -120,4 +120,6 @@ def _observe_replies(
         return reply
 
     observed = map(observe, replies)
-    return ReplyStream(observed) if isinstance(replies, ReplyStream) else list(observed)
+    if isinstance(replies, ReplyStream):
+        return ReplyStream(observed, is_deterministic=replies.is_deterministic)
+    return list(observed)

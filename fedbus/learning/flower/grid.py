@@ -149,7 +149,10 @@ class MessengerGrid(RunGrid):
             return cast("list[Message]", SummedReplies(self._send(messages, timeout, request, sums), sums))
         received = self._send(messages, timeout)
         is_streamed = isinstance(messages, StreamedMessages)
-        return cast("list[Message]", ReplyStream(received)) if is_streamed else list(received)
+        if not is_streamed:
+            return list(received)
+        is_deterministic = self._messenger.plan.deterministic
+        return cast("list[Message]", ReplyStream(received, is_deterministic=is_deterministic))
 
     def _send(
         self,

@@ -46,10 +46,12 @@ class ModeMessages(Iterable[Message]):
 
 
 class ReplyStream(Iterator[Message]):
-    """The replies to `StreamedMessages` in order of arrival, each once."""
+    """The replies to `StreamedMessages`, each once: in order of arrival, or of clients in a deterministic run."""
 
-    def __init__(self, replies: Iterable[Message]) -> None:
+    def __init__(self, replies: Iterable[Message], *, is_deterministic: bool = False) -> None:
         self._replies = iter(replies)
+        self.is_deterministic = is_deterministic
+        """Whether the sum of the replies must have the same bits on each machine."""
 
     def __next__(self) -> Message:
         return next(self._replies)

@@ -62,7 +62,7 @@ def aggregate_train(
     if not isinstance(replies, ReplyStream):
         result: tuple[ArrayRecord | None, MetricRecord | None] = _STOCK_AGGREGATE(self, server_round, replies)
         return result
-    mean = WeightedMean(self.weighted_by_key)
+    mean = WeightedMean(self.weighted_by_key, is_deterministic=replies.is_deterministic)
     if isinstance(replies, SummedReplies):
         outlines = list(replies)
         for partial in replies.sums:
@@ -89,10 +89,15 @@ def allows_streaming(strategy: object) -> bool:
 
 
 class WeightedMean:
-    """The mean of ArrayRecords, each weighted by the metric *weighted_by* of its reply."""
+    """The mean of ArrayRecords, each weighted by the metric *weighted_by* of its reply.
 
-    def __init__(self, weighted_by: str) -> None:
+    *is_deterministic*: the same replies in the same order give the same bits in each process. torch, which is faster,
+    rounds once for a product and its sum, NumPy twice; and not each process has loaded it.
+    """
+
+    def __init__(self, weighted_by: str, *, is_deterministic: bool = False) -> None:
         self._weighted_by = weighted_by
+        self._uses_torch = not is_deterministic
         self._total = 0.0
         self._keys: tuple[str, ...] | None = None
         self._sums: dict[str, _WeightedSum] = {}
@@ -163,7 +168,7 @@ class WeightedMean:
         self, key: str, values: np.ndarray[Any, Any], weight: float, dtype: str | None = None
     ) -> None:
         if key in self._sums:
-            self._sums[key].add(values, weight)
+            self._sums[key].add(values, weight, uses_torch=self._uses_torch)
         else:
             self._sums[key] = _WeightedSum(values, weight, dtype)
 
@@ -199,11 +204,11 @@ class _WeightedSum:
         self._sum = np.frombuffer(self._blob, sum_dtype, offset=len(header)).reshape(first.shape)
         np.multiply(first, weight, out=self._sum, dtype=sum_dtype, casting="unsafe")
 
-    def add(self, values: np.ndarray[Any, Any], weight: float) -> None:
+    def add(self, values: np.ndarray[Any, Any], weight: float, *, uses_torch: bool) -> None:
         total = self._sum
         if values.shape != total.shape or values.dtype != total.dtype or not values.flags.c_contiguous:
             total += np.multiply(values, weight, dtype=np.result_type(total, values))
-        elif not _add_with_torch(total, values, weight):
+        elif not (uses_torch and _add_with_torch(total, values, weight)):
             _add_in_blocks(total.reshape(-1), values.reshape(-1), weight)
 
     def scaled(self, scale: float) -> Array:

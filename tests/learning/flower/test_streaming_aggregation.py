@@ -1,6 +1,7 @@
 """Streaming aggregation equals Flower's aggregation, and keeps few updates in memory."""
 
 import gc
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -271,6 +272,31 @@ def test_at_most_two_updates_are_in_memory() -> None:
     with streaming_aggregation():
         FedAvg().aggregate_train(1, ReplyStream(arriving()))
     assert most <= 2
+
+
+@pytest.mark.parametrize("is_writeable", [True, False], ids=["writeable", "read-only"])
+def test_a_deterministic_mean_does_not_depend_on_torch(
+    monkeypatch: pytest.MonkeyPatch, *, is_writeable: bool
+) -> None:
+    """torch rounds a product and its sum once, and cannot add arrays that are read-only."""
+    pytest.importorskip("torch")
+
+    def mean() -> list[bytes]:
+        replies = [reply(update(seed, 0.1 + seed, dtypes=(np.float32,))) for seed in range(4)]
+        if not is_writeable:
+            for one in replies:
+                for array in one.content.array_records["arrays"].values():
+                    array.numpy().flags.writeable = False
+        strategy = FedAvg()
+        with streaming_aggregation():
+            result, _ = strategy.aggregate_train(1, ReplyStream(replies, is_deterministic=True))  # type: ignore[arg-type]
+        assert result is not None
+        return [array.numpy().tobytes() for array in result.values()]
+
+    with_torch = mean()
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+    assert mean() == with_torch
 
 
 def test_flowers_aggregation_is_restored_afterwards() -> None:
