@@ -43,6 +43,8 @@ class SimulationSettings:
     """The number of worker processes; None: one for each core that this process may use."""
     config: Mapping[str, Scalar] = field(default_factory=dict)
     """Overrides of the app's run configuration."""
+    aggregation: Mapping[str, Scalar] = field(default_factory=dict)
+    """Overrides of the keys of ``[tool.fedbus.aggregation]``, such as the mode."""
     node_config: Mapping[str, Scalar] = field(default_factory=dict)
     """Values for the node configuration of each client."""
     partition: str | None = None
@@ -91,6 +93,7 @@ class SimulationSettings:
             quorum=1,
             round_s=self.round_s,
             config=dict(self.config),
+            aggregation=dict(self.aggregation),
             seed=self.seed,
             deterministic=self.deterministic,
         )

@@ -3,18 +3,31 @@
 import json
 import re
 import tomllib
-from typing import Final
+from typing import Annotated, Final
 
+import typer
 from pydantic import ValidationError
 
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.contracts.scheduling import ScheduleOverrides, ScheduleTable
+from fedbus.contracts.task.aggregation import AggregationMode, AggregationTable
 
 UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 PARTITION: Final = "partition-id"
 PARTITIONS: Final = "num-partitions"
 """Keys of the node configuration by which an app finds its data partition."""
 Scalar = bool | int | float | str
+
+ModeOption = Annotated[
+    AggregationMode | None,
+    typer.Option(help="When the run aggregates: see docs/aggregation.md.", show_default="the task's"),
+]
+AggregationOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Override a key of the task's aggregation: buffer-size=5. Repeatable.", metavar="KEY=VALUE"
+    ),
+]
 
 
 def parse_duration(text: str) -> float:
@@ -66,6 +79,27 @@ def parse_override(text: str, option: str) -> tuple[str, Scalar]:
         except ValueError:
             continue
     return name, value.strip("'\"")
+
+
+def parse_aggregation(mode: AggregationMode | None, values: list[str] | None) -> dict[str, Scalar]:
+    """Return the overrides of ``[tool.fedbus.aggregation]``: *mode*, and *values* such as ``buffer-size=5``.
+
+    Raises:
+        CliError: a key is unknown, or a value is invalid.
+
+    """
+    overrides = dict(parse_override(text, "--aggregation") for text in values or [])
+    if mode is not None:
+        if (other := overrides.get("mode", mode)) != mode:
+            raise CliError(
+                f"--mode {mode} and --aggregation mode={other} conflict. Use one of them", ExitCode.USAGE
+            )
+        overrides["mode"] = mode.value
+    try:
+        AggregationTable.check_overrides(overrides)
+    except ValueError as error:
+        raise CliError(f"--aggregation: {error}", ExitCode.USAGE) from None
+    return overrides
 
 
 def apply_schedule_options(table: ScheduleTable, every: str | None, at_most: int | None) -> ScheduleTable:

@@ -44,6 +44,8 @@ class SimulateOptions:
     partition: str | None = None
     profile: Path | None = None
     overrides: Mapping[str, Scalar] = field(default_factory=dict)
+    aggregation: Mapping[str, Scalar] = field(default_factory=dict)
+    """Overrides of the keys of ``[tool.fedbus.aggregation]``."""
     data_dir: Path | None = None
     workers: int | None = None
     gpus: int = 0
@@ -98,6 +100,7 @@ def make_config(
         partition=_normalize_partition(options.partition),
         profile=_digest_of_profile(options.profile),
         overrides=dict(options.overrides),
+        aggregation=dict(options.aggregation),
         data_dir=str(data_dir or ""),
         start_model=start.manifest.sha256 if start else "",
         start_version=start.manifest.version if start else None,
@@ -123,6 +126,8 @@ def resume_config(
             given[name] = getattr(now, name)
     if options.overrides:
         given["overrides"] = now.overrides
+    if options.aggregation:
+        given["aggregation"] = now.aggregation
     if options.data_dir is not None:
         given["data_dir"] = now.data_dir
     differences = stored.differences(stored.model_copy(update=given))
@@ -167,6 +172,7 @@ def make_settings(
             deterministic=config.deterministic,
             workers=options.workers,
             config=config.overrides,
+            aggregation=config.aggregation,
             partition=config.partition,
             data_dir=Path(config.data_dir) if config.data_dir else None,
             model=model,

@@ -51,6 +51,7 @@ class SimulationConfig(BaseModel):
     profile: str = ""
     """The SHA-256 digest of the profile; empty without one."""
     overrides: dict[str, Scalar] = Field(default_factory=dict)
+    aggregation: dict[str, Scalar] = Field(default_factory=dict)
     data_dir: str = ""
     start_model: str = ""
     """The SHA-256 digest of the model that the simulation started from; empty: the task's own first model."""

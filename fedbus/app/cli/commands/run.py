@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from fedbus.app.bus_session import connect_bus, latest_transitions, resolve_task, run_async, transition_of
-from fedbus.app.cli.options import parse_override
+from fedbus.app.cli.options import AggregationOption, ModeOption, parse_aggregation, parse_override
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
 from fedbus.app.terminal.event_lines import message_record, render_line, short_text
@@ -59,10 +59,13 @@ def start(
             "--deterministic", help="Add updates in the order of client names; takes memory for all of them."
         ),
     ] = False,
+    mode: ModeOption = None,
+    aggregation: AggregationOption = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show progress until the run ends.")] = False,
     json: output.JsonOption = False,
 ) -> None:
     """Start a run now."""
+    aggregation_overrides = parse_aggregation(mode, aggregation)
     overrides = dict(parse_override(text, "--config") for text in config or [])
 
     async def send() -> None:
@@ -74,6 +77,7 @@ def start(
                 config=overrides,
                 seed=seed,
                 deterministic=deterministic or None,
+                aggregation=aggregation_overrides,
             )
             run = (await bus.request(request, timeout_s=REQUEST_TIMEOUT_S)).run
             if json:

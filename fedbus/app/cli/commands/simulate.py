@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fedbus.app.cli.options import parse_override
+from fedbus.app.cli.options import AggregationOption, ModeOption, parse_aggregation, parse_override
 from fedbus.app.simulate.options import SimulateOptions
 from fedbus.app.simulate.run import run_simulate
 from fedbus.app.terminal import output
@@ -46,6 +46,8 @@ def simulate(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Number of worker processes.", show_default="one for each core")
     ] = None,
+    mode: ModeOption = None,
+    aggregation: AggregationOption = None,
     deterministic: Annotated[
         bool,
         typer.Option(
@@ -112,6 +114,7 @@ def simulate(
             partition=partition,
             profile=profile,
             overrides=dict(parse_override(text, "--set") for text in overrides or []),
+            aggregation=parse_aggregation(mode, aggregation),
             data_dir=data,
             workers=workers,
             gpus=gpus,
