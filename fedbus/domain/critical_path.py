@@ -12,7 +12,7 @@ of a span in progress is the current time.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -37,6 +37,8 @@ JOIN: Final = "aggregate"
 ANSWER: Final = "answer"
 ANSWERS: Final = "the clients' answers"
 """The phase of all clients together, if their own spans are not in this trace store."""
+MODE: Final = "fedbus.aggregation.mode"
+"""The attribute of a round whose mode is not synchronous: it may end before the messages that it sent are answered."""
 BUS: Final = "the bus"
 SERVER: Final = "the ServerApp"
 
@@ -113,6 +115,8 @@ class RoundWaits:
     seconds: float
     waits: tuple[WaitShare, ...]
     status: SpanStatus = SpanStatus.ENDED
+    aggregation: str = ""
+    """The mode, and the counts and staleness of its updates; empty if the round is synchronous."""
 
     def __str__(self) -> str:
         return f"round {self.round}: {self.waits[0] if self.waits else 'no time at all'}"
@@ -182,13 +186,35 @@ class SpanTree:
 
 def critical_path(tree: SpanTree, span: TracedSpan) -> list[PathSegment]:
     """Compute the critical path of *span*: contiguous segments from its start to its end."""
-    return _walk_backwards(tree, span)[::-1]
+    if MODE not in span.attributes:
+        return _walk_backwards(tree, span, _latest_first(tree, span))[::-1]
+    path = _walk_backwards(tree, span, _answered_first(tree, span))[::-1]
+    inside = [segment for segment in path if segment.end > span.start]
+    return [replace(segment, start=max(segment.start, span.start)) for segment in inside]
 
 
-def _walk_backwards(tree: SpanTree, top: TracedSpan) -> list[PathSegment]:
+def describe_aggregation(span: TracedSpan) -> str:
+    """Describe the updates of a round: ``buffered: 10 updates, 3 late``; empty if it is synchronous."""
+    if MODE not in span.attributes:
+        return ""
+
+    def count(name: str) -> int:
+        return int(span.attributes.get(f"fedbus.aggregation.{name}", 0))
+
+    updates = count("updates")
+    parts = [
+        f"{updates} update{'s' * (updates != 1)}",
+        f"{count('late_merged')} late" * bool(count("late_merged")),
+        f"{count('late_dropped')} dropped" * bool(count("late_dropped")),
+        f"staleness up to {count('max_staleness')}" * bool(count("max_staleness")),
+    ]
+    return f"{span.attributes[MODE]}: {', '.join(filter(None, parts))}"
+
+
+def _walk_backwards(tree: SpanTree, top: TracedSpan, top_children: list[TracedSpan]) -> list[PathSegment]:
     """Walk the path from the end, without recursion: a chain of messages may exceed Python's recursion limit."""
     path: list[PathSegment] = []
-    stack = [(top, iter(_latest_first(tree, top)), top.start)]
+    stack = [(top, iter(top_children), top.start)]
     cursor = top.end
     while stack:
         span, children, began = stack[-1]
@@ -213,6 +239,30 @@ def _latest_first(tree: SpanTree, span: TracedSpan) -> list[TracedSpan]:
     return sorted(children, key=tree.reach, reverse=True)
 
 
+def _answered_first(tree: SpanTree, top: TracedSpan) -> list[TracedSpan]:
+    """Return what a round that does not wait for all its messages did wait for, the latest first.
+
+    They are its children that ended in it, and the messages of any round whose answers it took.
+    """
+    joins = [top, *(child for child in tree.children(top) if child.name == JOIN)]
+    taken = [tree.by_id[link] for join in joins for link in join.links if link in tree.by_id]
+    messages = {message.id: message for one in taken if (message := _message_of(tree, one)) is not None}
+    waited_for = {child.id: child for child in tree.children(top)} | messages
+    ended = [one for one in waited_for.values() if one.name == JOIN or tree.reach(one) <= top.end]
+    sampled = [one for one in ended if not one.attributes.get(SAMPLED)]
+    return sorted(sampled, key=tree.reach, reverse=True)
+
+
+def _message_of(tree: SpanTree, span: TracedSpan) -> TracedSpan | None:
+    """Return the ancestor of *span* that a round sent; None if no round is in the tree."""
+    below: TracedSpan | None = None
+    for one in _ancestors(tree, span):
+        if one.name == ROUND:
+            return below
+        below = one
+    return None
+
+
 def round_waits(tree: SpanTree) -> list[RoundWaits]:
     """Compute for every round of the trace what it waited for."""
     rounds = [span for span in tree.by_id.values() if span.name == ROUND and span.round is not None]
@@ -229,7 +279,7 @@ def _waits_of_round(tree: SpanTree, span: TracedSpan) -> RoundWaits:
         WaitShare(what, client, seconds / whole) for (what, client), seconds in spent.items() if whole > 0
     ]
     waits = sorted(shares, key=lambda one: (-one.share, one.activity, one.client))
-    return RoundWaits(span.round or 0, whole, tuple(waits), span.status)
+    return RoundWaits(span.round or 0, whole, tuple(waits), span.status, describe_aggregation(span))
 
 
 def _attribute_segment(tree: SpanTree, segment: PathSegment) -> Iterator[tuple[tuple[str, str], float]]:

@@ -171,11 +171,13 @@ def collect_updates(messages: Iterable[Message]) -> list[ClientUpdate]:
 
 
 def missing_updates(rounds: Iterable[RoundResult], updates: Collection[ClientUpdate]) -> Iterator[str]:
-    """Find participants of a round whose update is not in the log."""
+    """Find participants of a round whose update is not in the log. A late update has the round of its message."""
     logged = {(one.round, one.client) for one in updates if not one.error}
     for result in rounds:
         missing = [
-            client for client in result.participants if not {(result.round, client), (None, client)} & logged
+            client
+            for client in result.participants
+            if not {(result.round - result.staleness.get(client, 0), client), (None, client)} & logged
         ]
         if missing:
             yield f"the log has no update of {_format_clients(missing)} in round {result.round}"

@@ -8,11 +8,11 @@ export function clientMetric(round, client, name) {
   return [figures[`eval_${name}`], figures[`train_${name}`]].find((value) => typeof value === "number") ?? null;
 }
 
-/** By client, over *rounds*: {client, rounds, failed, reliability, contribution, train_s, transfer_s, wait_s, loss, accuracy}. */
+/** By client, over *rounds*: {client, rounds, failed, reliability, contribution, train_s, transfer_s, wait_s, staleness, loss, accuracy}. */
 export function clientStats(rounds) {
   const stats = new Map();
   const entry = (client) => {
-    if (!stats.has(client)) stats.set(client, { client, rounds: 0, failed: 0, contributions: [], train_s: [], transfer_s: [], wait_s: [], loss: [], accuracy: [] });
+    if (!stats.has(client)) stats.set(client, { client, rounds: 0, failed: 0, contributions: [], train_s: [], transfer_s: [], wait_s: [], staleness: [], loss: [], accuracy: [] });
     return stats.get(client);
   };
   for (const round of rounds) {
@@ -20,6 +20,7 @@ export function clientStats(rounds) {
       const one = entry(client);
       one.rounds += 1;
       for (const part of PARTS) if (typeof round[part]?.[client] === "number") one[part].push(round[part][client]);
+      if (typeof round.staleness?.[client] === "number") one.staleness.push(round.staleness[client]);
       if (typeof round.contributions?.[client] === "number") one.contributions.push(round.contributions[client]);
       for (const name of ["loss", "accuracy"]) {
         const value = clientMetric(round, client, name);
@@ -28,7 +29,7 @@ export function clientStats(rounds) {
     }
     for (const client of Object.keys(round.failures ?? {})) entry(client).failed += 1;
   }
-  return [...stats.values()].map((one) => ({ ...one, reliability: (one.rounds + 1) / (one.rounds + one.failed + 2), contribution: mean(one.contributions), ...Object.fromEntries(PARTS.map((part) => [part, mean(one[part])])) }));
+  return [...stats.values()].map((one) => ({ ...one, reliability: (one.rounds + 1) / (one.rounds + one.failed + 2), contribution: mean(one.contributions), staleness: mean(one.staleness), ...Object.fromEntries(PARTS.map((part) => [part, mean(one[part])])) }));
 }
 
 const mean = (values) => (values.length ? values.reduce((sum, one) => sum + one, 0) / values.length : null);

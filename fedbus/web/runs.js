@@ -251,13 +251,14 @@ export class RunsPage {
         !this.isFinal && this.store.mayAct ? h("button", { type: "button", class: "danger", onclick: () => this.stop(facts) }, "Stop this run") : null)),
       reason ? h("p", { class: `note ${facts.promoted === false ? "wait" : tone(target)}` }, reason) : null,
       h("div", { class: "meter", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": total(facts) || null, "aria-valuenow": total(facts) ? done(facts) : null, "aria-valuetext": roundsText(facts), "aria-label": "Rounds done" }, bar(total(facts) ? done(facts) / total(facts) : Number(this.isFinal))),
-      h("dl", { class: "across" }, pair("Rounds", total(facts) ? `${done(facts)} of ${total(facts)}` : done(facts)), pair(this.isFinal ? "Duration" : "Elapsed", span(took)), pair("Clients", facts.cohort.length || "–"), pair("Quorum", facts.plan.quorum),
+      h("dl", { class: "across" }, pair("Rounds", total(facts) ? `${done(facts)} of ${total(facts)}` : done(facts)), pair(this.isFinal ? "Duration" : "Elapsed", span(took)), pair("Clients", facts.cohort.length || "–"), pair("Quorum", facts.plan.quorum), pair("Aggregation", clip(aggregation(facts), 80)),
         pair("Trigger", clip(facts.trigger, 60)), pair("Code", short(facts.code_version)), pair("Model version", facts.model ? `v${facts.model.version}${facts.promoted === false ? ", not promoted" : ""}` : "–"), pair("Requested", clock(facts.requested_at))));
     const rounds = facts.rounds;
+    const isPaced = rounds.some((one) => one.mode);
     put(this.rounds, rounds.length
-      ? h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Rounds" }, h("table", {}, heads("Round", ...["Loss", "Accuracy", "Duration", "Clients"].map((name) => [name, "number"]), "Failed"),
+      ? h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Rounds" }, h("table", {}, heads("Round", ...["Loss", "Accuracy", "Duration", "Clients", ...(isPaced ? ["Updates", "Late", "Dropped"] : [])].map((name) => [name, "number"]), ...(isPaced ? ["Staleness"] : []), "Failed"),
         h("tbody", {}, rounds.map((one) => h("tr", {}, h("td", {}, one.round === 0 ? "initial" : one.round), h("td", { class: "number" }, score(metric(one, "loss"))), h("td", { class: "number" }, score(metric(one, "accuracy"))), h("td", { class: "number" }, one.round ? span(one.seconds) : "–"),
-          h("td", { class: "number" }, Object.keys(one.participants).length || "–"), h("td", {}, clip(Object.entries(one.failures).map(([client, reason]) => `${client}: ${reason}`).join("; "), 200) || "–"))))))
+          h("td", { class: "number" }, Object.keys(one.participants).length || "–"), isPaced ? updateCells(one) : null, h("td", {}, clip(Object.entries(one.failures).map(([client, reason]) => `${client}: ${reason}`).join("; "), 200) || "–"))))))
       : h("p", { class: "muted" }, "No round has finished yet."));
     if (change(this, target)) this.app.speak(`run ${facts.run} is ${stateName(target)}`);
   }
@@ -265,6 +266,18 @@ export class RunsPage {
   async stop(facts) {
     if (await this.app.confirm(`Stop ${facts.run}?`, "The result of its last round is not published.", "Stop it")) this.app.act("stop_run", { task: facts.task, run: facts.run });
   }
+}
+
+/** The mode of the finished rounds, and the keys that the run overrides. */
+function aggregation(facts) {
+  const { mode = "", ...others } = facts.plan.aggregation ?? {};
+  return [facts.rounds.findLast((one) => one.mode)?.mode || mode || "sync", ...Object.entries(others).map(([key, value]) => `${key}=${value}`)].join(", ");
+}
+
+/** The cells of an aggregation: updates, late and dropped ones, and the staleness of those that are late. */
+function updateCells(one) {
+  const stale = Object.entries(one.staleness ?? {}).filter(([, staleness]) => staleness).map(([client, staleness]) => `${client} ${staleness}`).join(", ");
+  return [one.updates, one.late_merged, one.late_dropped].map((count) => h("td", { class: "number" }, one.mode && count ? count : "–")).concat(h("td", {}, clip(stale, 120) || "–"));
 }
 
 const STEPS_S = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400];

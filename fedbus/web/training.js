@@ -134,7 +134,7 @@ export class TrainingPage {
         const { run, rounds, plan } = one.body.facts;
         const box = h("input", { type: "checkbox", "aria-label": `Select ${run}`, checked: this.chosenRuns.has(run), onchange: (event) => { event.target.checked ? this.chosenRuns.add(run) : this.chosenRuns.delete(run); this.update(); } });
         return h("tr", {}, h("td", {}, box), h("td", {}, h("a", { href: `#/runs/${encodeURIComponent(run)}` }, run)), h("td", {}, badge(one.body.target)), h("td", { class: "number" }, rounds.at(-1).round),
-          FIGURES.map(([name]) => h("td", { class: "number" }, `${score(metric(rounds[0], name))} → ${score(metric(rounds.at(-1), name))}`)), h("td", {}, clip(Object.entries(plan.config).map(([key, value]) => `${key}=${value}`).join(" "), 120) || "–"));
+          FIGURES.map(([name]) => h("td", { class: "number" }, `${score(metric(rounds[0], name))} → ${score(metric(rounds.at(-1), name))}`)), h("td", {}, clip(Object.entries({ ...plan.aggregation, ...plan.config }).map(([key, value]) => `${key}=${value}`).join(" "), 120) || "–"));
       }))));
   }
 }
@@ -150,6 +150,7 @@ const CLIENTS = (page) => [
   { key: "loss", title: "Loss", class: "number", sort: (row) => sortable(row.loss.at(-1) ?? null), cell: (row) => firstToLast(row.loss) },
   { key: "accuracy", title: "Accuracy", class: "number", sort: (row) => sortable(row.accuracy.at(-1) ?? null), cell: (row) => firstToLast(row.accuracy) },
   { key: "time", title: "Time per round", class: "times", sort: (row) => sortable(row.train_s) + sortable(row.transfer_s), cell: parts },
+  { key: "staleness", title: "Staleness", class: "number", sort: (row) => sortable(row.staleness), cell: (row) => h("span", { title: "aggregations since the client got its model, on average" }, row.staleness === null ? "–" : row.staleness.toFixed(1)) },
   { key: "reliability", title: "Reliability", class: "number", sort: (row) => row.reliability, cell: (row) => `${Math.round(row.reliability * 100)} %` },
   { key: "contribution", title: "Contribution", class: "number", sort: (row) => sortable(row.contribution), cell: (row) => figure(row.contribution) },
 ];

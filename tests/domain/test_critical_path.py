@@ -178,3 +178,43 @@ def test_the_path_covers_the_whole_round_once(tree: SpanTree) -> None:
     assert path[-1].end == top.end
     assert all(before.end == after.start for before, after in pairwise(path))
     assert all(segment.seconds > 0 for segment in path)
+
+
+# --- rounds that do not wait for all their messages ---------------------------------------------------
+
+
+def make_buffered_rounds() -> SpanTree:
+    """Round 3 sends c1 and c2 their messages. c1 answers in it; c2, which is slow, in round 4."""
+    mode: dict[str, str | int | float | bool] = {
+        "fedbus.aggregation.mode": "buffered",
+        "fedbus.aggregation.updates": 1,
+    }
+    late = {"fedbus.aggregation.late_merged": 1, "fedbus.aggregation.max_staleness": 1}
+    first, second = span("round", "round", 0, 4), replace(span("next", "round", 4, 10))
+    return SpanTree(
+        [
+            replace(first, attributes=first.attributes | mode),
+            replace(second, attributes={"fedbus.round": 4} | mode | late),
+            *make_client("c1", train=(0.2, 3.8), upload=(3.8, 3.9)),
+            *make_client("c2", train=(0.2, 9.5), upload=(9.5, 9.9)),
+            span("aggregate", "aggregate", 0.15, 4, "round", links=("c1-reply",)),
+            span("join", "aggregate", 4.1, 10, "next", links=("c2-reply",)),
+        ]
+    )
+
+
+def test_a_buffered_round_waits_for_the_updates_that_it_took() -> None:
+    first, second = round_waits(make_buffered_rounds())
+    assert str(first) == "round 3: 90 % waiting for c1's training"
+    assert str(second).startswith("round 4: 92 % waiting for c2's training")
+    for one in (first, second):
+        assert sum(wait.share for wait in one.waits) == pytest.approx(1)
+
+
+def test_a_round_describes_its_updates() -> None:
+    first, second = round_waits(make_buffered_rounds())
+    assert first.aggregation == "buffered: 1 update"
+    assert second.aggregation == "buffered: 1 update, 1 late, staleness up to 1"
+    assert (
+        round_waits(make_round(make_client("c1", train=(0.2, 1), upload=(1, 2)), end=3))[0].aggregation == ""
+    )

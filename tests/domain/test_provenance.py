@@ -178,3 +178,12 @@ def test_a_client_with_other_code_is_named() -> None:
         for client, code in (("c1", "a" * 40), ("c2", "c" * 40), ("c3", ""))
     ]
     assert list(code_mismatches(facts(), messages)) == [f"c2 joined with code version {'c' * 40}"]
+
+
+def test_a_late_update_is_logged_with_the_round_of_its_message() -> None:
+    sent, fresh = make_round_message("c1", 3), make_round_message("c2", 5)
+    updates = collect_updates([sent, fresh, make_round_reply(fresh), make_round_reply(sent)])
+    merged = RoundResult(round=5, participants={"c1": 10, "c2": 10}, staleness={"c1": 2, "c2": 0})
+    assert list(missing_updates([merged], updates)) == []
+    wrong = merged.model_copy(update={"staleness": {"c1": 1, "c2": 0}})
+    assert list(missing_updates([wrong], updates)) == ["the log has no update of c1 in round 5"]

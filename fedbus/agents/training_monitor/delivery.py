@@ -134,4 +134,18 @@ def _round_metrics(result: RoundResult) -> dict[str, float]:
         "clients": float(len(result.participants)),
         "failures": float(len(result.failures)),
         "samples": float(sum(result.participants.values())),
+        **_update_metrics(result),
+    }
+
+
+def _update_metrics(result: RoundResult) -> dict[str, float]:
+    """Return the counts of updates, if the mode is not ``sync``."""
+    if not result.mode:
+        return {}
+    stale = result.staleness.values()
+    return {
+        "updates": float(result.updates),
+        "late_merged": float(result.late_merged),
+        "late_dropped": float(result.late_dropped),
+        "staleness": sum(stale) / len(stale) if stale else 0.0,
     }

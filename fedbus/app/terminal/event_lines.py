@@ -170,6 +170,8 @@ def _(value: RoundResult) -> str:
         "accuracy": value.accuracy,
         "s": value.seconds,
         "clients": len(value.participants),
+        "late": value.late_merged or None,
+        "dropped": value.late_dropped or None,
     }
     return ",".join(f"{name}:{short_text(one)}" for name, one in metrics.items() if one is not None)
 

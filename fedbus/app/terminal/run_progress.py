@@ -22,7 +22,7 @@ from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.client import RoundReply
-from fedbus.contracts.run import RUN, RunData, RunEvent, RunState
+from fedbus.contracts.run import RUN, RoundResult, RunData, RunEvent, RunState
 from fedbus.contracts.server import RoundMessage
 from fedbus.contracts.transition import Transition
 from fedbus.domain.federation_view import EntityState, FederationView
@@ -89,6 +89,15 @@ def _describe_loss(data: RunData) -> list[str]:
     return [f"loss {last.loss:.4f}"] if last and last.loss is not None else []
 
 
+def describe_updates(result: RoundResult) -> list[str]:
+    """Describe the updates of an aggregation; nothing if the mode is ``sync``."""
+    if not result.mode:
+        return []
+    counts = {"late": result.late_merged, "dropped": result.late_dropped}
+    late = [f"{count} {name}" for name, count in counts.items() if count]
+    return [", ".join([pluralize(result.updates, "update"), *late])]
+
+
 def render_transition(stored: StoredMessage) -> Text:
     """Render a transition of a run as a line that fits a terminal."""
     move = stored.message
@@ -101,6 +110,7 @@ def render_transition(stored: StoredMessage) -> Text:
                 f"accuracy {last.accuracy:.2%}" if last.accuracy is not None else "",
                 f"{last.seconds:.2f} s",
                 pluralize(len(last.participants), "client") if last.round else "the initial model",
+                *describe_updates(last),
                 *failures,
             ]
             text = Text("  ".join([f"round {last.round}", *filter(None, figures)]))

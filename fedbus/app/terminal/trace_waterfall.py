@@ -27,6 +27,7 @@ from fedbus.domain.critical_path import (
     SpanTree,
     TracedSpan,
     critical_path,
+    describe_aggregation,
     round_waits,
 )
 
@@ -156,7 +157,7 @@ def describe_waits(tree: SpanTree) -> Iterator[str]:
             yield f"round {one.round} was cut off after {format_duration(one.seconds)}"
             continue
         others = "; ".join(str(wait).replace("waiting for ", "") for wait in one.waits[1:3])
-        more = f" ({others})" if others else ""
+        more = (f" ({others})" if others else "") + (f"; {one.aggregation}" if one.aggregation else "")
         duration = format_duration(one.seconds)
         took = f"took {duration}" if one.status is SpanStatus.ENDED else f"has taken {duration} so far"
         yield f"round {one.round} {took}: {str(one).partition(': ')[2]}{more}"
@@ -221,7 +222,8 @@ def _render_line(
 def span_label(span: TracedSpan) -> str:
     """Return the name of a span, with the round or the reason."""
     if span.name == "round":
-        return f"round {span.round}"
+        aggregation = describe_aggregation(span)
+        return f"round {span.round}" + (f": {aggregation}" if aggregation else "")
     if clients := span.attributes.get("fedbus.clients"):
         return f"{span.name}: {clients} clients"
     reason = span.attributes.get("fedbus.reason", "") if "→" in span.name else ""

@@ -149,6 +149,7 @@ def show(run: RunArgument, *, json: output.JsonOption = False) -> None:
         "reason",
         "waits_for",
         "trigger",
+        "aggregation",
         "requested_at",
         "model_version",
         "evaluation_failure",
@@ -267,6 +268,7 @@ def _run_facts(stored: StoredMessage) -> dict[str, Any]:
         "rounds_done": done,
         "loss": last.loss if last else None,
         "accuracy": last.accuracy if last else None,
+        "aggregation": describe_mode(facts),
         "cohort": list(facts.cohort),
         "model_version": facts.model.version if facts.model else None,
         "evaluation_failure": last.evaluation_failure if last else "",
@@ -280,15 +282,32 @@ def _round_facts(result: RoundResult) -> dict[str, Any]:
     return result.model_dump() | {"loss": result.loss, "accuracy": result.accuracy}
 
 
+def describe_mode(facts: RunData) -> str:
+    """Return the aggregation mode of the finished rounds, and the keys that the run overrides: ``async, alpha=0.5``."""
+    overrides = {name: value for name, value in facts.plan.aggregation.items() if name != "mode"}
+    modes = [one.mode for one in facts.rounds if one.mode] or [str(facts.plan.aggregation.get("mode", ""))]
+    return ", ".join(filter(None, [modes[-1], *(f"{name}={value}" for name, value in overrides.items())]))
+
+
 def _rounds_table(rounds: list[dict[str, Any]]) -> None:
+    has_mode = any(one["mode"] for one in rounds)
     output.print_table(
-        ("round", "loss", "accuracy", "seconds", "clients (samples)", "failures"),
+        (
+            "round",
+            "loss",
+            "accuracy",
+            "seconds",
+            *(("updates", "late", "dropped", "staleness") if has_mode else ()),
+            "clients (samples)",
+            "failures",
+        ),
         [
             (
                 one["round"],
                 _format_number(one["loss"]),
                 _format_number(one["accuracy"]),
                 f"{one['seconds']:.2f}",
+                *(_update_cells(one) if has_mode else ()),
                 ", ".join(f"{client} ({samples})" for client, samples in one["participants"].items()),
                 ", ".join(f"{client}: {why}" for client, why in one["failures"].items()),
             )
@@ -296,6 +315,14 @@ def _rounds_table(rounds: list[dict[str, Any]]) -> None:
         ],
         empty="no finished rounds yet",
     )
+
+
+def _update_cells(one: dict[str, Any]) -> tuple[str | int, ...]:
+    """Return the cells of an aggregation: updates, late and dropped ones, and the staleness of those that are late."""
+    if not one["mode"]:
+        return ("", "", "", "")
+    stale = ", ".join(f"{client} {staleness}" for client, staleness in one["staleness"].items() if staleness)
+    return (one["updates"], one["late_merged"] or "", one["late_dropped"] or "", stale)
 
 
 def _format_number(value: float | None) -> str:
