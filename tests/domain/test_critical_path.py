@@ -189,12 +189,15 @@ def make_buffered_rounds() -> SpanTree:
         "fedbus.aggregation.mode": "buffered",
         "fedbus.aggregation.updates": 1,
     }
-    late = {"fedbus.aggregation.late_merged": 1, "fedbus.aggregation.max_staleness": 1}
-    first, second = span("round", "round", 0, 4), replace(span("next", "round", 4, 10))
+    late: dict[str, str | int | float | bool] = {
+        "fedbus.aggregation.late_merged": 1,
+        "fedbus.aggregation.max_staleness": 1,
+    }
+    first, second = span("round", "round", 0, 4), span("next", "round", 4, 10)
     return SpanTree(
         [
             replace(first, attributes=first.attributes | mode),
-            replace(second, attributes={"fedbus.round": 4} | mode | late),
+            replace(second, attributes={**mode, **late, "fedbus.round": 4}),
             *make_client("c1", train=(0.2, 3.8), upload=(3.8, 3.9)),
             *make_client("c2", train=(0.2, 9.5), upload=(9.5, 9.9)),
             span("aggregate", "aggregate", 0.15, 4, "round", links=("c1-reply",)),

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbus.contracts.task.aggregation import AggregationTable, StalenessFunction
@@ -177,6 +177,7 @@ def test_the_client_that_was_idle_longest_goes_first() -> None:
     assert send(plan) == ["a", "b"]
 
 
+@settings(max_examples=25)
 @given(st.data())
 def test_never_more_clients_train_than_the_cohort_has(data: st.DataObject) -> None:
     """Whatever arrives: one training a client, at most the cohort, and staleness as counted."""
@@ -185,10 +186,10 @@ def test_never_more_clients_train_than_the_cohort_has(data: st.DataObject) -> No
     clients = [f"c{number}" for number in range(6)]
     started: dict[str, int] = {}
     now = 0.0
-    for version in range(1, 12):
+    for version in range(1, 6):
         cohort = data.draw(st.lists(st.sampled_from(clients), min_size=1, max_size=6, unique=True))
         plan.begin(version, cohort, now)
-        for _ in range(200):
+        for _ in range(30):
             present = data.draw(st.lists(st.sampled_from(clients), unique=True, min_size=1))
             if plan.is_complete(now, present):
                 break
