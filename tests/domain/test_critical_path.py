@@ -196,7 +196,7 @@ def make_buffered_rounds() -> SpanTree:
     first, second = span("round", "round", 0, 4), span("next", "round", 4, 10)
     return SpanTree(
         [
-            replace(first, attributes=first.attributes | mode),
+            replace(first, attributes={**first.attributes, **mode}),
             replace(second, attributes={**mode, **late, "fedbus.round": 4}),
             *make_client("c1", train=(0.2, 3.8), upload=(3.8, 3.9)),
             *make_client("c2", train=(0.2, 9.5), upload=(9.5, 9.9)),
