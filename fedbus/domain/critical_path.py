@@ -11,10 +11,11 @@ of a span in progress is the current time.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final
+from functools import partial
+from typing import Final, TypeAlias
 
 Attribute = str | int | float | bool
 
@@ -33,12 +34,14 @@ PHASES: Final[Mapping[str, str]] = {
 """The phase of a span, by its name. Any other span counts as the bus, or as the ServerApp."""
 SAMPLED: Final = "fedbus.sampled"
 """The attribute of the spans of some clients among many, in the trace of a simulation."""
+TRAIN: Final = "train"
 JOIN: Final = "aggregate"
 ANSWER: Final = "answer"
 ANSWERS: Final = "the clients' answers"
 """The phase of all clients together, if their own spans are not in this trace store."""
 MODE: Final = "fedbus.aggregation.mode"
 """The attribute of a round whose mode is not synchronous: it may end before the messages that it sent are answered."""
+DEADLINE: Final = "the deadline"
 BUS: Final = "the bus"
 SERVER: Final = "the ServerApp"
 
@@ -184,11 +187,14 @@ class SpanTree:
         return order[::-1]
 
 
+ChildrenOf: TypeAlias = Callable[[SpanTree, TracedSpan], list[TracedSpan]]
+
+
 def critical_path(tree: SpanTree, span: TracedSpan) -> list[PathSegment]:
     """Compute the critical path of *span*: contiguous segments from its start to its end."""
     if MODE not in span.attributes:
-        return _walk_backwards(tree, span, _latest_first(tree, span))[::-1]
-    path = _walk_backwards(tree, span, _answered_first(tree, span))[::-1]
+        return _walk_backwards(tree, span, _latest_first)[::-1]
+    path = _walk_backwards(tree, span, partial(_answered_first, round_span=span))[::-1]
     inside = [segment for segment in path if segment.end > span.start]
     return [replace(segment, start=max(segment.start, span.start)) for segment in inside]
 
@@ -211,10 +217,10 @@ def describe_aggregation(span: TracedSpan) -> str:
     return f"{span.attributes[MODE]}: {', '.join(filter(None, parts))}"
 
 
-def _walk_backwards(tree: SpanTree, top: TracedSpan, top_children: list[TracedSpan]) -> list[PathSegment]:
+def _walk_backwards(tree: SpanTree, top: TracedSpan, children_of: ChildrenOf) -> list[PathSegment]:
     """Walk the path from the end, without recursion: a chain of messages may exceed Python's recursion limit."""
     path: list[PathSegment] = []
-    stack = [(top, iter(top_children), top.start)]
+    stack = [(top, iter(children_of(tree, top)), top.start)]
     cursor = top.end
     while stack:
         span, children, began = stack[-1]
@@ -229,7 +235,7 @@ def _walk_backwards(tree: SpanTree, top: TracedSpan, top_children: list[TracedSp
         if cursor > end:
             path.append(PathSegment(span, end, cursor))
         cursor = end
-        stack.append((child, iter(_latest_first(tree, child)), tree.effective_start(child)))
+        stack.append((child, iter(children_of(tree, child)), tree.effective_start(child)))
     return path
 
 
@@ -239,25 +245,32 @@ def _latest_first(tree: SpanTree, span: TracedSpan) -> list[TracedSpan]:
     return sorted(children, key=tree.reach, reverse=True)
 
 
-def _answered_first(tree: SpanTree, top: TracedSpan) -> list[TracedSpan]:
-    """Return what a round that does not wait for all its messages did wait for, the latest first.
+def _answered_first(tree: SpanTree, span: TracedSpan, *, round_span: TracedSpan) -> list[TracedSpan]:
+    """Return the children of *span*, the latest first, on the path of a round that does not wait for all messages.
 
-    They are its children that ended in it, and the messages of any round whose answers it took.
+    The round waited for the messages that ended in it: its own, and those of other rounds whose answers it took.
     """
-    joins = [top, *(child for child in tree.children(top) if child.name == JOIN)]
+    if span.name == JOIN:
+        return []  # its messages are those of the round
+    if span is not round_span:
+        return _latest_first(tree, span)
+    own = tree.children(span)
+    joins = [span, *(child for child in own if child.name == JOIN)]
     taken = [tree.by_id[link] for join in joins for link in join.links if link in tree.by_id]
-    messages = {message.id: message for one in taken if (message := _message_of(tree, one)) is not None}
-    waited_for = {child.id: child for child in tree.children(top)} | messages
-    ended = [one for one in waited_for.values() if one.name == JOIN or tree.reach(one) <= top.end]
-    sampled = [one for one in ended if not one.attributes.get(SAMPLED)]
-    return sorted(sampled, key=tree.reach, reverse=True)
+    messages = [message for one in taken if (message := _message_of(tree, one)) is not None]
+    sent = [child for join in joins[1:] for child in tree.children(join)]
+    candidates = {one.id: one for one in (*own, *sent, *messages)}.values()
+    ended = [one for one in candidates if one.name == JOIN or tree.reach(one) <= span.end]
+    # a join has its inputs at the end of the last message that it took, so it comes first
+    order = sorted(ended, key=lambda one: (one.name == JOIN, tree.reach(one)), reverse=True)
+    return [one for one in order if not one.attributes.get(SAMPLED)]
 
 
 def _message_of(tree: SpanTree, span: TracedSpan) -> TracedSpan | None:
-    """Return the ancestor of *span* that a round sent; None if no round is in the tree."""
+    """Return the ancestor of *span* that a round or its aggregation sent; None if no round is in the tree."""
     below: TracedSpan | None = None
     for one in _ancestors(tree, span):
-        if one.name == ROUND:
+        if one.name in {ROUND, JOIN}:
             return below
         below = one
     return None
@@ -275,11 +288,24 @@ def _waits_of_round(tree: SpanTree, span: TracedSpan) -> RoundWaits:
     for segment in critical_path(tree, span):
         for part, seconds in _attribute_segment(tree, segment):
             spent[part] += seconds
+    if span.attributes.get(MODE) == "deadline" and _has_unanswered(tree, span):
+        spent[DEADLINE, ""] = spent.pop((PHASES[JOIN], ""), 0.0)
     shares = [
         WaitShare(what, client, seconds / whole) for (what, client), seconds in spent.items() if whole > 0
     ]
     waits = sorted(shares, key=lambda one: (-one.share, one.activity, one.client))
     return RoundWaits(span.round or 0, whole, tuple(waits), span.status, describe_aggregation(span))
+
+
+def _has_unanswered(tree: SpanTree, span: TracedSpan) -> bool:
+    """Return whether a client trained beyond the end of the round that sent the message."""
+    todo = [span]
+    while todo:
+        for child in tree.children(todo.pop()):
+            if child.name == TRAIN and child.end > span.end:
+                return True
+            todo.append(child)
+    return False
 
 
 def _attribute_segment(tree: SpanTree, segment: PathSegment) -> Iterator[tuple[tuple[str, str], float]]:
