@@ -71,6 +71,17 @@ class ReliableClient(Client):
         if self.is_connected and not is_cancelled:
             await self._process_op_err(NatsError("nats: the read loop ended"))
 
+    async def _close(self, status: int, do_cbs: bool = True) -> None:  # noqa: FBT001, FBT002  # nats-py's
+        """Close also if the connection breaks while the last bytes are written.
+
+        nats-py 2.16 then leaves subscriptions, callbacks and the socket as they are, and counts as closed.
+        """
+        try:
+            await super()._close(status, do_cbs)
+        except OSError:
+            self._status = Client.DISCONNECTED
+            await super()._close(status, do_cbs)
+
     async def _process_connect_init(self) -> None:
         """Close the connection if it cannot be used; nats-py 2.16 leaves it to the garbage collection."""
         try:

@@ -238,6 +238,6 @@ async def _drain(client: Client) -> None:
     except asyncio.CancelledError:
         await asyncio.wait([closing], timeout=DRAIN_TIMEOUT_S)
         raise
-    except NatsError as error:
+    except (NatsError, OSError) as error:
         log.warning("Drain failed; closed without flushing", error=str(error))
         await client.close()

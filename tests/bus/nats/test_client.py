@@ -7,6 +7,7 @@ import pytest
 from nats.errors import TimeoutError as NatsTimeoutError
 from support import NatsServer, eventually
 
+from fedbus.bus.errors import BusClosed
 from fedbus.bus.nats.client import ReliableClient
 from fedbus.bus.nats.connection import open_connection
 from fedbus.bus.nats.flush import flush_subscriptions
@@ -72,3 +73,22 @@ async def test_an_error_in_the_read_loop_reconnects(
         await eventually(lambda: client.stats["reconnects"] == 1)
         await assert_receives(client)
     assert "a fault of the client" in caplog.text
+
+
+async def test_a_connection_that_breaks_while_it_closes_is_closed(nats: NatsServer) -> None:
+    async with open_connection(nats.url, name="test", inbox="_INBOX") as connection:
+        client: Any = connection.client
+        subscription = await client.subscribe("probe")
+        reading = asyncio.ensure_future(anext(connection.messages(subscription), None))
+        await asyncio.sleep(0)
+
+        async def fail() -> None:
+            raise ConnectionResetError("Connection lost")
+
+        client._transport.drain = fail
+        await client._flush_pending()
+        client._pending, client._pending_data_size = [b"PUB probe 0\r\n\r\n"], 15
+        await client.close()
+        assert client.is_closed
+        with pytest.raises(BusClosed):
+            await reading
