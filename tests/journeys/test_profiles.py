@@ -28,7 +28,7 @@ async def run_under_profile(fed: FederationHarness, groups: Mapping[str, Any]) -
         for number, name in enumerate(CLIENTS):
             device = emulate_device(fed.config.nats_url, name, profile)
             config = device.apply_to(fed.client_config(name, number, len(CLIENTS)))
-            await stack.enter_async_context(fed.run_agent(device.run_proxy))
+            await stack.enter_async_context(device.run_proxy())
             for agent in CLIENT_AGENTS:
                 await stack.enter_async_context(fed.run_agent(partial(run_agent, agent, config)))
         for name in CLIENTS:
@@ -48,8 +48,7 @@ async def test_delay_makes_each_round_longer(fed: FederationHarness) -> None:
     for result in run.rounds[1:]:
         assert 1.0 <= result.seconds < 10.0
         assert result.transfer_s["c1"] >= 1.0
-        assert result.wait_s["c2"] >= result.wait_s["c1"]
-        assert result.train_s["c1"] < 1.0
+        assert max(result.train_s["c1"], result.transfer_s["c2"]) < 1.0
 
 
 async def test_slow_device_trains_longer(fed: FederationHarness) -> None:

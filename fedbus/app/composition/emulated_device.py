@@ -1,18 +1,21 @@
 """A real device under a profile: a proxy between it and nats-server, and delays in its training processes.
 
-    device = emulate_device(config, load_profile("mobile"))
-    run_together({..., "fault-proxy": device.run_proxy})
+    device = emulate_device(url, "c1", load_profile("mobile"))
+    async with device.run_proxy():
+        await run_together(agents_of(device.apply_to(config)), stop)
+
+The proxy outlives the agents, which publish their last events when they stop.
 
 The proxy passes TLS through, so it cannot see messages: latency, bandwidth, retransmissions and interruptions are
 applied to the bytes. Delays after training, the speed of the device and replies that are lost for ever are applied
 in the training process.
 """
 
-import asyncio
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -33,6 +36,9 @@ DEFAULT_PORTS: Final = {"nats": 4222, "tls": 4222, "ws": 80, "wss": 443}
 DRAWN_MESSAGES: Final = 500
 """The messages of a run with values of their own; further ones use these values again."""
 
+MAX_LATENCY_S: Final = 1.0
+"""The start of a connection takes several round trips within 5 s."""
+
 log = structlog.get_logger("fedbus.emulated_device")
 
 
@@ -48,8 +54,16 @@ class EmulatedDevice:
     started_at: float
     """Time 0 of the profile, in seconds of the epoch."""
 
-    async def run_proxy(self, stop: asyncio.Event) -> None:
-        """Run the proxy until *stop* is set."""
+    @asynccontextmanager
+    async def run_proxy(self) -> AsyncIterator[None]:
+        """Run the proxy until the block ends."""
+        latency = self.conditions.group.latency
+        if latency is not None and latency.mean_s > MAX_LATENCY_S:
+            log.warning(
+                "Latency of the profile may prevent connections to NATS",
+                latency_s=latency.mean_s,
+                limit_s=MAX_LATENCY_S,
+            )
         async with fault_proxy(
             self.conditions, self.server, self.listener, started_at=self.started_at
         ) as proxy:
@@ -59,7 +73,7 @@ class EmulatedDevice:
                 group=self.group or "none",
                 connected=proxy.is_connected,
             )
-            await stop.wait()
+            yield
 
     def apply_to(self, config: ClientConfig) -> ClientConfig:
         """Return *config* with the proxy instead of nats-server, and with the delays of training."""

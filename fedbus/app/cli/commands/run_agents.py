@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -100,19 +101,19 @@ def client_up(
         for number, one in enumerate(task or [""])
     ]
     check_unique_tasks([device.agent_config.task.id for device in devices])
-    proxy: dict[str, AgentFunction] = {}
+    network: AbstractAsyncContextManager[None] = nullcontext()
     if profile:
         emulated = _emulate(devices[0], profile, profile_group, profile_seed)
         devices = [emulated.apply_to(device) for device in devices]
-        proxy = {"fault-proxy": emulated.run_proxy}
+        network = emulated.run_proxy()
     _run_agents(
         "client",
-        proxy
-        | {
+        {
             f"{name} {device.agent_config.task.id}": client_agent(name, device)
             for device in devices
             for name in CLIENT_AGENTS
         },
+        network,
         client=id,
     )
 
@@ -234,11 +235,17 @@ def _emulate(device: ClientConfig, source: str, group: str | None, seed: int | N
     )
 
 
-def _run_agents(name: str, agents: dict[str, AgentFunction], **about: str) -> None:
+def _run_agents(
+    name: str,
+    agents: dict[str, AgentFunction],
+    network: AbstractAsyncContextManager[None] = nullcontext(),  # noqa: B008 - it has no state
+    **about: str,
+) -> None:
     if is_supervised():  # `fedbus up` holds the other end of standard input
         exit_when_parent_dies()
 
     async def work(stop: asyncio.Event) -> None:
-        await run_together(agents, stop)
+        async with network:
+            await run_together(agents, stop)
 
     run_until_signal(work, name, **about)
