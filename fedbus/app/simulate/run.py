@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.text import Text
@@ -49,6 +49,10 @@ from fedbus.simulation.observer import SimulationProgress, SimulationStart
 from fedbus.simulation.settings import SimulationResult, SimulationSettings
 from fedbus.simulation.simulator import simulate
 from fedbus.stores.models.open import open_model_store
+from fedbus.stores.trackers.interface import load_tracker
+
+BUILT_IN: Final = "local"
+"""The tracker that always records."""
 
 
 @dataclass
@@ -120,6 +124,8 @@ def _prepare(options: SimulateOptions, settings: Settings) -> _Prepared:
         started=datetime.now(UTC),
     )
     arrays = start.arrays if start else None
+    for name in _tracker_names(options, settings):
+        load_tracker(name)
     make_settings(options, config, task, run=record.simulation, folder=path, first_round=1, model=arrays)
     folder = ResultsFolder.create(path, record)
     return _Prepared(options, settings, task, folder, config, 1, arrays, start)
@@ -137,6 +143,11 @@ def _load_start(options: SimulateOptions, settings: Settings, task: Task, versio
         return StartModel(manifest, weights.load(await models.local_path(manifest.sha256)))
 
     return asyncio.run(load())
+
+
+def _tracker_names(options: SimulateOptions, settings: Settings) -> list[str]:
+    """Return the trackers of the options; those of the settings if there are none. The built-in one is not named."""
+    return [name for name in dict.fromkeys(options.trackers or settings.tracker_names) if name != BUILT_IN]
 
 
 def _check_publishing(prepared: _Prepared) -> None:
@@ -215,10 +226,11 @@ def _run_rounds(prepared: _Prepared, console: Console) -> None:
     folder.begin(config, trace_parent=trace.trace_parent)
     _print_head(prepared, settings, console)
     started = time.monotonic()
-    trackers = dict.fromkeys((*prepared.settings.tracker_names, *options.trackers))
     with ExitStack() as stack:
         tracking = stack.enter_context(
-            open_tracking(list(trackers), prepared.task.id, prepared.name, folder.path)
+            open_tracking(
+                _tracker_names(options, prepared.settings), prepared.task.id, prepared.name, folder.path
+            )
         )
         tracking.begin(
             _tracked_config(config), code_version=prepared.task.code_version, trace_id=trace.trace_id

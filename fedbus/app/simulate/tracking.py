@@ -70,7 +70,7 @@ def open_tracking(
     Raises UnknownTracker and TrackerMissing.
     """
     context = TrackerContext(task, directory)
-    trackers = open_trackers([name for name in names if name != "local"], context)
+    trackers = open_trackers(names, context)
     memory = LocalTracker(context)
     threads = [
         TrackerThread(name, tracker, memory) for name, tracker in {"local": memory, **trackers}.items()

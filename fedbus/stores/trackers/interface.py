@@ -131,13 +131,24 @@ def open_trackers(names: Sequence[str], context: TrackerContext) -> dict[str, Tr
 
 def open_tracker(name: str, context: TrackerContext) -> Tracker:
     """Open the tracker *name*. Raises UnknownTracker, TrackerMissing and the errors of the tracker."""
+    tracker_class = load_tracker(name)
+    try:
+        return tracker_class(context)
+    except ImportError as error:
+        raise _missing(name, error) from error
+
+
+def load_tracker(name: str) -> Callable[[TrackerContext], Tracker]:
+    """Import the class of the tracker *name*. Raises UnknownTracker and TrackerMissing."""
     installed = {point.name: point for point in entry_points(group=GROUP)}
     if name not in installed:
         raise UnknownTracker(f"unknown tracker {name!r}; installed: {', '.join(sorted(installed)) or 'none'}")
     try:
         tracker_class: Callable[[TrackerContext], Tracker] = installed[name].load()
-        return tracker_class(context)
     except ImportError as error:
-        raise TrackerMissing(
-            f"the tracker {name} needs {error.name}; pip install 'fedbus[{name}]'"
-        ) from error
+        raise _missing(name, error) from error
+    return tracker_class
+
+
+def _missing(name: str, error: ImportError) -> TrackerMissing:
+    return TrackerMissing(f"the tracker {name} needs {error.name}; pip install 'fedbus[{name}]'")
