@@ -48,6 +48,7 @@ def array_from_npy(data: memoryview) -> np.ndarray[Any, Any]:
         raise BadArray(f"NumPy does not support shape {shape}: {error}") from None
 
 
+@lru_cache(maxsize=4096)
 def make_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     """Return the .npy 1.0 header of an array in C order, padded so that the elements after it are aligned."""
     fields = repr({"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
@@ -56,9 +57,17 @@ def make_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     return npy.magic(1, 0) + len(text).to_bytes(2, "little") + text
 
 
-def check_array(data: memoryview, *, dtype: str, shape: tuple[int, ...]) -> None:
-    """Raise BadArray unless *data* is an array of *dtype* and *shape*."""
-    array = array_from_npy(data)
+def serialize(array: np.ndarray[Any, Any]) -> memoryview:
+    """Return the .npy bytes of *array*, in C order."""
+    header = make_header(array.dtype, array.shape)
+    data = bytearray(len(header) + array.nbytes)
+    data[: len(header)] = header
+    np.frombuffer(data, array.dtype, offset=len(header)).reshape(array.shape)[...] = array
+    return memoryview(data)
+
+
+def check_outline(array: np.ndarray[Any, Any], *, dtype: str, shape: tuple[int, ...]) -> None:
+    """Raise BadArray unless *array* is of *dtype* and *shape*."""
     if str(array.dtype) != dtype or array.shape != shape:
         raise BadArray(f"declared as {dtype} {shape}, but it is {array.dtype} {array.shape}")
 

@@ -7,6 +7,7 @@ prefix ``eval_``, of their training ``train_``. So ``centralized_loss`` becomes 
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 _COMMON_NAMES: Final = {"loss": "loss", "losses": "loss", "acc": "accuracy", "accuracy": "accuracy"}
@@ -27,6 +28,7 @@ def normalize_metrics(metrics: Mapping[str, Any], *, prefix: str = "") -> dict[s
     return normalized
 
 
+@lru_cache(maxsize=4096)  # the same few names come from every client in every round
 def common_name(name: str, *, prefix: str = "") -> str:
     """Return *name* without the qualifiers that only name its origin (``centralized``, ``test``, …)."""
     *qualifiers, last = [part for part in re.split(r"[\s_./-]+", name.lower()) if part] or [name]

@@ -7,6 +7,7 @@ They are computed in float64, or complex128, one array at a time. A result has t
 strategy's own aggregation treats it as the reply of a client; integers are rounded.
 """
 
+import cmath
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,18 +79,23 @@ def check_same_shapes(
 
 def check_finite(update: Mapping[str, Array]) -> None:
     """Check that no array has NaN or infinity. Raises UpdateRefused."""
-    for name, array in update.items():
-        if not is_finite(array):
-            raise UpdateRefused(f"the array {name!r} has NaN or infinity")
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name, array in update.items():
+            if not is_finite(array):
+                raise UpdateRefused(f"the array {name!r} has NaN or infinity")
 
 
 def is_finite(array: Array) -> bool:
-    """Return whether *array* has no NaN and no infinity. This allocates no memory, unless its sum is not finite."""
+    """Return whether *array* has no NaN and no infinity. This allocates no memory, unless a sum of it is not finite."""
     if array.dtype.kind not in "fc":
         return True
-    with np.errstate(over="ignore", invalid="ignore"):
+    if array.dtype.kind == "f" and array.flags.c_contiguous:
+        flat = array.reshape(-1)
+        total = flat.dot(flat)  # faster than a sum
+    else:
         total = array.sum()
-    return bool(np.isfinite(total)) or bool(np.isfinite(array).all())  # a sum of finite numbers may overflow
+    # the sum of finite numbers may overflow
+    return cmath.isfinite(total) or bool(np.isfinite(array).all())
 
 
 def _wide_dtype(array: Array) -> "np.dtype[Any]":

@@ -11,8 +11,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import psutil
 import structlog
@@ -61,8 +62,9 @@ class ClientSessions:
         session = self._open(client)
         if state is None and client in self._files:
             state = self._file(client).read_bytes()
-        if state is not None and isinstance(session, MovableSession):
-            session.load_state(state)
+        movable = as_movable(session)
+        if state is not None and movable is not None:
+            movable.load_state(state)
         self._sessions[client] = session
         self._forget_file(client)
         return session
@@ -72,7 +74,8 @@ class ClientSessions:
         session = self._sessions.get(client)
         if session is None:
             return client in self._files
-        return session.has_state if isinstance(session, MovableSession) else True
+        movable = as_movable(session)
+        return movable is None or movable.has_state
 
     def discard(self, client: int) -> None:
         """Close the session of *client* without its state."""
@@ -89,10 +92,11 @@ class ClientSessions:
 
         """
         session = self._sessions.get(client)
+        movable = None if session is None else as_movable(session)
         if session is None:
             state = self._file(client).read_bytes() if client in self._files else None
-        elif isinstance(session, MovableSession):
-            state = session.dump_state()
+        elif movable is not None:
+            state = movable.dump_state()
         else:
             raise StateNotMovable("the training library cannot take the state out of a session")
         self.discard(client)
@@ -121,11 +125,11 @@ class ClientSessions:
             self._forget_file(client)
 
     def _move_to_disk(self, client: int) -> bool:
-        session = self._sessions[client]
-        if not isinstance(session, MovableSession):
+        movable = as_movable(self._sessions[client])
+        if movable is None:
             return False
         try:
-            state = session.dump_state()
+            state = movable.dump_state()
         except StateNotMovable as error:
             log.warning("State of a client stays in memory", client=client, reason=str(error))
             return False
@@ -150,6 +154,16 @@ class ClientSessions:
         if client in self._files:
             self._files.discard(client)
             self._file(client).unlink(missing_ok=True)
+
+
+def as_movable(session: ClientSession) -> MovableSession | None:
+    """Return *session* if its state can move. The check of a protocol is slow, so it is made once for each class."""
+    return cast("MovableSession", session) if _is_movable(type(session)) else None
+
+
+@cache
+def _is_movable(session_class: type[ClientSession]) -> bool:
+    return all(hasattr(session_class, name) for name in ("has_state", "dump_state", "load_state"))
 
 
 def _close(session: ClientSession) -> None:

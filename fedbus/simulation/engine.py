@@ -11,9 +11,9 @@ them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from fedbus.contracts.run import RunPlan, Scalar
 from fedbus.contracts.task.task import Task
@@ -50,8 +50,7 @@ class WorkerJob:
 # --- orders: to a worker ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class MessageItem:
+class MessageItem(NamedTuple):
     """The part of a message that is the client's own."""
 
     number: int
@@ -123,8 +122,7 @@ Order: TypeAlias = MessageBatch | EndSum | TakeState | DiscardClient | ReleasePa
 # --- events: from a worker --------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerReply:
+class WorkerReply(NamedTuple):
     """The reply to one message."""
 
     number: int
@@ -138,7 +136,7 @@ class WorkerReply:
     size: int | None
     """The size of its payload, in bytes; None if it has none."""
     error: ReplyError | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = {}
     has_state: bool = True
     """Whether the client has state in its session now."""
     samples: int = 0

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import structlog
 
@@ -168,8 +168,8 @@ class SimulationWorker:
             if self._job.seed is not None:
                 name = self._job.client_name(client)
                 seed_client(self._job.seed, client=name, round_number=batch.round, kind=batch.kind)
-            if update_sum is not None and isinstance(session, SummingSession):
-                return session.handle_in_sum(message, update_sum)
+            if update_sum is not None:
+                return cast("SummingSession", session).handle_in_sum(message, update_sum)
             return session.handle(message)
         except BadTask as error:
             return ClientResponse(error=ReplyError(ErrorCode.LOAD_FAILED, str(error), "BadTask"))

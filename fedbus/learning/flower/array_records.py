@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.common import Parameters, ndarray_to_bytes
 
 from fedbus.learning import npy
@@ -77,9 +77,19 @@ def to_parameters(names: Iterable[str], arrays: Arrays, *, tensor_type: str) -> 
     return Parameters(tensors, tensor_type)
 
 
+def array_records_of(content: RecordDict) -> dict[str, ArrayRecord]:
+    """Return the ArrayRecords of *content*. Flower's own property copies them one by one into a checked dict."""
+    return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
+
+
+def metric_records_of(content: RecordDict) -> dict[str, MetricRecord]:
+    """Return the MetricRecords of *content*."""
+    return {name: record for name, record in content.items() if isinstance(record, MetricRecord)}
+
+
 def single_array_record(content: RecordDict) -> ArrayRecord | None:
     """Return the ArrayRecord of *content* if it has exactly one, else None."""
-    records = list(content.array_records.values())
+    records = list(array_records_of(content).values())
     return records[0] if len(records) == 1 else None
 
 

@@ -14,6 +14,7 @@ from flwr.app import Context, Message, Metadata, RecordDict
 
 from fedbus.learning.compression import make_encoding
 from fedbus.learning.flower import record_codec, task_code
+from fedbus.learning.flower.array_records import metric_records_of
 from fedbus.learning.flower.compressed_records import server_decodes_updates
 from fedbus.learning.flower.mods import compression_mod
 from fedbus.learning.flower.node_ids import node_id, run_number
@@ -22,6 +23,7 @@ from fedbus.learning.flower.private_api import (
     SERVER_NODE_ID,
     UNKNOWN_ERROR,
     build_message,
+    install_fast_arrays,
 )
 from fedbus.learning.flower.update_sum import FlowerUpdateSum
 from fedbus.learning.library import (
@@ -50,6 +52,7 @@ class ClientAppHost:
     """The ClientApp of one client in one run. Raises BadTask if it cannot be loaded."""
 
     def __init__(self, job: ClientJob) -> None:
+        install_fast_arrays()
         self._job = job
         self._app = task_code.load_client_app(job.path, job.task.app["clientapp"])
         encoding = make_encoding(job.task.table.compression)
@@ -146,7 +149,7 @@ def client_metrics(kind: str, content: RecordDict) -> Mapping[str, float]:
     """
     prefix = METRIC_PREFIXES.get(kind.partition(".")[0])
     metrics: dict[str, float] = {}
-    for record_name, record in content.metric_records.items() if prefix is not None else ():
+    for record_name, record in metric_records_of(content).items() if prefix is not None else ():
         for name, value in normalize_metrics(record, prefix=prefix or "").items():
             key = name if name not in metrics else f"{prefix}{record_name}.{name.removeprefix(prefix or '')}"
             metrics[key] = value
@@ -190,7 +193,7 @@ def _make_response(
 
 def _count_samples(content: RecordDict) -> int:
     """Return the first ``num-examples`` of the reply, the key by which Flower's strategies weigh it; 0 without one."""
-    counts = (record.get(NUM_EXAMPLES_KEY) for record in content.metric_records.values())
+    counts = (record.get(NUM_EXAMPLES_KEY) for record in metric_records_of(content).values())
     return next((int(count) for count in counts if isinstance(count, int | float) and count >= 0), 0)
 
 

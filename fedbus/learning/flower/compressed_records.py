@@ -25,6 +25,7 @@ from fedbus.learning.compression import (
     encode_update,
     is_compressible,
 )
+from fedbus.learning.flower.array_records import array_records_of
 from fedbus.learning.flower.private_api import NUMPY, BorrowedArray, array_view, serialized_buffer
 
 STYPE_PREFIX: Final = "fedbus."
@@ -176,7 +177,9 @@ def is_compressed(array: Array) -> bool:
 
 
 def has_compressed_arrays(content: RecordDict) -> bool:
-    return any(is_compressed(array) for record in content.array_records.values() for array in record.values())
+    return any(
+        is_compressed(array) for record in array_records_of(content).values() for array in record.values()
+    )
 
 
 def copy_array_records(content: RecordDict) -> SentArrays:

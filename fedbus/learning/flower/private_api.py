@@ -7,12 +7,14 @@ changes. `make test-flower VERSION=…` runs the tests against another version o
     set_message_id          the metadata of a message that the Grid sends has no setter for its id
     build_message           a received message is built from its metadata, for which there is no public constructor
     empty_run               legacy `server_fn` apps read a `Run` from the Grid, which has no public constructor
+    install_fast_arrays     an ArrayRecord copies each array twice, and writes headers by a general and slow way
     BorrowedArray           an `Array` copies its data to `bytes`; this one uses a buffer that it does not own
     RunNotRunningException  ends Flower's background threads when a Grid is closed
     check_replies           streaming aggregation lets Flower check and log replies whose arrays are released
     error codes, aggregate_metricrecords, KEY_CLIPPING_NORM, SECAGG_CONFIGS: they have no public name
 """
 
+from functools import lru_cache
 from typing import Any, Final, cast
 
 import numpy as np
@@ -21,7 +23,7 @@ from fedbus.learning import npy
 from fedbus.learning.flower import flower_version
 
 with flower_version.checked_imports():
-    from flwr.app import Array, Error, Message, Metadata, RecordDict
+    from flwr.app import Array, ArrayRecord, Error, Message, Metadata, RecordDict
     from flwr.app.message.message import make_message
     from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
     from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS
@@ -46,6 +48,7 @@ _ATTRIBUTES: Final[dict[Any, tuple[str, ...]]] = {
     SType: ("NUMPY",),
     Run: ("create_empty",),
     TaskIdentity: ("task_id", "run_id", "node_id"),
+    ArrayRecord: ("from_torch_state_dict",),
     FedAvg: ("_check_and_log_replies", "aggregate_train"),
     Strategy: ("start",),  # the hooks replace this one and the next two
     Server: ("fit",),
@@ -69,12 +72,15 @@ __all__ = [
     "BorrowedArray",
     "Run",
     "RunNotRunningException",
+    "UnserializedArray",
     "aggregate_metricrecords",
     "array_view",
     "build_message",
     "check_replies",
     "checks_replies_as_flower",
     "empty_run",
+    "install_fast_arrays",
+    "make_array",
     "serialized_buffer",
     "set_message_id",
     "set_process_identity",
@@ -141,6 +147,7 @@ class BorrowedArray(Array):
 
     def __init__(self, dtype: str, shape: tuple[int, ...], stype: str, buffer: memoryview) -> None:
         self.__dict__["_buffer"] = buffer
+        self.__dict__["_view"] = None
         self.__dict__.update(dtype=dtype, shape=shape, stype=stype)
 
     @property
@@ -151,12 +158,20 @@ class BorrowedArray(Array):
     @property
     def data(self) -> bytes:
         if not isinstance(self.buffer.obj, bytes) or len(self.buffer.obj) != len(self.buffer):
-            self.__dict__["_buffer"] = memoryview(bytes(self.buffer))
+            self.__dict__.update(_buffer=memoryview(bytes(self.buffer)), _view=None)
         return cast("bytes", self.buffer.obj)
 
     @data.setter
     def data(self, value: bytes) -> None:
-        self.__dict__["_buffer"] = memoryview(value)
+        self.__dict__.update(_buffer=memoryview(value), _view=None)
+
+    @property
+    def view(self) -> np.ndarray[Any, Any]:
+        """The array as a view of the buffer. Raises BadArray."""
+        view = self.__dict__["_view"]
+        if view is None:
+            view = self.__dict__["_view"] = npy.array_from_npy(self.buffer)
+        return cast("np.ndarray[Any, Any]", view)
 
     def copy(self) -> "BorrowedArray":
         """Return another array of the same buffer."""
@@ -184,6 +199,62 @@ class BorrowedArray(Array):
         return f"BorrowedArray(dtype={self.dtype!r}, shape={self.shape!r}, {len(self.buffer)} bytes)"
 
 
+class UnserializedArray(BorrowedArray):
+    """An `Array` that copies a NumPy array, and makes its .npy bytes when they are read.
+
+    Its arrays are in C order. Flower's own `Array` copies twice, and writes a header by a general way that takes longer
+    than the copies of a small array.
+    """
+
+    __qualname__ = Array.__qualname__
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self.__dict__.update(
+            dtype=_dtype_name(array.dtype),
+            shape=array.shape,
+            stype=NUMPY,
+            _buffer=None,
+            _view=array.copy(order="C"),
+        )
+
+    @property
+    def buffer(self) -> memoryview:
+        if self.__dict__["_buffer"] is None:
+            self.__dict__["_buffer"] = npy.serialize(self.__dict__["_view"])
+            self.__dict__["_view"] = None  # one copy is enough: a later view is one of the buffer
+        return cast("memoryview", self.__dict__["_buffer"])
+
+
+_dtype_name = lru_cache(maxsize=64)(str)
+
+
+def make_array(array: np.ndarray[Any, Any]) -> Array:
+    """Return *array* as an `Array`, with an own copy of the elements."""
+    is_plain = type(array) is np.ndarray and array.dtype.kind in "biufc" and array.dtype.isnative
+    if is_plain and (array.flags.c_contiguous or not array.flags.f_contiguous):
+        return UnserializedArray(array)
+    return Array.from_numpy_ndarray(array)
+
+
+def from_torch_state_dict(
+    cls: type[ArrayRecord],  # noqa: ARG001 - Flower's signature
+    state_dict: dict[str, Any],
+    *,
+    keep_input: bool = True,
+) -> ArrayRecord:
+    """Replace `ArrayRecord.from_torch_state_dict` by one that makes the arrays with `make_array`."""
+    record = ArrayRecord()
+    for key in list(state_dict):
+        tensor = state_dict[key] if keep_input else state_dict.pop(key)
+        record[key] = make_array(tensor.detach().cpu().numpy())
+    return record
+
+
+def install_fast_arrays() -> None:
+    """Let ArrayRecords of torch state dicts have `UnserializedArray` in this process."""
+    ArrayRecord.from_torch_state_dict = classmethod(from_torch_state_dict)  # type: ignore[assignment, method-assign]
+
+
 def array_view(array: Array) -> np.ndarray[Any, Any]:
     """Return *array* as a NumPy view without a copy. Do not write to it.
 
@@ -193,7 +264,7 @@ def array_view(array: Array) -> np.ndarray[Any, Any]:
     """
     if array.stype != NUMPY:
         raise npy.BadArray(f"serialization type {array.stype!r} is not supported (supported: {NUMPY!r})")
-    return npy.array_from_npy(serialized_buffer(array))
+    return array.view if isinstance(array, BorrowedArray) else npy.array_from_npy(memoryview(array.data))
 
 
 def serialized_buffer(array: Array) -> memoryview:

@@ -221,7 +221,7 @@ class _ArrayReader:
         array = BorrowedArray(dtype, shape, stype, self._slice(key, size))
         if stype == NUMPY and dtype:  # Flower's legacy parameters have no dtype and shape
             try:
-                npy.check_array(array.buffer, dtype=dtype, shape=shape)
+                npy.check_outline(array.view, dtype=dtype, shape=shape)
             except npy.BadArray as error:
                 raise RecordDecodeError(f"invalid array {key!r}: {error}") from None
         return key, array

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from fedbus.learning.flower.array_records import metric_records_of
 from fedbus.learning.flower.private_api import RunNotRunningException
 from fedbus.learning.library import MessengerClosed
 
@@ -71,7 +72,7 @@ def round_number_of(message: Message) -> int | None:
 
 def sample_count(content: RecordDict) -> int:
     """Return the sample count ("num-examples") that the client reports; 0 if it reports none."""
-    for record in content.metric_records.values():
+    for record in metric_records_of(content).values():
         for key in ("num-examples", "num_examples"):
             value = record.get(key)
             if isinstance(value, int | float):
@@ -81,6 +82,6 @@ def sample_count(content: RecordDict) -> int:
 
 def update_weight(content: RecordDict, weighted_by: str) -> float | None:
     """Return the metric *weighted_by* of the first MetricRecord; None if it is missing or not a number."""
-    metrics = next(iter(content.metric_records.values()), None)
+    metrics = next(iter(metric_records_of(content).values()), None)
     weight = None if metrics is None else metrics.get(weighted_by)
     return float(weight) if isinstance(weight, int | float) else None  # an int would wrap int8 arrays

@@ -12,6 +12,7 @@ from typing import Final
 from flwr.app import Message, Metadata, RecordDict
 
 from fedbus.learning.compression import BadEncoding
+from fedbus.learning.flower.array_records import array_records_of
 from fedbus.learning.flower.compressed_records import (
     SentArrays,
     copy_array_records,
@@ -79,7 +80,7 @@ class SentMessages:
 
     def decode(self, content: RecordDict, message: SentMessage) -> None:
         """Decode the compressed arrays of *content*, an untrusted reply to *message*. Raises BadEncoding."""
-        if not content.array_records:
+        if not array_records_of(content):
             return
         if not has_compressed_arrays(content):
             self._is_compressed = self._is_compressed or False

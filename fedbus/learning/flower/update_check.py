@@ -7,6 +7,7 @@ import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
 from fedbus.learning import npy
+from fedbus.learning.flower.array_records import array_records_of
 from fedbus.learning.flower.compressed_records import SentArrays, find_reference
 from fedbus.learning.flower.private_api import NUMPY, array_view
 from fedbus.learning.stale_updates import UpdateRefused, check_finite
@@ -26,7 +27,7 @@ def check_update(content: RecordDict, sent: SentArrays) -> None:
         UpdateRefused: an array has NaN or infinity, or another shape than the sent array of its name.
 
     """
-    for name, record in content.array_records.items():
+    for name, record in array_records_of(content).items():
         arrays = numeric_arrays(record)
         check_finite(arrays)
         reference = find_reference(name, sent)

@@ -6,6 +6,7 @@ The sums of all processes make the same mean as the updates one by one, except f
 from flwr.app import ArrayRecord, RecordDict
 
 from fedbus.learning.flower import record_codec
+from fedbus.learning.flower.array_records import array_records_of
 from fedbus.learning.flower.compressed_records import decode_updates, has_compressed_arrays
 from fedbus.learning.flower.partial_sums import PartialSum
 from fedbus.learning.flower.streaming_aggregation import WeightedMean
@@ -49,4 +50,4 @@ def _sent_arrays(message: IncomingMessage) -> dict[str, ArrayRecord]:
     decoded = None if message.cache is None else message.cache.get("content")
     if decoded is None:
         decoded = record_codec.decode(message.data)
-    return dict(decoded.array_records)
+    return array_records_of(decoded)

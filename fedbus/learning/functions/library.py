@@ -20,7 +20,7 @@ from fedbus.contracts.task.base import ModuleName
 from fedbus.contracts.task.task import Task
 from fedbus.learning.functions.signatures import FunctionName
 from fedbus.learning.functions.source_check import find_module_file, read_module_source
-from fedbus.learning.library import BadTask, ClientJob, ClientSession, ServerJob, ServerSession
+from fedbus.learning.library import BadTask, ClientJob, ClientSession, ServerJob, ServerSession, UpdateSum
 from fedbus.learning.weights import Arrays
 
 if TYPE_CHECKING:
@@ -103,6 +103,13 @@ class FunctionsLibrary:
         from fedbus.learning.functions.client import FunctionsClient  # noqa: PLC0415
 
         return FunctionsClient(job, _open_module(job.task))
+
+    def open_sum(self, request: bytes) -> UpdateSum:
+        """Return a sum of updates, which are weighted by their examples."""
+        del request
+        from fedbus.learning.functions.update_sum import FunctionsUpdateSum  # noqa: PLC0415
+
+        return FunctionsUpdateSum()
 
 
 def _open_module(task: Task) -> "TaskModule":

@@ -22,8 +22,9 @@ from fedbus.learning.functions.compressed_weights import ENCODINGS_KEY, decode_w
 from fedbus.learning.functions.library import DEFAULT_ROUNDS
 from fedbus.learning.functions.message_codec import BadContent, Content, decode, encode, to_metrics
 from fedbus.learning.functions.signatures import FunctionName
-from fedbus.learning.functions.strategies import AggregationStrategy, RobustStrategy, make_strategy
+from fedbus.learning.functions.strategies import AggregationStrategy, FedAvg, RobustStrategy, make_strategy
 from fedbus.learning.functions.task_module import Config, FunctionFailed, TaskModule
+from fedbus.learning.functions.update_sum import SUM_REQUEST, PartialSum
 from fedbus.learning.functions.updates import (
     MAX_EXAMPLES,
     BadUpdate,
@@ -100,7 +101,7 @@ class TaskAggregation(RobustStrategy):
 
 
 class FunctionsServer:
-    """The server side of one run."""
+    """The server side of one run. Raises BadTask, ModeUnsupported if the run's aggregation does not fit."""
 
     def __init__(self, job: ServerJob, module: TaskModule) -> None:
         self._job = job
@@ -108,6 +109,8 @@ class FunctionsServer:
         self._table = job.aggregation
         self._driver: ModeDriver[Weights] | None = None
         """The exchanges of an aggregation mode other than ``sync``."""
+        self._sums_updates = False
+        """Whether the updates of this round are added up where the clients are."""
         self._round = 0
         self._weights: Weights = {}
         self._expected: Weights = {}
@@ -118,13 +121,13 @@ class FunctionsServer:
             if self._has_own_aggregation
             else make_strategy(self._table)
         )
+        self._check_mode()
 
     def run(self, messenger: Messenger, on_round: OnRound) -> Arrays | None:
         """Train the remaining rounds, and return the final weights; None if there are none.
 
         Raises:
-            TrainingFailed: a function of the server failed, no client could train, or the aggregation mode does not
-                work with the strategy.
+            TrainingFailed: a function of the server failed, or no client could train.
             ArchitectureMismatch: the stored weights are not those of ``initial``.
 
         """
@@ -168,11 +171,12 @@ class FunctionsServer:
         metrics = MetricsMean()
         failures: dict[str, str] = {}
         has_update = False
+        self._sums_updates = self._can_sum(messenger)
         with round_log.trace.aggregate_span(self._round):
             for reply, update in self._train_clients(messenger, sorted(selected), failures):
                 messenger.accept(reply, samples=update.num_examples)
                 metrics.add(update.metrics, update.num_examples)
-                if update.num_examples:
+                if update.num_examples and not self._sums_updates:
                     self._expected = self._expected or update.weights
                     self._strategy.add(update)
                 has_update = True
@@ -187,6 +191,23 @@ class FunctionsServer:
             self._set_weights(new_weights)
             round_log.set_model(self._weights)
         round_log.add_metrics(metrics.mean(), prefix="train_")
+
+    def _can_sum(self, messenger: Messenger) -> bool:
+        """Return whether the updates of a round can be added up where the clients are.
+
+        The clients compare them with the global weights, so there must be some.
+        """
+        return (
+            messenger.adds_updates
+            and self._driver is None
+            and isinstance(self._strategy, FedAvg)
+            and bool(self._weights)
+            and self._job.selection.weights is None
+        )
+
+    def _add_sum(self, partial_sum: PartialSum) -> None:
+        assert isinstance(self._strategy, FedAvg)
+        self._strategy.add_sums(partial_sum.sums, partial_sum.weight, partial_sum.dtypes)
 
     def _evaluate(self, messenger: Messenger, round_log: RoundLog) -> None:
         if not self._table.fraction_evaluate:
@@ -259,6 +280,8 @@ class FunctionsServer:
         sent, payload = self._weights, self._pack()
         messages = [self._make_message(client, kind, payload) for client in clients]
         for reply in self._send(messenger, messages):
+            if reply.sum is not None:
+                self._add_sum(PartialSum.unpack(reply.sum))
             if reply.error is not None:
                 _add_failure(failures, reply)
                 continue
@@ -274,7 +297,8 @@ class FunctionsServer:
         return Payload.pack(encode(Content({"config": self._values()}, self._weights)))
 
     def _make_message(self, client: str, kind: str, payload: Payload) -> OutgoingMessage:
-        return OutgoingMessage(client=client, kind=kind, payload=payload, round=self._round)
+        request = SUM_REQUEST if kind == "train" and self._sums_updates else None
+        return OutgoingMessage(client=client, kind=kind, payload=payload, round=self._round, sum=request)
 
     def _send(self, messenger: Messenger, messages: list[OutgoingMessage]) -> Iterator[ClientReply]:
         """Send *messages*, and yield the replies. In an aggregation mode, clients that train get none."""
@@ -295,7 +319,7 @@ class FunctionsServer:
         ):
             raise BadContent(f"num_examples of the reply is {num_examples!r}")
         weights = check_weights(decode_weights(content.weights, content.values.get(ENCODINGS_KEY), sent))
-        if kind == "train" and not self._has_own_aggregation:
+        if kind == "train" and not (self._has_own_aggregation or self._sums_updates):
             check_same_arrays(weights, self._expected or weights)
         return Update(
             client,
@@ -321,20 +345,24 @@ class FunctionsServer:
     # --- state --------------------------------------------------------------------------------
 
     def _open_driver(self, messenger: Messenger) -> ModeDriver[Weights] | None:
-        """Open the exchanges of the aggregation mode; None for ``sync``. Raises ModeUnsupported."""
+        """Open the exchanges of the aggregation mode; None for ``sync``."""
         table = self._table
         planner = make_planner(table)
-        if planner is None:
-            return None
-        merges_late = not (table.mode is AggregationMode.DEADLINE and table.late == "drop")
-        if merges_late and table.strategy is StrategyName.KRUM and not self._has_own_aggregation:
+        limit_s = table.deadline_s if table.mode is AggregationMode.DEADLINE else None
+        return None if planner is None else ModeDriver(messenger, planner, wait_limit_s=limit_s)
+
+    def _check_mode(self) -> None:
+        """Check that the mode works with the strategy. Raises ModeUnsupported."""
+        table = self._table
+        has_late = table.mode is not AggregationMode.SYNC and not (
+            table.mode is AggregationMode.DEADLINE and table.late == "drop"
+        )
+        if has_late and table.strategy is StrategyName.KRUM and not self._has_own_aggregation:
             raise ModeUnsupported(
                 f"the aggregation mode {table.mode} does not work with the strategy krum: it compares the updates of a "
                 'whole cohort, and takes an update of older weights for a malicious one. Use mode = "sync", or '
                 '"deadline" with late = "drop", or the strategy fedmedian or trimmed-mean'
             )
-        limit_s = table.deadline_s if table.mode is AggregationMode.DEADLINE else None
-        return ModeDriver(messenger, planner, wait_limit_s=limit_s)
 
     def _values(self) -> Config:
         """Return the values that fedbus adds to the configuration of the clients."""

@@ -13,6 +13,7 @@ robust strategies (`FedMedian`, `TrimmedMean`, `MultiKrum`) compare the updates 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -93,6 +94,21 @@ class RunningMean:
             add_scaled(total, weights[name], weight)
         self.total_weight += weight
 
+    def add_sums(self, sums: Weights, weight: float, dtypes: Mapping[str, "np.dtype[Any]"]) -> None:
+        """Add the *sums* of several updates of *dtypes*, whose weights add up to *weight*."""
+        if not self._sums:
+            self.dtypes = dict(dtypes)
+            self._sums = {name: np.array(array) for name, array in sums.items()}
+        else:
+            for name, total in self._sums.items():
+                np.add(total, sums[name], out=total)
+        self.total_weight += weight
+
+    @property
+    def sums(self) -> Weights:
+        """The weighted sums so far, in float64 or complex128."""
+        return self._sums
+
     def mean(self) -> Weights:
         """Return the mean. The total weight is positive."""
         return {name: total / self.total_weight for name, total in self._sums.items()}
@@ -111,6 +127,10 @@ class FedAvg(AggregationStrategy):
 
     def add(self, update: Update) -> None:
         self._mean.add(update.weights, update.weight)
+
+    def add_sums(self, sums: Weights, weight: float, dtypes: Mapping[str, "np.dtype[Any]"]) -> None:
+        """Add the weighted *sums* of several updates of *dtypes*, whose weights add up to *weight*."""
+        self._mean.add_sums(sums, weight, dtypes)
 
     def _clear(self) -> None:
         self._mean = RunningMean()
