@@ -5,11 +5,14 @@ import re
 import weakref
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
+from flwr.server import ServerAppComponents
+from flwr.server.strategy import FedAvg as LegacyFedAvg
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import (
     Bulyan,
@@ -30,14 +33,18 @@ from learning.mode_runs import (
     START,
     ModeRun,
     examples_of,
+    make_job,
     run_flower,
     run_functions,
     train,
 )
+from learning.scripted_messenger import ScriptedMessenger
 
 from fedbus.contracts.run import RoundResult
 from fedbus.learning.flower.array_records import to_record
-from fedbus.learning.library import ModeUnsupported
+from fedbus.learning.flower_superlink.library import SuperLinkLibrary
+from fedbus.learning.library import BadTask, ModeUnsupported, open_library
+from fedbus.stores.tasks.task_directory import create_task, validate_task
 
 Runner = Callable[..., ModeRun]
 both_libraries = pytest.mark.parametrize("run", [run_flower, run_functions])
@@ -244,6 +251,33 @@ def test_an_app_that_sends_its_training_messages_itself_ends_the_run() -> None:
 
     with pytest.raises(ModeUnsupported, match="this app sends its training messages itself"):
         run_flower(SLOW, {"mode": "buffered"}, app=app)
+
+
+def test_a_legacy_app_ends_the_run() -> None:
+    app = ServerApp(server_fn=lambda _: ServerAppComponents(strategy=LegacyFedAvg()))
+    with pytest.raises(ModeUnsupported, match="the aggregation mode async needs a strategy"):
+        run_flower(SLOW, {"mode": "async"}, app=app)
+
+
+def test_flowers_superlink_refuses_the_mode_before_clients_join() -> None:
+    run = ModeRun(ScriptedMessenger({}))
+    with pytest.raises(ModeUnsupported, match="async does not work with the library flower-superlink"):
+        SuperLinkLibrary().open_server(make_job(run, {"mode": "async"}, START))
+
+
+def test_an_override_that_does_not_fit_the_task_is_a_bad_task() -> None:
+    with pytest.raises(
+        BadTask, match="the aggregation of the run does not fit the task: `eta` has no effect"
+    ):
+        run_flower(SLOW, {"eta": 0.5})
+
+
+def test_a_flower_task_may_choose_a_mode(tmp_path: Path) -> None:
+    create_task(tmp_path / "moons", "moons")
+    pyproject = tmp_path / "moons" / "pyproject.toml"
+    table = '\n[tool.fedbus.aggregation]\nmode = "deadline"\ndeadline-s = 30\nlate = "drop"\n'
+    pyproject.write_text(pyproject.read_text() + table)
+    assert validate_task(tmp_path / "moons", open_library) == []
 
 
 def test_krum_of_functions_does_not_fit_the_mode() -> None:

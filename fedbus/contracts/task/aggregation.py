@@ -54,6 +54,12 @@ _PARAMETERS: Final = {
 }
 """The parameters of each strategy, by field name."""
 
+MODE_FIELDS: Final = frozenset(
+    {"mode", "deadline_s", "min_updates", "late", "buffer_size", "alpha"}
+    | {"staleness", "staleness_a", "staleness_b", "max_staleness"}
+)
+"""The fields of the aggregation mode, which all libraries but `flower-superlink` have."""
+
 
 class AggregationTable(ConfigSection):
     """How the updates of a round become the next model: `strategy` and its parameters are those of the library
@@ -82,7 +88,7 @@ class AggregationTable(ConfigSection):
     staleness_b: int = Field(default=4, ge=0)
     """*b* of ``hinge``."""
     max_staleness: int | None = Field(default=None, ge=0)
-    """Updates of an older model are dropped. Default: no limit."""
+    """The staleness above which an update is dropped. Default: no limit."""
 
     method: Method = "streaming"
     """``streaming``: add updates to the sum as they arrive, if the strategy computes a weighted mean. ``stock``: use

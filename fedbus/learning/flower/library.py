@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
-from fedbus.contracts.task.aggregation import AggregationTable
+from fedbus.contracts.task.aggregation import MODE_FIELDS, AggregationTable
 from fedbus.contracts.task.app import (
     AppDeclaration,
     AppProblem,
@@ -28,7 +28,9 @@ CONFIG_TABLE: Final = ("tool", "flwr", "app", "config")
 FEDBUS_TABLE: Final = ("tool", "fedbus")
 FUNCTIONS_KEYS: Final = ("functions", "config")
 STRATEGY_KEYS: Final = tuple(
-    str(field.alias) for name, field in AggregationTable.model_fields.items() if name != "method"
+    str(field.alias)
+    for name, field in AggregationTable.model_fields.items()
+    if name != "method" and name not in MODE_FIELDS
 )
 ROLES: Final = ("serverapp", "clientapp")
 ROUNDS_KEY: Final = "num-server-rounds"

@@ -59,6 +59,7 @@ class ServerAppHost:
 
     def __init__(self, job: ServerJob) -> None:
         self._job = job
+        _ = job.aggregation  # raises BadTask before clients join
         self._app = task_code.load_server_app(job.path, job.task.app["serverapp"])
 
     def run(self, messenger: Messenger, on_round: OnRound) -> Arrays | None:
@@ -139,11 +140,7 @@ def _open_modes(job: ServerJob, grid: RunGrid, *, measures_contributions: bool) 
     table = job.aggregation
     if table.mode is AggregationMode.SYNC:
         return None
-    if not isinstance(grid, MessengerGrid):
-        raise ModeUnsupported(
-            f'the aggregation mode {table.mode} needs library = "flower": here Flower\'s SuperLink carries the '
-            'messages. Use mode = "sync"'
-        )
+    assert isinstance(grid, MessengerGrid), "flower-superlink refuses the mode when it opens the run"
     if measures_contributions and table.mode is not AggregationMode.DEADLINE:
         raise ModeUnsupported(
             f"contributions compare the updates of a round, and in the aggregation mode {table.mode} there are no "
