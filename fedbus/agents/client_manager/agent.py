@@ -37,7 +37,7 @@ from fedbus.agents.client_manager.effects import (
     SwitchCode,
     TakeSlot,
 )
-from fedbus.agents.client_manager.eligibility import read_device_facts
+from fedbus.agents.client_manager.eligibility import ReadFacts, read_device_facts
 from fedbus.agents.client_manager.events import (
     ClientManagerStarted,
     ClientTimer,
@@ -56,7 +56,7 @@ from fedbus.agents.client_manager.events import (
     SlotTaken,
 )
 from fedbus.agents.client_manager.machine import BOOTSTRAP_S, ClientMachine
-from fedbus.agents.client_manager.models import DeviceModels
+from fedbus.agents.client_manager.models import DeviceModels, ModelFiles
 from fedbus.agents.client_manager.records import ClientRecord
 from fedbus.agents.client_manager.training_slots import TrainingSlot, TrainingSlots
 from fedbus.agents.common import tracing
@@ -121,6 +121,8 @@ class ClientManager:
         labels: The labels of the device, by which a rollout chooses it.
         trusted: The keys of which one must have signed a model; None: models need no signature.
         slots: How many tasks may train at the same time on this device; None: no limit.
+        models: The model files of the device; None: those in *directory*.
+        read_facts: Reads the values of an eligibility rule's variables.
         bootstrap_s: The limit of the enrollment, and again of the search for the first model.
 
     """
@@ -142,6 +144,8 @@ class ClientManager:
         labels: Mapping[str, str] | None = None,
         trusted: TrustedKeys | None = None,
         slots: TrainingSlots | None = None,
+        models: ModelFiles | None = None,
+        read_facts: ReadFacts = read_device_facts,
         bootstrap_s: float = BOOTSTRAP_S,
     ) -> None:
         self._bus = bus
@@ -156,7 +160,8 @@ class ClientManager:
             version_file=directory / VERSION_FILE,
         )
         self._labels = dict(labels or {})
-        self._models = DeviceModels(bus, task.id, directory, trusted)
+        self._models = models or DeviceModels(bus, task.id, directory, trusted)
+        self._read_facts = read_facts
         self._slots = slots
         self._slot: TrainingSlot | None = None
         self._bootstrap_s = bootstrap_s
@@ -270,7 +275,7 @@ class ClientManager:
             case ReadDeviceFacts(names=names, model=model, holdout_share=holdout_share):
                 model_file = None if model is None else self._models.path_of(model)
                 facts = await asyncio.to_thread(
-                    read_device_facts, names, self._directory, model_file, holdout_share=holdout_share
+                    self._read_facts, names, self._directory, model_file, holdout_share=holdout_share
                 )
                 return DeviceFactsRead(facts)
             case TakeSlot(run=run):

@@ -5,7 +5,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import psutil
 
@@ -20,6 +20,20 @@ CPU_SAMPLE_S: Final = 0.2
 CAPTURED_DATABASE: Final = "captured.db"
 
 DeviceFacts = dict[str, float | None]
+
+
+class ReadFacts(Protocol):
+    """Reads facts of a device, as `read_device_facts` does."""
+
+    def __call__(
+        self,
+        names: AbstractSet[str],
+        directory: Path,
+        model_file: Path | None,
+        /,
+        *,
+        holdout_share: float,
+    ) -> DeviceFacts: ...
 
 
 def read_device_facts(

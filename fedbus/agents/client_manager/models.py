@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -14,6 +15,19 @@ from fedbus.contracts.server import GetServerInfo
 from fedbus.stores.models.signing import TrustedKeys
 
 log = structlog.get_logger("fedbus.client_manager")
+
+
+class ModelFiles(Protocol):
+    """The model files of a device."""
+
+    def check_signature(self, announcement: ModelAnnouncement) -> None:
+        """Raise StoreError if this device trusts keys and none of them signed the model."""
+
+    async def fetch(self, model: ModelRef, blob: BlobRef, *, attempts: int) -> Path:
+        """Fetch *model* and return its file. Raises as `DeviceModels.fetch` does."""
+
+    def path_of(self, model: ModelRef) -> Path:
+        """Return the path of the file of *model*, fetched or not."""
 
 
 class DeviceModels:

@@ -10,17 +10,14 @@ client.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import handle_each, run_until, wait_for_first
-from fedbus.agents.common.child_process import ChildNotStarted, ChildProcess
+from fedbus.agents.common.asyncio_tools import handle_each, run_until
 from fedbus.agents.common.debug_logging import log_method_calls
-from fedbus.agents.common.process_orders import LOAD_FAILED_EXIT_CODE, TrainerProcessConfig, child_command
+from fedbus.agents.flower_client.trainer import TrainerLauncher
 from fedbus.bus.bus import Bus
 from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore, TransitionOutbox
 from fedbus.contracts.agent_names import AgentName
@@ -48,7 +45,6 @@ from fedbus.contracts.situations import (
     fl_client_situation,
 )
 from fedbus.contracts.task.task import Task
-from fedbus.stores.errors import StoreError
 
 HEARTBEAT_S: Final = 2.0
 STOP_REPORT_S: Final = 5.0
@@ -65,11 +61,7 @@ class _Training:
 
 @log_method_calls
 class FlowerClient:
-    """The agent that trains for one client in one task. The training processes write their logs to *logs*.
-
-    *build_config* builds the configuration of a training process with the code version of the run. It raises
-    StoreError if that version is not available.
-    """
+    """The agent that trains for one client in one task; *launcher* runs the training processes."""
 
     def __init__(
         self,
@@ -77,16 +69,14 @@ class FlowerClient:
         task: Task,
         client: ClientId,
         *,
-        build_config: Callable[[ClientStart], Awaitable[TrainerProcessConfig]],
+        launcher: TrainerLauncher,
         outbox: TransitionOutbox,
-        logs: Path,
     ) -> None:
         self._bus = bus
         self._task = task
         self._client = client
-        self._build_config = build_config
+        self._launcher = launcher
         self._outbox = outbox
-        self._logs = logs
         self._decision_lock = asyncio.Lock()
         self._training: _Training | None = None
         self._closed_runs: deque[str] = deque(maxlen=MAX_CLOSED_RUNS)
@@ -196,24 +186,10 @@ class FlowerClient:
 
     async def _supervise_training(self, start: ClientStart, stop: asyncio.Event) -> None:
         """Run one training process. If it ends by itself, only this client fails."""
-        load_failed = False
-        try:
-            child = ChildProcess(
-                f"trainer of {start.run}",
-                *child_command("trainer"),
-                environment=(await self._build_config(start)).environment(),
-                output=self._logs / f"{start.run}.log",
-            )
-            async with child:
-                await wait_for_first(child.wait(), stop.wait(), self._send_heartbeats(start.run))
-        except (ChildNotStarted, StoreError) as error:
-            reason = str(error)
-        else:
-            load_failed = child.returncode == LOAD_FAILED_EXIT_CODE
-            reason = child.answer if load_failed else f"the trainer {child.describe_exit()}"
+        end = await self._launcher.run(start, stop, lambda: self._send_heartbeats(start.run))
         if not stop.is_set():
             async with self._decision_lock:
-                await self._fail(reason, trainer_lost=True, load_failed=load_failed)
+                await self._fail(end.reason, trainer_lost=True, load_failed=end.load_failed)
 
     async def _send_heartbeats(self, run: str) -> None:
         """Publish heartbeats. The training process cannot: torch may block it for long."""

@@ -27,6 +27,7 @@ from fedbus.agents.common.process_orders import (
 )
 from fedbus.agents.device_monitor.agent import DeviceMonitor
 from fedbus.agents.flower_client.agent import FlowerClient
+from fedbus.agents.flower_client.trainer import ChildTrainer
 from fedbus.agents.flower_server.agent import FlowerServer
 from fedbus.agents.flower_server.kubernetes.api import ClusterConfig
 from fedbus.agents.flower_server.kubernetes.launcher import KubernetesLauncher
@@ -114,8 +115,8 @@ class AgentConfig:
             home=str(self.home),
             creds=str(self.access.creds or ""),
             ca=str(self.access.ca or ""),
-        )
             proxied_host=self.access.proxied_host,
+        )
 
     async def task_at(self, version: str) -> Task:
         """Load the task at a code version.
@@ -153,9 +154,9 @@ class ClientConfig:
     port: int = 0
     train_at_once: int = 1
     """Number of tasks that train at the same time on the device."""
-
     conditions: Callable[[str], TrainerConditions] | None = None
     """Returns the conditions of a run under the profile of the device; None without a profile."""
+
     @property
     def training_slots(self) -> TrainingSlots:
         return TrainingSlots(
@@ -182,8 +183,8 @@ class ClientConfig:
             plan=start.plan,
             node_config=dict(self.node_config),
             captured=str(self.captured_path()),
-        )
             conditions=self.conditions(start.run) if self.conditions is not None else None,
+        )
 
     async def check_code(self, task: Task) -> None:
         """Check new code of the task in a child process.
@@ -274,9 +275,8 @@ async def flower_client(device: ClientConfig, stop: asyncio.Event) -> None:
             bus,
             device.agent_config.task,
             device.client,
-            build_config=device.trainer_config,
+            launcher=ChildTrainer(device.trainer_config, logs=device.agent_config.logs / device.client),
             outbox=device.open_outbox(AgentName.FLOWER_CLIENT),
-            logs=device.agent_config.logs / device.client,
         )
         await wait_for_first(trainer.run(stop), bus.wait_closed())
 
