@@ -46,11 +46,11 @@ def test_a_reply_is_yielded_before_later_clients_answer() -> None:
 
 
 def test_the_end_of_the_run_is_raised_at_each_step() -> None:
-    class Closed(Iterator[ClientReply]):
+    class ClosedReplies(Iterator[ClientReply]):
         def __next__(self) -> ClientReply:
             raise MessengerClosed("the run is over")
 
-    replies = RepliesInClientOrder(Closed(), [message("c1")])
+    replies = RepliesInClientOrder(ClosedReplies(), [message("c1")])
 
     for _ in range(2):
         with pytest.raises(MessengerClosed):

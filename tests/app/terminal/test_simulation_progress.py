@@ -10,7 +10,7 @@ from fedbus.contracts.run import RoundResult
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-class Clock:
+class ManualClock:
     """A clock that a test sets."""
 
     def __init__(self) -> None:
@@ -21,21 +21,21 @@ class Clock:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> ManualClock:
+    return ManualClock()
 
 
-def view_of(clock: Clock, rounds: int = 4) -> SimulationView:
+def view_of(clock: ManualClock, rounds: int = 4) -> SimulationView:
     view = SimulationView("mnist-sim-1", now=clock)
     view.start(rounds=rounds, done=0, clients=100, workers=2)
     return view
 
 
-def test_before_the_first_message_the_import_is_shown(clock: Clock) -> None:
+def test_before_the_first_message_the_import_is_shown(clock: ManualClock) -> None:
     assert SimulationView("mnist-sim-1", now=clock).render().plain == "mnist-sim-1 imports the app"
 
 
-def test_the_line_shows_the_messages_of_the_round(clock: Clock) -> None:
+def test_the_line_shows_the_messages_of_the_round(clock: ManualClock) -> None:
     view = view_of(clock)
     clock.now += 5
     view.set_progress("train", done=5, failed=1, total=10)
@@ -43,7 +43,7 @@ def test_the_line_shows_the_messages_of_the_round(clock: Clock) -> None:
     assert "round 1 of 4  train: 5 of 10 clients, 1 failed" in view.render().plain
 
 
-def test_the_bar_moves_within_a_round(clock: Clock) -> None:
+def test_the_bar_moves_within_a_round(clock: ManualClock) -> None:
     view = view_of(clock, rounds=1)
     view.set_progress("train", done=5, failed=0, total=10)
     half = view.render().plain.count("━")
@@ -53,7 +53,7 @@ def test_the_bar_moves_within_a_round(clock: Clock) -> None:
     assert view.render().plain.count("━") >= half
 
 
-def test_the_first_round_estimates_the_end_from_its_messages(clock: Clock) -> None:
+def test_the_first_round_estimates_the_end_from_its_messages(clock: ManualClock) -> None:
     rounds = RoundClock(clock)
     clock.now += 10
     rounds.begin()
@@ -64,7 +64,7 @@ def test_the_first_round_estimates_the_end_from_its_messages(clock: Clock) -> No
     assert rounds.remaining_s(3) == pytest.approx(2 + 2 * 4)
 
 
-def test_finished_rounds_estimate_the_end(clock: Clock) -> None:
+def test_finished_rounds_estimate_the_end(clock: ManualClock) -> None:
     rounds = RoundClock(clock)
     for seconds in (4, 6):
         clock.now += seconds
@@ -75,7 +75,7 @@ def test_finished_rounds_estimate_the_end(clock: Clock) -> None:
     assert rounds.remaining_s(0) == 0
 
 
-def test_a_round_longer_than_the_others_does_not_count_backwards(clock: Clock) -> None:
+def test_a_round_longer_than_the_others_does_not_count_backwards(clock: ManualClock) -> None:
     rounds = RoundClock(clock)
     clock.now += 1
     rounds.end_round()
@@ -84,7 +84,7 @@ def test_a_round_longer_than_the_others_does_not_count_backwards(clock: Clock) -
     assert rounds.remaining_s(2) == pytest.approx(1)
 
 
-def test_the_eta_and_the_last_metrics_are_in_the_line(clock: Clock) -> None:
+def test_the_eta_and_the_last_metrics_are_in_the_line(clock: ManualClock) -> None:
     view = view_of(clock)
     clock.now += 5
     view.end_round(RoundResult(round=1, metrics={"loss": 0.5, "accuracy": 0.75}))
@@ -92,14 +92,14 @@ def test_the_eta_and_the_last_metrics_are_in_the_line(clock: Clock) -> None:
     assert view.render().plain.endswith("round 2 of 4  ETA 15 s  loss 0.5000  accuracy 75.00%")
 
 
-def test_a_finished_simulation_has_a_full_bar(clock: Clock) -> None:
+def test_a_finished_simulation_has_a_full_bar(clock: ManualClock) -> None:
     view = view_of(clock, rounds=1)
     view.end_round(RoundResult(round=1))
 
     assert view.render().plain == f"mnist-sim-1 {'━' * 24} round 1 of 1"
 
 
-def test_without_a_number_of_rounds_there_is_no_bar(clock: Clock) -> None:
+def test_without_a_number_of_rounds_there_is_no_bar(clock: ManualClock) -> None:
     view = view_of(clock, rounds=0)
     view.set_progress("query", done=1, failed=0, total=2)
 
@@ -122,3 +122,11 @@ def test_a_round_is_one_line() -> None:
 
 def test_round_0_is_the_initial_model() -> None:
     assert render_round(RoundResult(round=0), at=NOON).plain.endswith("round 0  the initial model")
+
+
+def test_a_round_in_a_mode_shows_its_late_updates() -> None:
+    result = RoundResult(round=3, seconds=2, participants={"a": 1}, mode="deadline", updates=4)
+    assert "1 client  4 updates" in render_round(result, at=NOON).plain
+    late = result.model_copy(update={"late_merged": 2, "late_dropped": 1})
+    assert "4 updates, 2 late, 1 dropped" in render_round(late, at=NOON).plain
+    assert "updates" not in render_round(RoundResult(round=3, participants={"a": 1}), at=NOON).plain
