@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Final
 
 from fedbus.simulation.profiles.conditions import Conditions
@@ -65,25 +66,30 @@ class VirtualTime:
         self._message_counts: Counter[str] = Counter()
         self._free_at: dict[str, float] = {}
         self._present: list[str] = []
-        self._present_until = -1.0
+        self._is_present = [False] * len(self._clients)
+        self._presence_changes = [(-1.0, index) for index in range(len(self._clients))]
+        """A heap: when the presence of a client changes next, and its index. All are due at the start."""
 
     # --- clients ------------------------------------------------------------------------------
 
     def present(self) -> list[str]:
         """Return the clients that are available now."""
-        if self.now >= self._present_until:
-            self._present = [
-                client for client in self._clients if self._conditions.is_available(client, self.now)
-            ]
-            self._present_until = min(
-                self._conditions.next_availability_change(client, self.now) for client in self._clients
-            )
+        changes, now, is_changed = self._presence_changes, self.now, False
+        while changes and changes[0][0] <= now:
+            index = changes[0][1]
+            client = self._clients[index]
+            is_present = self._conditions.is_available(client, now)
+            is_changed |= is_present != self._is_present[index]
+            self._is_present[index] = is_present
+            heapq.heapreplace(changes, (self._conditions.next_availability_change(client, now), index))
+        if is_changed:
+            self._present = list(compress(self._clients, self._is_present))
         return self._present
 
     def next_presence_change(self) -> float:
         """Return the next time at which `present` may change; infinity if it never does."""
         self.present()
-        return self._present_until
+        return self._presence_changes[0][0] if self._presence_changes else FOREVER
 
     # --- messages -----------------------------------------------------------------------------
 

@@ -23,7 +23,13 @@ from typing import Final, Literal, TypeAlias
 from fedbus.simulation.profiles.assignment import NO_GROUP, assign_groups, unlimited_group
 from fedbus.simulation.profiles.draws import draw_uniform, exponential_quantile
 from fedbus.simulation.profiles.durations import AnyDuration
-from fedbus.simulation.profiles.schedules import AllOf, ConnectionSchedule, PeriodicSchedule, RandomSchedule
+from fedbus.simulation.profiles.schedules import (
+    AllOf,
+    AlwaysOn,
+    ConnectionSchedule,
+    PeriodicSchedule,
+    RandomSchedule,
+)
 from fedbus.simulation.profiles.schema import DAY_S, AnyDelay, Availability, Group, Profile
 
 Direction: TypeAlias = Literal["download", "upload"]
@@ -258,6 +264,8 @@ class DeviceConditions:
     def _wait_for_connection(self, start: float, needed_s: float) -> Transfer:
         """Return when a transfer that needs *needed_s* of connected time ends. It continues after an interruption."""
         connection, at, left_s = self.connection, start, needed_s
+        if isinstance(connection, AlwaysOn):
+            return Transfer(start + needed_s, needed_s)
         for _ in range(MAX_INTERRUPTIONS):
             change = connection.next_change(at)
             if connection.is_on(at):
@@ -283,13 +291,16 @@ class DeviceConditions:
             position = self._draw("disconnection", number)
             return every_s * exponential_quantile(position) if is_on else length.quantile(position)
 
-        return AllOf([self.availability, RandomSchedule(duration)])
+        connected = RandomSchedule(duration)
+        if isinstance(self.availability, AlwaysOn):
+            return connected
+        return AllOf([self.availability, connected])
 
     @cached_property
     def availability(self) -> ConnectionSchedule:
         pattern = self.group.availability
         if pattern is None:
-            return AllOf([])
+            return AlwaysOn()
         if pattern.hours is not None:
             return self._daily_schedule(pattern)
         if pattern.intervals_s is not None:
@@ -306,7 +317,7 @@ class DeviceConditions:
     def _random_schedule(self, pattern: Availability) -> ConnectionSchedule:
         share = pattern.share or 1.0
         if share == 1:
-            return AllOf([])
+            return AlwaysOn()
 
         def duration(number: int, is_on: bool) -> float:  # noqa: FBT001 - the signature of `RandomSchedule`
             mean_s = pattern.period_s * (share if is_on else 1 - share)

@@ -97,6 +97,16 @@ class RandomSchedule:
         return bisect_right(ends, at)
 
 
+class AlwaysOn:
+    """A state that never changes."""
+
+    def is_on(self, at: float) -> bool:  # noqa: ARG002 - the signature of `ConnectionSchedule`
+        return True
+
+    def next_change(self, at: float) -> float:  # noqa: ARG002 - the signature of `ConnectionSchedule`
+        return math.inf
+
+
 class AllOf:
     """On while all *schedules* are on."""
 
