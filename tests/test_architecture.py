@@ -53,6 +53,7 @@ LIBRARY_OWNERS: Final = {
     "flwr": ("learning/flower", "learning/flower_superlink"),
     "torch": ("learning",),
     "nats": ("bus",),
+    "ray": ("simulation/ray",),
     "aiobotocore": ("stores",),
     "botocore": ("stores",),
     "typer": ("app",),

@@ -151,7 +151,7 @@ class SimulationMessenger:
         self._moving_states: dict[int, bytes] = {}
         """The state of moving clients, by client, until their next message."""
         self._busy_since: dict[int, float] = {}
-        """The time of the last sign of each worker, for the limit of messages."""
+        """The time of the last sign of each worker that has started, for the limit of messages."""
         self._timeouts: dict[int, tuple[int, float]] = {}
         """The workers that were killed because of a message, with its number and limit."""
         self._posted: dict[str, ClientReply] = {}
@@ -388,8 +388,9 @@ class SimulationMessenger:
         for worker, jobs in enumerate(taken):
             if jobs:
                 self._submit(worker, jobs)
-                if self._schedule.oldest_in_flight(worker) == jobs[0].number:
-                    self._busy_since[worker] = max(now, self._busy_since.get(worker, 0.0))
+                is_idle = self._schedule.oldest_in_flight(worker) == jobs[0].number
+                if is_idle and worker in self._busy_since:  # the limit does not include the start of a worker
+                    self._busy_since[worker] = max(now, self._busy_since[worker])
         self._end_sums()
 
     def _submit(self, worker: int, jobs: list[Job]) -> None:
@@ -642,6 +643,7 @@ class SimulationMessenger:
         self.lost_workers += 1
         jobs, stateful = self._schedule.lose(worker)
         expired = self._timeouts.pop(worker, None)
+        self._busy_since.pop(worker, None)
         again = []
         for job in jobs:
             exchange = self._exchanges.get(job.number)

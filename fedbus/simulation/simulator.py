@@ -17,6 +17,7 @@ from fedbus.simulation.messenger import SimulationMessenger
 from fedbus.simulation.observer import SilentObserver, SimulationObserver, SimulationStart
 from fedbus.simulation.profiles.conditions import Conditions
 from fedbus.simulation.profiles.reader import load_profile
+from fedbus.simulation.ray.engine import RayEngine
 from fedbus.simulation.settings import BadSettings, SimulationResult, SimulationSettings
 from fedbus.simulation.virtual_time import VirtualTime
 
@@ -163,4 +164,10 @@ def make_engine(settings: SimulationSettings, job: WorkerJob) -> SimulationEngin
             environments=place_workers(settings.worker_count, settings.gpus),
             log_file=settings.log_file,
         )
-    raise BadSettings(f"the engine {settings.engine!r} is not available")
+    return RayEngine(
+        job,
+        address=settings.ray_address,
+        workers=settings.workers,
+        gpus=len(settings.gpus),
+        is_quiet=settings.log_file is not None,
+    )

@@ -107,7 +107,7 @@ def code_version(path: Path) -> str:
         names = git_version.list_files(path)
     except git_version.GitFailed:
         names = []
-    return f"sha256:{_compute_digest(path, names or _list_source_files(path))}"
+    return f"sha256:{_compute_digest(path, names or list_source_files(path))}"
 
 
 def validate_task(path: Path, libraries: FindAppReader) -> list[Problem]:
@@ -424,7 +424,7 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _list_source_files(path: Path) -> list[str]:
+def list_source_files(path: Path) -> list[str]:
     """List the files of a directory that is not in a Git repository, without caches and build outputs."""
 
     def iter_files(directory: Path) -> Iterator[Path]:
