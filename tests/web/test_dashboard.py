@@ -169,6 +169,32 @@ async def test_no_event_is_lost_in_a_reload_or_reconnection(
     page.errors.clear()  # Chromium logs the expected disconnection
 
 
+async def test_a_run_in_a_mode_shows_staleness_and_late_updates(
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
+) -> None:
+    facts = simulation.make_run_facts(1, 2)
+    update = {"mode": "buffered", "updates": 10, "late_merged": 2, "late_dropped": 1}
+    stale = facts.rounds[-1].model_copy(update={**update, "staleness": {"c1": 0, "c2": 3, "c3": 1}})
+    plan = facts.plan.model_copy(update={"aggregation": {"mode": "buffered", "buffer-size": 10}})
+    facts = facts.model_copy(update={"rounds": (*facts.rounds[:-1], stale), "plan": plan})
+    await simulation.transition(facts, "run_finished", "running", "finished")
+    async with run_gateway(nats.url) as url:
+        await page.open(f"{url}/#/runs/{facts.run}")
+        await page.wait_until("document.querySelectorAll('main tbody tr').length >= 3")
+        text = await page.text("main")
+        assert "buffered, buffer-size=10" in text
+        row = await page.evaluate(
+            "[...document.querySelectorAll('main tbody tr')].at(-1).innerText.split('\\t')"
+        )
+        assert row[-5:] == ["10", "2", "1", "c2 3, c3 1", "–"]
+        await page.screenshot(SCREENSHOTS / "run-buffered.png")
+        await page.evaluate("location.hash = '#/training'")
+        await page.wait_until(f"{IS_LIVE} && {ROWS}.some((row) => row.innerText.includes('3.0'))")
+        await page.evaluate(
+            "window.fedbus.store.source.close()"
+        )  # no attempt to connect to the stopped gateway
+
+
 async def test_a_table_of_a_thousand_clients_has_few_rows_in_the_dom(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
@@ -438,6 +464,7 @@ async def test_the_training_page_shows_statistics_of_each_client(
             "0.8280 → 0.2723",
             "0.5860 → 0.8638",
             "4.0 s · 600 ms · 1.3 s",
+            "–",
             "88 %",
             "0.009",
         ]

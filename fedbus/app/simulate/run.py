@@ -38,7 +38,7 @@ from fedbus.app.simulate.tracking import SimulationTracking, open_tracking
 from fedbus.app.telemetry import configure_telemetry
 from fedbus.app.terminal import output
 from fedbus.app.terminal.plain import pluralize, print_json, to_json
-from fedbus.app.terminal.simulation_progress import SimulationView, render_round, show_bar
+from fedbus.app.terminal.simulation_progress import SimulationView, render_round, show_line
 from fedbus.app.terminal.trace_waterfall import format_duration
 from fedbus.contracts.identifiers import check_id
 from fedbus.contracts.run import RoundResult, RunState
@@ -53,6 +53,8 @@ from fedbus.stores.trackers.interface import load_tracker
 
 BUILT_IN: Final = "local"
 """The tracker that always records."""
+_UPDATE_FIELDS: Final = {"mode", "updates", "staleness", "late_merged", "late_dropped"}
+"""The fields of a round whose aggregation mode is not ``sync``."""
 
 
 @dataclass
@@ -250,7 +252,7 @@ def _run_rounds(prepared: _Prepared, console: Console) -> None:
 
         with interruptible():
             try:
-                with show_bar(view, console, wanted=not options.json):
+                with show_line(view.render, console, wanted=not options.json):
                     result = simulate(settings, observer)
             except KeyboardInterrupt:
                 end(RunState.CANCELLED, "interrupted")
@@ -366,6 +368,7 @@ def _round_facts(result: RoundResult) -> dict[str, Any]:
         "clients": len(result.participants),
         "samples": sum(result.participants.values()),
         "failures": result.failures,
+        **(result.model_dump(include=_UPDATE_FIELDS) if result.mode else {}),
     }
 
 

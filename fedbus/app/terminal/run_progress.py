@@ -15,6 +15,7 @@ from rich.text import Text
 from fedbus.app.terminal.output import STATE_STYLES
 from fedbus.app.terminal.plain import pluralize, printable
 from fedbus.app.terminal.top_screen import render_bar, rounds_done
+from fedbus.app.terminal.update_counts import describe_updates
 from fedbus.app.views.federation_status import apply_stored
 from fedbus.bus.background import background_task
 from fedbus.bus.bus import Bus
@@ -22,7 +23,7 @@ from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.client import RoundReply
-from fedbus.contracts.run import RUN, RoundResult, RunData, RunEvent, RunState
+from fedbus.contracts.run import RUN, RunData, RunEvent, RunState
 from fedbus.contracts.server import RoundMessage
 from fedbus.contracts.transition import Transition
 from fedbus.domain.federation_view import EntityState, FederationView
@@ -87,15 +88,6 @@ def describe_round(done: int, total: int, *, is_final: bool = False) -> str:
 def _describe_loss(data: RunData) -> list[str]:
     last = data.rounds[-1] if data.rounds else None
     return [f"loss {last.loss:.4f}"] if last and last.loss is not None else []
-
-
-def describe_updates(result: RoundResult) -> list[str]:
-    """Describe the updates of an aggregation; nothing if the mode is ``sync``."""
-    if not result.mode:
-        return []
-    counts = {"late": result.late_merged, "dropped": result.late_dropped}
-    late = [f"{count} {name}" for name, count in counts.items() if count]
-    return [", ".join([pluralize(result.updates, "update"), *late])]
 
 
 def render_transition(stored: StoredMessage) -> Text:

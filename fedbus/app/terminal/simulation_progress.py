@@ -19,6 +19,7 @@ from rich.text import Text
 from fedbus.app.terminal.plain import pluralize, printable
 from fedbus.app.terminal.top_screen import render_bar
 from fedbus.app.terminal.trace_waterfall import format_duration
+from fedbus.app.terminal.update_counts import describe_updates
 from fedbus.contracts.run import RoundResult
 
 BAR_WIDTH: Final = 24
@@ -131,6 +132,7 @@ def render_round(result: RoundResult, *, at: datetime) -> Text:
         *_metric_texts(result),
         f"{result.seconds:.2f} s" if result.round else "",
         pluralize(len(result.participants), "client") if result.round else "the initial model",
+        *describe_updates(result),
     ]
     text = Text.assemble((f"{at.astimezone():%H:%M:%S}  ", "dim"), "  ".join(filter(None, parts)))
     if result.failures:
@@ -143,12 +145,12 @@ def render_round(result: RoundResult, *, at: datetime) -> Text:
 
 
 @contextmanager
-def show_bar(view: SimulationView, console: Console, *, wanted: bool = True) -> Iterator[None]:
-    """Show the line of *view* below the output of *console* while the block runs, if that is a terminal."""
+def show_line(render: Callable[[], Text], console: Console, *, wanted: bool = True) -> Iterator[None]:
+    """Show the line of *render* below the output of *console* while the block runs, if that is a terminal."""
     if not wanted or not console.is_terminal or console.is_dumb_terminal:
         yield
         return
-    with Live(console=console, get_renderable=view.render, refresh_per_second=REFRESH_PER_S, transient=True):
+    with Live(console=console, get_renderable=render, refresh_per_second=REFRESH_PER_S, transient=True):
         yield
 
 

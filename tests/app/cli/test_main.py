@@ -166,6 +166,27 @@ async def test_a_run_is_shown_round_by_round(fedbus: FedbusCli, bus: Bus) -> Non
     assert "c3: no reply within 120 s" in result.out
 
 
+async def test_a_run_in_a_mode_shows_its_late_updates(fedbus: FedbusCli, bus: Bus) -> None:
+    buffered = RESULT.model_copy(
+        update={"mode": "buffered", "updates": 10, "staleness": {"c1": 0, "c2": 3}, "late_merged": 1}
+    )
+    plan = RunPlan(rounds=4, aggregation={"mode": "buffered", "buffer-size": 10})
+    async with LifecycleStore.open(bus) as lifecycles:
+        facts = RunData(task="mnist", run="mnist-1", plan=plan, requested_at=datetime.now(UTC))
+        run = await lifecycles.load(RUN, facts)
+        await run.create()
+        await run.transition(RunEvent.RECRUITING_STARTED)
+        await run.transition(RunEvent.QUORUM_REACHED, {"cohort": ("c1", "c2")})
+        await run.transition(RunEvent.ROUND_FINISHED, {"rounds": (buffered,)})
+
+    shown = (await fedbus("run", "show", "mnist-1")).out
+    assert "aggregation        buffered, buffer-size=10" in shown
+    (row,) = [line for line in shown.splitlines() if "c1 (18000)" in line]
+    assert "10       1              c2 3       c1 (18000)" in row
+    facts_of_run = (await fedbus("run", "show", "mnist-1", "--json")).facts
+    assert facts_of_run["rounds"][0]["staleness"] == {"c1": 0, "c2": 3}
+
+
 async def test_an_unknown_run_is_one_line_and_code_5(fedbus: FedbusCli, bus: Bus) -> None:
     for words in (("show",), ("watch",), ("stop",)):
         result = await fedbus("run", *words, "mnist-7")
@@ -210,6 +231,8 @@ async def test_a_request_reaches_the_scheduler_and_is_answered(fedbus: FedbusCli
 
     async with bus.serve({StartRun: start, StopRun: stop}, task="mnist", version=__version__):
         started = await fedbus("run", "start", "--rounds", "4", "-c", "lr=0.1", "-c", "name=x", "--json")
+        mode = ("--mode", "buffered", "--aggregation", "buffer-size=5")
+        buffered = await fedbus("run", "start", *mode, "--json")
         refused = await fedbus("run", "start", "--rounds", "99")
         stopped = await fedbus("run", "stop", "mnist-10", "--reason", "enough")
 
@@ -217,7 +240,9 @@ async def test_a_request_reaches_the_scheduler_and_is_answered(fedbus: FedbusCli
     assert requests[0] == StartRun(task="mnist", rounds=4, config={"lr": 0.1, "name": "x"})
     assert (refused.code, refused.err) == (1, "fedbus: run mnist-10 is still recruiting\n")
     assert (stopped.code, stopped.out) == (0, "run mnist-10 is being cancelled\n")
-    assert requests[2] == StopRun(task="mnist", run="mnist-10", reason="enough")
+    assert buffered.code == 0
+    assert requests[1] == StartRun(task="mnist", aggregation={"mode": "buffered", "buffer-size": 5})
+    assert requests[3] == StopRun(task="mnist", run="mnist-10", reason="enough")
 
 
 async def test_a_missing_agent_is_one_line_and_code_4(fedbus: FedbusCli, bus: Bus) -> None:

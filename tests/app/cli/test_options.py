@@ -7,9 +7,10 @@ import pytest
 from support.cli import FedbusCli
 from support.federation import tiny_task
 
-from fedbus.app.cli.options import apply_schedule_options
+from fedbus.app.cli.options import apply_schedule_options, parse_aggregation
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.contracts.scheduling import ScheduleTable
+from fedbus.contracts.task.aggregation import AggregationMode
 
 FULL_SCHEDULE = {
     "when": "labelled >= 5 on 1 clients",
@@ -59,3 +60,26 @@ async def test_a_conflicting_every_fails_before_the_start(tmp_path: Path, comman
     assert (result.code, result.out) == (ExitCode.USAGE, "")
     assert 'when = "(after other) or every 90s"' in result.err
     assert result.err.count("\n") == 1
+
+
+def test_the_mode_and_its_keys_override_the_tasks() -> None:
+    overrides = parse_aggregation(AggregationMode.DEADLINE, ["deadline-s=2.5", "late=drop"])
+    assert overrides == {"mode": "deadline", "deadline-s": 2.5, "late": "drop"}
+    assert parse_aggregation(None, None) == {}
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "reason"),
+    [
+        (AggregationMode.ASYNC, ["mode=sync"], "--mode async and --aggregation mode=sync conflict"),
+        (None, ["bufer-size=3"], "`bufer-size` is not a key of"),
+        (None, ["alpha=2"], "`alpha` = 2: Input should be less than or equal to 1"),
+        (None, ["alpha"], "Use name=value, for example --aggregation"),
+    ],
+)
+def test_an_invalid_aggregation_is_a_usage_error(
+    mode: AggregationMode | None, values: list[str], reason: str
+) -> None:
+    with pytest.raises(CliError, match=reason) as error:
+        parse_aggregation(mode, values)
+    assert error.value.code == ExitCode.USAGE
