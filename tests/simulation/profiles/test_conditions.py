@@ -124,7 +124,7 @@ def test_delay_occurs_with_its_probability(probability: float) -> None:
     ],
     ids=lambda delay: delay["distribution"],
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 2**32))
 def test_sampled_mean_is_that_of_the_distribution(delay: Mapping[str, Any], seed: int) -> None:
     conditions = conditions_of({"delay": delay}, seed=seed)
@@ -135,7 +135,7 @@ def test_sampled_mean_is_that_of_the_distribution(delay: Mapping[str, Any], seed
     assert sum(values) / 2000 == pytest.approx(group.delay.mean_s, abs=0.4)  # 6 standard errors of the widest
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20)
 @given(
     order=st.permutations(list(itertools.product(CLIENTS[:3], range(4)))),
     seed=st.integers(0, 1000),
@@ -158,7 +158,7 @@ def test_order_of_queries_has_no_influence(order: list[tuple[str, int]], seed: i
     assert arrivals(order) == arrivals(sorted(order))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 1000),
     message=st.integers(0, 1000),
@@ -244,7 +244,7 @@ def test_clients_without_absences_never_change() -> None:
     assert math.isinf(conditions_of({}).next_change(CLIENTS[0], 5.0))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1000), at=st.floats(0, 5000))
 def test_next_change_is_the_first_change(seed: int, at: float) -> None:
     conditions = conditions_of(FULL, seed=seed)
@@ -273,7 +273,7 @@ def test_names_come_before_counts_and_shares() -> None:
     assert sizes == {"third": 3, "named": 2, "two": 2, "rest": 3}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25)
 @given(shares=st.lists(st.floats(0.01, 0.3), min_size=1, max_size=3), count=st.integers(1, 50))
 def test_shares_are_rounded_to_the_nearest(shares: list[float], count: int) -> None:
     profile = profile_of({f"g{number}": {"share": share} for number, share in enumerate(shares)})

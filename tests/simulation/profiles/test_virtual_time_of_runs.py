@@ -71,6 +71,7 @@ def test_a_round_takes_as_long_as_its_slowest_client(tmp_path: Path) -> None:
     assert result.seconds < 20
 
 
+@pytest.mark.slow
 def test_time_by_samples(tmp_path: Path) -> None:
     profile = Profile.model_validate({"groups": {"all": {"training": {"seconds-per-sample": 0.3}}}})
     result = run(tmp_path, profile)
@@ -83,6 +84,7 @@ def test_transfers_take_the_bytes_over_the_bandwidth(tmp_path: Path) -> None:
     assert result.simulated_s == pytest.approx(2 * (1 + 2 + 1 + 1), rel=0.01)
 
 
+@pytest.mark.slow
 def test_delays_are_those_of_the_seed(tmp_path: Path) -> None:
     profile = load_profile("delay-study", {"probability": 0.6}).model_copy()
     group = profile.groups["delayed"].model_copy(
