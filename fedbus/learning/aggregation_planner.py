@@ -16,7 +16,8 @@ The sources, and what differs from them, are in docs/aggregation.md.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, TypeAlias, assert_never
@@ -112,7 +113,7 @@ class AggregationPlanner(ABC):
         # of the current aggregation
         self._version = 0
         self._cohort: list[str] = []
-        self._present: set[str] = set()
+        self._present: AbstractSet[str] = frozenset()
         self._failed: set[str] = set()
         self._updates = 0
         self._staleness: dict[str, int] = {}
@@ -174,9 +175,9 @@ class AggregationPlanner(ABC):
         del self._running[client]
         self._failed.add(client)
 
-    def is_complete(self, now: float, present: Collection[str]) -> bool:
+    def is_complete(self, now: float, present: AbstractSet[str]) -> bool:
         """Return whether to aggregate now. *present* are the clients that could train if they were idle."""
-        self._present = set(present)
+        self._present = present
         return self._is_due(now) or not (self._running or self._choose())
 
     @property
@@ -224,12 +225,15 @@ class DeadlinePlanner(AggregationPlanner):
         self._deadline = 0.0
         self._sent: set[str] = set()
         """The clients that got this version."""
+        self._awaited: set[str] = set()
+        """Those of them that have not answered."""
         self._is_sent = False
 
     def begin(self, version: int, cohort: Sequence[str], now: float) -> None:
         super().begin(version, cohort, now)
         self._deadline = now + self._deadline_s
         self._sent = set()
+        self._awaited = set()
         self._is_sent = False
 
     @property
@@ -241,15 +245,20 @@ class DeadlinePlanner(AggregationPlanner):
         clients = super().select()
         self._is_sent = True
         self._sent |= set(clients)
+        self._awaited |= set(clients)
         return clients
+
+    def record_update(self, client: str) -> None:
+        super().record_update(client)
+        self._awaited.discard(client)
+
+    def record_failure(self, client: str) -> None:
+        super().record_failure(client)
+        self._awaited.discard(client)
 
     @property
     def _drops_late(self) -> bool:
         return self._drops
-
-    @property
-    def _awaited(self) -> bool:
-        return any(self._running.get(client) == self._version for client in self._sent)
 
     def _is_due(self, now: float) -> bool:
         return self._updates >= self._min_updates and (now >= self._deadline or not self._awaited)

@@ -105,13 +105,15 @@ class ModeDriver(Generic[S]):
         messenger, planner = self._messenger, self._planner
         end = messenger.now() + timeout_s
         planner.begin(round_number, list(cohort), messenger.now())
+        clients = frozenset(messenger.clients())
         while messenger.now() < end:
-            clients = messenger.clients()
             if planner.is_complete(messenger.now(), self._without_busy(clients)):
                 break
             self._post([cohort[client]() for client in planner.select()])
             reply = self._take_training(min(end, planner.deadline or math.inf), clients)
-            if reply is not None:
+            if reply is None:
+                clients = frozenset(messenger.clients())
+            else:
                 yield from self._handle(replace(reply, round=round_number), read)
 
     def exchange(
@@ -123,7 +125,7 @@ class ModeDriver(Generic[S]):
         that arrive meanwhile are for the next `train`.
         """
         messenger, start = self._messenger, self._messenger.now()
-        idle = set(self._without_busy(messenger.clients()))
+        idle = self._without_busy(frozenset(messenger.clients()))
         waiting = {
             request.message.message_id: request
             for request in requests
@@ -148,17 +150,16 @@ class ModeDriver(Generic[S]):
                     limit_s = min(timeout_s, self._wait_limit_s)
                 yield reply, request.sent
 
-    def _without_busy(self, clients: Sequence[str]) -> list[str]:
+    def _without_busy(self, clients: frozenset[str]) -> frozenset[str]:
         """Return *clients* without those that still answer a message of `exchange`."""
-        answering = set(self._others.values())
-        return [client for client in clients if client not in answering]
+        return clients.difference(self._others.values()) if self._others else clients
 
     def _post(self, requests: Sequence[Request[S]]) -> None:
         if requests:
             self._trainings |= {request.message.message_id: request for request in requests}
             self._messenger.post(request.message for request in requests)
 
-    def _take_training(self, until: float, clients: Sequence[str]) -> ClientReply | None:
+    def _take_training(self, until: float, clients: frozenset[str]) -> ClientReply | None:
         """Return the next reply to a training; None at *until*, if *clients* change, or for another reply."""
         if self._arrived:
             return self._arrived.popleft()

@@ -29,7 +29,7 @@ def planner(mode: str, **values: Any) -> AggregationPlanner:
 
 def send(plan: AggregationPlanner, *, now: float = 0, present: list[str] = COHORT) -> list[str] | None:
     """Return the clients that get a message now; None if it is time to aggregate."""
-    return None if plan.is_complete(now, present) else plan.select()
+    return None if plan.is_complete(now, set(present)) else plan.select()
 
 
 def deadline_of(plan: AggregationPlanner) -> float | None:
@@ -191,7 +191,7 @@ def test_never_more_clients_train_than_the_cohort_has(data: st.DataObject) -> No
         plan.begin(version, cohort, now)
         for _ in range(30):
             present = data.draw(st.lists(st.sampled_from(clients), unique=True, min_size=1))
-            if plan.is_complete(now, present):
+            if plan.is_complete(now, set(present)):
                 break
             for client in plan.select():
                 assert client not in started
