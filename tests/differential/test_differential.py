@@ -18,6 +18,7 @@ from differential import (  # noqa: F401 - they register cases
     grid_apps,
     legacy_apps,
     own_strategy_apps,
+    privacy_apps,
     record_apps,
     strategy_apps,
     strategy_failure_apps,

@@ -2,9 +2,13 @@
 
 import asyncio
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.run import RoundResult, RunPlan, Scalar
@@ -25,6 +29,16 @@ from fedbus.stores.tasks.task_directory import read_task
 RUN = "run-1"
 
 
+@contextmanager
+def own_numpy_state() -> Iterator[None]:
+    """Restore NumPy's global generator at the end, as if the block had run in another process."""
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
 @dataclass
 class SeededSession:
     """Seeds the generators before each message, as the process of a client does. One session runs at a time."""
@@ -34,7 +48,7 @@ class SeededSession:
     lock: threading.Lock
 
     def handle(self, message: IncomingMessage) -> ClientResponse:
-        with self.lock:
+        with self.lock, own_numpy_state():
             seed_client(
                 self.job.plan.seed, client=self.job.client, round_number=message.round, kind=message.kind
             )
@@ -83,12 +97,11 @@ async def run_on_bus(
         devices.append(device)
         messenger.deliver(ClientJoined(task=task.id, client=client, run=RUN))
     seed_server(run_plan.seed)
-    job = ServerJob(task=task, run=RUN, plan=run_plan, model=model or {})
+    server_job = ServerJob(task=task, run=RUN, plan=run_plan, model=model or {})
     try:
         on_round = lambda one, _: result.rounds.append(one)  # noqa: E731
-        result.final = (
-            await asyncio.to_thread(lambda: library.open_server(job).run(messenger, on_round)) or {}
-        )
+        final = await asyncio.to_thread(lambda: library.open_server(server_job).run(messenger, on_round))
+        result.final = final or {}
     finally:
         messenger.close("the run is over")
         for device in devices:
