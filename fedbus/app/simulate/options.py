@@ -20,7 +20,7 @@ from fedbus.contracts.task.task import Task
 from fedbus.learning.data import InvalidPartitioning, Partitioning
 from fedbus.learning.library import open_library
 from fedbus.learning.weights import Arrays
-from fedbus.simulation.profiles.reader import profile_text
+from fedbus.simulation.profiles.reader import load_profile
 from fedbus.simulation.settings import BadSettings, EngineName, SimulationSettings
 from fedbus.simulation.simulator import check_library
 from fedbus.stores.tasks.task_directory import read_task
@@ -42,7 +42,7 @@ class SimulateOptions:
     seed: int | None = None
     deterministic: bool | None = None
     partition: str | None = None
-    profile: Path | None = None
+    profile: str | None = None
     overrides: Mapping[str, Scalar] = field(default_factory=dict)
     aggregation: Mapping[str, Scalar] = field(default_factory=dict)
     """Overrides of the keys of ``[tool.fedbus.aggregation]``."""
@@ -263,5 +263,10 @@ def _normalize_partition(text: str | None) -> str | None:
         raise CliError(f"--partition: {error}", ExitCode.USAGE) from None
 
 
-def _digest_of_profile(profile: Path | None) -> str:
-    return "" if profile is None else hashlib.sha256(profile_text(str(profile)).encode()).hexdigest()
+def _digest_of_profile(profile: str | None) -> str:
+    """Return the digest of the profile with the values of its parameters; empty without one."""
+    return (
+        ""
+        if profile is None
+        else hashlib.sha256(load_profile(profile).model_dump_json().encode()).hexdigest()
+    )

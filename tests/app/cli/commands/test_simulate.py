@@ -269,3 +269,37 @@ async def test_a_killed_simulation_continues(fedbus: FedbusCli, task: str, tmp_p
     assert record["state"] == "running"
     assert [one["round"] for one in read_lines(resumed.out)[:-1]] == [done + 1, done + 2]
     assert read_lines(resumed.out)[-1]["loss"] == 10.0 - (done + 2)
+
+
+# --- the fleet under virtual time -------------------------------------------------------------
+
+
+async def test_a_fleet_is_simulated_under_virtual_time(fedbus: FedbusCli, task: str, tmp_path: Path) -> None:
+    options = ("--fleet", "--clients", "6", "--cohort", "3", "--duration", "5m", "--every", "2m")
+    done = await fedbus("simulate", task, *options, "--out", str(tmp_path / "fleet"), "--json")
+    transitions = (tmp_path / "fleet" / "transitions.jsonl").read_text().splitlines()
+
+    assert done.code == ExitCode.OK, done.err
+    assert (done.facts["clients"], done.facts["simulated_s"]) == (6, 300)
+    assert {run["state"] for run in done.facts["runs"][:-1]} == {"finished"}
+    assert len(transitions) == sum(done.facts["transitions"].values())
+    assert json.loads((tmp_path / "fleet" / "summary.json").read_text()) == done.facts
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--fleet", "--publish"), "--fleet does not train, so it is not possible with --publish"),
+        (("--duration", "1h"), "add --fleet for --duration"),
+        (("--fleet", "--duration", "soon"), "'soon' is not a duration"),
+        (("--fleet", "--clients", "2", "--cohort", "3"), "the cohort has 3 clients (limit 2"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+async def test_bad_options_of_a_fleet_are_one_line(
+    fedbus: FedbusCli, task: str, words: tuple[str, ...], text: str
+) -> None:
+    failed = await fedbus("simulate", task, *words)
+
+    assert (failed.code, len(failed.err.splitlines())) == (ExitCode.USAGE, 1)
+    assert text in failed.err
