@@ -88,8 +88,8 @@ class CallSpans:
             span.add_link(self._call.get_span_context())
 
     def end(self) -> None:
-        """End the span of the call: there are no more replies."""
-        if self._call is not None:
+        """End the span of the call: there are no more replies. Later calls do nothing."""
+        if self._call is not None and self._call.is_recording():
             if self._failed:
                 self._call.set_attribute("fedbus.failed", self._failed)
             self._call.end()
