@@ -6,7 +6,6 @@ load_profile("my-profile.yaml")
 """
 
 import difflib
-import hashlib
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -49,16 +48,6 @@ def builtin_profiles() -> list[str]:
         for entry in _builtin_folder().iterdir()
         if entry.name.endswith(".yaml")
     )
-
-
-def profile_digest(source: str | Path) -> str:
-    """Return the SHA-256 digest of a profile with the values of its parameters.
-
-    Raises:
-        ProfileError: the profile is missing or invalid.
-
-    """
-    return hashlib.sha256(load_profile(source).model_dump_json().encode()).hexdigest()
 
 
 def profile_text(source: str) -> str:
