@@ -57,6 +57,7 @@ class CallSpans:
         self._step = -(-total // MAX_SAMPLED_CLIENTS)
         self._failed = 0
         self._context: Context = context.get_current()
+        self._parent = trace.get_current_span()
         self._call: Span | None = None
         if not is_posted:
             self._call = tracer.start_span(self._name, attributes={**self._about, "fedbus.clients": total})
@@ -82,9 +83,9 @@ class CallSpans:
         span.end(now)
 
     def link_current_span(self) -> None:
-        """Link the span of the aggregation to that of the call, whose last reply it takes."""
+        """Link the span of an aggregation to that of the call whose last reply it takes, if it is not its parent."""
         span = trace.get_current_span()
-        if self._call is not None and span.is_recording():
+        if self._call is not None and span is not self._parent and span.is_recording():
             span.add_link(self._call.get_span_context())
 
     def end(self) -> None:
