@@ -7,11 +7,20 @@ from typing import Final
 
 from flwr.app import Error, Message, Metadata, RecordDict
 
+from fedbus.learning.compression import BadEncoding
 from fedbus.learning.flower.client_app_host import client_metrics
 from fedbus.learning.flower.node_polling import NodePoller, not_enough_clients
-from fedbus.learning.flower.private_api import NODE_UNAVAILABLE, SERVER_NODE_ID, Run, build_message
+from fedbus.learning.flower.private_api import (
+    NODE_UNAVAILABLE,
+    SERVER_NODE_ID,
+    UNKNOWN_ERROR,
+    Run,
+    build_message,
+)
 from fedbus.learning.flower.replies import GridClosed, round_number_of, sample_count
 from fedbus.learning.flower.run_grid import RunGrid
+from fedbus.learning.flower.sent_messages import SentMessage, SentMessages
+from fedbus.learning.flower.update_check import check_update, is_training
 from fedbus.learning.flower_superlink.fleet import SuperNodes
 from fedbus.learning.flower_superlink.private_api import HttpGrid
 from fedbus.learning.flower_superlink.superlink import SuperLink, SuperLinkEnded
@@ -26,6 +35,7 @@ from fedbus.learning.library import (
 )
 from fedbus.learning.payload import Payload
 from fedbus.learning.round_timing import ExchangeTiming
+from fedbus.learning.stale_updates import UpdateRefused
 
 PULL_PAUSE_S: Final = 3.0
 """The pause between two requests for replies, as in Flower's own Grid."""
@@ -43,6 +53,7 @@ class SuperLinkGrid(RunGrid):
         self._nodes = nodes
         self._sent: dict[str, _SentMessage] = {}
         """The messages without a reply, by message id."""
+        self._sent_messages = SentMessages()
         self._round = 0
         self._round_of_hook: int | None = None
         self._calls_made = 0
@@ -121,9 +132,7 @@ class SuperLinkGrid(RunGrid):
         for message_id in open_ids:
             if message_id not in answered and (reason := lost.get(self._sent[message_id].node_id)):
                 replies.append(self._make_lost_reply(self._sent[message_id], reason))
-        for reply in replies:
-            self._record(self._sent.pop(reply.metadata.reply_to_message_id), reply)
-        return replies
+        return [self._receive(self._sent.pop(reply.metadata.reply_to_message_id), reply) for reply in replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send *messages* and return the replies that arrive within *timeout* and the plan's limit for a message."""
@@ -180,11 +189,12 @@ class SuperLinkGrid(RunGrid):
         self._round = self._round_of_hook or named or self._round
         self.last_round = max(self.last_round, self._round)
         self._report_ended_nodes(self._round)
+        contents = self._sent_messages.wrap(messages)
         ids = list(self._grid.push_messages(messages)) if messages else []
-        for message_id, message in zip(ids, messages, strict=False):
+        for message_id, message, sent in zip(ids, messages, contents, strict=False):
             if message_id:
                 client = self.client_of(message.metadata.dst_node_id)
-                self._sent[message_id] = _SentMessage(client, self._round, message.metadata)
+                self._sent[message_id] = _SentMessage(client, self._round, self._sent_messages.keep(sent))
         return list(zip(ids, messages, strict=False))
 
     def _report_ended_nodes(self, round_number: int) -> None:
@@ -192,8 +202,20 @@ class SuperLinkGrid(RunGrid):
         for client, reason in self._nodes.take_unreported().items():
             self._messenger.reject(_make_reply(client, "train", round_number), reason)
 
+    def _receive(self, sent: "_SentMessage", reply: Message) -> Message:
+        """Decode and check the arrays of *reply*, record it for the tally of its round, and return it."""
+        if not reply.has_error():
+            try:
+                self._sent_messages.decode(reply.content, sent.message)
+                if self.checks_updates and is_training(sent.request.message_type):
+                    check_update(reply.content, sent.message.content.arrays or {})
+            except (BadEncoding, UpdateRefused) as error:
+                reason = f"{sent.client}: invalid reply: {error}"
+                reply = build_message(reply.metadata, error=Error(UNKNOWN_ERROR, reason))
+        self._record(sent, reply)
+        return reply
+
     def _record(self, sent: "_SentMessage", reply: Message) -> None:
-        """Record *reply* for the tally of its round."""
         if reply.has_error():
             reason = reply.error.reason or ""
             self._messenger.reject(sent.reply(error=ReplyError(reply.error.code, reason)), reason)
@@ -226,10 +248,11 @@ class SuperLinkGrid(RunGrid):
 class _SentMessage:
     """A message of the app that waits for its reply."""
 
-    def __init__(self, client: str, round_number: int, request: Metadata) -> None:
+    def __init__(self, client: str, round_number: int, message: SentMessage) -> None:
         self.client = client
         self.round = round_number
-        self.request = request
+        self.message = message
+        self.request: Metadata = message.metadata
         self._sent_at = time.monotonic()
 
     @property

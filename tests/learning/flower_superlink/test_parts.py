@@ -9,8 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import Message, Metadata, RecordDict
 from flwr.cli.config_utils import get_fab_metadata
 from flwr.cli.install import install_from_fab
 from flwr.common.config import parse_config_args
@@ -18,9 +19,10 @@ from flwr.superlink.grid import HttpGrid
 
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.task.superlink import SuperLinkTable
+from fedbus.learning.flower.array_records import to_record
 from fedbus.learning.flower.flower_version import UnsupportedFlower
 from fedbus.learning.flower.library import FlowerLibrary
-from fedbus.learning.flower.private_api import set_process_identity
+from fedbus.learning.flower.private_api import build_message, set_message_id, set_process_identity
 from fedbus.learning.flower_superlink import child, private_api
 from fedbus.learning.flower_superlink.bundle import build_bundle, to_toml
 from fedbus.learning.flower_superlink.child import FleetOnly
@@ -162,3 +164,25 @@ def test_an_exit_is_described_by_the_lines_that_report_a_problem(
     with FlowerProcess("superlink", [], directory=tmp_path, environment=environment) as process:
         assert process.wait(30)
         assert process.describe_exit() == reason
+
+
+def test_an_update_with_nan_is_the_failure_of_its_client() -> None:
+    rejected: list[str] = []
+    messenger = SimpleNamespace(
+        clients=list, plan=RunPlan(round_s=60), reject=lambda _, reason: rejected.append(reason)
+    )
+    nodes = SimpleNamespace(take_unreported=dict, client_of=lambda _: "c1", failures_of=lambda _: {})
+    replies: list[Message] = []
+    http_grid = SimpleNamespace(push_messages=lambda _: ["m1"], pull_messages=lambda _: replies)
+    link = SimpleNamespace(check_running=lambda: None)
+    grid = SuperLinkGrid(*cast("tuple[Any, Any, Any, Any]", (http_grid, messenger, link, nodes)))
+    grid.checks_updates = True
+    set_process_identity(1)
+    sent = Message(RecordDict({"arrays": to_record({"w": np.zeros(2)})}), 1, "train")
+    set_message_id(sent, "m1")
+    update = RecordDict({"arrays": to_record({"w": np.array([0.0, np.nan])})})
+    metadata = Metadata(1, "r1", 1, 1, "m1", "", 0.0, 60.0, "train")
+    replies.append(build_message(metadata, content=update))
+    (reply,) = grid.send_and_receive([sent])
+    assert reply.has_error()
+    assert rejected == ["c1: invalid reply: the array 'w' has NaN or infinity"]
