@@ -5,6 +5,7 @@ unselected clients are not sent. The sample count of a selected client is multip
 """
 
 import math
+import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,6 +28,10 @@ class ClientSelection:
     """Scores by client, in 0…1."""
     weights: Mapping[str, float] | None = None
     """Factors of the sample counts, by client; None: the sample counts stay as they are."""
+    is_random: bool = False
+    """Whether *max_clients* are chosen at random, instead of by their scores, for training and for evaluation."""
+    seed: int | None = None
+    """The seed of the random choice, which is another one in each round; None: a random seed."""
     _last_rounds: dict[str, int] = field(default_factory=dict)
     _round_count: int = 0
 
@@ -34,17 +39,34 @@ class ClientSelection:
         """Select the clients of the next round: the highest scores, and some clients that have waited longest."""
         available = sorted(clients)
         self._round_count += 1
+        if self.is_random:
+            return self._sample(available, "train")
         selected = (
             set(available) if self.max_clients is None else set(self._select(available, self.max_clients))
         )
         self._last_rounds |= dict.fromkeys(selected, self._round_count)
         return selected
 
+    def choose_for_evaluation(self, clients: Iterable[str]) -> set[str]:
+        """Select the clients that evaluate in this round: all, or as many as train if the choice is random."""
+        available = sorted(clients)
+        return self._sample(available, "evaluate") if self.is_random else set(available)
+
+    def begin_at(self, round_number: int) -> None:
+        """Continue a run in this round."""
+        self._round_count = round_number - 1
+
     def weight_factor(self, client: str) -> float:
         """Return the factor for the sample count of *client*'s update."""
         if self.weights is None:
             return 1.0
         return max(MIN_FACTOR, self.weights.get(client, DEFAULT_SCORE))
+
+    def _sample(self, available: list[str], purpose: str) -> set[str]:
+        if self.max_clients is None or len(available) <= self.max_clients:
+            return set(available)
+        seed = None if self.seed is None else f"{self.seed}:{purpose}:{self._round_count}"
+        return set(random.Random(seed).sample(available, self.max_clients))  # noqa: S311 - no secret
 
     def _select(self, available: list[str], max_clients: int) -> list[str]:
         explore_count = math.ceil(self.explore * max_clients) if len(available) > max_clients else 0

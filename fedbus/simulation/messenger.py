@@ -80,6 +80,9 @@ class _Call:
     number: int
     total: int = 0
     done: int = 0
+    """Messages whose reply was handed over."""
+    unsummed: int = 0
+    """Messages with a reply whose update is in a sum that has not arrived."""
     failed: int = 0
     kind: str = ""
     round: int = 0
@@ -624,14 +627,14 @@ class SimulationMessenger:
             self._deliver(exchange, answer)
         elif self._virtual is None:
             self._unsummed.setdefault((worker, call.number), []).append(exchange)
-            call.done += 1
+            call.unsummed += 1
             self._report(call)
 
     def _on_sum(self, worker: int, number: int, data: bytes | memoryview | None) -> None:
         """Hand over the replies whose updates are in the sum; the last of them has it."""
         exchanges = self._unsummed.pop((worker, number), [])
         for position, exchange in enumerate(exchanges, start=1):
-            exchange.call.done -= 1
+            exchange.call.unsummed -= 1
             assert exchange.answer is not None
             is_last = position == len(exchanges)
             if exchange.call.is_detached:
@@ -659,7 +662,7 @@ class SimulationMessenger:
                 again.append(exchange)
         for key in [key for key in self._unsummed if key[0] == worker]:
             for exchange in self._unsummed.pop(key):  # their updates were in a sum of the worker
-                exchange.call.done -= 1
+                exchange.call.unsummed -= 1
                 exchange.answer = None
                 again.append(exchange)
         for held in self._schedule.release_held(worker):
@@ -717,11 +720,12 @@ class SimulationMessenger:
 
     def _report(self, call: _Call) -> None:
         now = time.monotonic()
+        done = call.done + call.unsummed
         if now - self._last_progress >= PROGRESS_S or call.done == call.total:
             self._last_progress = now
             self._observer.on_progress(
                 SimulationProgress(
-                    round=call.round, kind=call.kind, done=call.done, failed=call.failed, total=call.total
+                    round=call.round, kind=call.kind, done=done, failed=call.failed, total=call.total
                 )
             )
 

@@ -1,7 +1,9 @@
 """Runs a simulation: the server side of the task in this thread, its clients in the workers of an engine."""
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from fedbus.contracts.run import RoundResult
@@ -13,6 +15,7 @@ from fedbus.learning.weights import Arrays
 from fedbus.simulation.engine import SimulationEngine, WorkerJob
 from fedbus.simulation.gpus import place_workers
 from fedbus.simulation.local.engine import LocalEngine
+from fedbus.simulation.memory import PeakMemory
 from fedbus.simulation.messenger import SimulationMessenger
 from fedbus.simulation.observer import SilentObserver, SimulationObserver, SimulationStart
 from fedbus.simulation.profiles.conditions import Conditions
@@ -50,16 +53,22 @@ class _Simulation:
         self._virtual_time = make_virtual_time(settings)
         self._rounds: list[RoundResult] = []
         self._model: Arrays = {}
+        self._memory = PeakMemory(lambda: ())
 
     def run(self) -> SimulationResult:
-        engine = make_engine(self._settings, self._make_worker_job())
-        is_complete = False
-        try:
-            engine.start()
-            result = self._train(engine)
-            is_complete = True
-        finally:
-            engine.close(at_once=not is_complete)
+        with ExitStack() as stack:
+            state_dir = self._settings.state_dir or Path(
+                stack.enter_context(TemporaryDirectory(prefix="fedbus-simulation-"))
+            )
+            engine = make_engine(self._settings, self._make_worker_job(state_dir))
+            self._memory = PeakMemory(engine.processes)
+            is_complete = False
+            try:
+                engine.start()
+                result = self._train(engine)
+                is_complete = True
+            finally:
+                engine.close(at_once=not is_complete)
         return result
 
     def _train(self, engine: SimulationEngine) -> SimulationResult:
@@ -82,7 +91,7 @@ class _Simulation:
             plan=plan,
             model=model,
             first_round=settings.first_round,
-            selection=ClientSelection(max_clients=settings.cohort),
+            selection=make_selection(settings),
         )
         seed_server(plan.seed, first_round=settings.first_round)
         session = open_library(settings.task.table.library).open_server(job)
@@ -98,6 +107,7 @@ class _Simulation:
                 )
             )
             final = session.run(messenger, self._on_round)
+            self._memory.measure(now=True)
         except MessengerClosed:
             if messenger.failure is not None:
                 raise messenger.failure from None
@@ -112,18 +122,19 @@ class _Simulation:
             seconds=time.monotonic() - self._start,
             first_round_s=self._first_round_s,
             simulated_s=messenger.now() - started,
-            peak_memory_bytes=0,
+            peak_memory_bytes=self._memory.peak_bytes,
             lost_workers=messenger.lost_workers,
         )
 
     def _on_round(self, result: RoundResult, arrays: Arrays) -> None:
         if result.round and not self._first_round_s:
             self._first_round_s = time.monotonic() - self._start
+        self._memory.measure()
         self._rounds.append(result)
         self._model = arrays
         self._observer.on_round(result, arrays)
 
-    def _make_worker_job(self) -> WorkerJob:
+    def _make_worker_job(self, state_dir: Path) -> WorkerJob:
         settings = self._settings
         return WorkerJob(
             task=settings.task,
@@ -132,7 +143,7 @@ class _Simulation:
             clients=settings.clients,
             node_config=settings.shared_node_config,
             seed=settings.seed,
-            state_dir=settings.state_dir,
+            state_dir=state_dir,
             memory_share=settings.memory_share,
         )
 
@@ -144,6 +155,17 @@ def check_library(library: str) -> None:
             f"a task of the library {SUPERLINK!r} cannot be simulated: Flower's own SuperNodes run its clients. "
             'Its app runs unmodified with library = "flower" in [tool.fedbus]'
         )
+
+
+def make_selection(settings: SimulationSettings) -> ClientSelection:
+    """Return the selection of the clients of a round: a random cohort, else as the task selects without history."""
+    table = settings.task.table.selection
+    if settings.cohort is None:
+        weights = None if table.weigh_by == "samples" else dict[str, float]()
+        return ClientSelection(max_clients=table.clients, explore=table.explore, weights=weights)
+    selection = ClientSelection(max_clients=settings.cohort, is_random=True, seed=settings.seed)
+    selection.begin_at(settings.first_round)
+    return selection
 
 
 def make_virtual_time(settings: SimulationSettings) -> VirtualTime | None:

@@ -58,6 +58,14 @@ class CohortPolicy:
         self._selected, self._initial_arrays = sorted(selected), start
         return [message for message, client in addressed if client in selected]
 
+    def select_evaluation(self, messages: Any) -> Any:
+        """Filter the strategy's *messages*, which evaluate, to those of the selected clients."""
+        if self.selection.max_clients is None or not self.selection.is_random:
+            return messages
+        addressed = [(message, self.client_of(message.metadata.dst_node_id)) for message in messages]
+        selected = self.selection.choose_for_evaluation(client for _, client in addressed)
+        return [message for message, client in addressed if client in selected]
+
     def aggregate(
         self,
         aggregate: Callable[[Any], T],

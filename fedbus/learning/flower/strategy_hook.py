@@ -220,7 +220,7 @@ class StrategyHook:
         def configure_evaluate(server_round: int, *args: Any, **kwargs: Any) -> Any:
             with self._grid.waiting_for_nodes():
                 messages = configure(server_round + self._rounds.skipped, *args, **kwargs)
-            messages = self._watch_wait(messages)
+            messages = self._cohort.select_evaluation(self._watch_wait(messages))
             return messages if self._modes is None else self._modes.evaluate(messages)
 
         return configure_evaluate

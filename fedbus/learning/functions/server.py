@@ -213,7 +213,8 @@ class FunctionsServer:
         if not self._table.fraction_evaluate:
             return
         metrics = MetricsMean()
-        clients = self._sample(messenger, self._table.fraction_evaluate)
+        present = self._sample(messenger, self._table.fraction_evaluate)
+        clients = sorted(self._job.selection.choose_for_evaluation(present))
         for reply, update in self._exchange(messenger, "evaluate", clients, {}):
             messenger.accept(reply)
             metrics.add(update.metrics, update.num_examples)

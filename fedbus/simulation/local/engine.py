@@ -26,7 +26,6 @@ from fedbus.simulation.engine import (
     SumTaken,
     WorkerJob,
     WorkerLost,
-    WorkerStarted,
 )
 from fedbus.simulation.local import frames
 from fedbus.simulation.local.frames import FrameReader, PeerClosed
@@ -259,7 +258,8 @@ class LocalEngine:
                 event, data = frame
                 has_buffers = isinstance(event, Replies | SumTaken)
                 events.append(replace(event, buffers=[data]) if has_buffers else event)
-                self._losses_in_a_row = 0
+                if has_buffers:
+                    self._losses_in_a_row = 0
         except PeerClosed:
             self._end_link(link)
         return events
@@ -288,7 +288,6 @@ class LocalEngine:
                         link = self._links[number]
                         if link is not None:
                             link.pid = pid
-                            events.append(WorkerStarted(number))
                     case WorkerExited() as exited:
                         events += self._replace_worker(exited)
                     case _:

@@ -19,7 +19,7 @@ from fedbus.contracts.task.app import LibraryUnusable
 from fedbus.learning.library import BadTask, open_library
 from fedbus.learning.task_code import format_error
 from fedbus.simulation.engine import WorkerJob
-from fedbus.simulation.local import frames
+from fedbus.simulation.local import frames, worker_process
 from fedbus.simulation.local.frames import FrameReader, PeerClosed
 
 THREAD_VARIABLES: Final = (
@@ -152,8 +152,6 @@ class _Template:
         os.setpgid(0, 0)
         end_with_parent()
         os.environ.update(order.environment)
-        from fedbus.simulation.local import worker_process  # noqa: PLC0415 - only a worker needs it
-
         worker_process.run(socket.socket(fileno=descriptor), order.number, self._job)
 
     def _reap(self) -> None:

@@ -6,7 +6,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fedbus.simulation.engine import Event, MessageBatch, ReleasePayload, Replies, SumTaken, WorkerJob
+from fedbus.simulation.engine import (
+    Event,
+    MessageBatch,
+    ReleasePayload,
+    Replies,
+    SumTaken,
+    WorkerJob,
+    WorkerStarted,
+)
 from fedbus.simulation.local import frames
 from fedbus.simulation.local.frames import FrameReader, PeerClosed
 from fedbus.simulation.local.shared_memory import map_shared
@@ -33,7 +41,9 @@ def run(sock: socket.socket, number: int, job: WorkerJob) -> None:
     if torch is not None:
         torch.set_num_threads(1)
     try:
-        _WorkerProcess(sock, SimulationWorker(number, job)).serve()
+        process = _WorkerProcess(sock, SimulationWorker(number, job))
+        process.send(WorkerStarted(number))
+        process.serve()
     except PeerClosed:
         pass
     finally:
@@ -62,11 +72,11 @@ class _WorkerProcess:
                 case _:
                     content = self._payloads[order.payload] if isinstance(order, MessageBatch) else b""
                     for event in self._worker.handle(order, content):
-                        self._send(event)
+                        self.send(event)
                     if isinstance(order, ReleasePayload):
                         self._payloads.pop(order.payload, None)
 
-    def _send(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
         """Send an event. The payloads of the replies follow it, and are not pickled."""
         buffers: Sequence[bytes | memoryview] = ()
         if isinstance(event, Replies | SumTaken):

@@ -1,0 +1,253 @@
+"""The parts of the simulation: GPUs, sessions, shared memory, frames, virtual time, settings."""
+
+import errno
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord
+from simulation.tiny_tasks import write_task
+
+from fedbus.learning.library import (
+    ClientJob,
+    ClientResponse,
+    ClientSession,
+    IncomingMessage,
+    StateNotMovable,
+    open_library,
+)
+from fedbus.simulation.client_state import ClientSessions, is_memory_short
+from fedbus.simulation.engine import EngineFailed
+from fedbus.simulation.gpus import place_workers
+from fedbus.simulation.local import frames, shared_memory
+from fedbus.simulation.local.frames import FrameReader, PeerClosed
+from fedbus.simulation.local.shared_memory import map_shared, write_shared
+from fedbus.simulation.settings import BadSettings, SimulationSettings, client_name
+
+# --- GPUs -----------------------------------------------------------------------------------------
+
+
+def test_workers_share_the_gpus_in_turn() -> None:
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in place_workers(5, ("0", "GPU-7a"))] == [
+        "0",
+        "GPU-7a",
+        "0",
+        "GPU-7a",
+        "0",
+    ]
+
+
+def test_workers_see_no_gpu_unless_they_are_given_some() -> None:
+    assert [dict(one) for one in place_workers(2, ())] == [{"CUDA_VISIBLE_DEVICES": ""}] * 2
+
+
+# --- sessions and their state ---------------------------------------------------------------------
+
+
+class Counter:
+    """A session that counts, and whose state can move."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.is_closed = False
+
+    def handle(self, message: IncomingMessage) -> ClientResponse:
+        self.count += 1
+        return ClientResponse()
+
+    @property
+    def has_state(self) -> bool:
+        return self.count > 0
+
+    def dump_state(self) -> bytes | None:
+        return bytes([self.count]) if self.count else None
+
+    def load_state(self, state: bytes) -> None:
+        self.count = state[0]
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Pinned:
+    def handle(self, message: IncomingMessage) -> ClientResponse:
+        return ClientResponse()
+
+    def close(self) -> None: ...
+
+
+def sessions(
+    directory: Path, make: Callable[[int], ClientSession] = lambda _: Counter(), *, is_short: bool = True
+) -> ClientSessions:
+    return ClientSessions(make, directory=directory, is_memory_short=lambda: is_short)
+
+
+def count(one: ClientSession) -> int:
+    assert isinstance(one, Counter)
+    return one.count
+
+
+def use(all_sessions: ClientSessions, client: int) -> int:
+    one = all_sessions.get(client)
+    one.handle(IncomingMessage(message_id="m", kind="train", data=b""))
+    return count(one)
+
+
+def test_state_of_idle_clients_goes_to_disk_and_comes_back(tmp_path: Path) -> None:
+    all_sessions = sessions(tmp_path)
+    for client in range(4):
+        use(all_sessions, client)
+    assert all_sessions.relieve_memory() == 2
+    assert len(all_sessions) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.state", "1.state"]  # the longest idle ones
+    assert all_sessions.has_state(0)
+    assert use(all_sessions, 0) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.state"]
+    all_sessions.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_state_stays_in_memory_while_there_is_enough(tmp_path: Path) -> None:
+    all_sessions = sessions(tmp_path, is_short=False)
+    for client in range(4):
+        use(all_sessions, client)
+    assert all_sessions.relieve_memory() == 0
+
+
+def test_a_session_that_cannot_move_stays_in_memory(tmp_path: Path) -> None:
+    all_sessions = sessions(tmp_path, lambda _: Pinned())
+    for client in range(4):
+        all_sessions.get(client)
+    assert all_sessions.relieve_memory() == 0
+    with pytest.raises(StateNotMovable):
+        all_sessions.remove(1)
+
+
+def test_a_full_disk_leaves_the_state_in_memory(tmp_path: Path) -> None:
+    all_sessions = sessions(tmp_path / "no such directory")
+    for client in range(4):
+        use(all_sessions, client)
+    assert all_sessions.relieve_memory() == 0
+    assert use(all_sessions, 0) == 2
+
+
+def test_state_moves_to_a_session_on_another_worker(tmp_path: Path) -> None:
+    first, second = sessions(tmp_path / "1"), sessions(tmp_path / "2")
+    use(first, 7)
+    state = first.remove(7)
+    assert not first.has_state(7)
+    assert count(second.get(7, state)) == 1
+
+
+@pytest.mark.parametrize("library", ["flower", "functions"])
+def test_the_state_of_a_library_moves(tmp_path: Path, library: str) -> None:
+    task = write_task(tmp_path, library)
+    open_one = open_library(library).open_client
+    job = ClientJob(task=task, client="client-0000", run="r", node_config={"partition-id": 0})
+    first, second = open_one(job), open_one(job)
+    assert hasattr(first, "dump_state")
+    assert first.dump_state() is None
+    if library == "functions":
+        first._state["count"] = [1, 2]  # type: ignore[attr-defined]
+    else:
+        first._context.state["count"] = ConfigRecord({"count": [1, 2]})  # type: ignore[attr-defined]
+    state = first.dump_state()
+    second.load_state(state)  # type: ignore[attr-defined]
+    assert second.dump_state() == state  # type: ignore[attr-defined]
+    assert second.has_state  # type: ignore[attr-defined]
+
+
+def test_functions_state_that_cannot_be_pickled_stays(tmp_path: Path) -> None:
+    task = write_task(tmp_path, "functions")
+    session = open_library("functions").open_client(ClientJob(task=task, client="c", run="r"))
+    session._state["lock"] = threading.Lock()  # type: ignore[attr-defined]
+    with pytest.raises(StateNotMovable, match="lock"):
+        session.dump_state()  # type: ignore[attr-defined]
+
+
+def test_memory_is_short_above_the_share() -> None:
+    assert is_memory_short(0.0)
+    assert not is_memory_short(1.0)
+
+
+# --- shared memory --------------------------------------------------------------------------------
+
+
+def test_a_payload_is_read_only_where_it_is_mapped() -> None:
+    view = map_shared(write_shared([memoryview(b"abc"), memoryview(b"def")]))
+    assert bytes(view) == b"abcdef"
+    with pytest.raises(TypeError):
+        view[0] = 0
+
+
+def test_without_memory_a_payload_is_in_a_file_without_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_memory.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shared_memory, "_create_in_memory", _fail_with(errno.ENOSPC))
+    assert bytes(map_shared(write_shared([memoryview(b"abc")]))) == b"abc"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_any_space_the_error_has_the_size_and_the_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_memory.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shared_memory, "_create_in_memory", _fail_with(errno.ENOMEM))
+    monkeypatch.setattr(os, "posix_fallocate", _fail_with(errno.ENOSPC))
+    with pytest.raises(EngineFailed, match=r"3\.0 MiB.*No space left.*TMPDIR"):
+        write_shared([memoryview(bytes(3 * 1024**2))])
+
+
+def _fail_with(code: int) -> Callable[..., int]:
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+# --- frames ---------------------------------------------------------------------------------------
+
+
+def test_a_frame_carries_an_object_bytes_and_file_descriptors() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        blob = os.urandom(300_000)
+        sender = threading.Thread(target=frames.send, args=(ours, frames.dump({"a": 1}, [blob, b"end"])))
+        sender.start()
+        frame = FrameReader(theirs).read()
+        sender.join()
+        assert frame is not None
+        assert frame[0] == {"a": 1}
+        assert bytes(frame[1]) == blob + b"end"
+
+
+def test_the_end_of_the_other_process_is_an_error() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.close()
+        with pytest.raises(PeerClosed):
+            FrameReader(theirs).read()
+        with pytest.raises(PeerClosed):
+            frames.send(theirs, [b"x" * 1_000_000])
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+def test_clients_have_names_in_the_order_of_their_partitions(tmp_path: Path) -> None:
+    settings = SimulationSettings(task=write_task(tmp_path, "functions"), clients=12_000)
+    assert settings.client_names == sorted(settings.client_names)
+    assert client_name(7, 10) == "client-0007"
+    assert client_name(7, 12_000) == "client-00007"
+    assert settings.shared_node_config["num-partitions"] == 12_000
+
+
+@pytest.mark.parametrize(("name", "value"), [("clients", 0), ("cohort", 11), ("workers", 0), ("rounds", -1)])
+def test_settings_name_what_is_wrong(tmp_path: Path, name: str, value: int) -> None:
+    task = write_task(tmp_path, "functions")
+    with pytest.raises(BadSettings, match=f"{name}.*{value}"):
+        SimulationSettings(**{"task": task, "clients": 10, name: value})  # type: ignore[arg-type]
