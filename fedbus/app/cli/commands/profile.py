@@ -15,7 +15,7 @@ from fedbus.simulation.profiles.reader import builtin_profiles, load_profile, pr
 from fedbus.simulation.profiles.schema import Group, Profile
 
 CONDITIONS: Final = tuple(describe_group(Group()))
-"""The kinds of conditions, which are the columns of the table."""
+"""The kinds of conditions, which are the rows of the table; each group is a column."""
 WITHOUT_GROUP: Final = "(no group)"
 
 Source = Annotated[
@@ -71,13 +71,12 @@ def show(
     conditions = {name: describe_group(loaded.groups.get(name, Group())) for name in sizes}
     kinds = [kind for kind in CONDITIONS if any(texts[kind] != NONE for texts in conditions.values())]
     output.print_table(
-        ("group", "clients", *kinds),
+        ("group", *(name or WITHOUT_GROUP for name in sizes)),
         [
-            (name or WITHOUT_GROUP, size, *(conditions[name][kind] for kind in kinds))
-            for name, size in sizes.items()
+            ("clients", *sizes.values()),
+            *((kind, *(conditions[name][kind] for name in sizes)) for kind in kinds),
         ],
         empty="no groups",
-        least=("disconnections", "loss", "latency"),
     )
 
 

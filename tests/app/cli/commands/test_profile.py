@@ -36,7 +36,12 @@ def test_show_names_clients_without_a_group(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     file.write_text("groups: {slow: {share: 0.25, delay: 2}}")
     lines = run_cli(tmp_path, "profile", "show", file, "--clients", "8").out.splitlines()
-    assert [line.split()[:3] for line in lines[1:]] == [["slow", "2", "measured"], ["(no", "group)", "6"]]
+    assert [line.split() for line in lines] == [
+        ["group", "slow", "(no", "group)"],
+        ["clients", "2", "6"],
+        ["training", "measured", "measured"],
+        ["delay", "2", "s", "-"],
+    ]
 
 
 def test_show_yaml_prints_a_file_to_start_from(tmp_path: Path) -> None:
