@@ -30,7 +30,7 @@ log = structlog.get_logger("fedbus.learning")
 
 
 @dataclass(frozen=True)
-class Request(Generic[S]):
+class TrackedMessage(Generic[S]):
     """A message, and what the library needs to read the reply, such as the arrays of the message."""
 
     message: OutgoingMessage
@@ -69,7 +69,7 @@ class ModeDriver(Generic[S]):
         self._planner = planner
         self._wait_limit_s = wait_limit_s
         """The limit for `exchange` once it has a reply."""
-        self._trainings: dict[str, Request[S]] = {}
+        self._trainings: dict[str, TrackedMessage[S]] = {}
         """The open messages that train, by id."""
         self._others: dict[str, str] = {}
         """The clients of other open messages, by id."""
@@ -87,7 +87,7 @@ class ModeDriver(Generic[S]):
     def train(
         self,
         round_number: int,
-        cohort: Mapping[str, Callable[[], Request[S]]],
+        cohort: Mapping[str, Callable[[], TrackedMessage[S]]],
         read: Callable[[ClientReply, S, Merge], U],
         *,
         timeout_s: float = math.inf,
@@ -117,7 +117,7 @@ class ModeDriver(Generic[S]):
                 yield from self._handle(replace(reply, round=round_number), read)
 
     def exchange(
-        self, requests: Sequence[Request[S]], *, timeout_s: float = math.inf
+        self, requests: Sequence[TrackedMessage[S]], *, timeout_s: float = math.inf
     ) -> Iterator[tuple[ClientReply, S]]:
         """Send messages to the clients that are idle, and yield the replies in order of arrival.
 
@@ -154,7 +154,7 @@ class ModeDriver(Generic[S]):
         """Return *clients* without those that still answer a message of `exchange`."""
         return clients.difference(self._others.values()) if self._others else clients
 
-    def _post(self, requests: Sequence[Request[S]]) -> None:
+    def _post(self, requests: Sequence[TrackedMessage[S]]) -> None:
         if requests:
             self._trainings |= {request.message.message_id: request for request in requests}
             self._messenger.post(request.message for request in requests)

@@ -49,7 +49,7 @@ from fedbus.learning.library import (
     ReplyError,
     RoundTally,
 )
-from fedbus.learning.mode_driver import Request
+from fedbus.learning.mode_driver import TrackedMessage
 from fedbus.learning.payload import Payload
 from fedbus.learning.stale_updates import UpdateRefused
 
@@ -199,10 +199,10 @@ class MessengerGrid(RunGrid):
             self._clients |= {_node_id(client): client for client in known}
         return self._clients.get(node)
 
-    def encode(self, message: Message, payloads: dict[int, Payload]) -> Request[SentMessage] | None:
+    def encode(self, message: Message, payloads: dict[int, Payload]) -> TrackedMessage[SentMessage] | None:
         """Encode *message*, and add the payload of its content to *payloads* by id; None for an unknown node."""
         for item, sent in self._encode([message], payloads):
-            return Request(item, SentMessages.wrap([sent])[0])
+            return TrackedMessage(item, SentMessages.wrap([sent])[0])
         return None
 
     def _encode(

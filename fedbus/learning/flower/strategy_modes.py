@@ -23,7 +23,7 @@ from fedbus.learning.flower.replies import GridClosed, ModeMessages, ReplyStream
 from fedbus.learning.flower.sent_messages import SentMessage
 from fedbus.learning.flower.update_check import numeric_arrays
 from fedbus.learning.library import ClientReply, MessengerClosed, ModeUnsupported
-from fedbus.learning.mode_driver import ModeDriver, Request, TakenUpdate
+from fedbus.learning.mode_driver import ModeDriver, TakenUpdate, TrackedMessage
 from fedbus.learning.payload import Payload
 from fedbus.learning.stale_updates import UpdateRefused, check_same_shapes, merge_update
 
@@ -136,7 +136,7 @@ class _Cohort:
     def makers(self) -> dict[str, Any]:
         return {client: lambda client=client: self._make(client) for client in self._messages}
 
-    def _make(self, client: str) -> Request[SentMessage]:
+    def _make(self, client: str) -> TrackedMessage[SentMessage]:
         """Make a new message to *client* with the newest model: the strategy made one, but several may be sent."""
         template = self._messages[client]
         metadata = template.metadata

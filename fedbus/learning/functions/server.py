@@ -43,7 +43,7 @@ from fedbus.learning.library import (
     ServerJob,
     TrainingFailed,
 )
-from fedbus.learning.mode_driver import ModeDriver, Request, TakenUpdate
+from fedbus.learning.mode_driver import ModeDriver, TakenUpdate, TrackedMessage
 from fedbus.learning.payload import Payload
 from fedbus.learning.round_log import RoundLog
 from fedbus.learning.stale_updates import UpdateRefused, merge_update
@@ -248,7 +248,7 @@ class FunctionsServer:
         payload, weights = self._pack(), self._weights
         cohort = {
             client: partial(
-                lambda client: Request(self._make_message(client, "train", payload), weights), client
+                lambda client: TrackedMessage(self._make_message(client, "train", payload), weights), client
             )
             for client in clients
         }
@@ -306,7 +306,7 @@ class FunctionsServer:
         if self._driver is None:
             yield from messenger.send(messages)
         else:
-            replies = self._driver.exchange([Request(message, self._weights) for message in messages])
+            replies = self._driver.exchange([TrackedMessage(message, self._weights) for message in messages])
             yield from (reply for reply, _ in replies)
 
     def _read(self, client: str, data: bytes | memoryview, kind: str, sent: Weights) -> Update:
