@@ -84,6 +84,8 @@ class SimulationOrigin(Body):
     """How the data were divided between the clients: ``dirichlet:0.3``. Empty: by the app."""
     profile: str = ""
     """The SHA-256 digest of the profile of delays and absences; empty: none."""
+    aggregation: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Overrides of the keys of ``[tool.fedbus.aggregation]``, such as the mode."""
     engine: str = "local"
     fedbus: str = ""
     """The version of fedbus."""

@@ -197,6 +197,7 @@ def make_origin(config: SimulationConfig, engine: str) -> SimulationOrigin:
         deterministic=config.deterministic,
         partition=config.partition or "",
         profile=config.profile,
+        aggregation=config.aggregation,
         engine=engine,
         fedbus=__version__,
     )

@@ -16,9 +16,9 @@ from fedbus.app.cli.commands.model.repository import (
     run_with_store,
 )
 from fedbus.app.terminal import output
-from fedbus.app.terminal.plain import print_json
+from fedbus.app.terminal.plain import pluralize, print_json
 from fedbus.contracts.champion import Champion
-from fedbus.contracts.model import Manifest
+from fedbus.contracts.model import Manifest, SimulationOrigin
 from fedbus.domain.version_status import status_of
 from fedbus.stores.models.open import ModelStore
 
@@ -109,6 +109,10 @@ def show(
     rows = {name: value for name, value in facts.items() if name not in ("participants", "metrics", "config")}
     if not manifest.evaluation_failure:
         del rows["evaluation_failure"]
+    if manifest.simulation is None:
+        del rows["simulation"]
+    else:
+        rows["simulation"] = _describe_simulation(manifest.simulation)
     rows["seal"] = f"signed with the key {manifest.seal.key}" if manifest.seal else "not signed"
     output.console().print(f"[bold]{manifest.task}[/] v{manifest.version}")
     output.print_table(
@@ -120,6 +124,22 @@ def show(
     )
     if manifest.config:
         output.print_table(("configuration", "value"), manifest.config.items(), empty="")
+
+
+def _describe_simulation(origin: SimulationOrigin) -> str:
+    """Describe the simulation that made a version: ``100 clients, cohort 10, seed 7``."""
+    parts = [
+        pluralize(origin.clients, "client"),
+        f"cohort {origin.cohort}" if origin.cohort else "",
+        f"partition {origin.partition}" if origin.partition else "",
+        f"profile {origin.profile[:SHORT_LENGTH]}" if origin.profile else "",
+        *(f"{name} {value}" for name, value in origin.aggregation.items()),
+        f"seed {origin.seed}" if origin.seed is not None else "no seed",
+        "deterministic" if origin.deterministic else "",
+        f"engine {origin.engine}",
+        f"fedbus {origin.fedbus}",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 # --- lineage ----------------------------------------------------------------------------------
