@@ -37,6 +37,7 @@ from fedbus.bus import raw_service, streams, tracing
 from fedbus.bus.blobs import Blobs
 from fedbus.bus.credentials import ANONYMOUS, BusAccess
 from fedbus.bus.errors import NoResponse, PublishRefused, RequestRefused
+from fedbus.bus.memory.consumer import DeliveredMsg
 from fedbus.bus.nats.connection import Connection, open_connection
 from fedbus.bus.nats.flush import flush_subscriptions
 from fedbus.bus.nats.micro_service import micro_service
@@ -373,7 +374,7 @@ class Bus(StreamReader):
     async def _iter_deliveries(self, subscription: Subscription, agent: AgentName) -> AsyncIterator[Delivery]:
         async for raw in self._connection.messages(subscription):
             try:
-                envelope, message = decode_message(raw.subject, raw.headers, raw.data)
+                envelope, message = _decode(raw)
             except DecodeError as error:
                 await self._dead_letter(raw, agent, error)
             else:
@@ -498,6 +499,13 @@ def _clock_skew_s(asked_at: datetime, answered_s: float) -> float | None:
     """Return how far the local clock is ahead of a clock that replied *answered_s*; None if it replied no time."""
     now_s = clock.now().timestamp()
     return (asked_at.timestamp() + now_s) / 2 - answered_s if answered_s else None
+
+
+def _decode(raw: Msg) -> tuple[Envelope, Message]:
+    """Decode a message of a consumer; raises DecodeError. In memory, all receivers of a message share the result."""
+    if isinstance(raw, DeliveredMsg):
+        return raw.decode(decode_message)
+    return decode_message(raw.subject, raw.headers, raw.data)
 
 
 def _parse_reply(request: Request[ReplyT], reply: Msg) -> ReplyT:

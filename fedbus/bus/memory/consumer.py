@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy, SequenceInfo
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from fedbus.bus.memory.stream import MemoryStream, StoredRecord
 
 NO_LIMIT = -1
+MAX_DECODED = 64
+"""The decoded messages that a stream keeps for further consumers."""
+
+T = TypeVar("T")
 
 
 class Deliver(Protocol):
@@ -75,6 +80,16 @@ class DeliveredMsg(Msg):
             consumer.stream.config.name or "",
             consumer.name,
         )
+
+    def decode(self, decode: Callable[[str, dict[str, str] | None, bytes], T]) -> T:
+        """Return the decoded message; one that many consumers get is decoded once."""
+        decoded = self._consumer.stream.decoded
+        if self._sequence not in decoded:
+            decoded[self._sequence] = decode(self.subject, self.headers, self.data)
+            if len(decoded) > MAX_DECODED:
+                del decoded[next(iter(decoded))]
+        result: T = decoded[self._sequence]
+        return result
 
     async def ack(self) -> None:
         self._settle(self._consumer.ack)

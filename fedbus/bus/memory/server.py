@@ -54,8 +54,6 @@ class MemoryServer:
         self._clients: dict[int, MemoryClient] = {}
         self._numbers = itertools.count(1)
         self._routes: SubjectIndex[MemorySubscription] = SubjectIndex()
-        self._exact: dict[str, list[MemorySubscription]] = {}
-        """The subscriptions to subjects without wildcards, which are most."""
         self._consumers: dict[str, list[PushConsumer]] = {}
         """By delivery subject."""
         self._stream_of: dict[str, MemoryStream | None] = {}
@@ -199,7 +197,7 @@ class MemoryServer:
 
     def _subscribers(self, subject: str) -> list[MemorySubscription]:
         """Return the subscriptions to *subject*, with one of each queue group."""
-        found = self._exact.get(subject, []) + self._routes.match(subject)
+        found = self._routes.match(subject)
         if not any(one.queue for one in found):
             return found
         self._turn += 1
@@ -211,22 +209,12 @@ class MemoryServer:
         return [one for one in found if not one.queue] + chosen
 
     def add_subscription(self, subscription: MemorySubscription) -> None:
-        subject = subscription.subject
-        if "*" in subject or ">" in subject:
-            self._routes.add(subject, subscription)
-        else:
-            self._exact.setdefault(subject, []).append(subscription)
-        for consumer in self._consumers.get(subject, ()):
+        self._routes.add(subscription.subject, subscription)
+        for consumer in self._consumers.get(subscription.subject, ()):
             consumer.pump()
 
     def remove_subscription(self, subscription: MemorySubscription) -> None:
-        subject = subscription.subject
-        if "*" in subject or ">" in subject:
-            self._routes.remove(subject, subscription)
-            return
-        self._exact[subject].remove(subscription)
-        if not self._exact[subject]:
-            del self._exact[subject]
+        self._routes.remove(subscription.subject, subscription)
 
     def _answer_stream_info(self, sender: MemoryClient, subject: str, reply: str) -> None:
         name = subject.removeprefix(STREAM_INFO)
@@ -238,11 +226,11 @@ class MemoryServer:
     # --- JetStream ----------------------------------------------------------------------------------------
 
     def has_subscriber(self, subject: str) -> bool:
-        return subject in self._exact
+        return self._routes.has_exact(subject)
 
     def deliver(self, consumer: PushConsumer, record: StoredRecord, times: int) -> None:
         """Hand a message of *consumer* to its subscribers."""
-        for one in self._exact.get(consumer.subject, ()):
+        for one in self._routes.exact(consumer.subject):
             client = one.client
             client.receive(one, DeliveredMsg(client, consumer, record, times, consumer.delivered))
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from nats.js.api import ConsumerConfig, PubAck, StreamConfig, StreamInfo, StreamState
 from nats.js.errors import APIError, NotFoundError
@@ -45,6 +45,8 @@ class MemoryStream:
         self.by_subject: dict[str, list[int]] = {}
         self.last_sequence = 0
         self.consumers: dict[str, PushConsumer] = {}
+        self.decoded: dict[int, Any] = {}
+        """The messages that were decoded last, by sequence."""
         self._deliver = deliver
         self._history = history
         self._index: SubjectIndex[PushConsumer] = SubjectIndex()

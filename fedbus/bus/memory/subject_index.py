@@ -28,6 +28,10 @@ def check_subject(subject: str) -> None:
         )
 
 
+def _has_wildcard(pattern: str) -> bool:
+    return "*" in pattern or ">" in pattern
+
+
 class _Node(Generic[T]):
     __slots__ = ("children", "rest", "values")
 
@@ -42,9 +46,14 @@ class SubjectIndex(Generic[T]):
     """Values by subject pattern; ``*`` matches one token, ``>`` one or more at the end."""
 
     def __init__(self) -> None:
+        self._exact: dict[str, list[T]] = {}
+        """The values of patterns without wildcards, which are most."""
         self._root: _Node[T] = _Node()
 
     def add(self, pattern: str, value: T) -> None:
+        if not _has_wildcard(pattern):
+            self._exact.setdefault(pattern, []).append(value)
+            return
         *path, last = pattern.split(".")
         node = self._root
         for token in path:
@@ -61,6 +70,22 @@ class SubjectIndex(Generic[T]):
 
     def remove(self, pattern: str, value: T) -> None:
         """Remove *value*, which was added with the same *pattern*."""
+        if _has_wildcard(pattern):
+            self._remove_from_tree(pattern, value)
+            return
+        self._exact[pattern].remove(value)
+        if not self._exact[pattern]:
+            del self._exact[pattern]
+
+    def has_exact(self, subject: str) -> bool:
+        """Return whether a pattern without wildcards is *subject*."""
+        return subject in self._exact
+
+    def exact(self, subject: str) -> list[T]:
+        """Return the values of the pattern *subject*, without those of patterns with wildcards."""
+        return self._exact.get(subject, [])
+
+    def _remove_from_tree(self, pattern: str, value: T) -> None:
         self._remove(self._root, pattern.split("."), value)
 
     def _remove(self, node: _Node[T], tokens: list[str], value: T) -> None:
@@ -77,8 +102,8 @@ class SubjectIndex(Generic[T]):
             del node.children[first]
 
     def match(self, subject: str) -> list[T]:
-        """Return the values of all patterns that match *subject*, in the order of the tree."""
-        found: list[T] = []
+        """Return the values of all patterns that match *subject*, those without wildcards first."""
+        found = list(self._exact.get(subject, ()))
         self._match(self._root, subject.split("."), 0, found)
         return found
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from fedbus.bus.blobs import Blobs
 from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.errors import BusUnreachable
 from fedbus.bus.memory.client import MemoryClient
 from fedbus.bus.memory.server import MemoryServer
 from fedbus.bus.nats.connection import Connection
@@ -28,7 +29,14 @@ class FleetBus(Bus):
 
 @asynccontextmanager
 async def connect_agent(server: MemoryServer, identity: Identity) -> AsyncIterator[FleetBus]:
-    """Connect an agent for the duration of the block."""
+    """Connect an agent for the duration of the block.
+
+    Raises:
+        BusUnreachable: The server is stopped.
+
+    """
+    if server.is_stopped:
+        raise BusUnreachable(server.url, "the server is stopped")
     client = server.connect(f"{identity.agent} {identity.owner}", identity.inbox)
     bus = FleetBus(client, identity)
     try:

@@ -189,6 +189,7 @@ class SimulatedDevice:
                 labels=self._settings.labels,
                 models=self._models,
                 read_facts=read_simulated_facts,
+                bootstrap_s=self._settings.bootstrap_s,
             ).run(stop)
 
     async def _run_flower_client(self, stop: asyncio.Event, on_connected: Callable[[FleetBus], None]) -> None:

@@ -70,7 +70,7 @@ async def _simulate(
     ) as fleet:
         fleet.start()
         await asyncio.sleep(settings.duration_s)
-        runs, restarts = await fleet.read_runs(), fleet.restarts
+        runs, restarts = await fleet.read_runs(transitions), fleet.restarts
     return FleetResult(
         clients=settings.clients,
         runs=runs,
@@ -191,8 +191,8 @@ class SimulatedFleet:
         for agent in self.agents:
             await agent.crash()
 
-    async def read_runs(self) -> list[FleetRun]:
-        """Read the runs from the log."""
+    async def read_runs(self, log: TransitionLog) -> list[FleetRun]:
+        """Read the runs from the stream; *log* has counted their trainings."""
         async with connect_agent(self.server, Identity(FEDERATION, AgentName.USER, "people")) as bus:
             stored = await bus.last_transitions(RUN.kind)
         start_s = self.settings.starts_at.timestamp()
@@ -203,6 +203,7 @@ class SimulatedFleet:
                 continue
             facts = transition.facts
             is_over = transition.target in RUN.final
+            trainings, failures = log.trainings.get(facts.run, (0, 0))
             found.append(
                 FleetRun(
                     run=facts.run,
@@ -212,8 +213,8 @@ class SimulatedFleet:
                     ended_at_s=one.envelope.time.timestamp() - start_s if is_over else None,
                     rounds=sum(result.round > 0 for result in facts.rounds),
                     joined=len(facts.cohort),
-                    participants=sum(len(result.participants) for result in facts.rounds),
-                    failures=sum(len(result.failures) for result in facts.rounds),
+                    trainings=trainings,
+                    failures=failures,
                 )
             )
         return sorted(found, key=lambda run: run.requested_at_s)

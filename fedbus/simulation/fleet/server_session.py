@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from fedbus.agents.common.process_orders import ServerProcessConfig
 from fedbus.bus.bus import Bus, Delivery, Identity
+from fedbus.bus.errors import BusUnreachable
 from fedbus.bus.memory.server import MemoryServer
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.causation import set_current_cause
@@ -73,7 +74,10 @@ class SimulatedSession:
         self._nodes: dict[str, None] = {}
         self._failed: set[str] = set()
         self._began: asyncio.Future[BeginTraining] = asyncio.get_running_loop().create_future()
+        self._admitted = asyncio.Event()
+        """Set when a client joins."""
         self._changed = asyncio.Event()
+        """Set when a client fails that has not replied."""
         self._pending: dict[str, _Exchange] = {}
         self._lost: dict[str, str] = {}
         """The failures of the current round, by client."""
@@ -121,7 +125,7 @@ class SimulatedSession:
 
     def _admit(self, clients: tuple[str, ...]) -> None:
         self._nodes |= dict.fromkeys(clients)
-        self._changed.set()
+        self._admitted.set()
 
     def on_silent(self, client: str) -> None:
         self._lose(client, "no heartbeat for 10 s")
@@ -157,10 +161,10 @@ class SimulatedSession:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._plan.round_s):
                 while not (nodes := self._present_nodes()):
-                    self._changed.clear()
+                    self._admitted.clear()
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(1.0):
-                            await self._changed.wait()
+                        async with asyncio.timeout(1.0):  # a silent client may be back
+                            await self._admitted.wait()
                 return nodes
         return []
 
@@ -258,14 +262,22 @@ class FleetLauncher:
     async def run(self, config: ServerProcessConfig, stop: asyncio.Event) -> str:
         """Run a session until it ends or *stop* is set. Returns how it was lost, or ""."""
         self._crash = asyncio.get_running_loop().create_future()
+        try:
+            return await self._run_connected(config, stop, self._crash)
+        except BusUnreachable as error:
+            return f"the Flower server cannot connect: {error}"
+
+    async def _run_connected(
+        self, config: ServerProcessConfig, stop: asyncio.Event, crash: "asyncio.Future[str]"
+    ) -> str:
         async with connect_agent(self._server, Identity(FEDERATION, AgentName.FLOWER_SERVER)) as bus:
             session = asyncio.ensure_future(SimulatedSession(bus, self, config).run())
             stopping = asyncio.ensure_future(stop.wait())
             try:
-                ends: list[asyncio.Future[Any]] = [session, stopping, self._crash]
+                ends: list[asyncio.Future[Any]] = [session, stopping, crash]
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-                if self._crash.done() and not stop.is_set():
-                    return self._crash.result()
+                if crash.done() and not stop.is_set():
+                    return crash.result()
                 if session.done():
                     session.result()
                 return ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+from fedbus.agents.client_manager.machine import BOOTSTRAP_S
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.run import RunOverrides
 from fedbus.contracts.scheduling import ScheduleOverrides
@@ -42,7 +43,7 @@ class FleetSettings:
     round_s: float | None = None
     """The limit of one message to a client; None: the time of the task."""
     every_s: float | None = None
-    """The pause between two runs; None: the schedule of the task, else 60 s."""
+    """The pause between two runs; None: the schedule of the task, else 10 minutes."""
     start_within_s: float = MINUTE_S
     """The devices start at random times within this."""
     train_s: float = 10.0
@@ -53,6 +54,8 @@ class FleetSettings:
     """The size of the model, for the times of downloads and uploads."""
     load_s: float = 2.0
     """The time until a trainer or a server session has loaded the app."""
+    bootstrap_s: float = BOOTSTRAP_S
+    """The limit for the enrollment of a device, and for its first model."""
     serve_s: float = 0.5
     """The time until the inference agent serves a model."""
     starts_at: datetime = EPOCH
@@ -90,7 +93,7 @@ class FleetSettings:
     def schedule_overrides(self) -> ScheduleOverrides:
         if self.every_s is None and self.task.table.schedule.rule is not None:
             return ScheduleOverrides()
-        return ScheduleOverrides(every_s=self.every_s or MINUTE_S)
+        return ScheduleOverrides(every_s=self.every_s or 10 * MINUTE_S)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +111,10 @@ class FleetRun:
     rounds: int
     joined: int
     """Clients of its cohort."""
-    participants: int
-    """Trainings that succeeded, summed over the rounds."""
+    trainings: int
+    """Trainings, summed over clients and rounds, including failed ones."""
     failures: int
-    """Trainings that failed, summed over the rounds."""
+    """Trainings that failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +144,9 @@ class FleetResult:
     @property
     def participation(self) -> float:
         """The share of trainings that succeeded; 0 if there were none."""
-        done = sum(one.participants for one in self.runs)
-        failed = sum(one.failures for one in self.runs)
-        return done / (done + failed) if done + failed else 0.0
+        trainings = sum(one.trainings for one in self.runs)
+        failures = sum(one.failures for one in self.runs)
+        return (trainings - failures) / trainings if trainings else 0.0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol
 
 from fedbus.agents.flower_client.trainer import Heartbeats, TrainerEnd
 from fedbus.bus.bus import Identity
+from fedbus.bus.errors import BusUnreachable
 from fedbus.bus.memory.server import MemoryServer
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import ClientJoined, ClientStart, RoundStarted
@@ -124,6 +125,8 @@ class SimulatedTrainer:
                 finally:
                     joining.cancel()
                 return self._ended.result() if self._ended.done() else TrainerEnd("the trainer was stopped")
+        except BusUnreachable as error:
+            return TrainerEnd(f"the trainer cannot connect: {error}")
         finally:
             stopping.cancel()
             self._leave()

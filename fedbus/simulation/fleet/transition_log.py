@@ -20,6 +20,8 @@ class TransitionLog:
         self.messages = 0
         self.transitions: Counter[tuple[str, str]] = Counter()
         self.current_run = ""
+        self.trainings: dict[str, tuple[int, int]] = {}
+        """The trainings of each run, and how many of them failed."""
         self._file = file
         self._digest = hashlib.sha256()
 
@@ -39,7 +41,9 @@ class TransitionLog:
         self.transitions[kind, body["target"]] += 1
         if kind == "run":
             self.current_run = key
-        headers = record.headers or {}
+        facts, headers = body["facts"], record.headers or {}
+        if kind == "server" and facts.get("run"):
+            self.trainings[facts["run"]] = facts["trainings"], facts["failures"]
         line = json.dumps(
             {
                 "time": datetime.fromtimestamp(record.time_ns / 1e9, UTC).isoformat(timespec="microseconds"),
@@ -50,7 +54,7 @@ class TransitionLog:
                 "source": body["source"],
                 "target": body["target"],
                 "reason": body["reason"],
-                "run": body["facts"].get("run"),
+                "run": facts.get("run"),
                 "deadline": body["deadline"].isoformat() if body["deadline"] else None,
                 "id": headers.get("ce-id"),
                 "cause": headers.get("ce-causationid", ""),
