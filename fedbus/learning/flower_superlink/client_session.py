@@ -37,7 +37,7 @@ class SuperNodeClient:
 
     def __init__(self, job: ClientJob) -> None:
         self._job = job
-        self._environment = task_environment(job.path, job.task.app["clientapp"])
+        self._environment = task_environment(job.path, job.task.app["clientapp"], job.task.table.compression)
         self._directory = tempfile.TemporaryDirectory(prefix="fedbus-supernode-")
         self._path = Path(self._directory.name)
         self._node: FlowerProcess | None = None

@@ -22,6 +22,7 @@ import pytest
 from learning.flower_superlink.session_messenger import SessionMessenger
 
 from fedbus.contracts.run import RoundResult, RunPlan
+from fedbus.contracts.task.compression import CompressionTable
 from fedbus.contracts.task.superlink import LOOPBACK, SuperLinkTable, is_loopback
 from fedbus.contracts.task.task import Task, TaskTable
 from fedbus.learning.flower_superlink.client_session import SuperNodeClient
@@ -65,11 +66,24 @@ CLIENT = """
 class SuperLinkFederation:
     """A server session in a thread, and client sessions."""
 
-    def __init__(self, path: Path, *, plan: RunPlan, superlink: SuperLinkTable, client: str = CLIENT) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        plan: RunPlan,
+        superlink: SuperLinkTable,
+        client: str = CLIENT,
+        compression: str = "none",
+    ) -> None:
         (path / "my_server.py").write_text(dedent(SERVER))
         (path / "my_client.py").write_text(dedent(client))
         self.task = Task(
-            table=TaskTable(task="demo", library="flower-superlink", superlink=superlink),
+            table=TaskTable(
+                task="demo",
+                library="flower-superlink",
+                superlink=superlink,
+                compression=CompressionTable.model_validate(compression),
+            ),
             app={"serverapp": "my_server:app", "clientapp": "my_client:app"},
             run_config={"scale": 0.5, "num-server-rounds": 2},
             code_version="c1",
@@ -120,10 +134,13 @@ def open_federation(
     recruit_s: float = 60.0,
     round_s: float = 60.0,
     client: str = CLIENT,
+    compression: str = "none",
     **table: Any,
 ) -> Iterator[SuperLinkFederation]:
     plan = RunPlan(rounds=rounds, quorum=quorum, recruit_s=recruit_s, round_s=round_s)
-    federation = SuperLinkFederation(path, plan=plan, superlink=SuperLinkTable(**table), client=client)
+    federation = SuperLinkFederation(
+        path, plan=plan, superlink=SuperLinkTable(**table), client=client, compression=compression
+    )
     before = set(psutil.Process().children(recursive=True))
     try:
         yield federation
@@ -155,6 +172,23 @@ def test_a_run_trains_over_a_superlink(tmp_path: Path) -> None:
     assert last.participants == {"c1": 10, "c2": 10}
     assert last.figures["c1"]["eval_loss"] == 2.0
     assert last.metrics["train_calls"] == 2.0, "the state of the ClientApp is kept between rounds"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("by_mod", [True, False])
+def test_updates_are_compressed_over_a_superlink(tmp_path: Path, by_mod: bool) -> None:
+    mods = "from fedbus.learning.flower.mods import top_k\n    app = ClientApp(mods=[top_k()])"
+    client = CLIENT.replace("app = ClientApp()", mods) if by_mod else CLIENT
+    with open_federation(tmp_path, client=client, compression="none" if by_mod else "top-k") as federation:
+        federation.add("c1", step=1)
+        federation.add("c2", step=3)
+        final = federation.run()
+
+    assert all(not result.failures for result in federation.results)
+    # top-k sends one value of three in each round: the other two stay in the residual
+    assert sorted(final["w"]) != pytest.approx([3.0, 3.0, 3.0])
+    assert final["w"].sum() > 3.0
 
 
 @pytest.mark.slow
