@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.all_agents import run_server_side, start_run, wait_for_run_end
 from support.federation import TASK, FederationHarness
+from support.process_federation import run_process_federation
 
 from fedbus.app.composition.agents import CLIENT_AGENTS, client_agent
 from fedbus.app.composition.emulated_device import emulate_device
@@ -77,3 +79,16 @@ async def test_interruptions_do_not_end_the_run(fed: FederationHarness) -> None:
     assert [result.round for result in run.rounds] == [0, 1, 2, 3, 4]
     assert all(set(result.participants) == set(CLIENTS) for result in run.rounds[1:])
     assert run.rounds[-1].loss == pytest.approx(96)
+
+
+async def test_real_processes_run_under_a_profile(tmp_path: Path) -> None:
+    profile = ("--profile", "delay-study:delay-s=1", "--profile-group", "delayed", "--profile-seed", "0")
+    options = ("--rounds", "2", "--quorum", "2")
+    async with run_process_federation(
+        tmp_path, options, clients=2, client_options={"c1": profile, "c2": profile}
+    ) as federation:
+        run = await federation.start_run()
+        await federation.wait_until(lambda: federation.has_ended(run))
+        facts = federation.run_facts(run)
+        assert [1.0 <= result.seconds < 10.0 for result in facts.rounds] == [False, True, True]
+        assert federation.stack.restarts == {}
