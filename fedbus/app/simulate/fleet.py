@@ -200,7 +200,7 @@ def _print_result(result: FleetResult, path: Path, console: Console) -> None:
                 "" if run.ended_at_s is None else format_duration(run.ended_at_s - run.requested_at_s),
                 run.rounds,
                 run.joined,
-                run.participants,
+                run.trainings - run.failures,
                 run.failures,
             )
             for run in result.runs

@@ -289,7 +289,7 @@ def test_a_deterministic_mean_does_not_depend_on_torch(
                     array.numpy().flags.writeable = False
         strategy = FedAvg()
         with streaming_aggregation():
-            result, _ = strategy.aggregate_train(1, ReplyStream(replies, is_deterministic=True))  # type: ignore[arg-type]
+            result, _ = strategy.aggregate_train(1, ReplyStream(replies, is_deterministic=True))
         assert result is not None
         return [array.numpy().tobytes() for array in result.values()]
 
