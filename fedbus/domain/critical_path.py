@@ -10,6 +10,7 @@ of a span in progress is the current time.
         → "81 % waiting for c2's upload"
 """
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -137,6 +138,7 @@ class SpanTree:
             self._children[span.parent if span.parent in self.by_id else ""].append(span)
             if span.parent not in self.by_id:
                 self._orphans[span.parent].append(span)
+        self._trainings = sorted((one for one in self.by_id.values() if one.name == TRAIN), key=_end)
         self._reach: dict[str, float] = {}
         for span in self._post_order():
             ends = [self._reach[child.id] for child in self._children[span.id]]
@@ -173,9 +175,21 @@ class SpanTree:
         return [(one.start, one.client) for link in missing for one in self._orphans[link]]
 
     def effective_start(self, span: TracedSpan) -> float:
-        """Return when *span* had all its inputs: the latest end, during the span, of the spans that it links to."""
-        ends = [self._reach[link] for link in span.links if link in self._reach]
+        """Return when *span* had all its inputs: the latest end, during the span, of the spans that it links to.
+
+        An aggregation without links, in a simulation, has the inputs of the trainings that ended during it.
+        """
+        if span.name == JOIN and not span.links:
+            ends = [one.end for one in self.trainings_in(span)]
+        else:
+            ends = [self._reach[link] for link in span.links if link in self._reach]
         return max([span.start, *[end for end in ends if span.start <= end <= span.end]])
+
+    def trainings_in(self, span: TracedSpan) -> list[TracedSpan]:
+        """Return the trainings of the whole trace that ended during *span*, by their end."""
+        first = bisect_right(self._trainings, span.start, key=_end)
+        last = bisect_right(self._trainings, span.end, key=_end)
+        return self._trainings[first:last]
 
     def _post_order(self) -> list[TracedSpan]:
         """Return every span once, children before their parent. A cycle of parents (invalid input) is left out."""
@@ -258,11 +272,13 @@ def _answered_first(tree: SpanTree, span: TracedSpan, *, round_span: TracedSpan)
     joins = [span, *(child for child in own if child.name == JOIN)]
     taken = [tree.by_id[link] for join in joins for link in join.links if link in tree.by_id]
     messages = [message for one in taken if (message := _message_of(tree, one)) is not None]
+    if not any(join.links for join in joins):
+        messages = tree.trainings_in(span)
     sent = [child for join in joins[1:] for child in tree.children(join)]
     candidates = {one.id: one for one in (*own, *sent, *messages)}.values()
     ended = [one for one in candidates if one.name == JOIN or tree.reach(one) <= span.end]
-    # a join has its inputs at the end of the last message that it took, so it comes first
-    order = sorted(ended, key=lambda one: (one.name == JOIN, tree.reach(one)), reverse=True)
+    # messages below a join may end long after it
+    order = sorted(ended, key=lambda one: one.end if one.name == JOIN else tree.reach(one), reverse=True)
     return [one for one in order if not one.attributes.get(SAMPLED)]
 
 
@@ -339,6 +355,10 @@ def _ancestors(tree: SpanTree, span: TracedSpan) -> Iterator[TracedSpan]:
     while one is not None:
         yield one
         one = tree.by_id.get(one.parent)
+
+
+def _end(span: TracedSpan) -> float:
+    return span.end
 
 
 def _start(span: TracedSpan) -> tuple[float, str]:

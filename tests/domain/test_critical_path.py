@@ -221,3 +221,22 @@ def test_a_round_describes_its_updates() -> None:
     assert (
         round_waits(make_round(make_client("c1", train=(0.2, 1), upload=(1, 2)), end=3))[0].aggregation == ""
     )
+
+
+def test_a_simulated_round_waits_for_the_training_that_ended_last() -> None:
+    """Its spans have no links: c2 began in the round before, and c1 in this one."""
+    mode: dict[str, str | int | float | bool] = {"fedbus.aggregation.mode": "buffered", "fedbus.round": 4}
+    tree = SpanTree(
+        [
+            span("before", "round", 0, 2),
+            span("join-before", "aggregate", 0, 2, "before"),
+            span("c2-train", "train", 0.5, 4.8, "join-before", client="c2"),
+            replace(span("next", "round", 2, 5), attributes=mode),
+            span("join", "aggregate", 2.1, 4.9, "next"),
+            span("c1-train", "train", 2.1, 4, "join", client="c1"),
+            span("c3-train", "train", 2.1, 9, "join", client="c3"),
+        ]
+    )
+    _, waits = round_waits(tree)
+    assert str(waits) == "round 4: 93 % waiting for c2's training"
+    assert sum(wait.share for wait in waits.waits) == pytest.approx(1)

@@ -446,6 +446,15 @@ def test_a_client_that_leaves_in_mid_training_is_a_failure(run: Runner, values: 
     assert any("c1" in result.participants for result in result.results), "it takes part again"
 
 
+@pytest.mark.parametrize("values", MODES[1:], ids=lambda values: values["mode"])
+def test_a_client_that_never_answers_fails_after_its_time(values: dict[str, Any]) -> None:
+    durations = {"c0": [1.0], "c1": [1.2], "c2": [None, 0.5]}
+    result = run_flower(durations, values, rounds=15, plan={"round_s": 4.0})
+    failed = [one.round for one in result.results if "no reply" in one.failures.get("c2", "")]
+    assert len(failed) == 1
+    assert any("c2" in one.participants for one in result.results if one.round > failed[0])
+
+
 def test_a_round_whose_clients_all_fail_keeps_the_model() -> None:
     def fail(_client: str, number: int, arrays: Any) -> Any:
         if number == 0:
