@@ -13,6 +13,8 @@ from typing import Final
 
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 SHOW_CURSOR: Final = "\x1b[?25h"
+CLEAR_LINE: Final = "\r\x1b[2K"
+"""Erases the progress bar, and the ^C that the terminal has echoed."""
 
 
 @contextmanager
@@ -24,11 +26,12 @@ def interruptible() -> Iterator[None]:
         nonlocal count
         count += 1
         if count > 1:
-            if sys.stderr.isatty():  # a progress bar has hidden it
+            if os.isatty(sys.stderr.fileno()):  # a progress bar has hidden it
                 os.write(sys.stderr.fileno(), SHOW_CURSOR.encode())
             os._exit(128 + number)
         if number == signal.SIGINT:
-            os.write(sys.stderr.fileno(), b"\nstopping; press Ctrl-C again to end at once\n")
+            clear = CLEAR_LINE if os.isatty(sys.stderr.fileno()) else ""
+            os.write(sys.stderr.fileno(), f"{clear}stopping; press Ctrl-C again to end at once\n".encode())
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}

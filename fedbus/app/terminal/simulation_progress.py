@@ -27,6 +27,10 @@ REFRESH_PER_S: Final = 4
 BAR_STEPS: Final = 1000
 """Steps of the bar for one round."""
 MAX_REASON_CHARS: Final = 160
+RECENT_ROUNDS: Final = 10
+"""Rounds from which the duration of the next ones is estimated."""
+MIN_FRACTION: Final = 0.1
+"""The share of a round from which its duration is estimated."""
 
 
 class RoundClock:
@@ -56,14 +60,16 @@ class RoundClock:
         if rounds_left <= 0:
             return 0.0
         elapsed = self._now() - self._round_started
-        if self._durations:
-            recent = self._durations[-10:]
-            round_s = sum(recent) / len(recent)
-            return max(0.0, round_s - elapsed) + (rounds_left - 1) * round_s
-        if self._fraction <= 0:
+        typical = self._durations[1:][-RECENT_ROUNDS:]  # the first one includes the start of the workers
+        if typical:
+            round_s = sum(typical) / len(typical)
+        elif self._fraction >= MIN_FRACTION:
+            round_s = elapsed / self._fraction
+        elif self._durations:
+            round_s = self._durations[0]
+        else:
             return None
-        round_s = elapsed / self._fraction
-        return round_s - elapsed + (rounds_left - 1) * round_s
+        return max(0.0, round_s - elapsed) + (rounds_left - 1) * round_s
 
 
 class SimulationView:

@@ -64,9 +64,22 @@ def test_the_first_round_estimates_the_end_from_its_messages(clock: ManualClock)
     assert rounds.remaining_s(3) == pytest.approx(2 + 2 * 4)
 
 
+def test_the_first_round_counts_only_until_there_are_others(clock: ManualClock) -> None:
+    rounds = RoundClock(clock)
+    clock.now += 30
+    rounds.end_round()
+    assert rounds.remaining_s(2) == pytest.approx(60)
+    clock.now += 1
+    rounds.set_fraction(0.5)
+    assert rounds.remaining_s(2) == pytest.approx(1 + 2)
+    rounds.end_round()
+
+    assert rounds.remaining_s(2) == pytest.approx(2)
+
+
 def test_finished_rounds_estimate_the_end(clock: ManualClock) -> None:
     rounds = RoundClock(clock)
-    for seconds in (4, 6):
+    for seconds in (90, 4, 6):
         clock.now += seconds
         rounds.end_round()
     clock.now += 2
