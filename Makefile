@@ -45,7 +45,8 @@ test-all: $(READY)  ## all tests, including the slow ones
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not bench and not differential" $(PYTEST)
 
 faults: $(READY)  ## fault tests: they kill and freeze processes
-	$(BIN)/pytest -m fault $(PYTEST)
+	$(BIN)/pytest -m fault --ignore tests/simulation/fleet $(PYTEST)
+	FLEET_SEEDS=$(or $(FLEET_SEEDS),1000) $(BIN)/pytest -n 2 -m fault tests/simulation/fleet
 
 # Another version of Flower needs other versions of the packages that Flower itself pins: these are not constrained.
 FLOWER_PINS := flwr|certifi|uv

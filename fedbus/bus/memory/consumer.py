@@ -112,6 +112,7 @@ class _Settle(Protocol):
 
 @dataclass(slots=True)
 class _Pending:
+    record: "StoredRecord"
     times: int
     overdue_at: float
 
@@ -128,8 +129,8 @@ class PushConsumer:
             config.filter_subjects or ([config.filter_subject] if config.filter_subject else [">"])
         )
         self.reply_prefix = f"$JS.ACK.{stream.config.name}.{name}"
-        self.backlog: deque[int] = deque()
-        """The sequences that are not delivered yet, or have to be delivered again."""
+        self.backlog: deque[StoredRecord] = deque()
+        """The messages that are not delivered yet, or have to be delivered again. The stream may have dropped them."""
         self.delivered = 0
         """The number of deliveries."""
         self.last_delivered = 0
@@ -153,7 +154,9 @@ class PushConsumer:
             return
         if policy is DeliverPolicy.LAST_PER_SUBJECT:
             subjects = matching_subjects(iter(self.stream.by_subject), self.filters)
-            self.backlog.extend(sorted(self.stream.by_subject[subject][-1] for subject in subjects))
+            self.backlog.extend(
+                records[sequence] for sequence in sorted(self.stream.by_subject[one][-1] for one in subjects)
+            )
             return
         since = 0
         if policy is DeliverPolicy.BY_START_SEQUENCE:
@@ -162,7 +165,7 @@ class PushConsumer:
         wanted = set(matching_subjects(iter(self.stream.by_subject), self.filters))
         self.last_delivered = max(0, since - 1)
         self.backlog.extend(
-            one.sequence
+            one
             for one in records.values()
             if one.sequence >= since and one.time_ns >= start_ns and one.subject in wanted
         )
@@ -175,7 +178,7 @@ class PushConsumer:
 
     def on_stored(self, record: "StoredRecord") -> None:
         if self.backlog or len(self._pending) >= self._max_pending or not self.is_active:
-            self.backlog.append(record.sequence)
+            self.backlog.append(record)
         else:
             self._send(record)
 
@@ -183,9 +186,7 @@ class PushConsumer:
         """Deliver as much of the backlog as the limit of unacknowledged messages allows."""
         backlog = self.backlog
         while backlog and len(self._pending) < self._max_pending and self.is_active:
-            record = self.stream.records.get(backlog.popleft())
-            if record is not None:  # else it has expired
-                self._send(record)
+            self._send(backlog.popleft())
 
     def _send(self, record: "StoredRecord") -> None:
         sequence = record.sequence
@@ -195,7 +196,7 @@ class PushConsumer:
         if self._is_acknowledged:
             loop = asyncio.get_running_loop()
             wait_s = float(self.config.ack_wait or 30.0)
-            self._pending[sequence] = _Pending(times, loop.time() + wait_s)
+            self._pending[sequence] = _Pending(record, times, loop.time() + wait_s)
             if self._timer is None:
                 self._timer = loop.call_later(wait_s, self._on_timer)
         self._deliver.deliver(self, record, times)
@@ -208,27 +209,28 @@ class PushConsumer:
 
     def nak(self, sequence: int) -> None:
         if (pending := self._pending.pop(sequence, None)) is not None:
-            self._deliver_again({sequence: pending})
+            self._deliver_again([pending])
 
     def _on_timer(self) -> None:
         """Deliver again what was not acknowledged in time."""
         now = asyncio.get_running_loop().time()
         self._timer = None
-        overdue = {}
-        for sequence, pending in self._pending.items():  # in the order of delivery
+        overdue = []
+        for pending in self._pending.values():  # in the order of delivery
             if pending.overdue_at > now:
                 self._timer = asyncio.get_running_loop().call_at(pending.overdue_at, self._on_timer)
                 break
-            overdue[sequence] = pending
-        for sequence in overdue:
-            del self._pending[sequence]
+            overdue.append(pending)
+        for pending in overdue:
+            del self._pending[pending.record.sequence]
         self._deliver_again(overdue)
 
-    def _deliver_again(self, overdue: dict[int, _Pending]) -> None:
+    def _deliver_again(self, overdue: list[_Pending]) -> None:
         limit = self.config.max_deliver or NO_LIMIT
-        again = [one for one, pending in overdue.items() if limit < 1 or pending.times < limit]
-        self._times |= {one: overdue[one].times for one in again}
-        self.backlog.extendleft(sorted(again, reverse=True))
+        again = [one for one in overdue if limit < 1 or one.times < limit]
+        self._times |= {one.record.sequence: one.times for one in again}
+        again.sort(key=lambda one: one.record.sequence, reverse=True)
+        self.backlog.extendleft(one.record for one in again)
         self.pump()
 
     def close(self) -> None:

@@ -43,7 +43,7 @@ class FaultRun:
                 *(f"  {one}" for one in self.violations),
                 "the faults:",
                 *(f"  {one}" for one in self.faults),
-                f"again: FLEET_SEED={self.seed} python -m pytest -m fault tests/simulation/fleet -k one_seed",
+                f"run it again: FLEET_SEED={self.seed} pytest -m fault tests/simulation/fleet/test_faults.py",
             ]
         )
 
@@ -61,7 +61,7 @@ def run_with_faults(
         quorum=max(1, clients * 2 // 5),
         recruit_s=20.0,
         round_s=20.0,
-        every_s=30.0,
+        every_s=45.0,
         start_within_s=10.0,
         train_s=4.0,
         load_s=1.0,

@@ -1,7 +1,6 @@
 """Runs a fleet under virtual time."""
 
 import asyncio
-import contextlib
 import gc
 import logging
 import resource
@@ -270,5 +269,3 @@ def rare_garbage_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-        with contextlib.suppress(Exception):
-            gc.collect()

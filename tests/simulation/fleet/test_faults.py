@@ -1,0 +1,61 @@
+"""Fleets with random faults: every lifecycle invariant holds, and the fleet recovers.
+
+`make faults` runs 1,000 seeds. ``FLEET_SEED=7`` runs one seed, ``FLEET_SEEDS=50`` the first 50.
+"""
+
+import os
+
+import pytest
+
+from fedbus.contracts.task.task import Task
+from fedbus.simulation.fleet.fault_run import END_OF_FAULTS_S, run_with_faults
+from fedbus.simulation.fleet.faults import SERVER_SIDE, Fault, FaultKind, plan_faults
+
+SEEDS_AT_ONCE = 10
+"""Seeds of one test, so that several workers share them."""
+SEEDS = int(os.environ.get("FLEET_SEEDS", "20"))
+CHOSEN = os.environ.get("FLEET_SEED")
+STARTS = [int(CHOSEN)] if CHOSEN else range(0, SEEDS, SEEDS_AT_ONCE)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("first", STARTS)
+def test_every_invariant_holds_under_random_faults(task: Task, first: int) -> None:
+    seeds = [first] if CHOSEN else range(first, min(SEEDS, first + SEEDS_AT_ONCE))
+    results = [run_with_faults(task, seed) for seed in seeds]
+    assert not any(one.violations for one in results), "\n\n".join(
+        one.describe() for one in results if one.violations
+    )
+
+
+@pytest.mark.parametrize("seed", [11])
+def test_a_small_fleet_survives_its_faults(task: Task, seed: int) -> None:
+    result = run_with_faults(task, seed, clients=5)
+    assert not result.violations, result.describe()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FaultKind)
+def test_each_kind_of_fault_is_survived_at_each_moment_of_a_run(task: Task, kind: FaultKind) -> None:
+    faults = [
+        Fault(
+            kind, 6.0 + 8.1 * number, 2.0 + number, "" if kind in SERVER_SIDE else f"client-000{number % 4}"
+        )
+        for number in range(20)
+    ]
+    result = run_with_faults(task, 0, clients=4, faults=faults)
+    assert not result.violations, result.describe()
+
+
+@pytest.mark.slow
+def test_a_seed_with_faults_reproduces_its_log(task: Task) -> None:
+    first, second = (run_with_faults(task, 5, clients=3) for _ in range(2))
+    assert first.log_sha256 == second.log_sha256
+
+
+def test_planned_faults_are_those_of_the_seed_and_end_in_time() -> None:
+    clients = ["client-0000", "client-0001"]
+    plans = [plan_faults(seed, clients, count=30, first_s=5, last_s=180) for seed in (1, 1, 2)]
+    assert plans[0] == plans[1] != plans[2]
+    assert all(fault.at_s + fault.lasts_s <= END_OF_FAULTS_S for fault in plans[0])
+    assert {fault.client for fault in plans[0]} == {"", *clients}
