@@ -23,6 +23,7 @@ from fedbus.learning.library import (
 from fedbus.learning.memory_bus import MemoryBus, MemoryDevice
 from fedbus.learning.messenger import BusMessenger
 from fedbus.learning.seeding import seed_client, seed_server
+from fedbus.learning.task_model import first_arrays
 from fedbus.learning.weights import Arrays
 from fedbus.stores.tasks.task_directory import read_task
 
@@ -75,7 +76,6 @@ async def run_on_bus(
     *,
     clients: int,
     rounds: int,
-    model: Arrays | None = None,
     node_config: dict[str, Scalar] | None = None,
     **plan: Any,
 ) -> BusRun:
@@ -97,7 +97,7 @@ async def run_on_bus(
         devices.append(device)
         messenger.deliver(ClientJoined(task=task.id, client=client, run=RUN))
     seed_server(run_plan.seed)
-    server_job = ServerJob(task=task, run=RUN, plan=run_plan, model=model or {})
+    server_job = ServerJob(task=task, run=RUN, plan=run_plan, model=first_arrays(task) or {})
     try:
         on_round = lambda one, _: result.rounds.append(one)  # noqa: E731
         final = await asyncio.to_thread(lambda: library.open_server(server_job).run(messenger, on_round))
