@@ -31,7 +31,8 @@ from fedbus.simulation.experiments.cells import Cell, CellRecord
 STOP_S: Final = 10.0
 """Time for a process to end after SIGTERM. Then its process group is killed."""
 COMMAND: Final = (sys.executable, "-m", cell_process.__name__)
-LOGS_DIRECTORY: Final = "logs"
+MAX_FIRST_FAILURES: Final = 3
+"""If so many cells fail and none succeeds, the others are not computed: they would fail too."""
 
 
 class CellObserver(Protocol):
@@ -83,9 +84,11 @@ def run_cells(
 ) -> CellResults:
     """Compute the *cells* that have no stored result, *jobs* at once, and store each result.
 
-    *fresh*: compute all of them. KeyboardInterrupt stops the processes and passes; the stored results stay.
+    *fresh*: compute all of them. If the first `MAX_FIRST_FAILURES` cells fail, the others are not computed.
+    KeyboardInterrupt stops the processes and passes; the stored results stay.
     """
     stored = {} if fresh else dict(_load_stored(cells, store, observer))
+    stored_before = len(stored)
     pending = [cell for cell in cells if cell.digest not in stored]
     observer.planned(pending)
     results = CellResults()
@@ -104,6 +107,8 @@ def run_cells(
                 case _:
                     results.failures[event.cell.name] = event.reason
                     observer.failed(event.cell, event.reason)
+                    if len(results.failures) >= MAX_FIRST_FAILURES and len(stored) == stored_before:
+                        break
     results.records = [stored[cell.digest] for cell in cells if cell.digest in stored]
     return results
 

@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -87,10 +87,14 @@ def find_parent(root: Path = CGROUPS) -> tuple[Path, int]:
         if "cpu" not in controllers.read_text(encoding="ascii").split():
             raise LimitsUnavailable("the CPU controller of cgroups is not available to this process")
         _require_writable(root)
-        with suppress(OSError):  # it may be set already
-            (root / "cgroup.subtree_control").write_text("+cpu", encoding="ascii")
-        if "cpu" not in (root / "cgroup.subtree_control").read_text(encoding="ascii").split():
-            raise LimitsUnavailable(f"the CPU controller is not enabled in {root}/cgroup.subtree_control")
+        enabled = root / "cgroup.subtree_control"
+        if "cpu" not in enabled.read_text(encoding="ascii").split():
+            try:
+                enabled.write_text("+cpu", encoding="ascii")
+            except OSError as error:
+                raise LimitsUnavailable(
+                    f"cannot enable the CPU controller in {enabled}: {error.strerror}"
+                ) from error
         return root, 2
     raise LimitsUnavailable("this machine has no cgroups")
 

@@ -65,13 +65,21 @@ def run_experiment(
         check_names(new)
         planned |= {cell.digest for cell in new}
         results.add(run_cells(new, store, jobs=jobs, logs=logs, observer=observer, fresh=fresh))
+        if len(results.records) + len(results.failures) < len(planned):
+            raise ExperimentFailed(
+                f"the first {len(results.failures)} cells failed, so the others were not computed. {_describe(results)}"
+            )
     if not results.records:
-        name, reason = next(iter(results.failures.items()))
-        raise ExperimentFailed(f"no cell has a result. The cell {name} failed: {reason}")
+        raise ExperimentFailed(f"no cell has a result. {_describe(results)}")
     report = experiment.report(results.records)
     wall_s = sum(record.wall_s for record in results.records)
     context = ReportContext(command, experiment.seeds, wall_s, results.failures)
     return FinishedExperiment(report, results, write_report(report, results.records, context, output))
+
+
+def _describe(results: CellResults) -> str:
+    name, reason = next(iter(results.failures.items()))
+    return f"The cell {name} failed: {reason}"
 
 
 class FinishedExperiment:

@@ -63,8 +63,8 @@ class HeterogeneityScale:
     test_images: int
 
 
-FULL: Final = HeterogeneityScale(clients=10, rounds=15, images=500, local_epochs=2, test_images=4000)
-QUICK: Final = HeterogeneityScale(clients=5, rounds=4, images=200, local_epochs=1, test_images=1000)
+FULL: Final = HeterogeneityScale(clients=10, rounds=15, images=300, local_epochs=2, test_images=1000)
+QUICK: Final = HeterogeneityScale(clients=5, rounds=4, images=150, local_epochs=1, test_images=1000)
 LOCAL_TEST_IMAGES: Final = 1000
 LEARNING_RATE: Final = 0.05
 """Of plain gradient descent without momentum, which the control variates of SCAFFOLD assume."""
@@ -115,6 +115,7 @@ class HeterogeneityExperiment:
                 "max-samples": scale.images,
                 "test-samples": scale.test_images,
                 "local-test-samples": LOCAL_TEST_IMAGES,
+                "local-test-round": scale.rounds,
                 "seed": factors["seed"],
             },
             clients=scale.clients,

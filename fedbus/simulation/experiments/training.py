@@ -1,11 +1,8 @@
 """A cell that simulates one run of a task, and what it keeps of the result."""
 
-import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -14,12 +11,14 @@ from pydantic import ValidationError
 
 from fedbus.contracts.run import RoundResult
 from fedbus.contracts.task.task import Task, TaskTable
+from fedbus.learning.data import load_dataset, partition_labels
 from fedbus.learning.library import open_library
 from fedbus.learning.weights import Arrays
 from fedbus.simulation.experiments.cell_process import ReportProgress
 from fedbus.simulation.experiments.cells import Cell, CellOutcome, CellRecord, Level
 from fedbus.simulation.experiments.errors import InvalidExperiment
 from fedbus.simulation.observer import SilentObserver
+from fedbus.simulation.profiles.schema import Profile
 from fedbus.simulation.settings import SimulationResult, SimulationSettings
 from fedbus.stores.tasks.task_directory import read_task
 
@@ -28,6 +27,8 @@ APPS: Final = Path(__file__).parent / "apps"
 VISION: Final = APPS / "vision"
 """The task of the experiments: image classification with the library `functions` and torch."""
 DATA_DIR_VARIABLE: Final = "FEDBUS_DATA_DIR"
+CPU_TIME: Final = "train_cpu_s"
+"""The CPU time of a training in seconds, which other processes do not change; the task `vision` reports it."""
 LOCAL_ACCURACY: Final = "train_accuracy"
 """The accuracy of a client's own model after its training; the task `vision` reports it."""
 
@@ -114,24 +115,25 @@ def simulate_cell(settings: dict[str, Any], report_progress: ReportProgress) -> 
     """Simulate the run of a cell's *settings*, and keep what tables and plots need."""
     from fedbus.simulation.simulator import simulate  # noqa: PLC0415 - the parent of the cells does not need it
 
-    with tempfile.TemporaryDirectory(prefix="fedbus-experiment-") as directory:
-        profile = None
-        if settings["profile"] is not None:
-            profile = Path(directory) / "profile.yaml"
-            profile.write_text(json.dumps(settings["profile"]), encoding="utf-8")  # JSON is YAML
-        simulation = replace(simulation_settings(settings), profile=profile)
-        observer = ProgressObserver(settings["rounds"], report_progress)
-        return summarize(simulate(simulation, observer=observer))
+    observer = ProgressObserver(settings["rounds"], report_progress)
+    return summarize(simulate(simulation_settings(settings), observer=observer))
 
 
 def simulation_settings(settings: Mapping[str, Any]) -> SimulationSettings:
-    """Return the settings of the simulation of a cell, without its profile."""
+    """Return the settings of the simulation of a cell.
+
+    Raises:
+        DataError: the task `vision` has no data, or they cannot be divided among these clients.
+
+    """
     data_dir = settings["data_dir"]
     if data_dir is not None:
         os.environ[DATA_DIR_VARIABLE] = data_dir  # the server side of an app has no node configuration
     task = apply_table(load_task(Path(settings["task"])), settings["table"])
     # `initial` gets the task's own configuration, not that of a run
     task = task.model_copy(update={"run_config": {**task.run_config, **settings["config"]}})
+    prepare_partitions(task, settings)
+    profile = settings["profile"]
     return SimulationSettings(
         task=task,
         clients=settings["clients"],
@@ -143,7 +145,18 @@ def simulation_settings(settings: Mapping[str, Any]) -> SimulationSettings:
         config=settings["config"],
         partition=settings["partition"],
         data_dir=Path(data_dir) if data_dir is not None else None,
+        profile=Profile.model_validate(profile) if profile is not None else None,
     )
+
+
+def prepare_partitions(task: Task, settings: Mapping[str, Any]) -> None:
+    """Compute the partitions of the task `vision` before its run; the clients read them from the cache.
+
+    Otherwise the first client would compute them, with the import of flwr-datasets, in its training time.
+    """
+    if Path(task.path).resolve() == VISION.resolve():
+        labels = load_dataset(str(task.run_config["dataset"])).train.labels
+        partition_labels(labels, settings["partition"] or "iid", settings["clients"], seed=settings["seed"])
 
 
 def summarize(result: SimulationResult) -> CellOutcome:
@@ -159,6 +172,11 @@ def summarize(result: SimulationResult) -> CellOutcome:
                 "accuracy": finite(one.accuracy),
                 "local_accuracy": finite(mean_figure(one, LOCAL_ACCURACY)),
                 "train_s": mean(list(one.train_s.values())),
+                "cpu_s_by_client": {
+                    client: round(figures[CPU_TIME], 4)
+                    for client, figures in one.figures.items()
+                    if CPU_TIME in figures
+                },
                 "train_s_by_client": {client: round(value, 4) for client, value in one.train_s.items()},
                 "updates": len(one.participants),
                 "failures": one.failures,

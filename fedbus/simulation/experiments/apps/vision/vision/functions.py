@@ -42,8 +42,9 @@ def train(weights: Weights, client: ClientImages, config: Config) -> tuple[Weigh
     load_weights(model, weights)
     mu = float(config.get("proximal-mu", 0.0))
     correct = add_proximal_gradient(model, mu) if mu else None
+    start = time.process_time()
     loss, _ = train_model(model, client.images, client.labels, config, correct=correct)
-    metrics = {"train_loss": loss, **test_locally(model, config)}
+    metrics = {"train_loss": loss, "cpu_s": time.process_time() - start, **test_locally(model, config)}
     delay(config)
     return read_weights(model), metrics, len(client.labels)
 
@@ -88,8 +89,8 @@ def add_proximal_gradient(model: nn.Module, mu: float) -> Correct:
 
 def test_locally(model: nn.Module, config: Config) -> dict[str, float]:
     """Return the accuracy of the client's own model on a part of the test set, if the configuration asks for it."""
-    count = int(config["local-test-samples"])
-    if not count:
+    count, only = int(config["local-test-samples"]), int(config["local-test-round"])
+    if not count or (only and config.get("server-round") != only):
         return {}
     _, accuracy = evaluate_model(model, *data.load_test_set(config, count))
     return {"train_accuracy": accuracy}
