@@ -37,7 +37,7 @@ class FleetSettings:
     rounds: int | None = None
     """The rounds of a run; None: the number of the task."""
     quorum: int | None = None
-    """The clients that must have joined before a run trains; None: half of the fleet, and no more than the cohort."""
+    """The clients that must have joined before a run trains; None: a quarter of the fleet, and no more than the cohort."""
     recruit_s: float | None = None
     """None: the time of the task."""
     round_s: float | None = None
@@ -84,7 +84,7 @@ class FleetSettings:
 
     @property
     def run_overrides(self) -> RunOverrides:
-        quorum = self.quorum or max(1, min(self.clients // 2, self.cohort or self.clients))
+        quorum = self.quorum or max(1, min(self.clients // 4, self.cohort or self.clients))
         own = self.task.plan_run()
         rounds = self.rounds or (None if own.total_rounds else DEFAULT_ROUNDS)
         return RunOverrides(rounds=rounds, quorum=quorum, recruit_s=self.recruit_s, round_s=self.round_s)
