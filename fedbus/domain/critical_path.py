@@ -138,7 +138,8 @@ class SpanTree:
             self._children[span.parent if span.parent in self.by_id else ""].append(span)
             if span.parent not in self.by_id:
                 self._orphans[span.parent].append(span)
-        self._trainings = sorted((one for one in self.by_id.values() if one.name == TRAIN), key=_end)
+        trainings = (one for one in self.by_id.values() if one.name == TRAIN)
+        self._trainings = sorted((one for one in trainings if not one.attributes.get(SAMPLED)), key=_end)
         self._reach: dict[str, float] = {}
         for span in self._post_order():
             ends = [self._reach[child.id] for child in self._children[span.id]]
@@ -177,10 +178,11 @@ class SpanTree:
     def effective_start(self, span: TracedSpan) -> float:
         """Return when *span* had all its inputs: the latest end, during the span, of the spans that it links to.
 
-        An aggregation without links, in a simulation, has the inputs of the trainings that ended during it.
+        An aggregation without links, in a simulation, has the inputs of the trainings that ended during it, unless it
+        sent them itself: those are its children, and a part of its time.
         """
         if span.name == JOIN and not span.links:
-            ends = [one.end for one in self.trainings_in(span)]
+            ends = [one.end for one in self.trainings_in(span) if one.parent != span.id]
         else:
             ends = [self._reach[link] for link in span.links if link in self._reach]
         return max([span.start, *[end for end in ends if span.start <= end <= span.end]])

@@ -77,12 +77,17 @@ class SimulationRecord(BaseModel):
     reason: str = ""
     """Why it failed."""
     config: SimulationConfig
+    profile: str | None = None
+    """The profile as it was named, for a simulation that is resumed."""
+    trackers: tuple[str, ...] = ()
     fedbus: str
     """The version of fedbus."""
     started: AwareDatetime
     ended: AwareDatetime | None = None
     seconds: float = 0.0
     """The duration of all its parts together, if it was resumed."""
+    simulated_s: float = 0.0
+    """The duration on the clock of the run, which a profile makes virtual."""
     peak_memory_bytes: int = 0
     model_sha256: str = ""
     trace_parent: str = ""
@@ -150,6 +155,7 @@ class ResultsFolder:
         *,
         model: Arrays | None = None,
         seconds: float,
+        simulated_s: float = 0.0,
         peak_memory_bytes: int = 0,
         reason: str = "",
     ) -> None:
@@ -161,6 +167,7 @@ class ResultsFolder:
             reason=reason,
             ended=datetime.now(UTC),
             seconds=self.record.seconds + seconds,
+            simulated_s=self.record.simulated_s + simulated_s,
             peak_memory_bytes=max(self.record.peak_memory_bytes, peak_memory_bytes),
         )
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -111,6 +111,11 @@ def _prepare(options: SimulateOptions, settings: Settings) -> _Prepared:
                 ExitCode.NOT_FOUND,
             )
         folder = ResultsFolder.open(path)
+        options = replace(
+            options,
+            profile=options.profile or folder.record.profile,
+            trackers=options.trackers or folder.record.trackers,
+        )
         config = resume_config(options, task, settings, folder)
         done, model = folder.read_checkpoint()
         start = _load_start(options, settings, task, str(config.start_version or ""))
@@ -122,6 +127,8 @@ def _prepare(options: SimulateOptions, settings: Settings) -> _Prepared:
     record = SimulationRecord(
         simulation=check_id("simulation", path.resolve().name),
         config=config,
+        profile=_absolute(options.profile),
+        trackers=tuple(_tracker_names(options, settings)),
         fedbus=__version__,
         started=datetime.now(UTC),
     )
@@ -145,6 +152,11 @@ def _load_start(options: SimulateOptions, settings: Settings, task: Task, versio
         return StartModel(manifest, weights.load(await models.local_path(manifest.sha256)))
 
     return asyncio.run(load())
+
+
+def _absolute(profile: str | None) -> str | None:
+    """Return *profile* as an absolute path if it is a file, so that a resumed simulation finds it."""
+    return str(Path(profile).absolute()) if profile is not None and Path(profile).is_file() else profile
 
 
 def _tracker_names(options: SimulateOptions, settings: Settings) -> list[str]:
@@ -244,6 +256,7 @@ def _run_rounds(prepared: _Prepared, console: Console) -> None:
                 state,
                 model=result.model if result else None,
                 seconds=time.monotonic() - started,
+                simulated_s=result.simulated_s if result else 0.0,
                 peak_memory_bytes=result.peak_memory_bytes if result else 0,
                 reason=reason,
             )
@@ -311,6 +324,8 @@ def _report(prepared: _Prepared, published: PublishedModel | None, console: Cons
     head = f"{prepared.name} finished: {count} in {format_duration(facts['seconds'])}"
     console.print(Text("  ".join(filter(None, [head, *figures])), "bold"), soft_wrap=True)
     rows = [("trained", f"{trained} client updates, {facts['clients_per_s']:.1f} a second")]
+    if prepared.config.profile:
+        rows.append(("virtual time", format_duration(facts["simulated_s"])))
     if facts["peak_memory_bytes"]:
         rows.append(
             ("peak memory", f"{output.format_size(facts['peak_memory_bytes'])}, all processes together")
@@ -340,7 +355,7 @@ def _summary(
     prepared: _Prepared, rounds: list[RoundResult], published: PublishedModel | None
 ) -> dict[str, Any]:
     record, last = prepared.folder.record, rounds[-1] if rounds else None
-    seconds = sum(one.seconds for one in rounds)
+    seconds = record.seconds if record.config.profile else sum(one.seconds for one in rounds)
     trained = sum(len(one.participants) for one in rounds)
     return {
         "simulation": record.simulation,
@@ -349,6 +364,7 @@ def _summary(
         "loss": last.loss if last else None,
         "accuracy": last.accuracy if last else None,
         "seconds": record.seconds,
+        "simulated_s": record.simulated_s,
         "clients_per_s": trained / seconds if seconds else 0.0,
         "peak_memory_bytes": record.peak_memory_bytes,
         "results": str(prepared.folder.path.absolute()),

@@ -27,7 +27,8 @@ class SimulationTrace:
         else:
             self._state = RunState.CANCELLED
         self._root = root
-        otel_context.attach(trace.set_span_in_context(NonRecordingSpan(root)))
+        self._context = trace.set_span_in_context(NonRecordingSpan(root))
+        otel_context.attach(self._context)
 
     @property
     def trace_id(self) -> str:
@@ -41,7 +42,7 @@ class SimulationTrace:
     def move_to(self, state: RunState, reason: str = "") -> None:
         """Add the span of a transition."""
         about = self._about | ({"fedbus.reason": reason} if reason else {})
-        tracer.start_span(f"run {self._state} → {state}", attributes=about).end()
+        tracer.start_span(f"run {self._state} → {state}", self._context, attributes=about).end()
         self._state = state
 
 
