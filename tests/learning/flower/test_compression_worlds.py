@@ -4,6 +4,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import numpy as np
+import pytest
 from learning.flower.bus_run import run_on_bus
 
 from fedbus.learning.library import open_library
@@ -98,5 +99,6 @@ async def test_a_flower_app_gives_the_same_model_in_both_worlds(tmp_path: Path) 
     await check_worlds(tmp_path, FLOWER)
 
 
+@pytest.mark.slow
 async def test_functions_give_the_same_model_in_both_worlds(tmp_path: Path) -> None:
     await check_worlds(tmp_path, FUNCTIONS)

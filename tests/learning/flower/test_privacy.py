@@ -122,6 +122,7 @@ async def test_secure_aggregation_gives_the_plain_mean(tmp_path: Path) -> None:
             np.testing.assert_allclose(secure.final[name], array, atol=1e-2)  # the step of the quantization
 
 
+@pytest.mark.slow
 async def test_secure_aggregation_with_a_dropout_runs_in_simulation(tmp_path: Path) -> None:
     app = write_app(tmp_path, "secagg_simulated", SECAGG)
     plain = await run_on_bus(app, clients=CLIENTS, rounds=2, config={"fails": 3, "secure": False})

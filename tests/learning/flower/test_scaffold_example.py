@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from learning.flower.bus_run import BusRun, run_on_bus
+from learning.flower.bus_run import BusRunResult, run_on_bus
 
 from fedbus.contracts.run import Scalar
 from fedbus.learning.flower.client_app_host import ClientAppHost
@@ -39,12 +39,12 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDBUS_DATA_DIR", str(data_dir))
 
 
-async def train(strategy: str) -> BusRun:
+async def train(strategy: str) -> BusRunResult:
     config = {**CONFIG, "strategy": strategy}
     return await run_on_bus(
         EXAMPLE, clients=CLIENTS, rounds=ROUNDS, seed=2, deterministic=True, config=config
@@ -62,6 +62,8 @@ def test_the_guide_has_the_algorithm_in_under_80_lines() -> None:
     assert code in re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("folder")
 async def test_scaffold_learns_more_than_fedavg_from_skewed_labels() -> None:
     scaffold, fedavg = await train("scaffold"), await train("fedavg")
     mean_of_last = [np.mean(run.metric("accuracy")[-4:]) for run in (scaffold, fedavg)]
@@ -78,6 +80,7 @@ def read_control(session: ClientSession) -> np.ndarray[Any, Any]:
     return session._context.state.array_records["control"]["1.bias"].numpy()
 
 
+@pytest.mark.usefixtures("folder")
 async def test_the_fleet_and_the_simulation_give_the_same_metrics() -> None:
     settings = SimulationSettings(
         task=read_task(EXAMPLE, open_library),
