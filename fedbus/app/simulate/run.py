@@ -407,6 +407,8 @@ def _print_head(prepared: _Prepared, settings: SimulationSettings, console: Cons
         if config.rounds
         else "",
         f"partition {config.partition}" if config.partition else "",
+        *(f"{name} {value}" for name, value in config.aggregation.items()),
+        f"profile {prepared.options.profile}" if prepared.options.profile else "",
         pluralize(settings.worker_count, "worker"),
         f"{len(settings.gpus)} GPUs" if settings.gpus else "",
         f"seed {config.seed}",
