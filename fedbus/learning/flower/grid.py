@@ -18,7 +18,7 @@ from fedbus.learning.compression import BadEncoding
 from fedbus.learning.flower import record_codec
 from fedbus.learning.flower.node_ids import node_id, run_number
 from fedbus.learning.flower.node_polling import MAX_BLOCK_S, NodePoller, not_enough_clients
-from fedbus.learning.flower.partial_sums import PartialSum, SummableMessages, SummedReplies
+from fedbus.learning.flower.partial_sums import FlowerPartialSum, SummableMessages, SummedReplies
 from fedbus.learning.flower.private_api import (
     SERVER_NODE_ID,
     SYSTEM_MESSAGE_TYPE,
@@ -37,7 +37,7 @@ from fedbus.learning.flower.replies import (
     sample_count,
 )
 from fedbus.learning.flower.run_grid import RunGrid
-from fedbus.learning.flower.sent_messages import SentMessage, SentMessages
+from fedbus.learning.flower.sent_messages import SentMessages, SentRequest
 from fedbus.learning.flower.update_check import check_update, is_training
 from fedbus.learning.library import (
     ClientReply,
@@ -66,7 +66,7 @@ class MessengerGrid(RunGrid):
         self._run = empty_run(run_number(messenger.run))
         self._clients: dict[int, str] = {}
         """The clients that were present at some time, by Flower's node id."""
-        self._requests: dict[str, SentMessage] = {}
+        self._requests: dict[str, SentRequest] = {}
         """The messages whose replies can be pulled, by message id."""
         self._sent = SentMessages()
         self._round: int | None = None
@@ -144,7 +144,7 @@ class MessengerGrid(RunGrid):
             self.push_messages(messages)
             return []
         if isinstance(messages, SummableMessages) and self._messenger.adds_updates:
-            sums: list[PartialSum] = []
+            sums: list[FlowerPartialSum] = []
             request = messages.weighted_by.encode()
             return cast("list[Message]", SummedReplies(self._send(messages, timeout, request, sums), sums))
         received = self._send(messages, timeout)
@@ -159,7 +159,7 @@ class MessengerGrid(RunGrid):
         messages: Iterable[Message],
         timeout: float | None,
         sum_request: bytes | None = None,
-        sums: list[PartialSum] | None = None,
+        sums: list[FlowerPartialSum] | None = None,
     ) -> Iterator[Message]:
         """Send *messages*, and return an iterator that waits for their replies, and adds the sums of them to *sums*."""
         with self._call():
@@ -169,7 +169,7 @@ class MessengerGrid(RunGrid):
         return self._receive(replies, requests, [] if sums is None else sums)
 
     def _receive(
-        self, replies: Iterator[ClientReply], requests: dict[str, SentMessage], sums: list[PartialSum]
+        self, replies: Iterator[ClientReply], requests: dict[str, SentRequest], sums: list[FlowerPartialSum]
     ) -> Iterator[Message]:
         while True:
             with _as_grid_closed():
@@ -177,7 +177,7 @@ class MessengerGrid(RunGrid):
             if reply is None:
                 return
             if reply.sum is not None:
-                sums.append(PartialSum.unpack(reply.sum))
+                sums.append(FlowerPartialSum.unpack(reply.sum))
             request = requests.pop(reply.request.message_id)
             if reply.error is not None and reply.error.code == ErrorCode.NO_REPLY:
                 self._requests[reply.request.message_id] = self._sent.keep(request)
@@ -199,7 +199,7 @@ class MessengerGrid(RunGrid):
             self._clients |= {_node_id(client): client for client in known}
         return self._clients.get(node)
 
-    def encode(self, message: Message, payloads: dict[int, Payload]) -> TrackedMessage[SentMessage] | None:
+    def encode(self, message: Message, payloads: dict[int, Payload]) -> TrackedMessage[SentRequest] | None:
         """Encode *message*, and add the payload of its content to *payloads* by id; None for an unknown node."""
         for item, sent in self._encode([message], payloads):
             return TrackedMessage(item, SentMessages.wrap([sent])[0])
@@ -259,7 +259,7 @@ class MessengerGrid(RunGrid):
         reason = f"there is no message {message_id!r}, or its reply has been pulled"
         return build_message(metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
 
-    def decode(self, reply: ClientReply, request: SentMessage) -> Message:
+    def decode(self, reply: ClientReply, request: SentRequest) -> Message:
         """Decode *reply* to a Flower message; an invalid reply becomes an error message of its client."""
         if reply.error is not None:
             return self.make_reply(reply, request)
@@ -273,7 +273,7 @@ class MessengerGrid(RunGrid):
         self._messenger.accept(reply, samples=sample_count(content))
         return self.make_reply(reply, request, content)
 
-    def read(self, reply: ClientReply, request: SentMessage) -> RecordDict:
+    def read(self, reply: ClientReply, request: SentRequest) -> RecordDict:
         """Decode the untrusted content of *reply*, which is not an error.
 
         Raises:
@@ -290,7 +290,7 @@ class MessengerGrid(RunGrid):
         return content
 
     def make_reply(
-        self, reply: ClientReply, request: SentMessage, content: RecordDict | None = None
+        self, reply: ClientReply, request: SentRequest, content: RecordDict | None = None
     ) -> Message:
         """Return *reply* to *request* as Flower's message, with *content* or its error."""
         metadata = _reply_metadata(reply, request.metadata, self._run.run_id)
@@ -329,7 +329,7 @@ def _as_grid_closed() -> Iterator[None]:
         raise GridClosed(str(error)) from None
 
 
-def _sent_by_id(outgoing: list[tuple[OutgoingMessage, Message]]) -> dict[str, SentMessage]:
+def _sent_by_id(outgoing: list[tuple[OutgoingMessage, Message]]) -> dict[str, SentRequest]:
     sent = SentMessages.wrap([message for _, message in outgoing])
     return {item.message_id: message for (item, _), message in zip(outgoing, sent, strict=True)}
 

@@ -16,7 +16,7 @@ DTYPES: Final = "dtypes"
 
 
 @dataclass(frozen=True)
-class PartialSum:
+class FlowerPartialSum:
     """The weighted sum of several updates."""
 
     arrays: ArrayRecord
@@ -36,7 +36,7 @@ class PartialSum:
         return Payload.pack(record_codec.encode(records).buffers, as_blob=True)
 
     @classmethod
-    def unpack(cls, data: bytes | memoryview) -> "PartialSum":
+    def unpack(cls, data: bytes | memoryview) -> "FlowerPartialSum":
         records = record_codec.decode(data)
         weight = records.metric_records[WEIGHT][WEIGHT]
         assert isinstance(weight, int | float)
@@ -58,6 +58,6 @@ class SummableMessages(StreamedMessages):
 class SummedReplies(ReplyStream):
     """Replies with empty arrays, whose updates are in *sums*, which is complete after the last reply."""
 
-    def __init__(self, replies: Iterable[Message], sums: list[PartialSum]) -> None:
+    def __init__(self, replies: Iterable[Message], sums: list[FlowerPartialSum]) -> None:
         super().__init__(replies)
         self.sums = sums

@@ -36,7 +36,7 @@ class SentContent:
 
 
 @dataclass(frozen=True)
-class SentMessage:
+class SentRequest:
     """A message without a reply."""
 
     metadata: Metadata
@@ -53,13 +53,13 @@ class SentMessages:
         """Whether clients compress their updates; None before the first update."""
 
     @staticmethod
-    def wrap(messages: list[Message]) -> list[SentMessage]:
+    def wrap(messages: list[Message]) -> list[SentRequest]:
         """Return *messages* with their arrays; messages of one content share them."""
         contents = {id(message.content): message.content for message in messages}
         shared = {key: SentContent(content) for key, content in contents.items()}
-        return [SentMessage(message.metadata, shared[id(message.content)]) for message in messages]
+        return [SentRequest(message.metadata, shared[id(message.content)]) for message in messages]
 
-    def keep(self, message: SentMessage) -> SentMessage:
+    def keep(self, message: SentRequest) -> SentRequest:
         """Return *message* for a reply that may come late. Its arrays count against the limit."""
         content = message.content
         if self._is_compressed is False:
@@ -78,7 +78,7 @@ class SentMessages:
         self._kept = [weakref.ref(one) for one in alive]
         return message
 
-    def decode(self, content: RecordDict, message: SentMessage) -> None:
+    def decode(self, content: RecordDict, message: SentRequest) -> None:
         """Decode the compressed arrays of *content*, an untrusted reply to *message*. Raises BadEncoding."""
         if not array_records_of(content):
             return

@@ -20,7 +20,7 @@ from fedbus.learning.flower.compressed_records import SentArrays, copy_array_rec
 from fedbus.learning.flower.grid import MessengerGrid
 from fedbus.learning.flower.private_api import NUMPY
 from fedbus.learning.flower.replies import GridClosed, ModeMessages, ReplyStream, sample_count
-from fedbus.learning.flower.sent_messages import SentMessage
+from fedbus.learning.flower.sent_messages import SentRequest
 from fedbus.learning.flower.update_check import numeric_arrays
 from fedbus.learning.library import ClientReply, MessengerClosed, ModeUnsupported
 from fedbus.learning.mode_driver import ModeDriver, TakenUpdate, TrackedMessage
@@ -43,7 +43,7 @@ class StrategyModes:
         self._grid = grid
         self._table = table
         limit_s = table.deadline_s if table.mode is AggregationMode.DEADLINE else None
-        self._driver = ModeDriver[SentMessage](grid.messenger, planner, wait_limit_s=limit_s)
+        self._driver = ModeDriver[SentRequest](grid.messenger, planner, wait_limit_s=limit_s)
 
     @property
     def report(self) -> AggregationReport:
@@ -136,7 +136,7 @@ class _Cohort:
     def makers(self) -> dict[str, Any]:
         return {client: lambda client=client: self._make(client) for client in self._messages}
 
-    def _make(self, client: str) -> TrackedMessage[SentMessage]:
+    def _make(self, client: str) -> TrackedMessage[SentRequest]:
         """Make a new message to *client* with the newest model: the strategy made one, but several may be sent."""
         template = self._messages[client]
         metadata = template.metadata
@@ -151,7 +151,7 @@ class _Cohort:
         assert request is not None, "the node is known"
         return request
 
-    def read(self, reply: ClientReply, sent: SentMessage, merge: Merge) -> Message:
+    def read(self, reply: ClientReply, sent: SentRequest, merge: Merge) -> Message:
         """Decode *reply* to *sent*, merge its arrays into the current model, and accept it. Raises UpdateRefused."""
         content = self._grid.read(reply, sent)
         for name, record in content.array_records.items():

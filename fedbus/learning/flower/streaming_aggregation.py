@@ -23,7 +23,7 @@ from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYog
 
 from fedbus.learning import npy
 from fedbus.learning.flower.array_records import single_array_record
-from fedbus.learning.flower.partial_sums import PartialSum, SummedReplies
+from fedbus.learning.flower.partial_sums import FlowerPartialSum, SummedReplies
 from fedbus.learning.flower.private_api import (
     NUMPY,
     BorrowedArray,
@@ -120,7 +120,7 @@ class WeightedMean:
             self._add(record, weight)
         return self._outline_of(content)
 
-    def add_sum(self, partial: PartialSum) -> None:
+    def add_sum(self, partial: FlowerPartialSum) -> None:
         """Add the sum of several updates. One with other names than the first is not added, as with an update."""
         if self._has_expected_keys(partial.arrays):
             self._total += partial.weight

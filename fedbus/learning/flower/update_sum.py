@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, RecordDict
 from fedbus.learning.flower import record_codec
 from fedbus.learning.flower.array_records import array_records_of
 from fedbus.learning.flower.compressed_records import decode_updates, has_compressed_arrays
-from fedbus.learning.flower.partial_sums import PartialSum
+from fedbus.learning.flower.partial_sums import FlowerPartialSum
 from fedbus.learning.flower.streaming_aggregation import WeightedMean
 from fedbus.learning.flower.update_check import check_update
 from fedbus.learning.library import IncomingMessage
@@ -43,7 +43,7 @@ class FlowerUpdateSum:
         mean, self._mean = self._mean, WeightedMean(self._weighted_by)
         if mean.is_empty:
             return None
-        return PartialSum(mean.sums(), mean.total_weight, mean.dtypes()).pack()
+        return FlowerPartialSum(mean.sums(), mean.total_weight, mean.dtypes()).pack()
 
 
 def _sent_arrays(message: IncomingMessage) -> dict[str, ArrayRecord]:

@@ -19,7 +19,7 @@ from fedbus.learning.flower.private_api import (
 )
 from fedbus.learning.flower.replies import GridClosed, round_number_of, sample_count
 from fedbus.learning.flower.run_grid import RunGrid
-from fedbus.learning.flower.sent_messages import SentMessage, SentMessages
+from fedbus.learning.flower.sent_messages import SentMessages, SentRequest
 from fedbus.learning.flower.update_check import check_update, is_training
 from fedbus.learning.flower_superlink.fleet import SuperNodes
 from fedbus.learning.flower_superlink.private_api import HttpGrid
@@ -119,7 +119,11 @@ class SuperLinkGrid(RunGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         self._check_running()
-        return [message_id for message_id, _ in self._push(list(messages))]
+        pushed = self._push(list(messages))
+        for message_id, _ in pushed:
+            if message_id:
+                self._sent_messages.keep(self._sent[message_id].message)
+        return [message_id for message_id, _ in pushed]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies to *message_ids* that have arrived, and errors for SuperNodes that have ended."""
@@ -194,7 +198,7 @@ class SuperLinkGrid(RunGrid):
         for message_id, message, sent in zip(ids, messages, contents, strict=False):
             if message_id:
                 client = self.client_of(message.metadata.dst_node_id)
-                self._sent[message_id] = _SentMessage(client, self._round, self._sent_messages.keep(sent))
+                self._sent[message_id] = _SentMessage(client, self._round, sent)
         return list(zip(ids, messages, strict=False))
 
     def _report_ended_nodes(self, round_number: int) -> None:
@@ -248,7 +252,7 @@ class SuperLinkGrid(RunGrid):
 class _SentMessage:
     """A message of the app that waits for its reply."""
 
-    def __init__(self, client: str, round_number: int, message: SentMessage) -> None:
+    def __init__(self, client: str, round_number: int, message: SentRequest) -> None:
         self.client = client
         self.round = round_number
         self.message = message

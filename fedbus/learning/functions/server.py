@@ -24,7 +24,7 @@ from fedbus.learning.functions.message_codec import BadContent, Content, decode,
 from fedbus.learning.functions.signatures import FunctionName
 from fedbus.learning.functions.strategies import AggregationStrategy, FedAvg, RobustStrategy, make_strategy
 from fedbus.learning.functions.task_module import Config, FunctionFailed, TaskModule
-from fedbus.learning.functions.update_sum import SUM_REQUEST, PartialSum
+from fedbus.learning.functions.update_sum import SUM_REQUEST, FunctionsPartialSum
 from fedbus.learning.functions.updates import (
     MAX_EXAMPLES,
     BadUpdate,
@@ -205,7 +205,7 @@ class FunctionsServer:
             and self._job.selection.weights is None
         )
 
-    def _add_sum(self, partial_sum: PartialSum) -> None:
+    def _add_sum(self, partial_sum: FunctionsPartialSum) -> None:
         assert isinstance(self._strategy, FedAvg)
         self._strategy.add_sums(partial_sum.sums, partial_sum.weight, partial_sum.dtypes)
 
@@ -282,7 +282,7 @@ class FunctionsServer:
         messages = [self._make_message(client, kind, payload) for client in clients]
         for reply in self._send(messenger, messages):
             if reply.sum is not None:
-                self._add_sum(PartialSum.unpack(reply.sum))
+                self._add_sum(FunctionsPartialSum.unpack(reply.sum))
             if reply.error is not None:
                 _add_failure(failures, reply)
                 continue

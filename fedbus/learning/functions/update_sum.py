@@ -33,11 +33,11 @@ class FunctionsUpdateSum:
         mean, self._mean = self._mean, RunningMean()
         if not mean.total_weight:
             return None
-        return PartialSum(mean.sums, mean.total_weight, mean.dtypes).pack()
+        return FunctionsPartialSum(mean.sums, mean.total_weight, mean.dtypes).pack()
 
 
 @dataclass(frozen=True)
-class PartialSum:
+class FunctionsPartialSum:
     """The sum of several updates that another process has made."""
 
     sums: Weights
@@ -54,7 +54,7 @@ class PartialSum:
         return Payload.pack(encode(Content(values, sums)), as_blob=True)
 
     @classmethod
-    def unpack(cls, data: bytes | memoryview) -> "PartialSum":
+    def unpack(cls, data: bytes | memoryview) -> "FunctionsPartialSum":
         content = decode(data)
         dtypes = {name: np.dtype(dtype) for name, dtype in content.values["dtypes"].items()}
         sums = {name: _from_floats(array, dtypes[name]) for name, array in content.weights.items()}
