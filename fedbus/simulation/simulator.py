@@ -152,7 +152,7 @@ def check_library(library: str) -> None:
     """Refuse a library whose clients are processes of their own. Raises BadSettings."""
     if library == SUPERLINK:
         raise BadSettings(
-            f"a task of the library {SUPERLINK!r} cannot be simulated: Flower's own SuperNodes run its clients. "
+            f"a task of the library {SUPERLINK!r} cannot be simulated: SuperNodes run its clients, outside fedbus. "
             'Its app runs unmodified with library = "flower" in [tool.fedbus]'
         )
 

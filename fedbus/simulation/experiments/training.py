@@ -152,7 +152,7 @@ def simulation_settings(settings: Mapping[str, Any]) -> SimulationSettings:
 def prepare_partitions(task: Task, settings: Mapping[str, Any]) -> None:
     """Compute the partitions of the task `vision` before its run; the clients read them from the cache.
 
-    Otherwise the first client would compute them, with the import of flwr-datasets, in its training time.
+    Otherwise the first client would compute them, and import the partitioners, in its training time.
     """
     if Path(task.path).resolve() == VISION.resolve():
         labels = load_dataset(str(task.run_config["dataset"])).train.labels

@@ -55,8 +55,8 @@ class SessionFaults:
 
 
 @dataclass
-class _Exchange:
-    """A message to one client."""
+class _ScheduledReply:
+    """The reply of one client, at a time of the loop's clock."""
 
     arrives_at: float
     train_s: float
@@ -78,7 +78,7 @@ class SimulatedSession:
         """Set when a client joins."""
         self._changed = asyncio.Event()
         """Set when a client fails that has not replied."""
-        self._pending: dict[str, _Exchange] = {}
+        self._pending: dict[str, _ScheduledReply] = {}
         self._lost: dict[str, str] = {}
         """The failures of the current round, by client."""
 
@@ -211,7 +211,7 @@ class SimulatedSession:
             train_s={client: round(exchanges[client].train_s, 3) for client in reported},
         )
 
-    def _send(self, client: str, number: int, now: float) -> _Exchange:
+    def _send(self, client: str, number: int, now: float) -> _ScheduledReply:
         """Send a message to *client*, and return when its reply arrives."""
         settings = self._fleet.settings
         trainer = self._fleet.board.trainers.get(client)
@@ -232,7 +232,7 @@ class SimulatedSession:
         if trainer is not None and trainer.takes_first_message(self._config.run) and not arrival.is_lost:
             self._fleet.begin_later(client, self._config.run, number, arrival.download_s)
         error = faults.training_error if faults is not None else ""
-        return _Exchange(arrival.at, arrival.train_s, error)
+        return _ScheduledReply(arrival.at, arrival.train_s, error)
 
 
 class FleetLauncher:

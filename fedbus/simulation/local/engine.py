@@ -27,7 +27,7 @@ from fedbus.simulation.engine import (
     WorkerJob,
     WorkerLost,
 )
-from fedbus.simulation.local import frames
+from fedbus.simulation.local import frames, template
 from fedbus.simulation.local.frames import FrameReader, PeerClosed
 from fedbus.simulation.local.shared_memory import write_shared
 from fedbus.simulation.local.template import (
@@ -40,9 +40,7 @@ from fedbus.simulation.local.template import (
 )
 from fedbus.simulation.local.worker_process import CloseWorker, PlacePayload
 
-TEMPLATE_PROGRAM: Final = (
-    "import sys; from fedbus.simulation.local.template import main; main(int(sys.argv[1]))"
-)
+TEMPLATE_PROGRAM: Final = f"import sys; from {template.__name__} import main; main(int(sys.argv[1]))"
 CLOSE_S: Final = 5.0
 """The time that workers have to close their sessions."""
 MAX_LOSSES_IN_A_ROW: Final = 10
@@ -86,7 +84,7 @@ def _open_log(path: Path | None) -> Iterator[BinaryIO | None]:
 
 
 @dataclass(frozen=True)
-class _PlacedPayload:
+class _StoredPayload:
     descriptor: int | None
     data: bytes | None
 
@@ -106,7 +104,7 @@ class LocalEngine:
         self._log_file = log_file
         self._environments = environments or [{}] * workers
         self._links: list[_WorkerLink | None] = [None] * workers
-        self._payloads: dict[int, _PlacedPayload] = {}
+        self._payloads: dict[int, _StoredPayload] = {}
         self._next_payload = 0
         self._selector = selectors.DefaultSelector()
         self._awake, self._wake = os.pipe()
@@ -169,9 +167,9 @@ class LocalEngine:
     def place(self, payload: Payload) -> int:
         self._next_payload += 1
         if payload.size_bytes <= MAX_INLINE_BYTES:
-            placed = _PlacedPayload(None, payload.to_bytes())
+            placed = _StoredPayload(None, payload.to_bytes())
         else:
-            placed = _PlacedPayload(write_shared(payload.buffers), None)
+            placed = _StoredPayload(write_shared(payload.buffers), None)
         self._payloads[self._next_payload] = placed
         for link in self._links:
             if link is not None:
@@ -191,7 +189,7 @@ class LocalEngine:
         assert link is not None, "the engine is not started"
         self._send(link, order)
 
-    def _send_payload(self, link: _WorkerLink, payload: int, placed: _PlacedPayload) -> None:
+    def _send_payload(self, link: _WorkerLink, payload: int, placed: _StoredPayload) -> None:
         descriptors = () if placed.descriptor is None else (os.dup(placed.descriptor),)
         self._send(link, PlacePayload(payload, placed.data), descriptors)
 
