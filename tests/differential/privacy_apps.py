@@ -75,7 +75,7 @@ def local_dp_noise(app: App) -> None:
 # --- secure aggregation -----------------------------------------------------------------------
 
 
-class Rounded(strategy.FedAvg):
+class RoundedFedAvg(strategy.FedAvg):
     """FedAvg that rounds the parameters to the precision of the quantization."""
 
     def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
@@ -86,7 +86,7 @@ class Rounded(strategy.FedAvg):
         return ndarrays_to_parameters(rounded), metrics
 
 
-class Fails(Trainer):
+class FailingTrainer(Trainer):
     """A trainer of which number 3 fails in the first round, after it has shared its keys."""
 
     def fit(self, parameters: Any, config: Any) -> Any:
@@ -106,8 +106,8 @@ OPTIONS: dict[str, Any] = {"min_fit_clients": 4, "min_available_clients": 4, "fr
 
 @case("SecAgg+ without a client that drops out after it has shared its keys", clients=4)
 def secagg_dropout_in_training(app: App) -> None:
-    train(app, Fails, mods=[secaggplus_mod])
-    work(app, lambda: Rounded(initial_parameters=initial(), **OPTIONS), _secagg)
+    train(app, FailingTrainer, mods=[secaggplus_mod])
+    work(app, lambda: RoundedFedAvg(initial_parameters=initial(), **OPTIONS), _secagg)
 
 
 def _drop_out(stage: str) -> Callable[[App], None]:
@@ -120,7 +120,7 @@ def _drop_out(stage: str) -> Callable[[App], None]:
             return reply
 
         train(app, mods=[fails, secaggplus_mod])
-        work(app, lambda: Rounded(initial_parameters=initial(), **OPTIONS), _secagg)
+        work(app, lambda: RoundedFedAvg(initial_parameters=initial(), **OPTIONS), _secagg)
 
     return register
 

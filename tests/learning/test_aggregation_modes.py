@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 from learning import mode_references as reference
 from learning.mode_runs import (
     START,
+    Durations,
     ModeRun,
     examples_of,
     make_job,
@@ -448,7 +449,7 @@ def test_a_client_that_leaves_in_mid_training_is_a_failure(run: Runner, values: 
 
 @pytest.mark.parametrize("values", MODES[1:], ids=lambda values: values["mode"])
 def test_a_client_that_never_answers_fails_after_its_time(values: dict[str, Any]) -> None:
-    durations = {"c0": [1.0], "c1": [1.2], "c2": [None, 0.5]}
+    durations: Durations = {"c0": [1.0], "c1": [1.2], "c2": [None, 0.5]}
     result = run_flower(durations, values, rounds=15, plan={"round_s": 4.0})
     failed = [one.round for one in result.results if "no reply" in one.failures.get("c2", "")]
     assert len(failed) == 1

@@ -131,7 +131,7 @@ def evaluate(weights, data, config):
 
 
 @dataclass
-class Outcome:
+class WorldOutcome:
     """The metrics of each round, and the final model."""
 
     metrics: dict[int, dict[str, float]]
@@ -145,7 +145,7 @@ class Outcome:
         return digest.hexdigest()
 
     @classmethod
-    def of(cls, rounds: list[RoundResult] | tuple[RoundResult, ...], model: Arrays) -> "Outcome":
+    def of(cls, rounds: list[RoundResult] | tuple[RoundResult, ...], model: Arrays) -> "WorldOutcome":
         return cls({one.round: dict(one.metrics) for one in rounds if one.round}, model)
 
 
@@ -167,13 +167,13 @@ def functions_task(directory: Path) -> Task:
     return read_task(package.parent, open_library)
 
 
-def run_simulation(task: Task, **settings: Any) -> Outcome:
+def run_simulation(task: Task, **settings: Any) -> WorldOutcome:
     options = {"clients": CLIENTS, "rounds": ROUNDS, "seed": SEED, "workers": 2, **settings}
     result = simulate(SimulationSettings(task=task, **options))
-    return Outcome.of(result.rounds, result.model)
+    return WorldOutcome.of(result.rounds, result.model)
 
 
-async def run_on_fleet(nats: NatsServer, directory: Path, task: Task, *, deterministic: bool) -> Outcome:
+async def run_on_fleet(nats: NatsServer, directory: Path, task: Task, *, deterministic: bool) -> WorldOutcome:
     """Run the task on a fleet whose clients have the names of simulated ones."""
     names = SimulationSettings(task=task, clients=CLIENTS).client_names
     async with AsyncExitStack() as stack:
@@ -191,10 +191,10 @@ async def run_on_fleet(nats: NatsServer, directory: Path, task: Task, *, determi
         assert isinstance(facts, RunData)
         assert facts.model is not None, fed.last_transition("run", run).reason
         store = open_model_store(fed.config.store_url, task.id)
-        return Outcome.of(facts.rounds, weights.load(await store.local_path(facts.model.sha256)))
+        return WorldOutcome.of(facts.rounds, weights.load(await store.local_path(facts.model.sha256)))
 
 
-def run_in_flower_simulation(task: Task, directory: Path) -> Outcome:
+def run_in_flower_simulation(task: Task, directory: Path) -> WorldOutcome:
     """Run the app in Flower's own simulation, with the ClientApp called in this process."""
     under_flower = pytest.importorskip("differential.under_flower")
     from differential.cases import App, FlowerCase  # noqa: PLC0415 - registers the cases of Flower
@@ -221,7 +221,7 @@ def run_in_flower_simulation(task: Task, directory: Path) -> Outcome:
         for number, record in by_round.items():
             metrics.setdefault(number, {}).update(dict(record))
     arrays = {str(index): one for index, one in enumerate(result.arrays.to_numpy_ndarrays())}
-    return Outcome(metrics, arrays)
+    return WorldOutcome(metrics, arrays)
 
 
 def test_any_number_of_workers_gives_the_same_bits(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Warnings(SilentObserver):
         self.texts.append(text)
 
 
-class LocalRun:
+class SimulatedRun:
     """One run of a task, in this process."""
 
     def __init__(self, task: Task, *, workers: int = 2, clients: int = 6, **changes: Any) -> None:
@@ -97,7 +97,7 @@ def functions(tmp_path: Path) -> Task:
 
 
 def test_a_sum_of_each_worker_gives_the_mean_of_all_updates(task: Task) -> None:
-    run = LocalRun(task)
+    run = SimulatedRun(task)
     np.testing.assert_allclose(run.train()["w"], 2 * mean_step(*range(6)), rtol=1e-6)
     trained = [order for _, order in run.engine.batches() if order.kind == "train"]
     assert all(order.sum is not None for order in trained)
@@ -109,14 +109,14 @@ def test_a_sum_of_each_worker_gives_the_mean_of_all_updates(task: Task) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_a_deterministic_run_has_the_same_bits_for_any_workers(task: Task, workers: int) -> None:
     start = {"w": np.full(3, 1 / 3, np.float32)}
-    one = LocalRun(task, workers=workers, clients=7, deterministic=True)
-    reference = LocalRun(task, workers=4, clients=7, deterministic=True)
+    one = SimulatedRun(task, workers=workers, clients=7, deterministic=True)
+    reference = SimulatedRun(task, workers=4, clients=7, deterministic=True)
     assert one.train(start)["w"].tobytes() == reference.train(start)["w"].tobytes()
     assert all(order.sum is None for _, order in one.engine.batches())
 
 
 def test_bad_updates_are_failures_of_their_clients(task: Task) -> None:
-    run = LocalRun(task, config={"faults": "1=raise,2=nan,3=shape"})
+    run = SimulatedRun(task, config={"faults": "1=raise,2=nan,3=shape"})
     np.testing.assert_allclose(run.train()["w"], 2 * mean_step(0, 4, 5), rtol=1e-6)
     failures = run.rounds[-1].failures
     assert "no data" in failures["client-0001"]
@@ -125,7 +125,7 @@ def test_bad_updates_are_failures_of_their_clients(task: Task) -> None:
 
 
 def test_a_client_keeps_its_state_on_its_worker(task: Task) -> None:
-    run = LocalRun(task)
+    run = SimulatedRun(task)
     run.train()
     homes: dict[int, set[int]] = {}
     for worker, batch in run.engine.batches():
@@ -141,7 +141,7 @@ def test_a_client_keeps_its_state_on_its_worker(task: Task) -> None:
 
 def test_a_cohort_is_random_and_the_same_for_a_seed(task: Task) -> None:
     def participants(seed: int) -> list[list[str]]:
-        run = LocalRun(task, clients=30, cohort=4, seed=seed)
+        run = SimulatedRun(task, clients=30, cohort=4, seed=seed)
         run.train()
         rounds = [one for one in run.rounds if one.round]
         assert all(len(one.figures) <= 8 for one in rounds)  # those that train, and those that evaluate
@@ -154,7 +154,7 @@ def test_a_cohort_is_random_and_the_same_for_a_seed(task: Task) -> None:
 
 
 def test_the_messages_of_a_dead_worker_are_sent_again_one_by_one(functions: Task) -> None:
-    run = LocalRun(functions, workers=1)
+    run = SimulatedRun(functions, workers=1)
     run.engine.before_handling = _die_at(lambda items: 3 in items)
     np.testing.assert_allclose(run.train()["w"][0] > 0, True)
     assert list(run.rounds[0].failures) == ["client-0003"]
@@ -163,7 +163,7 @@ def test_the_messages_of_a_dead_worker_are_sent_again_one_by_one(functions: Task
 
 
 def test_updates_in_the_sum_of_a_dead_worker_are_made_again(functions: Task) -> None:
-    run = LocalRun(functions, workers=1)
+    run = SimulatedRun(functions, workers=1)
     deaths = iter([False, True])
 
     def before(worker: int, order: Order) -> bool:
@@ -180,7 +180,7 @@ def test_updates_in_the_sum_of_a_dead_worker_are_made_again(functions: Task) -> 
 
 
 def test_posted_replies_are_taken_in_order_of_arrival_and_collected_once(functions: Task) -> None:
-    run = LocalRun(functions)
+    run = SimulatedRun(functions)
     ids = run.messenger.post([run.message(client) for client in range(4)])
     first = run.messenger.take(timeout_s=5.0)
     assert first is not None
@@ -196,7 +196,7 @@ def test_posted_replies_are_taken_in_order_of_arrival_and_collected_once(functio
 
 
 def test_a_message_to_an_unknown_client_is_an_error(functions: Task) -> None:
-    run = LocalRun(functions)
+    run = SimulatedRun(functions)
     message = OutgoingMessage(client="client-9999", kind="train", payload=Payload.pack([]))
     (reply,) = run.messenger.send([message])
     assert reply.error is not None
@@ -207,7 +207,8 @@ def _die_at(condition: Callable[[set[int]], bool]) -> Callable[[int, Order], boo
     """Let a worker die whenever it gets a training batch with these clients."""
 
     def before(worker: int, order: Order) -> bool:
-        is_training = isinstance(order, MessageBatch) and order.kind == "train"
-        return not (is_training and condition({item.client for item in order.items}))
+        if not isinstance(order, MessageBatch) or order.kind != "train":
+            return True
+        return not condition({item.client for item in order.items})
 
     return before

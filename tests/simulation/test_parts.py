@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -186,7 +187,7 @@ def test_a_payload_is_read_only_where_it_is_mapped() -> None:
 def test_without_memory_a_payload_is_in_a_file_without_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_memory.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(shared_memory, "_create_in_memory", _fail_with(errno.ENOSPC))
     assert bytes(map_shared(write_shared([memoryview(b"abc")]))) == b"abc"
     assert list(tmp_path.iterdir()) == []
@@ -195,7 +196,7 @@ def test_without_memory_a_payload_is_in_a_file_without_a_name(
 def test_without_any_space_the_error_has_the_size_and_the_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_memory.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(shared_memory, "_create_in_memory", _fail_with(errno.ENOMEM))
     monkeypatch.setattr(os, "posix_fallocate", _fail_with(errno.ENOSPC))
     with pytest.raises(EngineFailed, match=r"3\.0 MiB.*No space left.*TMPDIR"):

@@ -60,7 +60,7 @@ class SeededSession:
 
 
 @dataclass
-class BusRun:
+class BusRunResult:
     """The result of a run on the bus."""
 
     final: Arrays = field(default_factory=dict)
@@ -78,12 +78,12 @@ async def run_on_bus(
     rounds: int,
     node_config: dict[str, Scalar] | None = None,
     **plan: Any,
-) -> BusRun:
+) -> BusRunResult:
     """Run the task in *directory* with as many *clients*, named as those of a simulation."""
     task = read_task(directory, open_library)
     library = open_library(task.table.library)
     run_plan = RunPlan(rounds=rounds, round_s=60.0, recruit_s=60.0, **plan)
-    bus, result = MemoryBus(), BusRun()
+    bus, result = MemoryBus(), BusRunResult()
     messenger = BusMessenger(bus, task=task.id, run=RUN, plan=run_plan, lost_after_s=600.0)
     devices, one_at_a_time = [], threading.Lock()
     for number in range(clients):

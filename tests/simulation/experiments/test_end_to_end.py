@@ -76,7 +76,17 @@ def run_experiment(tmp_path: Path, *arguments: str | Path) -> CliResult:
 
 
 def test_two_settings_are_compared_and_continued(tmp_path: Path, task: Path) -> None:
-    command = ["compare", "step=0.5", "step=0.25", "--task", task, "--clients", "3", "--rounds", "2"]
+    command: list[str | Path] = [
+        "compare",
+        "step=0.5",
+        "step=0.25",
+        "--task",
+        task,
+        "--clients",
+        "3",
+        "--rounds",
+        "2",
+    ]
     command += ["--seeds", "1", "--metric", "loss", "--jobs", "1", "--out", tmp_path / "out"]
     shown = run_experiment(tmp_path, *command)
     assert shown.code == ExitCode.OK, shown
