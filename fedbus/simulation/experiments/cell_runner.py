@@ -28,7 +28,7 @@ from fedbus.simulation.experiments import cell_process
 from fedbus.simulation.experiments.cell_store import CellStore, CorruptCell
 from fedbus.simulation.experiments.cells import Cell, CellRecord
 
-STOP_S: Final = 10.0
+STOP_S: Final = 3.0
 """Time for a process to end after SIGTERM. Then its process group is killed."""
 COMMAND: Final = (sys.executable, "-m", cell_process.__name__)
 MAX_FIRST_FAILURES: Final = 3

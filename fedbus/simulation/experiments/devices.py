@@ -7,6 +7,7 @@ On this machine a cgroup limits the CPU time of each client while it trains, and
 permitted, a profile with the same factors makes the measured training times longer, and the clock is virtual.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from fedbus.simulation.experiments.experiment import grid
 from fedbus.simulation.experiments.plot_style import grouped_bars, label_axes
 from fedbus.simulation.experiments.report import ExperimentReport, Finding, Plot, ReportTable
 from fedbus.simulation.experiments.training import final_value, simulate_cell, training_cell
+from fedbus.simulation.settings import usable_cores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,17 +35,20 @@ GROUPS: Final = {"fast": 1.0, "medium": 0.5, "slow": 0.25}
 TOGETHER: Final = "together"
 CLIENTS: Final = 3
 ROUNDS: Final = 5
+BUSY_SHARE: Final = 0.5
+"""The load of a core before a run above which other processes change its times."""
 IMAGES: Final = 4000
 QUICK_IMAGES: Final = 1000
 
 
 def simulate_limited(settings: dict[str, Any], report_progress: ReportProgress) -> CellOutcome:
     """Simulate a run whose clients train within the CPU time of their groups."""
+    load = os.getloadavg()[0]
     with limit_cpu(settings["shares"]) as groups:
         lists = ",".join(groups.process_lists.values())
         config = {**settings["config"], "cpu-groups": lists, "cpu-default": groups.default}
         outcome = simulate_cell({**settings, "config": config}, report_progress)
-        return {**outcome, "cgroup_version": groups.version}
+        return {**outcome, "cgroup_version": groups.version, "load": round(load, 1), "cores": usable_cores()}
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ class DevicesExperiment:
         if self.obstacle is None:
             version = records[0].outcome.get("cgroup_version", "")
             how = f"CPU time limited on this machine by cgroups (version {version}); the clock is real"
+            how += _describe_load(records)
         else:
             how = (
                 f"training times by profile, in virtual time, since CPU time is not limited: {self.obstacle}"
@@ -187,6 +193,15 @@ class _Times:
         self.train_s = fmean(one for record in self.records for one in _train_times(record))
         self.total_s = fmean(record.outcome["rounds"][-1]["at_s"] for record in self.records)
         self.accuracy = fmean(final_value(record, "accuracy") for record in self.records)
+
+
+def _describe_load(records: Sequence[CellRecord]) -> str:
+    """Return a warning if other processes needed the cores too: they make all groups slower."""
+    load = min(record.outcome.get("load", 0.0) for record in records)  # later cells see the load of earlier ones
+    cores = min(record.outcome.get("cores", 1) for record in records)
+    if load <= BUSY_SHARE * cores:
+        return ""
+    return f". The machine was busy (load {load:g} on {cores} cores), which changes these times: run it again later"
 
 
 def _round_times(record: CellRecord) -> list[float]:

@@ -87,6 +87,20 @@ def test_devices_are_slowed_by_a_profile(data_dir: Path, tmp_path: Path) -> None
     write_report(report, records, ReportContext("fedbus", [1], 1), tmp_path)
 
 
+def test_a_busy_machine_is_named(data_dir: Path) -> None:
+    experiment = DevicesExperiment([1], data_dir)
+    experiment.__dict__["obstacle"] = None  # the cached property: the CPU time is limited
+    records = [
+        record_of(cell, {**make_rounds([0.1, 0.5, 0.6]), "cgroup_version": 2, "load": 8.0, "cores": 2})
+        for cell in experiment.plan([])
+    ]
+    how = experiment.report(records).setting[1]
+    assert how.startswith(
+        "CPU time limited on this machine by cgroups (version 2); the clock is real. The machine was"
+    )
+    assert "busy (load 8 on 2 cores)" in how
+
+
 def test_cgroups_are_found_in_both_versions(tmp_path: Path) -> None:
     with pytest.raises(LimitsUnavailable, match="no cgroups"):
         find_parent(tmp_path)
