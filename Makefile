@@ -12,7 +12,7 @@ export FEDBUS_DATA_DIR
 # The tests start hundreds of processes that import the same modules; byte code saves time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all lint types unit faults test-flower bench docs try-compose clean
+.PHONY: demo test test-all lint types unit faults test-flower bench bench-simulation docs try-compose clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("fedbus needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
@@ -64,6 +64,13 @@ test-flower: $(FLOWER_VENV)/.ready  ## the tests that depend on Flower; VERSION=
 
 bench: $(READY)  ## compare fedbus with Flower's own deployment
 	$(BIN)/python -m benchmarks.noop_round $(BENCH)
+
+build/pfl: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ 'pfl>=0.6,<0.7' multiprocess dill \
+		dp-accounting prv-accountant dm-tree attrs
+
+bench-simulation: $(READY) build/pfl  ## compare simulated rounds with plain torch, pfl and Flower's own simulation
+	$(BIN)/python -m benchmarks.simulation $(BENCH)
 
 docs: $(READY)  ## generate the reference pages
 	$(BIN)/python -m fedbus.app.docs_generator.pages docs
