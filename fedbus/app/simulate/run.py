@@ -1,6 +1,7 @@
 """Runs a simulation for `fedbus simulate`: prepares it, shows and records its rounds, and publishes its model."""
 
 import asyncio
+import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -280,9 +281,14 @@ def _interrupted(prepared: _Prepared) -> CliError:
     done = max((result.round for result in prepared.folder.read_rounds()), default=0)
     return CliError(
         f"{prepared.name} was interrupted after {pluralize(done, 'round')}. To continue: "
-        f"fedbus simulate {prepared.options.task} --out {_short_path(prepared.folder.path)} --resume",
+        + _resume_command(prepared),
         ExitCode.INTERRUPTED,
     )
+
+
+def _resume_command(prepared: _Prepared) -> str:
+    task, out = shlex.quote(prepared.options.task), shlex.quote(_short_path(prepared.folder.path))
+    return f"fedbus simulate {task} --out {out} --resume"
 
 
 # --- the end ----------------------------------------------------------------------------------
@@ -344,10 +350,9 @@ def _next_commands(prepared: _Prepared, published: PublishedModel | None) -> str
     commands = [f"fedbus trace {prepared.name}"]
     if published:
         commands.append(f"fedbus model show {published.manifest.version}")
-        commands.append(f"fedbus up --task {prepared.options.task}")
+        commands.append(f"fedbus up --task {shlex.quote(prepared.options.task)}")
     else:
-        out = _short_path(prepared.folder.path)
-        commands.append(f"fedbus simulate {prepared.options.task} --out {out} --resume --publish")
+        commands.append(f"{_resume_command(prepared)} --publish")
     return " · ".join(commands)
 
 
