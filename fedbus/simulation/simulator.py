@@ -93,7 +93,7 @@ class _Simulation:
             first_round=settings.first_round,
             selection=make_selection(settings),
         )
-        seed_server(plan.seed, first_round=settings.first_round)
+        seed_server(plan.seed, first_round=settings.first_round)  # building a model has drawn numbers
         session = open_library(settings.task.table.library).open_server(job)
         started = messenger.now()
         try:
