@@ -79,6 +79,13 @@ class DelayExperiment:
         return QUICK if self.is_quick else FULL
 
     @property
+    def images(self) -> int:
+        """The images that each client trains on."""
+        if self.is_real and not self.is_quick:
+            return QUICK_START_IMAGES // CLIENTS
+        return self.scale.images
+
+    @property
     def dataset(self) -> BenchmarkDataset:
         """CIFAR-10 if it is there, else MNIST."""
         return find_datasets(("cifar-10", "mnist"), self.data_dir).present[0]
@@ -89,7 +96,7 @@ class DelayExperiment:
         measured = [record for record in records if record.digest == calibration.digest]
         if not measured:
             return [calibration]
-        times = training_times(measured[0])
+        times = training_times(measured[0], is_real=self.is_real)
         return [calibration, *(self._cell(factors, times) for factors in self._grid())]
 
     def _grid(self) -> list[dict[str, Any]]:
@@ -154,7 +161,7 @@ class DelayExperiment:
         scale = self.scale
         return {
             "dataset": self.dataset.key,
-            "max-samples": QUICK_START_IMAGES // CLIENTS if self.is_real else scale.images,
+            "max-samples": self.images,
             "test-samples": scale.test_images,
             "lr": LEARNING_RATE,
             "seed": self.seeds[0],
@@ -180,9 +187,12 @@ class DelayExperiment:
         )
 
     def _setting(self, measured: Sequence[CellRecord], study: "DelayStudy") -> list[str]:
-        times = training_times(measured[0]) if measured else [math.nan]
+        times = training_times(measured[0], is_real=self.is_real) if measured else [math.nan]
         clock = (
-            "the clock is real: the clients are processes of this machine that train and sleep; there is no network"
+            (
+                "the clock is real: the clients are processes of this machine that train and sleep; there is no "
+                f"network. A training on {self.images} images took {fmean(times):.1f} s"
+            )
             if self.is_real
             else (
                 f"the clock is virtual. A training on {self.scale.images} images took {fmean(times):.2f} s of CPU "
@@ -220,10 +230,14 @@ def aggregation_of(mode: str, train_s: float) -> dict[str, Any]:
             return {}
 
 
-def training_times(record: CellRecord) -> list[float]:
-    """Return the CPU times of all trainings without those of the first round, in which caches are cold."""
+def training_times(record: CellRecord, *, is_real: bool = False) -> list[float]:
+    """Return the CPU times of all trainings, of real clients the durations.
+
+    The first round is left out, since clients load data and code in it.
+    """
+    name = "train_s_by_client" if is_real else "cpu_s_by_client"
     rounds = [one for one in record.outcome["rounds"] if one["round"] > 1]
-    return [seconds for one in rounds for seconds in one["cpu_s_by_client"].values()]
+    return [seconds for one in rounds for seconds in one[name].values()]
 
 
 class DelayStudy:

@@ -197,7 +197,9 @@ class _Times:
 
 def _describe_load(records: Sequence[CellRecord]) -> str:
     """Return a warning if other processes needed the cores too: they make all groups slower."""
-    load = min(record.outcome.get("load", 0.0) for record in records)  # later cells see the load of earlier ones
+    load = min(
+        record.outcome.get("load", 0.0) for record in records
+    )  # later cells see the load of earlier ones
     cores = min(record.outcome.get("cores", 1) for record in records)
     if load <= BUSY_SHARE * cores:
         return ""

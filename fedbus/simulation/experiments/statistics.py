@@ -94,9 +94,11 @@ def student_t_quantile(probability: float, degrees_of_freedom: int) -> float:
 
 def student_t_cdf(value: float, degrees_of_freedom: int) -> float:
     """Return the probability that a t-distributed variable is at most *value*."""
-    tail = 0.5 * incomplete_beta(
-        degrees_of_freedom / (degrees_of_freedom + value * value), degrees_of_freedom / 2, 0.5
-    )
+    square, half = value * value, degrees_of_freedom / 2
+    if square < degrees_of_freedom:  # 1 - x is precise where x is near 1
+        tail = 0.5 * (1 - incomplete_beta(square / (degrees_of_freedom + square), 0.5, half))
+    else:
+        tail = 0.5 * incomplete_beta(degrees_of_freedom / (degrees_of_freedom + square), half, 0.5)
     return 1 - tail if value >= 0 else tail
 
 

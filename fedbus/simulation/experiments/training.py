@@ -18,6 +18,7 @@ from fedbus.simulation.experiments.cell_process import ReportProgress
 from fedbus.simulation.experiments.cells import Cell, CellOutcome, CellRecord, Level
 from fedbus.simulation.experiments.errors import InvalidExperiment
 from fedbus.simulation.observer import SilentObserver
+from fedbus.simulation.profiles.reader import load_profile, profile_text
 from fedbus.simulation.profiles.schema import Profile
 from fedbus.simulation.settings import SimulationResult, SimulationSettings
 from fedbus.stores.tasks.task_directory import read_task
@@ -145,8 +146,24 @@ def simulation_settings(settings: Mapping[str, Any]) -> SimulationSettings:
         config=settings["config"],
         partition=settings["partition"],
         data_dir=Path(data_dir) if data_dir is not None else None,
-        profile=Profile.model_validate(profile) if profile is not None else None,
+        profile=read_profile(profile) if profile is not None else None,
     )
+
+
+def name_profile(source: str) -> dict[str, Any]:
+    """Return the profile *source*, a file or a built-in one, for the settings of a cell.
+
+    Raises:
+        ProfileError: it does not exist, or is invalid.
+
+    """
+    load_profile(source)
+    return {"source": source, "text": profile_text(source)}
+
+
+def read_profile(settings: Mapping[str, Any]) -> Profile:
+    """Return the profile of a cell: the keys of one, or those of `name_profile`."""
+    return load_profile(settings["source"]) if "source" in settings else Profile.model_validate(settings)
 
 
 def prepare_partitions(task: Task, settings: Mapping[str, Any]) -> None:

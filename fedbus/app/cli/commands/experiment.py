@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -29,8 +30,7 @@ from fedbus.simulation.experiments.experiment import (
 )
 from fedbus.simulation.experiments.heterogeneity import ALGORITHMS, HeterogeneityExperiment
 from fedbus.simulation.experiments.report import format_seconds
-from fedbus.simulation.experiments.training import VISION, load_task
-from fedbus.simulation.profiles.reader import load_profile
+from fedbus.simulation.experiments.training import VISION, load_task, name_profile
 from fedbus.simulation.settings import usable_cores
 
 OUTPUT: Final = "experiments"
@@ -83,6 +83,8 @@ def delay(
 ) -> None:
     """Measure the time of a run under delays, and with the modes deadline and buffered."""
     experiment = DelayExperiment(seeds_from(seed, seeds), data, is_quick=quick, is_real=real)
+    if real and quick:  # real seconds: a part of the grid
+        experiment = replace(experiment, delays_s=(5.0,), probabilities=(0.0, 0.4, 1.0))
     name = "delay-real" if real else "delay"
     run(experiment, name, quick=quick, out=out, jobs=1 if real else jobs, fresh=fresh)
 
@@ -203,7 +205,7 @@ def compare(
         data_dir=data,
         metric=metric,
         common=common | overrides,
-        profile=load_profile(profile).model_dump(mode="json", exclude_unset=True) if profile else None,
+        profile=name_profile(profile) if profile else None,
     )
     name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", f"compare-{experiment.first.name}-{experiment.second.name}")[
         :100
