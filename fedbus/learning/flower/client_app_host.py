@@ -23,7 +23,7 @@ from fedbus.learning.flower.private_api import (
     SERVER_NODE_ID,
     UNKNOWN_ERROR,
     build_message,
-    install_fast_arrays,
+    install_fast_records,
 )
 from fedbus.learning.flower.update_sum import FlowerUpdateSum
 from fedbus.learning.library import (
@@ -52,7 +52,7 @@ class ClientAppHost:
     """The ClientApp of one client in one run. Raises BadTask if it cannot be loaded."""
 
     def __init__(self, job: ClientJob) -> None:
-        install_fast_arrays()
+        install_fast_records()
         self._job = job
         self._app = task_code.load_client_app(job.path, job.task.app["clientapp"])
         encoding = make_encoding(job.task.table.compression)

@@ -26,6 +26,7 @@ from fedbus.learning.flower.private_api import (
     Run,
     build_message,
     empty_run,
+    install_fast_records,
     set_message_id,
 )
 from fedbus.learning.flower.replies import (
@@ -62,6 +63,7 @@ class MessengerGrid(RunGrid):
 
     def __init__(self, messenger: Messenger) -> None:
         super().__init__()
+        install_fast_records()
         self._messenger = messenger
         self._run = empty_run(run_number(messenger.run))
         self._clients: dict[int, str] = {}
@@ -285,7 +287,7 @@ class MessengerGrid(RunGrid):
             self._sent.decode(content, request)
         except (record_codec.RecordDecodeError, BadEncoding) as error:
             raise UpdateRefused(f"invalid reply: {error}") from None
-        if self.checks_updates and is_training(reply.request.kind):
+        if self.checks_updates and is_training(reply.request.kind) and reply.request.sum is None:
             check_update(content, request.content.arrays or {})
         return content
 

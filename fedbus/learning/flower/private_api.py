@@ -7,7 +7,8 @@ changes. `make test-flower VERSION=…` runs the tests against another version o
     set_message_id          the metadata of a message that the Grid sends has no setter for its id
     build_message           a received message is built from its metadata, for which there is no public constructor
     empty_run               legacy `server_fn` apps read a `Run` from the Grid, which has no public constructor
-    install_fast_arrays     an ArrayRecord copies each array twice, and writes headers by a general and slow way
+    install_fast_records    an ArrayRecord copies each array twice, and writes headers by a general and slow way; the
+                            views of a RecordDict by kind check and copy each record
     BorrowedArray           an `Array` copies its data to `bytes`; this one uses a buffer that it does not own
     RunNotRunningException  ends Flower's background threads when a Grid is closed
     check_replies           streaming aggregation lets Flower check and log replies whose arrays are released
@@ -23,8 +24,9 @@ from fedbus.learning import npy
 from fedbus.learning.flower import flower_version
 
 with flower_version.checked_imports():
-    from flwr.app import Array, ArrayRecord, Error, Message, Metadata, RecordDict
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
     from flwr.app.message.message import make_message
+    from flwr.app.message.recorddict import _SyncedDict
     from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
     from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS
     from flwr.server.server import Server
@@ -79,7 +81,7 @@ __all__ = [
     "check_replies",
     "checks_replies_as_flower",
     "empty_run",
-    "install_fast_arrays",
+    "install_fast_records",
     "make_array",
     "serialized_buffer",
     "set_message_id",
@@ -250,8 +252,23 @@ def from_torch_state_dict(
     return record
 
 
-def install_fast_arrays() -> None:
-    """Let ArrayRecords of torch state dicts have `UnserializedArray` in this process."""
+def _fast_view(kind: type[Any]) -> property:
+    """Return a property of `RecordDict` with its records of one *kind*. Flower's own checks and copies each of them."""
+
+    def view(self: RecordDict) -> Any:
+        synced = _SyncedDict(self, kind)
+        own = {name: record for name, record in self.__dict__["_data"].items() if isinstance(record, kind)}
+        synced.__dict__["_data"] = own
+        return synced
+
+    return property(view)
+
+
+def install_fast_records() -> None:
+    """Let records be cheap in this process: their views by kind, and the arrays of torch state dicts."""
+    kinds = {"array_records": ArrayRecord, "metric_records": MetricRecord, "config_records": ConfigRecord}
+    for name, kind in kinds.items():
+        setattr(RecordDict, name, _fast_view(kind))
     ArrayRecord.from_torch_state_dict = classmethod(from_torch_state_dict)  # type: ignore[assignment, method-assign]
 
 

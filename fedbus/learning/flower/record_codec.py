@@ -89,18 +89,20 @@ def decode(data: bytes | bytearray | memoryview) -> RecordDict:
     entries, end = _parse_header(view)
     reader = _ArrayReader(view, end)
     records = RecordDict()
+    decoded: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = records.__dict__["_data"]
     for entry in entries:
         name, kind, payload = _parse_entry(entry)
-        if name in records:
+        if name in decoded:
             raise RecordDecodeError(f"duplicate record {name!r}")
-        records[name] = _decode_record(name, kind, payload, reader)
+        decoded[name] = _decode_record(name, kind, payload, reader)
     reader.check_at_end()
     return records
 
 
 def copy_records(records: RecordDict) -> RecordDict:
     """Return a copy of decoded *records*. Only the bytes of the arrays are shared, which cannot be written to."""
-    copies = RecordDict()
+    result = RecordDict()
+    copies: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = result.__dict__["_data"]
     for name, record in records.items():
         copied = record.copy()
         values = copied.__dict__["_data"]
@@ -108,7 +110,7 @@ def copy_records(records: RecordDict) -> RecordDict:
             if isinstance(value, BorrowedArray | list):
                 values[key] = value.copy()
         copies[name] = copied
-    return copies
+    return result
 
 
 # --- encoding ---------------------------------------------------------------------------
@@ -196,11 +198,12 @@ class _ArrayReader:
 
     def record(self, rows: list[Any]) -> ArrayRecord:
         record = ArrayRecord()
+        arrays: dict[str, BorrowedArray] = record.__dict__["_data"]  # the types are checked here
         for row in rows:
             key, array = self._array(row)
-            if key in record:
+            if key in arrays:
                 raise RecordDecodeError(f"duplicate array {key!r}")
-            record[key] = array
+            arrays[key] = array
         return record
 
     def check_at_end(self) -> None:
