@@ -6,11 +6,10 @@ from typing import Final
 
 from fedbus.contracts.task.task import Task
 from fedbus.simulation.fleet.faults import MAX_FAULT_S, Fault, FaultInjector, plan_faults
-from fedbus.simulation.fleet.fleet import SimulatedFleet
+from fedbus.simulation.fleet.fleet import SimulatedFleet, open_runner
 from fedbus.simulation.fleet.invariants import InvariantChecker
 from fedbus.simulation.fleet.settings import FleetSettings
 from fedbus.simulation.fleet.transition_log import TransitionLog
-from fedbus.simulation.fleet.virtual_time import VirtualLoop
 
 CLIENTS: Final = 20
 FAULTS: Final = 12
@@ -72,7 +71,7 @@ def run_with_faults(
         if faults is None
         else faults
     )
-    with asyncio.Runner(loop_factory=lambda: VirtualLoop(seed, starts_at=settings.starts_at)) as runner:
+    with open_runner(settings) as runner:
         return runner.run(_run(settings, planned))
 
 

@@ -34,9 +34,9 @@ from fedbus.simulation.fleet.server_session import FleetLauncher
 from fedbus.simulation.fleet.settings import FEDERATION, FleetProgress, FleetResult, FleetRun, FleetSettings
 from fedbus.simulation.fleet.training import TrainingBoard
 from fedbus.simulation.fleet.transition_log import TransitionLog
-from fedbus.simulation.fleet.virtual_time import VirtualLoop
 from fedbus.simulation.profiles.conditions import Conditions
 from fedbus.simulation.profiles.schema import Group, Profile
+from fedbus.simulation.settings import BadSettings
 from fedbus.stores.code.open import DirectoryCodeRepository
 
 EVENT_HISTORY: Final = 1
@@ -52,12 +52,32 @@ Recorder = Callable[[StoredRecord], None]
 def simulate_fleet(
     settings: FleetSettings, *, log: IO[str] | None = None, observer: Observer | None = None
 ) -> FleetResult:
-    """Simulate a fleet. The transition log is written to *log*, and the progress reported to *observer*."""
+    """Simulate a fleet. The transition log is written to *log*, and the progress reported to *observer*.
+
+    Raises:
+        BadSettings: Virtual time needs a package that is not installed.
+
+    """
     start = time.perf_counter()
-    with asyncio.Runner(
-        loop_factory=lambda: VirtualLoop(settings.seed, starts_at=settings.starts_at)
-    ) as runner:
+    with open_runner(settings) as runner:
         return runner.run(_simulate(settings, log, observer, start))
+
+
+def open_runner(settings: FleetSettings) -> asyncio.Runner:
+    """Return a runner whose loop has virtual time.
+
+    Raises:
+        BadSettings: The package for it is not installed.
+
+    """
+    try:
+        from fedbus.simulation.fleet.virtual_time import VirtualLoop  # noqa: PLC0415 - needs the extra
+    except ModuleNotFoundError as error:
+        raise BadSettings(
+            f"a fleet under virtual time needs {error.name}, which is not installed. "
+            "Install it: pip install 'fedbus[simulation]'"
+        ) from None
+    return asyncio.Runner(loop_factory=lambda: VirtualLoop(settings.seed, starts_at=settings.starts_at))
 
 
 async def _simulate(

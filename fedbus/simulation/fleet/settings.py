@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from fedbus.agents.client_manager.machine import BOOTSTRAP_S
@@ -11,7 +11,6 @@ from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.run import RunOverrides
 from fedbus.contracts.scheduling import ScheduleOverrides
 from fedbus.contracts.task.task import Task
-from fedbus.simulation.fleet.virtual_time import EPOCH
 from fedbus.simulation.profiles.schema import Profile
 from fedbus.simulation.settings import BadSettings, client_name
 
@@ -19,6 +18,8 @@ FEDERATION: Final = FederationId("fleet")
 DEFAULT_ROUNDS: Final = 3
 MINUTE_S: Final = 60.0
 HOUR_S: Final = 3600.0
+EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
+"""The time at which virtual time begins, unless a simulation sets another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class FleetSettings:
     rounds: int | None = None
     """The rounds of a run; None: the number of the task."""
     quorum: int | None = None
-    """The clients that must have joined before a run trains; None: a quarter of the fleet, and no more than the cohort."""
+    """The clients that must have joined before a run trains; None: a quarter of the fleet, at most the cohort."""
     recruit_s: float | None = None
     """None: the time of the task."""
     round_s: float | None = None

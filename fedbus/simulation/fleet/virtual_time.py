@@ -2,13 +2,12 @@
 
 import random
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any, Final
+from datetime import datetime
+from typing import Any
 
 import async_solipsism
 
-EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
-"""The time at which virtual time begins, unless a simulation sets another."""
+from fedbus.simulation.fleet.settings import EPOCH
 
 
 class VirtualClock:

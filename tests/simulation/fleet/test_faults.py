@@ -11,7 +11,7 @@ from fedbus.contracts.task.task import Task
 from fedbus.simulation.fleet.fault_run import END_OF_FAULTS_S, run_with_faults
 from fedbus.simulation.fleet.faults import SERVER_SIDE, Fault, FaultKind, plan_faults
 
-SEEDS_AT_ONCE = 10
+SEEDS_AT_ONCE = 5
 """Seeds of one test, so that several workers share them."""
 SEEDS = int(os.environ.get("FLEET_SEEDS", "20"))
 CHOSEN = os.environ.get("FLEET_SEED")
@@ -19,6 +19,7 @@ STARTS = [int(CHOSEN)] if CHOSEN else range(0, SEEDS, SEEDS_AT_ONCE)
 
 
 @pytest.mark.fault
+@pytest.mark.timeout(1200)  # each seed takes about 2 s of CPU time
 @pytest.mark.parametrize("first", STARTS)
 def test_every_invariant_holds_under_random_faults(task: Task, first: int) -> None:
     seeds = [first] if CHOSEN else range(first, min(SEEDS, first + SEEDS_AT_ONCE))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -106,3 +107,12 @@ def test_the_progress_is_reported(task: Task) -> None:
 def test_settings_that_do_not_fit_are_rejected(task: Task, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(BadSettings, match=message):
         make_settings(task, **changes)
+
+
+def test_without_the_extra_the_package_to_install_is_named(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "fedbus.simulation.fleet.virtual_time", raising=False)
+    monkeypatch.setitem(sys.modules, "async_solipsism", None)
+    with pytest.raises(BadSettings, match=r"needs async_solipsism.*pip install 'fedbus\[simulation\]'"):
+        simulate_fleet(make_settings(task))

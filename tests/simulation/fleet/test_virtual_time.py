@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from fedbus.common import clock
 from fedbus.common.retry import backoff_s
 from fedbus.contracts.envelope import id_timestamp, uuid7
-from fedbus.simulation.fleet.virtual_time import EPOCH, VirtualLoop
+from fedbus.simulation.fleet.settings import EPOCH
+from fedbus.simulation.fleet.virtual_time import VirtualLoop
 
 T = TypeVar("T")
 
