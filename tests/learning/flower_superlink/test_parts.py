@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from flwr.app import Message, Metadata, RecordDict
+from flwr.app import Array, ArrayRecord, Message, Metadata, RecordDict
 from flwr.cli.config_utils import get_fab_metadata
 from flwr.cli.install import install_from_fab
 from flwr.common.config import parse_config_args
@@ -166,23 +166,44 @@ def test_an_exit_is_described_by_the_lines_that_report_a_problem(
         assert process.describe_exit() == reason
 
 
-def test_an_update_with_nan_is_the_failure_of_its_client() -> None:
+def make_message(values: np.ndarray[Any, Any], number: int) -> Message:
+    message = Message(RecordDict({"arrays": to_record({"w": values})}), 1, "train")
+    set_message_id(message, f"m{number}")
+    return message
+
+
+def test_bad_updates_are_failures_of_their_client_in_each_round() -> None:
     rejected: list[str] = []
     messenger = SimpleNamespace(
-        clients=list, plan=RunPlan(round_s=60), reject=lambda _, reason: rejected.append(reason)
+        clients=list,
+        plan=RunPlan(round_s=60),
+        accept=lambda *_, **__: None,
+        reject=lambda _, reason: rejected.append(reason),
     )
     nodes = SimpleNamespace(take_unreported=dict, client_of=lambda _: "c1", failures_of=lambda _: {})
     replies: list[Message] = []
-    http_grid = SimpleNamespace(push_messages=lambda _: ["m1"], pull_messages=lambda _: replies)
+    http_grid = SimpleNamespace(
+        run=SimpleNamespace(run_id=1),
+        push_messages=lambda messages: [message.metadata.message_id for message in messages],
+        pull_messages=lambda _: replies,
+    )
     link = SimpleNamespace(check_running=lambda: None)
     grid = SuperLinkGrid(*cast("tuple[Any, Any, Any, Any]", (http_grid, messenger, link, nodes)))
     grid.checks_updates = True
     set_process_identity(1)
-    sent = Message(RecordDict({"arrays": to_record({"w": np.zeros(2)})}), 1, "train")
-    set_message_id(sent, "m1")
-    update = RecordDict({"arrays": to_record({"w": np.array([0.0, np.nan])})})
-    metadata = Metadata(1, "r1", 1, 1, "m1", "", 0.0, 60.0, "train")
-    replies.append(build_message(metadata, content=update))
-    (reply,) = grid.send_and_receive([sent])
-    assert reply.has_error()
-    assert rejected == ["c1: invalid reply: the array 'w' has NaN or infinity"]
+    updates = [
+        to_record({"w": np.ones(2)}),
+        to_record({"w": np.array([0.0, np.nan])}),
+        to_record({"w": np.ones(3)}),
+        ArrayRecord({"w": Array("float64", (2,), "fedbus.int8", b"1")}),
+    ]
+    for number, update in enumerate(updates):
+        metadata = Metadata(1, "r1", 1, 1, f"m{number}", "", 0.0, 60.0, "train")
+        replies[:] = [build_message(metadata, content=RecordDict({"arrays": update}))]
+        (reply,) = grid.send_and_receive([make_message(np.zeros(2), number)])
+        assert reply.has_error() == (number > 0)
+    assert rejected == [
+        "c1: invalid reply: the array 'w' has NaN or infinity",
+        "c1: invalid reply: the array 'w' has the shape (3,) instead of (2,)",
+        "c1: invalid reply: compressed array 'w': 1 bytes instead of 6",
+    ]
