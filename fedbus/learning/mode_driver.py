@@ -177,9 +177,8 @@ class ModeDriver(Generic[S]):
         verdict = self._planner.judge(client)
         if reply.error is not None:
             self._planner.record_failure(client)
-            self._messenger.reject(
-                reply, reply.error.reason
-            )  # also counted for this round, not only for its own
+            # the messenger has counted it for the round of the message; it counts for this one, too
+            self._messenger.reject(reply, reply.error.reason)
             yield FailedTraining(reply, request.sent)
         elif isinstance(verdict, Drop):
             self._planner.record_update(client)

@@ -45,14 +45,10 @@ def load_cifar_files(name: str, folder: Path) -> ImageDataset:
 
     """
     train_files = _train_files(folder)
-    if not train_files:
-        raise DataNotFound(f"{folder / 'data_batch_1.bin'} does not exist")
-    numbers = [_number(file) for file in train_files]
-    if numbers != list(range(1, len(numbers) + 1)):
-        missing = min(set(range(1, max(numbers) + 1)) - set(numbers))
-        raise DataNotFound(f"{folder / f'data_batch_{missing}.bin'} does not exist")
-    if not (folder / TEST_FILE).is_file():
-        raise DataNotFound(f"{folder / TEST_FILE} does not exist")
+    expected = [f"data_batch_{number}.bin" for number in range(1, max(1, len(train_files)) + 1)]
+    for file_name in (*expected, TEST_FILE):
+        if not (folder / file_name).is_file():
+            raise DataNotFound(f"{folder / file_name} does not exist. Unpack cifar-10-binary.tar.gz again")
     return ImageDataset(name, _load(train_files), _load([folder / TEST_FILE]), CLASSES)
 
 

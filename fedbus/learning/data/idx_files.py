@@ -110,7 +110,8 @@ def _read(file: Path, dimensions: int) -> Array:
 def _require(folder: Path, split: str, kind: str, dimensions: int) -> Path:
     if (file := _find(folder, split, kind, dimensions)) is None:
         raise DataNotFound(
-            f"{folder / _file_name(split, kind, dimensions)} does not exist, with or without .gz"
+            f"{folder / _file_name(split, kind, dimensions)} does not exist, with or without .gz. "
+            "Put it there: the data set has four files"
         )
     return file
 

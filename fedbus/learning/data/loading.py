@@ -85,7 +85,7 @@ def _find_folder(name: str, data_dir: Path) -> Path:
     if name.startswith(("/", "./", "../", "~")) or name in {".", ".."}:
         folder = Path(name).expanduser().absolute()
         if not folder.is_dir():
-            raise DataNotFound(f"the data folder {folder} does not exist")
+            raise DataNotFound(f"the data folder {folder} does not exist. Correct the path")
         return folder.resolve()
     if not data_dir.is_dir():
         raise DataNotFound(

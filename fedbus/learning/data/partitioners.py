@@ -58,9 +58,8 @@ def compute_partitions(labels: Array, partitioning: Partitioning, number: int, s
     elif partitioning.sizes is not None:
         parts = _split_by_sizes(shuffled, partitioning, partitioning.sizes, number, seed)
     else:
-        parts = np.array_split(
-            np.arange(len(labels)), number
-        )  # as IidPartitioner, whose import takes seconds
+        # as IidPartitioner, whose import takes seconds
+        parts = np.array_split(np.arange(len(labels)), number)
     return [order[part] for part in parts]
 
 

@@ -224,6 +224,7 @@ def test_damaged_plain_idx_files_are_named(data_dir: Path, content: bytes, messa
             "test_batch.bin does not exist",
         ),
         ({}, "data_batch_1.bin does not exist"),
+        ({"data_batch_0.bin": b"\1" * CIFAR_RECORD_BYTES}, "data_batch_1.bin does not exist. Unpack"),
     ],
 )
 def test_damaged_cifar_files_are_named(data_dir: Path, files: dict[str, bytes | None], message: str) -> None:
