@@ -21,7 +21,7 @@ from fedbus.simulation.observer import SilentObserver
 from fedbus.simulation.profiles.reader import load_profile, profile_text
 from fedbus.simulation.profiles.schema import Profile
 from fedbus.simulation.settings import SimulationResult, SimulationSettings
-from fedbus.stores.tasks.task_directory import read_task
+from fedbus.stores.tasks.task_directory import content_version, read_task
 
 FUNCTION: Final = f"{__name__}:simulate_cell"
 APPS: Final = Path(__file__).parent / "apps"
@@ -63,7 +63,7 @@ def training_cell(
     """
     settings: dict[str, Any] = {
         "task": str(task.resolve()),
-        "code": load_task(task).code_version,
+        "code": task_version(task),
         "table": dict(table or {}),
         "config": dict(config or {}),
         "clients": clients,
@@ -83,6 +83,12 @@ def training_cell(
 def load_task(path: Path) -> Task:
     """Read the task at *path*. Raises BadTask, LibraryUnusable."""
     return read_task(path, open_library)
+
+
+@cache
+def task_version(path: Path) -> str:
+    """Return the version of the task's code, which commits of other files do not change."""
+    return content_version(path)
 
 
 def apply_table(task: Task, changes: Mapping[str, Any]) -> Task:

@@ -110,6 +110,11 @@ def code_version(path: Path) -> str:
     return f"sha256:{_compute_digest(path, names or list_source_files(path))}"
 
 
+def content_version(path: Path) -> str:
+    """Return ``sha256:`` and the digest of the files in *path*. A commit of other files does not change it."""
+    return f"sha256:{_compute_digest(path, list_source_files(path))}"
+
+
 def validate_task(path: Path, libraries: FindAppReader) -> list[Problem]:
     """Return all problems of the task in *path*, sorted by file and line. One of *libraries* reads its app."""
     pyproject = path / PYPROJECT

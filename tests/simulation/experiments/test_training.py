@@ -1,5 +1,6 @@
 """The cells that simulate runs of tasks."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from support.experiment_records import make_record, make_rounds
 
 from fedbus.contracts.run import RoundResult
+from fedbus.learning.library import open_library
 from fedbus.simulation.experiments.errors import InvalidExperiment
 from fedbus.simulation.experiments.training import (
     VISION,
@@ -23,6 +25,7 @@ from fedbus.simulation.experiments.training import (
 from fedbus.simulation.profiles.errors import ProfileError
 from fedbus.simulation.profiles.reader import builtin_profiles, load_profile
 from fedbus.simulation.settings import SimulationResult
+from fedbus.stores.tasks.task_directory import content_version, validate_task
 
 TINY = Path(__file__).parents[2] / "support/tiny_task"
 
@@ -68,9 +71,16 @@ def test_tables_are_merged() -> None:
     }
 
 
-def test_the_code_of_the_task_is_part_of_the_settings() -> None:
-    assert make_cell()["code"] == load_task(TINY).code_version
-    assert load_task(VISION).table.library == "functions"
+def test_the_code_of_the_task_is_part_of_the_settings(tmp_path: Path) -> None:
+    copy = tmp_path / "tiny_task"
+    shutil.copytree(TINY, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    assert content_version(copy) == content_version(TINY) == make_cell()["code"]
+    (copy / "tiny/model.py").write_text("changed")
+    assert content_version(copy) != content_version(TINY)
+
+
+def test_the_task_of_the_experiments_is_valid() -> None:
+    assert not validate_task(VISION, open_library)
 
 
 @pytest.mark.parametrize("name", builtin_profiles())
