@@ -150,12 +150,15 @@ def show(run: RunArgument, *, json: output.JsonOption = False) -> None:
         "waits_for",
         "trigger",
         "aggregation",
+        "seed",
+        "deterministic",
         "requested_at",
         "model_version",
         "evaluation_failure",
         "trace_id",
     ):
-        if facts[name] and not (name == "evaluation_failure" and facts[name] in facts["reason"]):
+        is_known = bool(facts[name]) or (name == "seed" and facts[name] is not None)  # a seed may be 0
+        if is_known and not (name == "evaluation_failure" and facts[name] in facts["reason"]):
             heading = Text(f"{name.replace('_', ' '):<18} ", "bold")
             console.print(heading, Text(output.format_value(facts[name])), sep="")
     console.print()
@@ -260,6 +263,8 @@ def _run_facts(stored: StoredMessage) -> dict[str, Any]:
         "deadline": transition.deadline,
         "since": stored.envelope.time,
         "trigger": facts.trigger,
+        "seed": facts.plan.seed,
+        "deterministic": facts.plan.deterministic,
         "requested_at": facts.requested_at,
         "rounds_planned": facts.plan.total_rounds_after(
             done, is_finished=transition.target == RunState.FINISHED
