@@ -242,7 +242,7 @@ class CompareExperiment:
             )
         a, b = self.names
         return ReportTable(
-            f"After the last round, mean over {len(pairs)} seeds",
+            f"After the last round, mean over {len(pairs)} seed{'' if len(pairs) == 1 else 's'}",
             ["metric", a, b, "difference"],
             rows,
             "± is half of the 95 % confidence interval. Accuracies in %, their differences in points.",

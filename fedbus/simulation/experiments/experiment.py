@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 from fedbus.simulation.experiments.cell_runner import CellObserver, CellResults, run_cells
 from fedbus.simulation.experiments.cell_store import CellStore
 from fedbus.simulation.experiments.cells import Cell, CellRecord, Level
-from fedbus.simulation.experiments.errors import ExperimentFailed
+from fedbus.simulation.experiments.errors import ExperimentFailed, require_package
 from fedbus.simulation.experiments.report import ExperimentReport, ReportContext, write_report
 
 LevelT = TypeVar("LevelT", bound=Level)
@@ -92,13 +92,8 @@ class FinishedExperiment:
 
 
 def check_packages() -> None:
-    """Check that matplotlib is installed, before hours of computing. Raises ExperimentFailed."""
-    from importlib.util import find_spec  # noqa: PLC0415
-
-    if find_spec("matplotlib") is None:
-        raise ExperimentFailed(
-            "experiments need matplotlib, which is not installed. Install it: pip install 'fedbus[simulation]'"
-        )
+    """Check that plots can be drawn, before hours of computing. Raises ExperimentFailed."""
+    require_package("matplotlib", extra="simulation")
 
 
 def check_names(cells: Sequence[Cell]) -> None:

@@ -16,7 +16,7 @@ from fedbus.learning.library import open_library
 from fedbus.learning.weights import Arrays
 from fedbus.simulation.experiments.cell_process import ReportProgress
 from fedbus.simulation.experiments.cells import Cell, CellOutcome, CellRecord, Level
-from fedbus.simulation.experiments.errors import InvalidExperiment
+from fedbus.simulation.experiments.errors import InvalidExperiment, require_package
 from fedbus.simulation.observer import SilentObserver
 from fedbus.simulation.profiles.reader import load_profile, profile_text
 from fedbus.simulation.profiles.schema import Profile
@@ -59,8 +59,11 @@ def training_cell(
     Raises:
         BadTask, LibraryUnusable: the task cannot be read.
         InvalidExperiment: *table* is invalid.
+        ExperimentFailed: the task `vision` needs torch, which is not installed.
 
     """
+    if task.resolve() == VISION.resolve():
+        require_package("torch", extra="torch")
     settings: dict[str, Any] = {
         "task": str(task.resolve()),
         "code": task_version(task),

@@ -6,7 +6,7 @@ import pytest
 
 from fedbus.simulation.experiments.cell_store import CellStore, CorruptCell
 from fedbus.simulation.experiments.cells import Cell, CellRecord, matches
-from fedbus.simulation.experiments.errors import ExperimentFailed
+from fedbus.simulation.experiments.errors import ExperimentFailed, require_package
 from fedbus.simulation.experiments.experiment import check_names, grid, seeds_from
 
 CELL = Cell(factors={"mode": "sync", "delay_s": 3.0, "seed": 1}, function="a:b", settings={"lr": 0.1, "x": 1})
@@ -81,6 +81,12 @@ def test_factors_match_their_levels() -> None:
     assert matches(CELL.factors, mode="sync", seed=1)
     assert not matches(CELL.factors, mode="sync", seed=2)
     assert not matches(CELL.factors, partition="iid")
+
+
+def test_an_absent_package_is_an_error_with_its_extra() -> None:
+    require_package("numpy", extra="simulation")
+    with pytest.raises(ExperimentFailed, match=r"needs no_such_package, .* pip install 'fedbus\[torch\]'"):
+        require_package("no_such_package", extra="torch")
 
 
 def test_two_cells_with_one_name_are_an_error() -> None:
