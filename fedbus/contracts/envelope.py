@@ -26,7 +26,8 @@ from fedbus.contracts.transition import Transition
 
 SPEC_VERSION: Final = "1.0"
 CONTENT_TYPE: Final = "application/vnd.msgpack"
-MAX_EVENT_BYTES: Final = 256 * 1024
+MAX_EVENT_BYTES: Final = 1024 * 1024
+"""A transition of a run or its server names all clients of the cohort: about 25 bytes for each, with its samples."""
 TRACE_HEADERS: Final = ("traceparent", "tracestate")
 MAX_ID_CHARS: Final = 256
 """Limit for a received id: messages that it causes carry it in ``ce-causationid``."""

@@ -7,6 +7,7 @@ The workflow scheduler owns the lifecycle. It creates runs, one at a time for ea
 transitions when the lifecycle of the task's server changes.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Literal, TypedDict
 
@@ -60,6 +61,21 @@ class RunPlan(Body):
 
 MAX_REPORTED_CLIENTS: Final = 200
 """Clients of one round whose metrics and durations are reported. The limit bounds the size of a transition."""
+
+
+MAX_SHORT_REASON: Final = 24
+"""Characters of the reason of each further failed client."""
+
+
+def shorten_reasons(failures: Mapping[str, str]) -> dict[str, str]:
+    """Shorten the reasons of all failures but the first `MAX_REPORTED_CLIENTS`, so that any number fits an event."""
+    shortened = dict(failures)
+    for client in list(failures)[MAX_REPORTED_CLIENTS:]:
+        reason = failures[client]
+        shortened[client] = (
+            reason if len(reason) <= MAX_SHORT_REASON else f"{reason[: MAX_SHORT_REASON - 1]}…"
+        )
+    return shortened
 
 
 class RunOverrides(Body):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields as dataclass_fields
 from typing import Any, Final
 
-from fedbus.contracts.run import MAX_REPORTED_CLIENTS, RoundResult
+from fedbus.contracts.run import MAX_REPORTED_CLIENTS, RoundResult, shorten_reasons
 from fedbus.learning.aggregation_planner import AggregationReport
 from fedbus.learning.library import OnRound, RoundTally
 from fedbus.learning.round_metrics import normalize_metrics
@@ -93,7 +93,7 @@ class RoundLog:
             metrics=self._metrics,
             seconds=now - self._round_started,
             participants=tally.participants,
-            failures=tally.failures,
+            failures=shorten_reasons(tally.failures),
             evaluation_failure=describe_evaluation_failure(tally),
             train_s=tally.train_s,
             contributions=self._contributions,

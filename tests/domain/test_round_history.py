@@ -6,7 +6,7 @@ import pytest
 
 from fedbus.contracts.client_metrics import MAX_METRICS
 from fedbus.contracts.envelope import MAX_EVENT_BYTES, pack
-from fedbus.contracts.run import MAX_REPORTED_CLIENTS, RoundResult, RunData, RunPlan
+from fedbus.contracts.run import MAX_REPORTED_CLIENTS, RoundResult, RunData, RunPlan, shorten_reasons
 from fedbus.domain.round_history import MAX_ROUNDS, append_round
 
 
@@ -24,7 +24,9 @@ def result(number: int, clients: int = 3, failed: int = 0) -> RoundResult:
         },
         transfer_s=dict.fromkeys(names[:MAX_REPORTED_CLIENTS], 0.25),
         wait_s=dict.fromkeys(names[:MAX_REPORTED_CLIENTS], 0.25),
-        failures={f"broken-{one:05}": "the trainer ended with code 1: " + "x" * 200 for one in range(failed)},
+        failures=shorten_reasons(
+            {f"broken-{one:05}": "the trainer ended with code 1: " + "x" * 200 for one in range(failed)}
+        ),
     )
 
 
@@ -39,7 +41,9 @@ def test_a_short_run_keeps_everything() -> None:
     assert history(9) == tuple(result(number) for number in range(9))
 
 
-@pytest.mark.parametrize(("rounds", "clients", "failed"), [(1000, 3, 0), (400, 100, 5), (20, 1500, 0)])
+@pytest.mark.parametrize(
+    ("rounds", "clients", "failed"), [(1000, 3, 0), (400, 100, 5), (20, 1500, 0), (3, 10_000, 4000)]
+)
 def test_a_long_or_a_large_run_fits_into_an_event(rounds: int, clients: int, failed: int) -> None:
     facts = RunData(
         task="mnist",
@@ -50,6 +54,13 @@ def test_a_long_or_a_large_run_fits_into_an_event(rounds: int, clients: int, fai
         cohort=tuple(f"client-{one:05}" for one in range(clients)),
     )
     assert len(pack(facts)) < MAX_EVENT_BYTES
+
+
+def test_reasons_are_shortened_after_those_that_are_reported() -> None:
+    failures = shorten_reasons({f"c{one}": "no reply within 600 s, whatever" for one in range(300)})
+    assert list(failures)[-1] == "c299"
+    assert failures["c199"] == "no reply within 600 s, whatever"
+    assert failures["c200"] == "no reply within 600 s, …"
 
 
 def test_the_first_and_the_newest_rounds_keep_their_metrics() -> None:

@@ -18,7 +18,7 @@ from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.causation import set_current_cause
 from fedbus.contracts.client import ClientJoined, FailTrain
 from fedbus.contracts.model import Artifact
-from fedbus.contracts.run import MAX_REPORTED_CLIENTS, RoundResult, RunPlan
+from fedbus.contracts.run import MAX_REPORTED_CLIENTS, RoundResult, RunPlan, shorten_reasons
 from fedbus.contracts.server import BeginTraining, RoundFinished, RunFailed, RunFinished, ServerStarted
 from fedbus.simulation.fleet.bus import connect_agent
 from fedbus.simulation.fleet.settings import DEFAULT_ROUNDS, FEDERATION, FleetSettings
@@ -207,7 +207,7 @@ class SimulatedSession:
             metrics={"loss": START_LOSS * math.exp(-LOSS_DECAY * generation)},
             seconds=loop.time() - started,
             participants=dict.fromkeys(done, samples),
-            failures=self._lost,
+            failures=shorten_reasons(self._lost),
             train_s={client: round(exchanges[client].train_s, 3) for client in reported},
         )
 
