@@ -13,11 +13,9 @@ ends every call with MessengerClosed.
 
 import asyncio
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
@@ -32,7 +30,6 @@ from fedbus.contracts.server import MessageContent, RoundMessage
 from fedbus.contracts.telemetry import get_tracer
 from fedbus.learning.bus_protocol import BusProtocol
 from fedbus.learning.library import (
-    NO_FUNCTION,
     ClientReply,
     ErrorCode,
     MessengerClosed,
@@ -52,6 +49,7 @@ from fedbus.learning.reply_queue import (
     has_blob,
     make_fetched_reply,
 )
+from fedbus.learning.round_tallies import RoundTallies
 from fedbus.learning.round_timing import ExchangeTiming
 from fedbus.learning.round_tracker import (
     Effect,
@@ -71,12 +69,6 @@ MAX_CONCURRENT_PUBLISHES: Final = 64
 
 MAX_UNCLAIMED_REPLIES: Final = 10_000
 """The limit of replies that wait for `BusMessenger.collect` or `take`; the oldest is dropped."""
-
-MAX_FAILURE_CHARS: Final = 500
-"""The limit of the reason of a failed client in the result of a round."""
-
-MAX_SAMPLES: Final = 2**53
-"""The limit of the samples that one client reports: larger integers do not survive all encodings."""
 
 _NO_PAYLOAD: Final = Payload.pack(())
 
@@ -120,7 +112,7 @@ class BusMessenger:
         """The span in which the event that `deliver` handles was sent."""
         self._event_id = ""
         """The message id of that event."""
-        self._tallies: dict[int, RoundTally] = defaultdict(RoundTally)
+        self._tallies = RoundTallies()
 
     # --- on the loop ------------------------------------------------------------------------
 
@@ -385,27 +377,15 @@ class BusMessenger:
 
     def accept(self, reply: ClientReply, *, samples: int = 0) -> None:
         with self._changed:
-            tally = self._tallies[reply.round]
-            if reply.timing is not None:
-                tally.exchanges.append(reply.timing)
-            tally.figures.setdefault(reply.client, {}).update(reply.metrics)
-            if reply.request.kind.partition(".")[0] == "train":
-                tally.participants[reply.client] = max(0, min(samples, MAX_SAMPLES))
-                tally.train_s[reply.client] = reply.timing.train_s if reply.timing else 0.0
-            elif _is_evaluation(reply):
-                tally.evaluated.add(reply.client)
+            self._tallies.accept(reply, samples)
 
     def reject(self, reply: ClientReply, reason: str) -> None:
         with self._changed:
-            text = reason.removeprefix(f"{reply.client}: ")[:MAX_FAILURE_CHARS]
-            tally = self._tallies[reply.round]
-            tally.failures[reply.client] = text
-            if _is_evaluation(reply) and NO_FUNCTION not in reason:
-                tally.evaluation_failures[reply.client] = text
+            self._tallies.reject(reply, reason)
 
     def tally(self, round_number: int) -> RoundTally:
         with self._changed:
-            return deepcopy(self._tallies[round_number])
+            return self._tallies.copy(round_number)
 
     def _post(self, messages: Iterable[OutgoingMessage], queue: ReplyQueue | None) -> list[str]:
         with self._changed:
@@ -515,10 +495,6 @@ class _ReplyStream(Iterator[ClientReply]):
         reply = self._take()
         self._left -= 1
         return reply
-
-
-def _is_evaluation(reply: ClientReply) -> bool:
-    return reply.request.kind.partition(".")[0] == "evaluate"
 
 
 def _receive_span(pending: PendingMessage, run: str) -> AbstractContextManager[trace.Span]:

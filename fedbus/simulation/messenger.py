@@ -20,7 +20,6 @@ from typing import Final
 
 from fedbus.contracts.run import RunPlan
 from fedbus.learning.library import (
-    NO_FUNCTION,
     ClientReply,
     ErrorCode,
     MessengerClosed,
@@ -30,6 +29,7 @@ from fedbus.learning.library import (
     RoundTally,
 )
 from fedbus.learning.payload import Payload
+from fedbus.learning.round_tallies import RoundTallies
 from fedbus.learning.round_timing import ExchangeTiming
 from fedbus.simulation.client_spans import CallSpans, ClientSpans
 from fedbus.simulation.engine import (
@@ -55,8 +55,6 @@ from fedbus.simulation.virtual_time import VirtualTime
 
 PROGRESS_S: Final = 0.1
 """The shortest time between two reports of progress."""
-MAX_FAILURE_CHARS: Final = 500
-MAX_SAMPLES: Final = 2**53
 MAX_UNCLAIMED_REPLIES: Final = 10_000
 """The limit of replies to posted messages that are neither taken nor collected; the oldest is dropped."""
 DEFAULT_TTL_S: Final = 3600.0
@@ -160,7 +158,7 @@ class SimulationMessenger:
         self._posted: dict[str, ClientReply] = {}
         """Replies to posted messages, until they are taken or collected, by message id in order of arrival."""
         self._latest_round = 0
-        self._tallies: dict[int, RoundTally] = {}
+        self._tallies = RoundTallies()
         self._closed: MessengerClosed | None = None
         self._last_progress = 0.0
         self.failure: Exception | None = None
@@ -253,39 +251,15 @@ class SimulationMessenger:
 
     def accept(self, reply: ClientReply, *, samples: int = 0) -> None:
         with self._changed:
-            tally = self._tally(reply.round)
-            if reply.timing is not None:
-                tally.exchanges.append(reply.timing)
-            if reply.metrics:
-                tally.figures.setdefault(reply.client, {}).update(reply.metrics)
-            phase = reply.request.kind.partition(".")[0]
-            if phase == "train":
-                tally.participants[reply.client] = max(0, min(samples, MAX_SAMPLES))
-                tally.train_s[reply.client] = reply.timing.train_s if reply.timing else 0.0
-            elif phase == "evaluate":
-                tally.evaluated.add(reply.client)
+            self._tallies.accept(reply, samples)
 
     def reject(self, reply: ClientReply, reason: str) -> None:
         with self._changed:
-            tally = self._tally(reply.round)
-            text = reason.removeprefix(f"{reply.client}: ")[:MAX_FAILURE_CHARS]
-            tally.failures[reply.client] = text
-            if reply.request.kind.partition(".")[0] == "evaluate" and NO_FUNCTION not in reason:
-                tally.evaluation_failures[reply.client] = text
+            self._tallies.reject(reply, reason)
 
     def tally(self, round_number: int) -> RoundTally:
         with self._changed:
-            tally = self._tally(round_number)
-            return replace(
-                tally,
-                participants=dict(tally.participants),
-                failures=dict(tally.failures),
-                evaluated=set(tally.evaluated),
-                evaluation_failures=dict(tally.evaluation_failures),
-                train_s=dict(tally.train_s),
-                figures={client: dict(figures) for client, figures in tally.figures.items()},
-                exchanges=list(tally.exchanges),
-            )
+            return self._tallies.copy(round_number)
 
     def close(self, reason: str) -> None:
         """End all current and later calls with MessengerClosed(*reason*)."""
@@ -733,12 +707,6 @@ class SimulationMessenger:
 
     def _present(self) -> list[str]:
         return self._clients if self._virtual is None else self._virtual.present()
-
-    def _tally(self, round_number: int) -> RoundTally:
-        tally = self._tallies.get(round_number)
-        if tally is None:
-            tally = self._tallies[round_number] = RoundTally()
-        return tally
 
     def _check_open(self) -> None:
         if self._closed:

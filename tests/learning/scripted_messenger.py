@@ -1,9 +1,7 @@
 """A `Messenger` on a virtual clock, whose clients answer after scripted times. Nothing sleeps."""
 
 import heapq
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -18,6 +16,7 @@ from fedbus.learning.library import (
     ReplyError,
     RoundTally,
 )
+from fedbus.learning.round_tallies import RoundTallies
 from fedbus.learning.round_timing import ExchangeTiming
 
 Handler = Callable[[IncomingMessage], ClientResponse]
@@ -63,7 +62,7 @@ class ScriptedMessenger:
         """Arrival time, a number for its order, the reply, and the queue: 0 of `post`, else of a call of `send`."""
         self._queues = count(1)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._tallies: dict[int, RoundTally] = defaultdict(RoundTally)
+        self._tallies = RoundTallies()
 
     # --- the script -------------------------------------------------------------------------------
 
@@ -130,20 +129,13 @@ class ScriptedMessenger:
         return self._next(0, until=self._now + timeout_s, clients=clients)
 
     def accept(self, reply: ClientReply, *, samples: int = 0) -> None:
-        tally = self._tallies[reply.round]
-        if reply.timing is not None:
-            tally.exchanges.append(reply.timing)
-        tally.figures.setdefault(reply.client, {}).update(reply.metrics)
-        if reply.request.kind.startswith("train"):
-            tally.participants[reply.client] = samples
-        else:
-            tally.evaluated.add(reply.client)
+        self._tallies.accept(reply, samples)
 
     def reject(self, reply: ClientReply, reason: str) -> None:
-        self._tallies[reply.round].failures[reply.client] = reason.removeprefix(f"{reply.client}: ")
+        self._tallies.reject(reply, reason)
 
     def tally(self, round_number: int) -> RoundTally:
-        return deepcopy(self._tallies[round_number])
+        return self._tallies.copy(round_number)
 
     # --- the clock --------------------------------------------------------------------------------
 

@@ -14,8 +14,9 @@ from fedbus.contracts.run import RunPlan
 from fedbus.learning.flower.replies import sample_count
 from fedbus.learning.library import ClientReply, ErrorCode, MessengerClosed, OutgoingMessage
 from fedbus.learning.memory_bus import MemoryBus, MemoryDevice
-from fedbus.learning.messenger import MAX_FAILURE_CHARS, MAX_SAMPLES, BusMessenger
+from fedbus.learning.messenger import BusMessenger
 from fedbus.learning.payload import Payload
+from fedbus.learning.round_tallies import MAX_FAILURE_CHARS, MAX_SAMPLES
 
 
 class TestBusMessenger(MessengerSuite):

@@ -9,9 +9,10 @@ from learning.flower.memory_bus import CLIENT_APP, initial_model, open_memory_fe
 from fedbus.contracts.run import RunPlan
 from fedbus.learning.library import ClientReply, OutgoingMessage, RoundTally
 from fedbus.learning.memory_bus import MemoryBus
-from fedbus.learning.messenger import MAX_FAILURE_CHARS, BusMessenger
+from fedbus.learning.messenger import BusMessenger
 from fedbus.learning.payload import Payload
 from fedbus.learning.round_log import MAX_EVALUATION_FAILURE_CHARS, describe_evaluation_failure
+from fedbus.learning.round_tallies import MAX_FAILURE_CHARS
 
 EVALUATE = CLIENT_APP[CLIENT_APP.index("    @app.evaluate()") :]
 RAISES = """

@@ -2,9 +2,7 @@
 
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from copy import deepcopy
 from queue import SimpleQueue
 
 from fedbus.contracts.run import RunPlan
@@ -19,6 +17,7 @@ from fedbus.learning.library import (
     ReplyError,
     RoundTally,
 )
+from fedbus.learning.round_tallies import RoundTallies
 
 
 class SessionMessenger:
@@ -34,7 +33,7 @@ class SessionMessenger:
         self._node_configs: dict[str, dict[str, bool | int | float | str]] = {}
         self._changed = threading.Condition()
         self._closed: MessengerClosed | None = None
-        self._tallies: dict[int, RoundTally] = defaultdict(RoundTally)
+        self._tallies = RoundTallies()
 
     def join(self, client: str, session: ClientSession, **node_config: bool | float | str) -> None:
         with self._changed:
@@ -97,18 +96,13 @@ class SessionMessenger:
         raise NotImplementedError
 
     def accept(self, reply: ClientReply, *, samples: int = 0) -> None:
-        tally = self._tallies[reply.round]
-        if reply.timing is not None:
-            tally.exchanges.append(reply.timing)
-        tally.figures.setdefault(reply.client, {}).update(reply.metrics)
-        if reply.request.kind.partition(".")[0] == "train":
-            tally.participants[reply.client] = samples
+        self._tallies.accept(reply, samples)
 
     def reject(self, reply: ClientReply, reason: str) -> None:
-        self._tallies[reply.round].failures[reply.client] = reason
+        self._tallies.reject(reply, reason)
 
     def tally(self, round_number: int) -> RoundTally:
-        return deepcopy(self._tallies[round_number])
+        return self._tallies.copy(round_number)
 
     def _handle(self, message: OutgoingMessage, reply: Callable[[ClientReply], None]) -> None:
         session = self._sessions.get(message.client)
