@@ -1,5 +1,9 @@
 """The encodings of updates: bounds of their errors, error feedback, and hostile bytes."""
 
+import re
+import tomllib
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from fedbus.contracts.task.compression import CompressionTable
+from fedbus.contracts.task.task import TaskTable
 from fedbus.learning.compression import (
     BadEncoding,
     Bf16,
@@ -220,6 +225,15 @@ def test_the_table_makes_an_encoding() -> None:
 def test_a_wrong_table_is_refused(value: object, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         CompressionTable.model_validate(value)
+
+
+def test_the_tables_of_the_guide_are_valid() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "privacy-and-compression.md").read_text()
+    tables = [
+        tomllib.loads(block)["tool"]["fedbus"] for block in re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
+    ]
+    parsed = [TaskTable.model_validate({"task": "t", **table}).compression for table in tables]
+    assert parsed == [CompressionTable(method="int8"), CompressionTable(method="top-k")]
 
 
 def test_a_share_that_saves_nothing_is_refused() -> None:

@@ -23,8 +23,8 @@ class Scaffold(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        if server_round == 1:
-            self.control = {name: torch.zeros_like(w) for name, w in arrays.to_torch_state_dict().items()}
+        zeros = {name: torch.zeros_like(w) for name, w in arrays.to_torch_state_dict().items()}
+        self.control = getattr(self, "control", zeros)  # a run that is recovered begins in a later round
         self.num_clients = len(list(grid.get_node_ids()))
         messages = list(super().configure_train(server_round, arrays, config, grid))
         control = to_record(self.control)

@@ -77,6 +77,7 @@ async def run_on_bus(
     clients: int,
     rounds: int,
     node_config: dict[str, Scalar] | None = None,
+    first_round: int = 1,
     **plan: Any,
 ) -> BusRunResult:
     """Run the task in *directory* with as many *clients*, named as those of a simulation."""
@@ -97,7 +98,8 @@ async def run_on_bus(
         devices.append(device)
         messenger.deliver(ClientJoined(task=task.id, client=client, run=RUN))
     seed_server(run_plan.seed)
-    server_job = ServerJob(task=task, run=RUN, plan=run_plan, model=first_arrays(task) or {})
+    model = first_arrays(task) or {}
+    server_job = ServerJob(task=task, run=RUN, plan=run_plan, model=model, first_round=first_round)
     try:
         on_round = lambda one, _: result.rounds.append(one)  # noqa: E731
         final = await asyncio.to_thread(lambda: library.open_server(server_job).run(messenger, on_round))

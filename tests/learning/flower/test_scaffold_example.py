@@ -96,3 +96,11 @@ async def test_the_fleet_and_the_simulation_give_the_same_metrics() -> None:
         EXAMPLE, clients=CLIENTS, rounds=2, seed=2, deterministic=True, config={**settings.config}
     )
     assert run.metric("loss") == [result.metrics["loss"] for result in simulated.rounds]
+
+
+@pytest.mark.usefixtures("folder")
+async def test_a_recovered_run_continues_in_its_round() -> None:
+    config = {**CONFIG, "local-epochs": 1}
+    run = await run_on_bus(EXAMPLE, clients=2, rounds=3, first_round=2, seed=1, config=config)
+    assert [result.round for result in run.rounds] == [2, 3]
+    assert all(not result.failures for result in run.rounds)
