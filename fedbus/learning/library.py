@@ -165,6 +165,8 @@ class ClientReply:
     """The metrics that the client reported."""
     timing: ExchangeTiming | None = None
     """None if there was no reply."""
+    samples: int = 0
+    """That of the `ClientResponse`, if the messenger knows it: those of a simulation do."""
     sum: bytes | memoryview | None = None
     """A sum of updates (`UpdateSum.take`), among them that of this reply. Each update that was added is in one sum."""
 
@@ -386,6 +388,7 @@ class ClientResponse:
     """The answer to an `IncomingMessage`: *payload*, or *error*."""
 
     payload: Payload | None = None
+    """None without an error: all that the server side needs of the answer is in the sum of `handle_in_sum`."""
     error: ReplyError | None = None
     """Errors of the task's code are answers, not exceptions; the client stays in the run."""
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -592,6 +592,7 @@ class SimulationMessenger:
             data=data,
             error=reply.error,
             metrics=reply.metrics,
+            samples=reply.samples,
             timing=ExchangeTiming(message.client, now - reply.seconds, now, train_s),
         )
         exchange.answer = answer

@@ -174,21 +174,25 @@ def _make_response(
         raise TypeError(f"it returned {type(reply).__name__} instead of a flwr.app.Message")
     if reply.has_error():
         return _make_error(reply.error.code, reply.error.reason or "", start=start, of_app=True)
-    content = reply.content
+    outline: RecordDict | None = reply.content
     if update_sum is not None:
         try:
-            content = update_sum.add(message, content)
+            outline = update_sum.add(message, reply.content)
         except UpdateRefused as error:
             return _make_error(UNKNOWN_ERROR, str(error), start=start, kind="UpdateRefused")
-    encoded = record_codec.encode(content)
     return ClientResponse(
-        payload=Payload.pack(encoded.buffers, as_blob=encoded.has_arrays),
-        metrics=client_metrics(message.kind, content),
+        payload=None if outline is None else _pack(outline),
+        metrics=client_metrics(message.kind, reply.content),
         train_s=train_s,
-        samples=_count_samples(content),
+        samples=_count_samples(reply.content),
         created_at=reply.metadata.created_at,
         ttl_s=reply.metadata.ttl,
     )
+
+
+def _pack(content: RecordDict) -> Payload:
+    encoded = record_codec.encode(content)
+    return Payload.pack(encoded.buffers, as_blob=encoded.has_arrays)
 
 
 def _count_samples(content: RecordDict) -> int:

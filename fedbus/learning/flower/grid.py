@@ -178,10 +178,16 @@ class MessengerGrid(RunGrid):
                 reply = next(replies, None)
             if reply is None:
                 return
-            if reply.sum is not None:
-                sums.append(FlowerPartialSum.unpack(reply.sum))
             request = requests.pop(reply.request.message_id)
-            if reply.error is not None and reply.error.code == ErrorCode.NO_REPLY:
+            if reply.sum is not None:
+                partial = FlowerPartialSum.unpack(reply.sum)
+                sums.append(partial)
+                if partial.merged_count:
+                    metadata = _reply_metadata(reply, request.metadata, self._run.run_id)
+                    yield build_message(metadata, content=partial.merged_content())
+            if reply.error is None and reply.data is None and reply.request.sum is not None:
+                self._messenger.accept(reply, samples=reply.samples)  # it is one of the merged replies
+            elif reply.error is not None and reply.error.code == ErrorCode.NO_REPLY:
                 self._requests[reply.request.message_id] = self._sent.keep(request)
             else:
                 yield self.decode(reply, request)

@@ -15,6 +15,9 @@ changes. `make test-flower VERSION=…` runs the tests against another version o
     error codes, aggregate_metricrecords, KEY_CLIPPING_NORM, SECAGG_CONFIGS: they have no public name
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Final, cast
 
@@ -132,10 +135,34 @@ def checks_replies_as_flower(strategy: FedAvg) -> bool:
     return type(strategy)._check_and_log_replies is _STOCK_CHECK  # noqa: SLF001
 
 
-def check_replies(strategy: FedAvg, replies: list[Message]) -> list[Message]:
-    """Log the failed *replies* to a training message as Flower does, and return the valid ones."""
-    valid, _ = strategy._check_and_log_replies(replies, is_train=True)  # noqa: SLF001
+def check_replies(strategy: FedAvg, replies: list[Message], *, hidden: int = 0) -> list[Message]:
+    """Log the failed *replies* to a training message as Flower does, and return the valid ones.
+
+    *hidden* is the number of valid replies that another one stands for.
+    """
+    with _count_replies(hidden):
+        valid, _ = strategy._check_and_log_replies(replies, is_train=True)  # noqa: SLF001
     return valid
+
+
+@contextmanager
+def _count_replies(hidden: int) -> Iterator[None]:
+    """Let Flower's line with the numbers of replies count *hidden* more of them."""
+
+    def correct(record: logging.LogRecord) -> bool:
+        if record.msg == "%s: Received %s results and %s failures" and isinstance(record.args, tuple):
+            name, results, failures = record.args
+            assert isinstance(results, int)
+            record.args = (name, results + hidden, failures)
+        return True
+
+    logger = logging.getLogger("flwr")
+    if hidden:
+        logger.addFilter(correct)
+    try:
+        yield
+    finally:
+        logger.removeFilter(correct)
 
 
 class BorrowedArray(Array):

@@ -67,9 +67,11 @@ def aggregate_train(
         outlines = list(replies)
         for partial in replies.sums:
             mean.add_sum(partial)
+        hidden = sum(max(0, partial.merged_count - 1) for partial in replies.sums)
     else:
         outlines = [mean.add(reply) for reply in replies]
-    valid = check_replies(self, outlines)
+        hidden = 0
+    valid = check_replies(self, outlines, hidden=hidden)
     if not valid:
         return None, None
     metrics = aggregate_metricrecords([message.content for message in valid], self.weighted_by_key)
@@ -126,6 +128,10 @@ class WeightedMean:
             self._total += partial.weight
             for key, array in partial.arrays.items():
                 self._add_array(key, array_view(array), 1.0, partial.dtypes.get(key))
+
+    def has_keys_of(self, record: ArrayRecord) -> bool:
+        """Return whether *record* has the names of the arrays in the sum."""
+        return self._keys is not None and tuple(record) == self._keys
 
     @property
     def is_empty(self) -> bool:
