@@ -1,9 +1,5 @@
-"""The parts of the simulation: GPUs, sessions, shared memory, frames, virtual time, settings."""
+"""The sessions of a worker's clients, and their state."""
 
-import errno
-import os
-import socket
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,31 +17,6 @@ from fedbus.learning.library import (
     open_library,
 )
 from fedbus.simulation.client_state import ClientSessions, is_memory_short
-from fedbus.simulation.engine import EngineFailed
-from fedbus.simulation.gpus import place_workers
-from fedbus.simulation.local import frames, shared_memory
-from fedbus.simulation.local.frames import FrameReader, PeerClosed
-from fedbus.simulation.local.shared_memory import map_shared, write_shared
-from fedbus.simulation.settings import BadSettings, SimulationSettings, client_name
-
-# --- GPUs -----------------------------------------------------------------------------------------
-
-
-def test_workers_share_the_gpus_in_turn() -> None:
-    assert [one["CUDA_VISIBLE_DEVICES"] for one in place_workers(5, ("0", "GPU-7a"))] == [
-        "0",
-        "GPU-7a",
-        "0",
-        "GPU-7a",
-        "0",
-    ]
-
-
-def test_workers_see_no_gpu_unless_they_are_given_some() -> None:
-    assert [dict(one) for one in place_workers(2, ())] == [{"CUDA_VISIBLE_DEVICES": ""}] * 2
-
-
-# --- sessions and their state ---------------------------------------------------------------------
 
 
 class Counter:
@@ -172,83 +143,3 @@ def test_functions_state_that_cannot_be_pickled_stays(tmp_path: Path) -> None:
 def test_memory_is_short_above_the_share() -> None:
     assert is_memory_short(0.0)
     assert not is_memory_short(1.0)
-
-
-# --- shared memory --------------------------------------------------------------------------------
-
-
-def test_a_payload_is_read_only_where_it_is_mapped() -> None:
-    view = map_shared(write_shared([memoryview(b"abc"), memoryview(b"def")]))
-    assert bytes(view) == b"abcdef"
-    with pytest.raises(TypeError):
-        view[0] = 0
-
-
-def test_without_memory_a_payload_is_in_a_file_without_a_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(shared_memory, "_create_in_memory", _fail_with(errno.ENOSPC))
-    assert bytes(map_shared(write_shared([memoryview(b"abc")]))) == b"abc"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_without_any_space_the_error_has_the_size_and_the_advice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(shared_memory, "_create_in_memory", _fail_with(errno.ENOMEM))
-    monkeypatch.setattr(os, "posix_fallocate", _fail_with(errno.ENOSPC))
-    with pytest.raises(EngineFailed, match=r"3\.0 MiB.*No space left.*TMPDIR"):
-        write_shared([memoryview(bytes(3 * 1024**2))])
-
-
-def _fail_with(code: int) -> Callable[..., int]:
-    def fail(*_: object) -> int:
-        raise OSError(code, os.strerror(code))
-
-    return fail
-
-
-# --- frames ---------------------------------------------------------------------------------------
-
-
-def test_a_frame_carries_an_object_bytes_and_file_descriptors() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        blob = os.urandom(300_000)
-        sender = threading.Thread(target=frames.send, args=(ours, frames.dump({"a": 1}, [blob, b"end"])))
-        sender.start()
-        frame = FrameReader(theirs).read()
-        sender.join()
-        assert frame is not None
-        assert frame[0] == {"a": 1}
-        assert bytes(frame[1]) == blob + b"end"
-
-
-def test_the_end_of_the_other_process_is_an_error() -> None:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        ours.close()
-        with pytest.raises(PeerClosed):
-            FrameReader(theirs).read()
-        with pytest.raises(PeerClosed):
-            frames.send(theirs, [b"x" * 1_000_000])
-
-
-# --- settings -------------------------------------------------------------------------------------
-
-
-def test_clients_have_names_in_the_order_of_their_partitions(tmp_path: Path) -> None:
-    settings = SimulationSettings(task=write_task(tmp_path, "functions"), clients=12_000)
-    assert settings.client_names == sorted(settings.client_names)
-    assert client_name(7, 10) == "client-0007"
-    assert client_name(7, 12_000) == "client-00007"
-    assert settings.shared_node_config["num-partitions"] == 12_000
-
-
-@pytest.mark.parametrize(("name", "value"), [("clients", 0), ("cohort", 11), ("workers", 0), ("rounds", -1)])
-def test_settings_name_what_is_wrong(tmp_path: Path, name: str, value: int) -> None:
-    task = write_task(tmp_path, "functions")
-    with pytest.raises(BadSettings, match=f"{name}.*{value}"):
-        SimulationSettings(**{"task": task, "clients": 10, name: value})  # type: ignore[arg-type]
