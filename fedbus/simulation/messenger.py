@@ -13,9 +13,8 @@ a worker has handled alone when it died is a failure of its client.
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 from fedbus.contracts.run import RunPlan
@@ -31,83 +30,31 @@ from fedbus.learning.library import (
 from fedbus.learning.payload import Payload
 from fedbus.learning.round_tallies import RoundTallies
 from fedbus.learning.round_timing import ExchangeTiming
-from fedbus.simulation.client_spans import CallSpans, ClientSpans
+from fedbus.simulation.client_spans import ClientSpans
+from fedbus.simulation.dispatcher import Dispatcher
 from fedbus.simulation.engine import (
-    DiscardClient,
-    EndSum,
     EngineFailed,
     Event,
-    MessageBatch,
-    MessageItem,
     Replies,
     SimulationEngine,
     StateTaken,
     SumRequest,
     SumTaken,
-    TakeState,
     WorkerLost,
     WorkerReply,
     WorkerStarted,
 )
+from fedbus.simulation.exchanges import Call, Exchange, PlacedPayload
 from fedbus.simulation.observer import SimulationObserver, SimulationProgress
-from fedbus.simulation.scheduling import Job, Schedule
+from fedbus.simulation.scheduling import Job
 from fedbus.simulation.virtual_time import VirtualTime
 
 PROGRESS_S: Final = 0.1
 """The shortest time between two reports of progress."""
 MAX_UNCLAIMED_REPLIES: Final = 10_000
 """The limit of replies to posted messages that are neither taken nor collected; the oldest is dropped."""
-DEFAULT_TTL_S: Final = 3600.0
 
 _NO_PAYLOAD: Final = Payload.pack(())
-
-
-@dataclass(slots=True, eq=False)
-class _PlacedPayload:
-    """A payload in the engine, and how many of its messages have no reply."""
-
-    payload: int
-    size_bytes: int
-    open_messages: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    """The messages of one `send`, or of one `post`."""
-
-    number: int
-    total: int = 0
-    done: int = 0
-    """Messages whose reply was handed over."""
-    unsummed: int = 0
-    """Messages with a reply whose update is in a sum that has not arrived."""
-    failed: int = 0
-    kind: str = ""
-    round: int = 0
-    sum_request: SumRequest | None = None
-    sum_workers: set[int] = field(default_factory=set)
-    """Workers with messages for the sum that were not asked for the rest of it."""
-    ready: deque[ClientReply] = field(default_factory=deque)
-    early: dict[int, ClientReply] = field(default_factory=dict)
-    """Replies that came before an earlier one, by position, if the order is fixed."""
-    next_position: int = 0
-    is_posted: bool = False
-    is_detached: bool = False
-    """Nothing waits for it any more, and its updates are of no use: they were to be part of a sum."""
-    spans: CallSpans | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Exchange:
-    message: OutgoingMessage
-    round: int
-    call: _Call
-    placed: _PlacedPayload
-    job: Job
-    limit_s: float
-    sent_at: float
-    answer: ClientReply | None = None
-    """The reply of the worker, before it is handed over."""
 
 
 class SimulationMessenger:
@@ -139,22 +86,16 @@ class SimulationMessenger:
         self._is_deterministic = is_deterministic
         self._adds_updates = adds_updates and not is_deterministic and virtual is None
         self._virtual = virtual
-        self._schedule = Schedule(engine.workers, in_order=is_deterministic)
         self._changed = threading.Condition(threading.RLock())
         self._is_pumping = False
         self._pump_thread: threading.Thread | None = None
-        self._exchanges: dict[int, _Exchange] = {}
-        self._calls: dict[int, _Call] = {}
-        """The calls with open messages."""
+        self._exchanges: dict[int, Exchange] = {}
+        self._dispatcher = Dispatcher(
+            engine, self._exchanges, in_order=is_deterministic, has_time_limits=virtual is None
+        )
         self._next_number = 0
-        self._unsummed: dict[tuple[int, int], list[_Exchange]] = {}
+        self._unsummed: dict[tuple[int, int], list[Exchange]] = {}
         """Answered messages whose updates are in a sum that has not arrived, by worker and call."""
-        self._moving_states: dict[int, bytes] = {}
-        """The state of moving clients, by client, until their next message."""
-        self._busy_since: dict[int, float] = {}
-        """The time of the last sign of each worker that has started, for the limit of messages."""
-        self._timeouts: dict[int, tuple[int, float]] = {}
-        """The workers that were killed because of a message, with its number and limit."""
         self._posted: dict[str, ClientReply] = {}
         """Replies to posted messages, until they are taken or collected, by message id in order of arrival."""
         self._latest_round = 0
@@ -275,7 +216,7 @@ class SimulationMessenger:
 
     # --- sending ------------------------------------------------------------------------------
 
-    def _post(self, messages: Iterable[OutgoingMessage], *, is_posted: bool) -> tuple[_Call, list[str]]:
+    def _post(self, messages: Iterable[OutgoingMessage], *, is_posted: bool) -> tuple[Call, list[str]]:
         outgoing = list(messages)
         ids = [message.message_id for message in outgoing]
         if self._is_deterministic:  # replies have this order, as on the fleet
@@ -283,9 +224,9 @@ class SimulationMessenger:
         with self._changed:
             self._check_open()
             self._next_number += 1
-            call = self._calls[self._next_number] = _Call(self._next_number, is_posted=is_posted)
+            call = Call(self._next_number, is_posted=is_posted)
             call.total = len(outgoing)
-            by_payload: dict[int, _PlacedPayload] = {}
+            by_payload: dict[int, PlacedPayload] = {}
             exchanges = [
                 self._open(message, call, position, by_payload) for position, message in enumerate(outgoing)
             ]
@@ -293,23 +234,23 @@ class SimulationMessenger:
                 call.kind, call.round = outgoing[-1].kind, self._latest_round
                 open_spans = self._spans.open_post if is_posted else self._spans.open_call
                 call.spans = open_spans(round_number=call.round, kind=call.kind, total=call.total)
-            self._schedule.add([one.job for one in exchanges if self._begin(one)])
+            self._dispatcher.add([one for one in exchanges if self._begin(one)])
             self._end_call(call)
             if self._is_pumping:
                 self._engine.wake()
             else:
-                self._dispatch()
+                self._dispatcher.dispatch()
         return call, ids
 
     def _open(
-        self, message: OutgoingMessage, call: _Call, position: int, by_payload: dict[int, _PlacedPayload]
-    ) -> _Exchange:
+        self, message: OutgoingMessage, call: Call, position: int, by_payload: dict[int, PlacedPayload]
+    ) -> Exchange:
         """Open the exchange of *message*, the reply to which call waits for."""
         if message.round is not None:
             self._latest_round = message.round
         placed = by_payload.get(id(message.payload))
         if placed is None:
-            placed = _PlacedPayload(self._place(message.payload), message.payload.size_bytes)
+            placed = PlacedPayload(self._place(message.payload), message.payload.size_bytes)
             by_payload[id(message.payload)] = placed
         placed.open_messages += 1
         if message.sum is not None and call.sum_request is None:
@@ -317,7 +258,7 @@ class SimulationMessenger:
         self._next_number += 1
         client = self._indices.get(message.client, -1)
         limits = (self._plan.round_s, message.ttl_s)
-        exchange = _Exchange(
+        exchange = Exchange(
             message,
             self._latest_round,
             call,
@@ -329,7 +270,7 @@ class SimulationMessenger:
         self._exchanges[self._next_number] = exchange
         return exchange
 
-    def _begin(self, exchange: _Exchange) -> bool:
+    def _begin(self, exchange: Exchange) -> bool:
         """Begin the exchange. Return whether a worker has to answer the message."""
         client = exchange.message.client
         if exchange.job.client < 0:
@@ -355,65 +296,9 @@ class SimulationMessenger:
             self._fail_engine(error)
             raise self._closed or MessengerClosed(str(error)) from error
 
-    def _dispatch(self) -> None:
-        """Give each worker its next messages. The caller has the lock, and no thread is in the engine."""
-        taken = [self._schedule.take(worker) for worker in range(self._engine.workers)]
-        for move in self._schedule.take_moves():
-            order = TakeState(move.client) if move.has_state else DiscardClient(move.client)
-            self._engine.submit(move.origin, order)
-        now = time.monotonic()
-        for worker, jobs in enumerate(taken):
-            if jobs:
-                self._submit(worker, jobs)
-                is_idle = self._schedule.oldest_in_flight(worker) == jobs[0].number
-                if is_idle and worker in self._busy_since:  # the limit does not include the start of a worker
-                    self._busy_since[worker] = max(now, self._busy_since[worker])
-        self._end_sums()
-
-    def _submit(self, worker: int, jobs: list[Job]) -> None:
-        batches: dict[tuple[object, ...], list[_Exchange]] = {}
-        for job in jobs:
-            exchange = self._exchanges[job.number]
-            message = exchange.message
-            key = (exchange.call.number, exchange.placed.payload, message.kind, exchange.round)
-            batches.setdefault((*key, message.group_id, message.ttl_s), []).append(exchange)
-            if exchange.call.sum_request is not None:
-                exchange.call.sum_workers.add(worker)
-        for exchanges in batches.values():
-            first = exchanges[0]
-            message = first.message
-            items = [
-                MessageItem(
-                    one.job.number,
-                    one.job.client,
-                    one.message.message_id,
-                    self._moving_states.pop(one.job.client, None) if self._moving_states else None,
-                )
-                for one in exchanges
-            ]
-            batch = MessageBatch(
-                items,
-                first.placed.payload,
-                message.kind,
-                first.round or None,
-                message.group_id,
-                DEFAULT_TTL_S if message.ttl_s is None else message.ttl_s,
-                message.created_at,
-                first.call.sum_request,
-            )
-            self._engine.submit(worker, batch)
-
-    def _end_sums(self) -> None:
-        """Ask for the rest of each sum whose messages all are with workers."""
-        for call in self._calls.values():
-            if call.sum_workers and not self._schedule.has_waiting(call.number):
-                for worker in call.sum_workers:
-                    self._engine.submit(worker, EndSum(call.number))
-                call.sum_workers.clear()
-
     # --- waiting ------------------------------------------------------------------------------
 
-    def _receive(self, call: _Call, deadline: float | None, timeout_s: float | None) -> Iterator[ClientReply]:
+    def _receive(self, call: Call, deadline: float | None, timeout_s: float | None) -> Iterator[ClientReply]:
         for left in range(call.total, 0, -1):
             if not call.ready:
                 left_s = None if deadline is None else max(0.0, deadline - self.now())
@@ -425,7 +310,7 @@ class SimulationMessenger:
                 call.spans.link_current_span()
             yield call.ready.popleft()
 
-    def _detach(self, call: _Call, timeout_s: float) -> None:
+    def _detach(self, call: Call, timeout_s: float) -> None:
         """End the wait for the open messages of *call*. Their replies can be collected later, if there is no sum."""
         with self._changed:
             waiting = [one for one in self._exchanges.values() if one.call is call]
@@ -443,7 +328,7 @@ class SimulationMessenger:
                 call.is_posted = True
             else:
                 call.is_detached = True
-                for job in self._schedule.cancel(call.number):
+                for job in self._dispatcher.cancel(call):
                     self._close_exchange(self._exchanges[job.number])
         if waiting:
             self._start_pump_thread()
@@ -498,8 +383,8 @@ class SimulationMessenger:
         """Wait once for events of the workers. The caller has the lock, which is released meanwhile."""
         self._is_pumping = True
         try:
-            self._dispatch()
-            limit_s = min(timeout_s, self._expire_messages())
+            self._dispatcher.dispatch()
+            limit_s = min(timeout_s, self._dispatcher.expire())
             self._changed.release()
             try:
                 events = self._engine.wait(None if math.isinf(limit_s) else limit_s)
@@ -507,29 +392,12 @@ class SimulationMessenger:
                 self._changed.acquire()
             for event in events:
                 self._handle(event)
-            self._dispatch()
+            self._dispatcher.dispatch()
         except Exception as error:  # noqa: BLE001 - the run ends with it, in the thread of the simulation
             self._fail_engine(error)
         finally:
             self._is_pumping = False
             self._changed.notify_all()
-
-    def _expire_messages(self) -> float:
-        """Kill workers that handle one message for longer than its limit. Return the seconds until the next check."""
-        next_s = math.inf
-        now = time.monotonic()
-        for worker, since in self._busy_since.items():
-            number = self._schedule.oldest_in_flight(worker)
-            exchange = None if number is None else self._exchanges.get(number)
-            if exchange is None or worker in self._timeouts or self._virtual is not None:
-                continue
-            left_s = since + exchange.limit_s - now
-            if left_s <= 0:
-                self._timeouts[worker] = exchange.job.number, exchange.limit_s
-                self._engine.kill(worker)
-            else:
-                next_s = min(next_s, left_s)
-        return next_s
 
     def _start_pump_thread(self) -> None:
         """Start the thread that exchanges messages while no call waits for them, for messages that are posted."""
@@ -554,22 +422,20 @@ class SimulationMessenger:
     def _handle(self, event: Event) -> None:
         match event:
             case Replies(worker=worker):
-                self._busy_since[worker] = time.monotonic()
+                self._dispatcher.record_sign(worker)
                 for reply, data in event.payloads():
                     self._on_reply(worker, reply, data)
             case SumTaken(worker=worker, number=number):
                 self._on_sum(worker, number, event.payload())
-            case StateTaken(worker=worker, client=client, state=state, is_movable=is_movable):
-                if state is not None:
-                    self._moving_states[client] = state
-                self._schedule.arrive(client, is_moved=is_movable, origin=worker)
+            case StateTaken():
+                self._dispatcher.record_state(event)
             case WorkerStarted(worker=worker):
-                self._busy_since[worker] = time.monotonic()
+                self._dispatcher.record_sign(worker)
             case WorkerLost(worker=worker, reason=reason):
                 self._on_worker_lost(worker, reason)
 
     def _on_reply(self, worker: int, reply: WorkerReply, data: memoryview | None) -> None:
-        self._schedule.finish(reply.number, worker, reply.seconds, has_state=reply.has_state)
+        self._dispatcher.record_reply(worker, reply)
         train_s = reply.train_s
         if self._virtual is not None:
             train_s = self._virtual.compute(
@@ -619,18 +485,17 @@ class SimulationMessenger:
 
     def _on_worker_lost(self, worker: int, reason: str) -> None:
         self.lost_workers += 1
-        jobs, stateful = self._schedule.lose(worker)
-        expired = self._timeouts.pop(worker, None)
-        self._busy_since.pop(worker, None)
+        loss = self._dispatcher.lose(worker)
+        expired = loss.expired
         again = []
-        for job in jobs:
+        for job in loss.jobs:
             exchange = self._exchanges.get(job.number)
             if exchange is None:
                 continue
-            if expired is not None and job.number == expired[0]:
-                late = f"no reply within {expired[1]:g} s; its worker was ended"
+            if expired is not None and job.number == expired.number:
+                late = f"no reply within {expired.limit_s:g} s; its worker was ended"
                 self._fail(exchange, ErrorCode.MESSAGE_UNAVAILABLE, late)
-            elif len(jobs) == 1:
+            elif len(loss.jobs) == 1:
                 self._fail(exchange, ErrorCode.CLIENT_LOST, reason)
             else:
                 job.is_suspect = expired is None
@@ -640,20 +505,18 @@ class SimulationMessenger:
                 exchange.call.unsummed -= 1
                 exchange.answer = None
                 again.append(exchange)
-        for held in self._schedule.release_held(worker):
-            self._moving_states.pop(held, None)
-        self._schedule.add([exchange.job for exchange in again])
-        without_state = f", and {len(stateful)} clients have lost their state" if stateful else ""
+        self._dispatcher.add(again)
+        without_state = f", and {len(loss.stateful)} clients have lost their state" if loss.stateful else ""
         repeated = f"{len(again)} messages are sent again" if again else "no message is sent again"
         self._observer.on_warning(f"{reason}. It was replaced; {repeated}{without_state}")
 
     # --- handing over -------------------------------------------------------------------------
 
-    def _fail(self, exchange: _Exchange, code: ErrorCode, reason: str) -> None:
+    def _fail(self, exchange: Exchange, code: ErrorCode, reason: str) -> None:
         error = ReplyError(code, f"{exchange.message.client}: {reason}")
         self._deliver(exchange, ClientReply(request=exchange.message, round=exchange.round, error=error))
 
-    def _deliver(self, exchange: _Exchange, reply: ClientReply) -> None:
+    def _deliver(self, exchange: Exchange, reply: ClientReply) -> None:
         """Hand *reply* to its call."""
         self._close_exchange(exchange)
         if self._virtual is not None and reply.timing is not None:
@@ -680,20 +543,18 @@ class SimulationMessenger:
         self._report(call)
         self._end_call(call)
 
-    def _close_exchange(self, exchange: _Exchange) -> None:
+    def _close_exchange(self, exchange: Exchange) -> None:
         """Remove the exchange, and free the payload after the last one of it."""
         del self._exchanges[exchange.job.number]
         exchange.placed.open_messages -= 1
         if not exchange.placed.open_messages:
             self._engine.release(exchange.placed.payload)
 
-    def _end_call(self, call: _Call) -> None:
-        if call.done == call.total:
-            self._calls.pop(call.number, None)
-            if call.spans is not None:
-                call.spans.end()
+    def _end_call(self, call: Call) -> None:
+        if call.done == call.total and call.spans is not None:
+            call.spans.end()
 
-    def _report(self, call: _Call) -> None:
+    def _report(self, call: Call) -> None:
         now = time.monotonic()
         done = call.done + call.unsummed
         if now - self._last_progress >= PROGRESS_S or call.done == call.total:
