@@ -32,6 +32,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rounds import SideFailed
+
 ROOT: Final = Path(__file__).parents[1]
 PFL: Final = ROOT / "build" / "pfl"
 START_S: Final = 240.0
@@ -41,10 +43,6 @@ ROUND_S: Final = 300.0
 FLOWER_LENET_CLIENTS: Final = 100
 """Flower's simulation takes minutes for a round of more clients that train."""
 PARTS: Final = ("lenet", "noop", "start", "memory")
-
-
-class SideFailed(Exception):
-    """A side ended or did not answer. The text names its log."""
 
 
 @dataclass

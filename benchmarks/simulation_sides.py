@@ -28,7 +28,7 @@ def run_fedbus(app: str, clients: int, workers: int, rounds: int = MANY_ROUNDS) 
     from fedbus.simulation.simulator import simulate
     from fedbus.stores.tasks.task_directory import read_task
 
-    class Turns(SilentObserver):
+    class RoundTurns(SilentObserver):
         def on_round(self, result: Any, model: Any) -> None:
             if result.round and rounds > 1:
                 wait_for_turn()
@@ -37,7 +37,7 @@ def run_fedbus(app: str, clients: int, workers: int, rounds: int = MANY_ROUNDS) 
         SimulationSettings(
             task=read_task(APPS / app, open_library), clients=clients, workers=workers, rounds=rounds
         ),
-        Turns(),
+        RoundTurns(),
     )
 
 
@@ -152,7 +152,7 @@ def run_pfl_share(link: Any, number: int, clients: int, workers: int) -> None:
         def metrics(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
             return {}
 
-    class Turns(TrainingProcessCallback):
+    class PflTurns(TrainingProcessCallback):
         def after_central_iteration(
             self, aggregate_metrics: Any, model: Any, *, central_iteration: int
         ) -> tuple[bool, Any]:
@@ -186,7 +186,7 @@ def run_pfl_share(link: Any, number: int, clients: int, workers: int) -> None:
         backend,
         model,
         NNTrainHyperParams(local_batch_size=32, local_num_epochs=1, local_learning_rate=0.01),
-        callbacks=[Turns()],
+        callbacks=[PflTurns()],
         send_metrics_to_platform=False,
     )
 

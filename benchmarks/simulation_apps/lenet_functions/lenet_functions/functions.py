@@ -10,7 +10,7 @@ SAMPLES = 32
 BANK = 2048
 
 
-class LeNet(nn.Module):
+class PlainLeNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 6, 5)
@@ -28,11 +28,11 @@ class LeNet(nn.Module):
 GENERATOR = torch.Generator().manual_seed(1)
 IMAGES = torch.randn(BANK, 3, 32, 32, generator=GENERATOR)
 LABELS = torch.randint(0, 10, (BANK,), generator=GENERATOR)
-MODEL = LeNet()
+MODEL = PlainLeNet()
 
 
 def initial(config):
-    return {name: tensor.numpy() for name, tensor in LeNet().state_dict().items()}
+    return {name: tensor.numpy() for name, tensor in PlainLeNet().state_dict().items()}
 
 
 def load(partition_id, num_partitions):
