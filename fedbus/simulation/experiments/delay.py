@@ -173,12 +173,18 @@ class DelayExperiment:
         """Report the times of all modes."""
         measured = [record for record in records if "calibration" in record.factors]
         cells = [record for record in records if "calibration" not in record.factors]
+        if self.is_real:
+            cells = [skip_first_round(record) for record in cells]
         study = DelayStudy(cells, self.modes, self.delays_s, self.probabilities)
         return ExperimentReport(
             title="Delay study: training time under delays, and what aggregation modes win back",
             setting=self._setting(measured, study),
             findings=[*study.findings()],
-            tables=[study.total_table(), *(study.time_table(delay_s) for delay_s in self.delays_s)],
+            tables=[
+                study.total_table(),
+                *(study.time_table(delay_s) for delay_s in self.delays_s),
+                study.updates_table(max(self.delays_s)),
+            ],
             plots=[
                 Plot("time.png", "Time by probability", study.draw_times, (10.5, 4.2)),
                 Plot("accuracy.png", "Accuracy over time", study.draw_accuracy, (10.5, 4.2)),
@@ -240,6 +246,14 @@ def training_times(record: CellRecord, *, is_real: bool = False) -> list[float]:
     return [seconds for one in rounds for seconds in one[name].values()]
 
 
+def skip_first_round(record: CellRecord) -> CellRecord:
+    """Return *record* with times from the end of the first round on: in real time, clients load code and data in it."""
+    rounds = [one for one in record.outcome["rounds"] if one["round"] >= 1]
+    start = rounds[0]["at_s"]
+    shifted = [{**one, "at_s": one["at_s"] - start} for one in rounds]
+    return record.model_copy(update={"outcome": {**record.outcome, "rounds": shifted}})
+
+
 class DelayStudy:
     """The outcomes of the grid."""
 
@@ -259,6 +273,10 @@ class DelayStudy:
         self.target = self.reference_accuracy - TOLERANCE
         self.reference_s = _mean(record.outcome["rounds"][-1]["at_s"] for record in reference)
         """The duration of the synchronous run without delays."""
+        self.updates = max(
+            (sum(one["updates"] for one in record.outcome["rounds"]) for record in reference), default=0
+        )
+        """The number of updates of that run."""
 
     def of(self, mode: str, delay_s: float, probability: float) -> list[CellRecord]:
         """Return the outcomes of all seeds. Without a delay, *delay_s* does not matter."""
@@ -349,6 +367,32 @@ class DelayStudy:
         return ReportTable(
             f"Time to the same accuracy with a delay of {delay_s:g} s, in seconds", headings, rows, note
         )
+
+    def updates_table(self, delay_s: float) -> ReportTable:
+        """Return the time until as many updates are aggregated as in the synchronous run, with the accuracy then."""
+        rows = [
+            [mode, *(self._progress(mode, delay_s, one) for one in self.probabilities)] for mode in self.modes
+        ]
+        headings = ["mode", *(f"p = {one:g}" for one in self.probabilities)]
+        title = f"Time to {self.updates} updates with a delay of {delay_s:g} s, in seconds"
+        note = "In brackets: the accuracy at this time, in %. An update is the aggregated result of one training."
+        return ReportTable(title, headings, rows, note)
+
+    def _progress(self, mode: str, delay_s: float, probability: float) -> str:
+        reached = [self._at_updates(record) for record in self.of(mode, delay_s, probability)]
+        values = [one for one in reached if one is not None]
+        if not values or len(values) < len(reached):
+            return ABSENT
+        seconds, accuracy = fmean(one[0] for one in values), fmean(one[1] for one in values)
+        return f"{seconds:.0f} ({100 * accuracy:.1f})"
+
+    def _at_updates(self, record: CellRecord) -> tuple[float, float] | None:
+        total = 0
+        for one in record.outcome["rounds"]:
+            total += one["updates"]
+            if total >= self.updates and one["accuracy"] is not None:
+                return one["at_s"], one["accuracy"]
+        return None
 
     def _seconds(self, mode: str, delay_s: float, probability: float, *, total: bool = False) -> str:
         if total:

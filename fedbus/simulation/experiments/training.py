@@ -204,7 +204,7 @@ def summarize(result: SimulationResult) -> CellOutcome:
                     if CPU_TIME in figures
                 },
                 "train_s_by_client": {client: round(value, 4) for client, value in one.train_s.items()},
-                "updates": len(one.participants),
+                "updates": one.updates or len(one.participants),
                 "failures": one.failures,
             }
         )

@@ -8,7 +8,12 @@ import pytest
 from support.data_files import write_mnist
 from support.experiment_records import make_record, make_rounds, record_of
 
-from fedbus.simulation.experiments.delay import DelayExperiment, DelayStudy, aggregation_of
+from fedbus.simulation.experiments.delay import (
+    DelayExperiment,
+    DelayStudy,
+    aggregation_of,
+    skip_first_round,
+)
 from fedbus.simulation.experiments.errors import ExperimentDataMissing
 from fedbus.simulation.experiments.report import ReportContext, write_report
 
@@ -63,6 +68,21 @@ def test_an_accuracy_that_is_not_reached_is_no_time() -> None:
     assert "5 s × 1: not reached" in study.findings()[1].text
     assert study.time_table(5.0).rows[1][-1] == "–"
     assert study.row(study.records[-1])["time_to_accuracy_s"] is None
+
+
+def test_equal_work_is_compared_too() -> None:
+    study = make_study(slow_sync)
+    assert study.updates == 9
+    assert study.updates_table(5.0).rows == [
+        ["sync", "30 (90.0)", "38 (90.0)", "45 (90.0)"],
+        ["buffered", "30 (90.0)", "33 (90.0)", "36 (90.0)"],
+    ]
+
+
+def test_real_times_begin_after_the_first_round() -> None:
+    record = make_record(make_rounds([0.1, 0.2, 0.3], round_s=10))
+    rounds = skip_first_round(record).outcome["rounds"]
+    assert [(one["round"], one["at_s"]) for one in rounds] == [(1, 0), (2, 10)]
 
 
 def test_tables_have_seconds_and_multiples() -> None:
