@@ -15,21 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from fedbus.contracts.task.app import LibraryUnusable
-from fedbus.learning.library import BadTask, open_library
-from fedbus.learning.task_code import format_error
 from fedbus.simulation.engine import WorkerJob
 from fedbus.simulation.local import frames, worker_process
 from fedbus.simulation.local.frames import FrameReader, PeerClosed
+from fedbus.simulation.worker_setup import ONE_THREAD, import_app
 
-THREAD_VARIABLES: Final = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
-"""Variables that limit the threads of numerical libraries."""
 OUT_OF_MEMORY_SCORE: Final = "500"
 """Added to the score of a worker, so that the kernel ends a worker first when memory is short."""
 _PR_SET_PDEATHSIG: Final = 1
@@ -74,7 +64,7 @@ def main(descriptor: int) -> None:
         return
     assert frame is not None, "the socket blocks"
     job: WorkerJob = frame[0]
-    problem = import_app(job)
+    problem = import_app(job.task) or find_cuda_problem()
     try:
         frames.send(sock, frames.dump(AppImported(problem)))
         if not problem:
@@ -83,22 +73,14 @@ def main(descriptor: int) -> None:
         pass
 
 
-def import_app(job: WorkerJob) -> str:
-    """Import the client side of the task. Return why that failed, or an empty text."""
-    try:
-        open_library(job.task.table.library).check(job.task, server_side=False)
-    except (BadTask, LibraryUnusable) as error:
-        return str(error)
-    except Exception as error:  # noqa: BLE001 - the engine reports it
-        return f"the training library {job.task.table.library!r} failed: {format_error(error)}"
+def find_cuda_problem() -> str:
+    """Return why workers cannot be forked after the import of the app, or an empty text."""
     torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(1)
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            return (
-                "the import of the task initialised CUDA, which does not work in forked workers. "
-                "Create models and tensors on a GPU in the functions of the task, not when its modules are imported"
-            )
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return (
+            "the import of the task initialised CUDA, which does not work in forked workers. "
+            "Create models and tensors on a GPU in the functions of the task, not when its modules are imported"
+        )
     return ""
 
 
@@ -193,4 +175,4 @@ def kill_group(pid: int) -> None:
 
 def environment(base: dict[str, str]) -> dict[str, str]:
     """Return the environment of the template: one thread for each numerical library, unless *base* sets it."""
-    return {**dict.fromkeys(THREAD_VARIABLES, "1"), **base}
+    return {**ONE_THREAD, **base}

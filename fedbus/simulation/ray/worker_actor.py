@@ -6,19 +6,16 @@ The payloads of replies are NumPy arrays, which Ray takes out of the pickled eve
 
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
-from fedbus.contracts.task.app import LibraryUnusable
-from fedbus.learning.library import BadTask, open_library
-from fedbus.learning.task_code import format_error
 from fedbus.simulation.engine import Event, Order, Replies, SumTaken, WorkerJob
 from fedbus.simulation.ray.task_archive import TaskCopy
 from fedbus.simulation.worker import SimulationWorker
+from fedbus.simulation.worker_setup import import_app
 
 JOIN_BYTES: Final = 1024**2
 """The size of the payloads of an event up to which they are copied into one buffer: many small ones cost more."""
@@ -44,7 +41,7 @@ class WorkerActor:
 
     def start(self) -> ActorStarted:
         """Import the app."""
-        problem = self._import_app()
+        problem = import_app(self._job.task)
         if not problem:
             self._worker = SimulationWorker(self._number, self._job)
         return ActorStarted(socket.gethostname(), os.getpid(), problem)
@@ -63,19 +60,6 @@ class WorkerActor:
         if self._worker is not None:
             self._worker.close()
         self._copy.remove()
-
-    def _import_app(self) -> str:
-        library = self._job.task.table.library
-        try:
-            open_library(library).check(self._job.task, server_side=False)
-        except (BadTask, LibraryUnusable) as error:
-            return str(error)
-        except Exception as error:  # noqa: BLE001 - the engine reports it
-            return f"the training library {library!r} failed: {format_error(error)}"
-        torch = sys.modules.get("torch")
-        if torch is not None:
-            torch.set_num_threads(1)
-        return ""
 
 
 def pack_buffers(buffers: Any) -> list[Any]:

@@ -1,0 +1,36 @@
+"""The preparation of a worker, the same for every engine: threads of numerical libraries, and the import of the app."""
+
+import sys
+from typing import Final
+
+from fedbus.contracts.task.app import LibraryUnusable
+from fedbus.contracts.task.task import Task
+from fedbus.learning.library import BadTask, open_library
+from fedbus.learning.task_code import format_error
+
+ONE_THREAD: Final = dict.fromkeys(
+    (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+    ),
+    "1",
+)
+"""The environment that limits numerical libraries to one thread. They read it when they are imported."""
+
+
+def import_app(task: Task) -> str:
+    """Import the client side of *task*. Return why that failed, or an empty text."""
+    library = task.table.library
+    try:
+        open_library(library).check(task, server_side=False)
+    except (BadTask, LibraryUnusable) as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001 - the engine reports it
+        return f"the training library {library!r} failed: {format_error(error)}"
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+    return ""
