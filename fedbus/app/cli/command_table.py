@@ -259,7 +259,9 @@ COMMANDS: Final[CommandTable] = {
     ),
     "model": Group("List, compare, verify, promote and export model versions.", _MODEL),
     "code": Group("Show, roll out and revert the versions of a task's code.", _CODE),
-    "data": Group("List and export captured rows of clients on this machine; divide data sets among clients.", _DATA),
+    "data": Group(
+        "List and export captured rows of clients on this machine; divide data sets among clients.", _DATA
+    ),
     "profile": Group("Show and check profiles: delays, bandwidth, losses and absences of clients.", _PROFILE),
     "events": Group("Show, replay and decode messages.", _EVENTS),
     "task": Group("Create and validate tasks.", _TASK),

@@ -189,6 +189,7 @@ def simulate(
         "--deterministic": deterministic,
         "--gpus": gpus,
         "--data": data,
+        "--engine": engine != "local",
         "--ray-address": ray_address,
         "--tracker": tracker,
         "--resume": resume,

@@ -290,6 +290,7 @@ async def test_a_fleet_is_simulated_under_virtual_time(fedbus: FedbusCli, task: 
     ("words", "text"),
     [
         (("--fleet", "--publish"), "--fleet does not train, so it is not possible with --publish"),
+        (("--fleet", "--engine", "ray"), "--fleet does not train, so it is not possible with --engine"),
         (("--duration", "1h"), "add --fleet for --duration"),
         (("--fleet", "--duration", "soon"), "'soon' is not a duration"),
         (("--fleet", "--clients", "2", "--cohort", "3"), "the cohort has 3 clients (limit 2"),
