@@ -218,6 +218,8 @@ class ClientMachine:
                 return self._ask_server(search)
             case ClientTimer.REFUSED, FirstRefused():
                 return self._ask_server(Search())
+            case ClientTimer.APPLY, Applying() if self._models.served is None:
+                return self._retry_first(_no_answer())
             case ClientTimer.APPLY, Applying():
                 return self._keep_current(_no_answer())
             case ClientTimer.APPLY, TryingCode(task=task):
@@ -320,12 +322,15 @@ class ClientMachine:
         self._models.note(announcement)
         self._models.target = model
         self._step = Applying(model)
-        hand_over = self._hand_over(announcement, is_first=True)
+        hand_over = [
+            StartTimer(ClientTimer.APPLY, APPLY_S),
+            self._hand_over(announcement, is_first=True),
+        ]
         if self.state is not ClientState.S0:
-            return [hand_over]
+            return hand_over
         changes: ClientChanges = {"model": model, "code_version": self._code.version}
         move = self._record.move(ClientEvent.MODEL_FETCHED, changes)
-        return [move, CancelTimer(ClientTimer.BOOTSTRAP), hand_over, FinishStartup()]
+        return [move, CancelTimer(ClientTimer.BOOTSTRAP), *hand_over, FinishStartup()]
 
     # --- training -----------------------------------------------------------------------------------
 
@@ -502,7 +507,7 @@ class ClientMachine:
                 if event.not_served:
                     return [Log("info", "Model not served", data), *self._take_unserved(event)]
                 if event.serving is None:
-                    return [log, *self._retry_first(event)]
+                    return [log, *self._retry_first(event.reason)]
                 self._models.served = event.still or self._models.served
                 return [log, *self._keep_current(event.reason)]
             case _:
@@ -515,13 +520,13 @@ class ClientMachine:
         self._models.take_unserved(event.model, reason, event.still)
         return self._serve(ClientEvent.MODEL_NOT_SERVED, reason)
 
-    def _retry_first(self, event: InferRefused) -> list[Effect]:
+    def _retry_first(self, reason: str) -> list[Effect]:
         """Nothing is served: search for a model again, until one is accepted."""
         self._step = FirstRefused()
         retry = RetryLater(ClientTimer.REFUSED, self._refusals)
         self._refusals += 1
         changes = self._served_changes()
-        move = self._record.move(ClientEvent.INFER_RETRIED, changes, reason=event.reason)
+        move = self._record.move(ClientEvent.INFER_RETRIED, changes, reason=reason)
         return [CancelTimer(ClientTimer.APPLY), move, retry]
 
     def _on_rolled_back(self, event: ModelRolledBack) -> list[Effect]:

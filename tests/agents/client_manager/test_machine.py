@@ -127,6 +127,7 @@ def test_the_first_model_is_fetched_and_handed_over() -> None:
     assert client.handle(ModelFetched(model(1))) == [
         moves(ClientEvent.MODEL_FETCHED, 1, code_version=OLD),
         CancelTimer(ClientTimer.BOOTSTRAP),
+        STARTS_APPLY,
         starts(1),
         FinishStartup(),
     ]

@@ -164,7 +164,19 @@ def test_a_refused_first_model_is_searched_until_one_is_accepted() -> None:
         assert client.handle(refused) == ignored("infer_refused", ClientState.PENDING_APPLICATION)
         assert client.handle(fired(ClientTimer.REFUSED)) == STARTS_SEARCH
         assert client.handle(server_info(1)) == [fetches_first(1)]
-        assert client.handle(ModelFetched(model(1))) == [starts(1)]
+        assert client.handle(ModelFetched(model(1))) == [STARTS_APPLY, starts(1)]
+    assert client.handle(infer_ready(1))[1] == moves(ClientEvent.INFER_READY, 1)
+
+
+def test_an_inference_agent_that_does_not_answer_to_the_first_model_is_asked_again() -> None:
+    client = starting_client()
+    assert client.handle(fired(ClientTimer.APPLY)) == [
+        STOPS_APPLY,
+        moves(ClientEvent.INFER_RETRIED, 1, NO_ANSWER),
+        RetryLater(ClientTimer.REFUSED, 0),
+    ]
+    client.handle(fired(ClientTimer.REFUSED), server_info(1))
+    assert client.handle(ModelFetched(model(1))) == [STARTS_APPLY, starts(1)]
     assert client.handle(infer_ready(1))[1] == moves(ClientEvent.INFER_READY, 1)
 
 
@@ -172,7 +184,7 @@ def test_code_that_is_changed_in_a_search_is_recorded() -> None:
     client = starting_client()
     client.handle(infer_refused(1, serving=None), fired(ClientTimer.REFUSED))
     client.handle(server_info(1, code=CodePlan(code_version=NEW)), CodePrepared(task_at(NEW)))
-    assert client.handle(ModelFetched(model(1))) == [starts(1, NEW)]
+    assert client.handle(ModelFetched(model(1))) == [STARTS_APPLY, starts(1, NEW)]
     assert client.handle(infer_ready(1, NEW))[1] == moves(ClientEvent.INFER_READY, 1, code_version=NEW)
     assert client.data.code_version == NEW
 
