@@ -8,12 +8,8 @@ import pytest
 from support.data_files import write_mnist
 from support.experiment_records import make_record, make_rounds, record_of
 
-from fedbus.simulation.experiments.delay import (
-    DelayExperiment,
-    DelayStudy,
-    aggregation_of,
-    skip_first_round,
-)
+from fedbus.simulation.experiments.delay import DelayExperiment, aggregation_of, skip_first_round
+from fedbus.simulation.experiments.delay_report import DelayStudy
 from fedbus.simulation.experiments.errors import ExperimentDataMissing
 from fedbus.simulation.experiments.report import ReportContext, write_report
 
