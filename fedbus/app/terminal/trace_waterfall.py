@@ -177,6 +177,8 @@ def _describe_span(span: TracedSpan) -> str:
 
 def format_duration(seconds: float) -> str:
     """Format a duration: ``4 µs``, ``12 ms``, ``3.2 s``, ``2 min 5 s``."""
+    if seconds == 0:
+        return "0 s"
     if seconds < 0.001:
         return f"{seconds * 1e6:.0f} µs"
     if seconds < 1:

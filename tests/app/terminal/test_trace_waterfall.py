@@ -6,6 +6,7 @@ from fedbus.app.terminal.trace_waterfall import (
     RunStatus,
     describe_run,
     describe_waits,
+    format_duration,
     render_legend,
     render_waterfall,
     run_status,
@@ -167,3 +168,15 @@ def test_the_headline_describes_the_state_of_the_run(
 
 def test_the_headline_of_an_active_run_says_what_it_waits_for() -> None:
     assert describe_run(ACTIVE, RUN, RunStatus.ACTIVE).endswith("; it waits for the last round")
+
+
+def test_durations_have_the_largest_unit_that_fits() -> None:
+    durations = [0, 4e-6, 0.012, 3.2, 125, 7260]
+    assert [format_duration(one) for one in durations] == [
+        "0 s",
+        "4 µs",
+        "12 ms",
+        "3.2 s",
+        "2 min 5 s",
+        "2 h 1 min",
+    ]
