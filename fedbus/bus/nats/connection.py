@@ -34,6 +34,8 @@ from fedbus.common.jitter import JITTER
 CONNECT_TIMEOUT_S = 5
 MIN_RECONNECT_S = 0.05
 MAX_RECONNECT_S = 5.0
+MAX_DOUBLINGS = 10
+"""Doublings of the shortest pause, enough to reach the longest one. Without a limit, the power overflows."""
 PENDING_BYTES = 64 * 1024**2
 """Bytes that nats-py buffers in this process while disconnected; beyond, a publish raises."""
 DRAIN_TIMEOUT_S = 5
@@ -111,7 +113,7 @@ class _ConnectionMonitor:
         self._name = name
         self._creds = Path(options["user_credentials"]) if "user_credentials" in options else None
         self._is_proxied = "tls_hostname" in options
-        self._attempts = self._rejections = 0
+        self._doublings = self._rejections = 0
 
     def access_denied(self, error: Exception) -> AccessDenied | None:
         return auth_errors.access_denied_from(self._url, error, self._creds)
@@ -144,7 +146,7 @@ class _ConnectionMonitor:
             log.warning("Disconnected from NATS; reconnecting", name=self._name)
 
     async def on_reconnect(self) -> None:
-        self._attempts = self._rejections = 0
+        self._doublings = self._rejections = 0
         log.info("Reconnected to NATS", name=self._name)
 
     async def on_close(self) -> None:
@@ -156,11 +158,11 @@ class _ConnectionMonitor:
             self.closed.set_result(None)
 
     def next_server(self, servers: list[Server], _: dict[str, Any]) -> tuple[Server | None, float]:
-        self._attempts += 1
+        self._doublings = min(self._doublings + 1, MAX_DOUBLINGS)
         if self._is_proxied:  # the servers of a cluster announce their own addresses
             own = urlsplit(self._url).netloc
             servers = [server for server in servers if server.uri.netloc == own] or servers
-        ceiling = min(MAX_RECONNECT_S, MIN_RECONNECT_S * 2**self._attempts)
+        ceiling = min(MAX_RECONNECT_S, MIN_RECONNECT_S * 2**self._doublings)
         return JITTER.choice(servers), JITTER.uniform(0, ceiling)
 
     def _end(self, denied: AccessDenied) -> None:
