@@ -1,7 +1,7 @@
 """What the simulation needs of an engine: workers in other processes, and payloads that all of them read.
 
-The messenger decides which worker handles which message. An engine carries orders to workers, events back, and says
-which workers have died. What a worker does with an order is `fedbus.simulation.worker`, the same for each engine.
+The messenger decides which worker handles which message. An engine carries orders to workers and events back, and
+reports which workers have died. What a worker does with an order is in `fedbus.simulation.worker`, for all engines.
 
     messenger:  place(payload) ─▶ id      submit(worker, order) …      wait() ─▶ events      release(id)
     worker:     `SimulationWorker.handle(order, read)` ─▶ events

@@ -8,13 +8,11 @@ from typing import Final, Literal
 
 from fedbus.contracts.run import RoundResult, RunOverrides, RunPlan, Scalar
 from fedbus.contracts.task.task import Task
+from fedbus.learning.data.client_data import DATA_DIR, NUM_PARTITIONS, PARTITION, PARTITION_SEED
 from fedbus.learning.weights import Arrays
 from fedbus.simulation.profiles.schema import Profile
 
 MIN_NAME_DIGITS: Final = 4
-PARTITION_KEY: Final = "partition"
-PARTITION_SEED_KEY: Final = "partition-seed"
-DATA_DIR_KEY: Final = "data-dir"
 
 EngineName = Literal["local", "ray"]
 
@@ -112,12 +110,12 @@ class SimulationSettings:
     @property
     def shared_node_config(self) -> dict[str, Scalar]:
         """The node configuration that all clients share."""
-        values: dict[str, Scalar] = {"num-partitions": self.clients}
+        values: dict[str, Scalar] = {NUM_PARTITIONS: self.clients}
         if self.partition is not None:
-            values[PARTITION_KEY] = self.partition
-            values[PARTITION_SEED_KEY] = self.seed or 0
+            values[PARTITION] = self.partition
+            values[PARTITION_SEED] = self.seed or 0
         if self.data_dir is not None:
-            values[DATA_DIR_KEY] = str(self.data_dir.resolve())
+            values[DATA_DIR] = str(self.data_dir.resolve())
         return {**values, **self.node_config}
 
 

@@ -142,7 +142,7 @@ class VirtualTime:
         return arrival.train_s
 
     def drop(self, number: int) -> None:
-        """Forget a message whose reply has been decided otherwise."""
+        """Forget a message that has got its reply in another way."""
         self._transits.pop(number, None)
 
     # --- time ---------------------------------------------------------------------------------

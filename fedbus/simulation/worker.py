@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 import structlog
 
 from fedbus.contracts.run import Scalar
+from fedbus.learning.data.client_data import PARTITION_ID
 from fedbus.learning.library import (
     BadTask,
     ClientJob,
@@ -184,7 +185,7 @@ class SimulationWorker:
         job = self._job
         node_config = self._node_configs.get(client)
         if node_config is None:
-            node_config = self._node_configs[client] = {"partition-id": client, **job.node_config}
+            node_config = self._node_configs[client] = {PARTITION_ID: client, **job.node_config}
         return self._library.open_client(
             ClientJob(
                 task=job.task,

@@ -36,7 +36,7 @@ class MemoryServer:
     Args:
         name: The name in its URL; no other server of the process may have it at the same time.
         history: The number of messages that a stream keeps on one subject at most, so that memory stays bounded over
-            hours of virtual time; None: as the stream's config says. Consumers get all messages nevertheless.
+            hours of virtual time; None: the limit of the stream's config. Consumers get all messages nevertheless.
 
     """
 

@@ -11,7 +11,7 @@ class RoundCounter:
     """
 
     planned: int = 0
-    """The number of rounds of the first training, which replaces the app's own; 0: the app's own number stands."""
+    """The number of rounds of the first training, which replaces the app's own; 0: the app's own number applies."""
     completed: int = 0
     """Rounds that the predecessor completed and that no training has skipped yet."""
     current: int = 0

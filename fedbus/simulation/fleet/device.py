@@ -43,7 +43,7 @@ FACTS: Final[Mapping[str, float | None]] = {
     "charging": 1.0,
     "model_age": 0.0,
 }
-"""What the eligibility rules of simulated devices read, beside the clock."""
+"""What the eligibility rules of simulated devices read, in addition to the clock."""
 
 
 def read_simulated_facts(
@@ -72,7 +72,7 @@ class DeviceFaults:
 
 
 class SimulatedModels:
-    """The model files of a device; a download takes as long as the profile says."""
+    """The model files of a device; a download takes the time of the profile."""
 
     __slots__ = ("_client", "_conditions", "_downloads", "_faults", "_present", "_size_bytes")
 
@@ -165,7 +165,7 @@ class SimulatedDevice:
             else:
                 bus.connection.disconnect()
         if is_linked and self.trainer.run_name:
-            self._board.set_heard(self.client)
+            self._board.clear_silent(self.client)
         elif not is_linked:
             self._board.set_silent(self.client)
 

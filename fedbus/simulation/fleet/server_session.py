@@ -1,4 +1,4 @@
-"""The simulated server sessions of a fleet: rounds whose exchanges take as long as the profile says."""
+"""The simulated server sessions of a fleet: rounds whose exchanges take the times of the profile."""
 
 import asyncio
 import hashlib
@@ -290,7 +290,7 @@ class FleetLauncher:
         """Do nothing: a session ends with the flower server."""
 
     def crash(self, reason: str) -> None:
-        """End the current session's process, which says nothing."""
+        """End the current session's process without a report."""
         if self._crash is not None and not self._crash.done():
             self._crash.set_result(f"the Flower server {reason}")
 

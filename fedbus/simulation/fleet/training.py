@@ -47,7 +47,7 @@ class TrainingBoard:
         if self.sessions:
             loop.call_later(LOST_AFTER_S, self._report, client, loop.time())
 
-    def set_heard(self, client: str) -> None:
+    def clear_silent(self, client: str) -> None:
         """Record that *client* sends heartbeats again."""
         self._silent_since.pop(client, None)
 
@@ -114,7 +114,7 @@ class SimulatedTrainer:
                 self._start, self._has_started = start, False
                 self._board.trainers[self._client] = self
                 if self._is_linked():
-                    self._board.set_heard(self._client)
+                    self._board.clear_silent(self._client)
                 joined = ClientJoined(
                     task=start.task, client=self._client, run=start.run, code_version=start.code_version
                 )
@@ -143,7 +143,7 @@ class SimulatedTrainer:
             self._board.set_silent(self._client)
 
     def crash(self, reason: str) -> None:
-        """End the trainer's process, which says nothing."""
+        """End the trainer's process without a report."""
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(TrainerEnd(f"the trainer {reason}"))
 
