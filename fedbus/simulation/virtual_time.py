@@ -141,10 +141,6 @@ class VirtualTime:
         self._push(transit, arrival.at)
         return arrival.train_s
 
-    def drop(self, number: int) -> None:
-        """Forget a message that has got its reply in another way."""
-        self._transits.pop(number, None)
-
     # --- time ---------------------------------------------------------------------------------
 
     def advance(self, until: float) -> TransitEnd | None:

@@ -1,7 +1,7 @@
 """What an experiment is: a grid of cells, and the report of their outcomes."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -102,11 +102,3 @@ def check_names(cells: Sequence[Cell]) -> None:
     if len(set(names)) < len(names):
         double = next(name for name in names if names.count(name) > 1)
         raise ExperimentFailed(f"two cells have the name {double!r}: the levels of a factor are too similar")
-
-
-def group_by(records: Sequence[CellRecord], *names: str) -> Mapping[tuple[Level, ...], list[CellRecord]]:
-    """Group *records* by the levels of the factors *names*, in order of appearance."""
-    groups: dict[tuple[Level, ...], list[CellRecord]] = {}
-    for record in records:
-        groups.setdefault(tuple(record.factors[name] for name in names), []).append(record)
-    return groups
