@@ -322,7 +322,7 @@ class ClientMachine:
         self._models.note(announcement)
         self._models.target = model
         self._step = Applying(model)
-        hand_over = [
+        hand_over: list[Effect] = [
             StartTimer(ClientTimer.APPLY, APPLY_S),
             self._hand_over(announcement, is_first=True),
         ]
