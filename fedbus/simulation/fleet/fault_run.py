@@ -65,6 +65,7 @@ def run_with_faults(
         train_s=4.0,
         load_s=1.0,
         bootstrap_s=BOOTSTRAP_S,
+        schedulers=2,
     )
     planned = (
         plan_faults(seed, settings.client_names, count=FAULTS, first_s=FIRST_FAULT_S, last_s=LAST_FAULT_S)

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -49,6 +49,8 @@ class FaultKind(StrEnum):
     """A device cannot download models."""
     SERVER_MANAGER_RESTART = "server_manager_restart"
     SCHEDULER_RESTART = "scheduler_restart"
+    SCHEDULER_DISCONNECTED = "scheduler_disconnected"
+    """One workflow scheduler has no network; another one leads meanwhile."""
     FLOWER_SERVER_RESTART = "flower_server_restart"
     SESSION_LOST = "session_lost"
     """The process of the run's server session is killed."""
@@ -62,6 +64,7 @@ SERVER_SIDE: Final = frozenset(
     {
         FaultKind.SERVER_MANAGER_RESTART,
         FaultKind.SCHEDULER_RESTART,
+        FaultKind.SCHEDULER_DISCONNECTED,
         FaultKind.FLOWER_SERVER_RESTART,
         FaultKind.SESSION_LOST,
         FaultKind.APP_NOT_LOADED,
@@ -133,7 +136,11 @@ class FaultInjector:
             case FaultKind.SERVER_MANAGER_RESTART:
                 return await _kill(fleet.server_manager)
             case FaultKind.SCHEDULER_RESTART:
-                return await _kill(fleet.workflow_scheduler)
+                return await _kill(_choose(fleet.schedulers, fault))
+            case FaultKind.SCHEDULER_DISCONNECTED:
+                scheduler = _choose(fleet.schedulers, fault)
+                scheduler.set_linked(is_linked=False)
+                return lambda: scheduler.set_linked(is_linked=True)
             case FaultKind.FLOWER_SERVER_RESTART:
                 return await _kill(fleet.flower_server)
             case FaultKind.SESSION_LOST:
@@ -154,8 +161,7 @@ class FaultInjector:
                 await device.crash()
                 return device.start
             case FaultKind.AGENT_CRASH:
-                agents = device.agents
-                return await _kill(agents[int(fault.at_s * 1000) % len(agents)])
+                return await _kill(_choose(device.agents, fault))
             case FaultKind.DISCONNECTED:
                 device.set_linked(is_linked=False)
                 return lambda: device.set_linked(is_linked=True)
@@ -182,6 +188,10 @@ class FaultInjector:
                 return _set(device.faults, "download_error", "a fault of the simulation")
             case _:
                 raise AssertionError(fault.kind)
+
+
+def _choose(agents: Sequence[SupervisedAgent], fault: Fault) -> SupervisedAgent:
+    return agents[int(fault.at_s * 1000) % len(agents)]
 
 
 async def _kill(agent: SupervisedAgent) -> Callable[[], None]:

@@ -142,7 +142,10 @@ class SimulatedFleet:
             for client in settings.client_names
         }
         self.server_manager = SupervisedAgent("server manager", self._run_server_manager)
-        self.workflow_scheduler = SupervisedAgent("workflow scheduler", self._run_scheduler)
+        self.schedulers = [
+            SupervisedAgent(f"workflow scheduler {number}", self._run_scheduler)
+            for number in range(settings.schedulers)
+        ]
         self.flower_server = SupervisedAgent("flower server", self._run_flower_server)
         self._timers: list[asyncio.TimerHandle] = []
 
@@ -175,7 +178,7 @@ class SimulatedFleet:
     @property
     def agents(self) -> list[SupervisedAgent]:
         """All agents, those of the server side first."""
-        own = [self.flower_server, self.server_manager, self.workflow_scheduler]
+        own = [self.flower_server, self.server_manager, *self.schedulers]
         return own + [agent for device in self.devices.values() for agent in device.agents]
 
     @property
@@ -184,7 +187,7 @@ class SimulatedFleet:
 
     def start(self) -> None:
         """Start the server side now, and the devices over the time of the settings."""
-        for agent in (self.flower_server, self.server_manager, self.workflow_scheduler):
+        for agent in (self.flower_server, self.server_manager, *self.schedulers):
             agent.start()
         loop = asyncio.get_running_loop()
         for device in self.devices.values():
@@ -193,7 +196,7 @@ class SimulatedFleet:
             self._follow_connection(device)
 
     def _follow_connection(self, device: SimulatedDevice) -> None:
-        """Let the network of *device* come and go as the profile says."""
+        """Connect and disconnect *device* at the times of the profile."""
         loop = asyncio.get_running_loop()
         is_linked = self.conditions.is_connected(device.client, loop.time())
         if is_linked != device.is_linked:

@@ -25,6 +25,8 @@ WITH_DEADLINE: Final = frozenset(
 )
 """The states that name their deadline in the transition that leads to them, unless they are their own source."""
 DEADLINE_SLACK_S: Final = 1.0
+EFFECT_S: Final = 170.0
+"""The time after a fault within which it may cause a failure: the limit of a run in `fault_run`, and a restart."""
 EXPECTED_ERRORS: Final = (BusError, BootstrapFailed, ConnectionError, TimeoutError)
 """The errors with which an agent may end; its supervisor starts it again."""
 
@@ -49,6 +51,8 @@ class InvariantChecker:
     """The runs that produced a model version, and when."""
     _last: dict[str, _Last] = field(default_factory=dict)
     _last_sequence: int = 0
+    _start_s: float | None = None
+    """The time of the first transition, at which the fleet starts."""
 
     def on_stored(self, record: StoredRecord) -> None:
         """Check a stored message, if it is a transition."""
@@ -61,6 +65,7 @@ class InvariantChecker:
     def _check(self, one: Transition, record: StoredRecord, source: str) -> None:
         entity, lifecycle = record.subject.split(".life.")[1], LIFECYCLES[one.kind]
         last, at_s = self._last.get(record.subject), record.time_ns / 1e9
+        self._start_s = at_s if self._start_s is None else self._start_s
         is_creation = one.event == lifecycle.creation and one.source == ""
         if last is None and not is_creation:
             self._report(one, entity, "its first transition is not its creation")
@@ -94,13 +99,13 @@ class InvariantChecker:
                 if one.target == RunState.FINISHED:
                     self.finished.append((one.key, at_s))
             case "server" if one.event == ServerEvent.ROUND_FINISHED and isinstance(one.facts, ServerData):
-                self._check_round(one, one.facts)
+                self._check_round(one, one.facts, at_s)
             case "client" if one.event in (ClientEvent.FAIL_TRAIN, ClientEvent.TRAINER_LOST):
-                self._check_failure(one)
+                self._check_failure(one, at_s)
             case _:
                 pass
 
-    def _check_round(self, one: Transition, facts: ServerData) -> None:
+    def _check_round(self, one: Transition, facts: ServerData, at_s: float) -> None:
         """Check that each counted failure has a cause: a fault of that client, or of the server side."""
         result = facts.last
         assert result is not None
@@ -109,16 +114,22 @@ class InvariantChecker:
         if both := result.failures.keys() & result.participants.keys():
             self._report(one, one.key, f"{sorted(both)} have failed and taken part")
         for client, reason in result.failures.items():
-            if not self._has_cause(client):
+            if not self._has_cause(client, at_s):
                 self._report(one, one.key, f"{client} is counted as failed without a fault: {reason}")
 
-    def _check_failure(self, one: Transition) -> None:
+    def _check_failure(self, one: Transition, at_s: float) -> None:
         client = one.key.partition(".")[0]
-        if not self._has_cause(client) and not one.reason.startswith("the run "):
+        if not self._has_cause(client, at_s) and not one.reason.startswith("the run "):
             self._report(one, one.key, f"it failed without a fault: {one.reason}")
 
-    def _has_cause(self, client: str) -> bool:
-        return any(fault.client in ("", client) for fault in self.faults)
+    def _has_cause(self, client: str, at_s: float) -> bool:
+        """Return whether a fault of *client* or of the server side is so recent that it may have an effect."""
+        since_start_s = at_s - (self._start_s or 0.0)
+        return any(
+            fault.client in ("", client)
+            and fault.at_s <= since_start_s <= fault.at_s + fault.lasts_s + EFFECT_S
+            for fault in self.faults
+        )
 
     def _report(self, one: Transition, entity: str, problem: str) -> None:
         self.violations.append(

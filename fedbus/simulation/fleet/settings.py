@@ -45,6 +45,8 @@ class FleetSettings:
     """The limit of one message to a client; None: the time of the task."""
     every_s: float | None = None
     """The pause between two runs; None: the schedule of the task, else 10 minutes."""
+    schedulers: int = 1
+    """Workflow schedulers, of which one leads."""
     start_within_s: float = MINUTE_S
     """The devices start at random times within this."""
     train_s: float = 10.0
