@@ -17,7 +17,8 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 import structlog
 
-from fedbus.learning.aggregation_planner import AggregationPlanner, AggregationReport, Drop, Merge
+from fedbus.contracts.task.aggregation import AggregationMode, AggregationTable
+from fedbus.learning.aggregation_planner import AggregationReport, Drop, Merge, make_planner
 from fedbus.learning.library import ClientReply, ErrorCode, Messenger, OutgoingMessage, ReplyError
 from fedbus.learning.stale_updates import UpdateRefused
 
@@ -60,14 +61,20 @@ Outcome: TypeAlias = TakenUpdate[S, U] | FailedTraining[S]
 
 
 class ModeDriver(Generic[S]):
-    """The driver of one run. *S* is what the library keeps of a message until its reply."""
+    """The driver of one run in the mode of *table*. *S* is what the library keeps of a message until its reply.
 
-    def __init__(
-        self, messenger: Messenger, planner: AggregationPlanner, *, wait_limit_s: float | None = None
-    ) -> None:
+    Raises:
+        ValueError: the mode is ``sync``, which needs no driver.
+
+    """
+
+    def __init__(self, messenger: Messenger, table: AggregationTable) -> None:
+        planner = make_planner(table)
+        if planner is None:
+            raise ValueError("the mode is sync")
         self._messenger = messenger
         self._planner = planner
-        self._wait_limit_s = wait_limit_s
+        self._wait_limit_s = table.deadline_s if table.mode is AggregationMode.DEADLINE else None
         """The limit for `exchange` once it has a reply."""
         self._trainings: dict[str, TrackedMessage[S]] = {}
         """The open messages that train, by id."""

@@ -120,6 +120,12 @@ class AggregationTable(ConfigSection):
     """The minimum number of clients in a round. With fewer connected clients, the round waits for `recruit-s`, and then
     the run fails."""
 
+    @property
+    def merges_late(self) -> bool:
+        """Whether the update of an older model can be a part of an aggregation."""
+        drops = self.mode is AggregationMode.DEADLINE and self.late == "drop"
+        return self.mode is not AggregationMode.SYNC and not drops
+
     def override(self, values: Mapping[str, bool | int | float | str]) -> Self:
         """Return the table with the *values* of a run, by key.
 

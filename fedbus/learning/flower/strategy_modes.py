@@ -14,8 +14,8 @@ from typing import Any, Final
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp.strategy import Bulyan, FedAvg, FedXgbBagging, FedXgbCyclic, MultiKrum, Strategy
 
-from fedbus.contracts.task.aggregation import AggregationMode, AggregationTable
-from fedbus.learning.aggregation_planner import AggregationReport, Merge, make_planner
+from fedbus.contracts.task.aggregation import AggregationTable
+from fedbus.learning.aggregation_planner import AggregationReport, Merge
 from fedbus.learning.flower.compressed_records import SentArrays, copy_array_records, find_reference
 from fedbus.learning.flower.grid import MessengerGrid
 from fedbus.learning.flower.private_api import NUMPY
@@ -37,13 +37,9 @@ class StrategyModes:
     """The exchanges of a strategy in the mode of *table*, which is not ``sync``."""
 
     def __init__(self, grid: MessengerGrid, table: AggregationTable) -> None:
-        planner = make_planner(table)
-        if planner is None:
-            raise ValueError("the mode is sync")
         self._grid = grid
         self._table = table
-        limit_s = table.deadline_s if table.mode is AggregationMode.DEADLINE else None
-        self._driver = ModeDriver[SentRequest](grid.messenger, planner, wait_limit_s=limit_s)
+        self._driver = ModeDriver[SentRequest](grid.messenger, table)
 
     @property
     def report(self) -> AggregationReport:
@@ -110,7 +106,7 @@ class StrategyModes:
         owner = next(cls for cls in type(strategy).__mro__ if "start" in vars(cls))
         if owner is not Strategy:
             return f'it has a loop of its own ({owner.__name__}.start), which waits for all clients. Use mode = "sync"'
-        if table.mode is AggregationMode.DEADLINE and table.late == "drop":
+        if not table.merges_late:
             return None  # all updates are of the current model
         advice = 'Use mode = "sync", or "deadline" with late = "drop"'
         if isinstance(strategy, _TREES):

@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 
 from fedbus.contracts.task.aggregation import AggregationMode, StrategyName
-from fedbus.learning.aggregation_planner import Merge, make_planner
+from fedbus.learning.aggregation_planner import Merge
 from fedbus.learning.functions.compressed_weights import ENCODINGS_KEY, decode_weights
 from fedbus.learning.functions.library import DEFAULT_ROUNDS
 from fedbus.learning.functions.message_codec import BadContent, Content, decode, encode, to_metrics
@@ -132,7 +132,9 @@ class FunctionsServer:
 
         """
         job = self._job
-        self._driver = self._open_driver(messenger)
+        self._driver = (
+            None if self._table.mode is AggregationMode.SYNC else ModeDriver(messenger, self._table)
+        )
         self._check_architecture()
         self._set_weights(job.model)
         round_log = RoundLog(
@@ -345,20 +347,10 @@ class FunctionsServer:
 
     # --- state --------------------------------------------------------------------------------
 
-    def _open_driver(self, messenger: Messenger) -> ModeDriver[Weights] | None:
-        """Open the exchanges of the aggregation mode; None for ``sync``."""
-        table = self._table
-        planner = make_planner(table)
-        limit_s = table.deadline_s if table.mode is AggregationMode.DEADLINE else None
-        return None if planner is None else ModeDriver(messenger, planner, wait_limit_s=limit_s)
-
     def _check_mode(self) -> None:
         """Check that the mode works with the strategy. Raises ModeUnsupported."""
         table = self._table
-        has_late = table.mode is not AggregationMode.SYNC and not (
-            table.mode is AggregationMode.DEADLINE and table.late == "drop"
-        )
-        if has_late and table.strategy is StrategyName.KRUM and not self._has_own_aggregation:
+        if table.merges_late and table.strategy is StrategyName.KRUM and not self._has_own_aggregation:
             raise ModeUnsupported(
                 f"the aggregation mode {table.mode} does not work with the strategy krum: it compares the updates of a "
                 'whole cohort, and takes an update of older weights for a malicious one. Use mode = "sync", or '
