@@ -96,7 +96,11 @@ def test_a_wait_without_a_deadline_is_found() -> None:
 
 
 def test_a_counted_failure_without_a_fault_is_found() -> None:
-    for faults, expected in (([], 1), ([Fault(FaultKind.SLOW, 1, 1, "client-0001")], 0)):
+    for faults, expected in (
+        ([], 1),
+        ([Fault(FaultKind.SLOW, 5, 1, "client-0001")], 1),
+        ([Fault(FaultKind.SLOW, 0, 1, "client-0001")], 0),
+    ):
         log = FakeLog(*faults)
         log.serve()
         log.add(C1 | {"run": "tiny-1"}, "client_start", "serving", "learning", deadline=NOW)
