@@ -505,6 +505,11 @@ class MessageContent(Body):
     blob: BlobRef | None = None
 
 
+def is_training(message_type: str) -> bool:
+    """Return whether messages of this type train: ``train``, or with a suffix of the app, ``train.distill``."""
+    return message_type.partition(".")[0] == "train"
+
+
 class RoundMessage(ClientMessage):
     """A message of the training library to one client: train, evaluate or query."""
 

@@ -8,17 +8,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
-from typing import Final
 
 from fedbus.contracts.client import ClientJoined, RoundReply
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import BlobRef, Manifest
 from fedbus.contracts.run import RoundResult, RunData, RunEvent
-from fedbus.contracts.server import RoundMessage
+from fedbus.contracts.server import RoundMessage, is_training
 from fedbus.contracts.transition import Transition
-
-TRAIN_TYPE: Final = "train"
-"""The category of a message type (the part before the dot) whose reply is an update."""
 
 
 class CheckOutcome(StrEnum):
@@ -184,7 +180,7 @@ def missing_updates(rounds: Iterable[RoundResult], updates: Collection[ClientUpd
 
 
 def _is_update(request: RoundMessage | None) -> bool:
-    return request is not None and request.message_type.partition(".")[0] == TRAIN_TYPE
+    return request is not None and is_training(request.message_type)
 
 
 def _update(reply: RoundReply) -> ClientUpdate:

@@ -36,7 +36,7 @@ from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.causation import set_current_cause
 from fedbus.contracts.client import ClientJoined, RoundStarted
 from fedbus.contracts.run import Scalar
-from fedbus.contracts.server import MessageContent, RoundMessage
+from fedbus.contracts.server import MessageContent, RoundMessage, is_training
 from fedbus.contracts.task.app import LibraryUnusable
 from fedbus.contracts.telemetry import (
     CLIENT,
@@ -208,11 +208,11 @@ class ClientAppProcess:
         self, conditions: TrainerConditions, message: RoundMessage, number: int, response: ClientResponse
     ) -> ClientResponse:
         """Wait as long as the device would work and be delayed, and return the response with its working time."""
-        is_training = message.message_type.partition(".")[0] == "train"
+        trains = is_training(message.message_type)
         measured_s = response.train_s or 0.0
-        work = conditions.training if is_training else conditions.evaluation
+        work = conditions.training if trains else conditions.evaluation
         work_s = work.work_s(number, measured_s, response.samples)
-        delay_s = conditions.delay_s(number) if is_training else 0.0
+        delay_s = conditions.delay_s(number) if trains else 0.0
         if (wait_s := work_s - measured_s + delay_s) > 0:
             with self._phase_span("delay", message):
                 await asyncio.sleep(wait_s)

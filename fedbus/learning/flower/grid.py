@@ -14,6 +14,7 @@ from typing import cast
 import structlog
 from flwr.app import Error, Message, Metadata, RecordDict
 
+from fedbus.contracts.server import is_training
 from fedbus.learning.compression import BadEncoding
 from fedbus.learning.flower import record_codec
 from fedbus.learning.flower.node_ids import node_id, run_number
@@ -39,7 +40,7 @@ from fedbus.learning.flower.replies import (
 )
 from fedbus.learning.flower.run_grid import RunGrid
 from fedbus.learning.flower.sent_messages import SentMessages, SentRequest
-from fedbus.learning.flower.update_check import check_update, is_training
+from fedbus.learning.flower.update_check import check_update
 from fedbus.learning.library import (
     ClientReply,
     ErrorCode,

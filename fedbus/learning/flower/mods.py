@@ -15,6 +15,7 @@ from typing import Final
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
+from fedbus.contracts.server import is_training
 from fedbus.learning.compression import Bf16, Encoding, Int8, TopK
 from fedbus.learning.flower.compressed_records import compress_records, copy_array_records
 from fedbus.learning.flower.private_api import KEY_CLIPPING_NORM, SECAGG_CONFIGS
@@ -52,7 +53,7 @@ def compression_mod(encoding: Encoding) -> Mod:
     """Return a mod that compresses the replies to training messages. It keeps its state in ``context.state``."""
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        if message.metadata.message_type.partition(".")[0] != "train":
+        if not is_training(message.metadata.message_type):
             return call_next(message, context)
         if SECAGG_CONFIGS in message.content:
             raise ValueError(_SECAGG_ADVICE)

@@ -13,11 +13,6 @@ from fedbus.learning.flower.private_api import NUMPY, array_view
 from fedbus.learning.stale_updates import UpdateRefused, check_finite
 
 
-def is_training(kind: str) -> bool:
-    """Return whether messages of *kind* train."""
-    return kind.partition(".")[0] == "train"
-
-
 def check_update(content: RecordDict, sent: SentArrays) -> None:
     """Check the arrays of *content*, a reply to *sent*. Flower's strategies would fail, or average NaN.
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from flwr.app import Error, Message, Metadata, RecordDict
 
+from fedbus.contracts.server import is_training
 from fedbus.learning.compression import BadEncoding
 from fedbus.learning.flower.client_app_host import client_metrics
 from fedbus.learning.flower.node_polling import NodePoller, not_enough_clients
@@ -20,7 +21,7 @@ from fedbus.learning.flower.private_api import (
 from fedbus.learning.flower.replies import GridClosed, round_number_of, sample_count
 from fedbus.learning.flower.run_grid import RunGrid
 from fedbus.learning.flower.sent_messages import SentMessages, SentRequest
-from fedbus.learning.flower.update_check import check_update, is_training
+from fedbus.learning.flower.update_check import check_update
 from fedbus.learning.flower_superlink.fleet import SuperNodes
 from fedbus.learning.flower_superlink.private_api import HttpGrid
 from fedbus.learning.flower_superlink.superlink import SuperLink, SuperLinkEnded

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal, TypeAlias
 
+from fedbus.contracts.server import is_training
 from fedbus.simulation.profiles.assignment import NO_GROUP, assign_groups, unlimited_group
 from fedbus.simulation.profiles.draws import draw_uniform, exponential_quantile
 from fedbus.simulation.profiles.durations import AnyDuration
@@ -180,11 +181,6 @@ class Conditions:
     def next_availability_change(self, client: str, at: float) -> float:
         """Return the first time after *at* at which `is_available` changes; infinity if there is none."""
         return self.device(client).availability.next_change(at)
-
-
-def is_training(kind: str) -> bool:
-    """Return whether messages of *kind* train: ``train``, ``train.distill``."""
-    return kind.partition(".")[0] == "train"
 
 
 @dataclass(frozen=True)
