@@ -9,6 +9,9 @@ from fedbus.contracts.situations import ServerTraining
 
 RunOutcome: TypeAlias = Literal["finished", "failed", "cancelled"]
 
+MAX_NAMED_FAILURES: Final = 20
+"""Failed clients that a reason names. All of them are in the result of the round."""
+
 RUN_EVENTS: Final[Mapping[str, RunEvent]] = {
     ServerEvent.RUN_REQUESTED: RunEvent.RECRUITING_STARTED,
     ServerEvent.QUORUM_REACHED: RunEvent.QUORUM_REACHED,
@@ -49,7 +52,10 @@ def no_update_reason(run: ServerTraining) -> str:
     """
     if not run.trainings or run.failures < run.trainings:
         return ""
-    last = run.last.failures if run.last else {}
-    reasons = "; ".join(f"{client}: {why}" for client, why in sorted(last.items()))
+    last = sorted(run.last.failures.items()) if run.last else []
+    named = [f"{client}: {why}" for client, why in last[:MAX_NAMED_FAILURES]]
+    if (count := len(last) - MAX_NAMED_FAILURES) > 0:
+        named.append(f"{count} more failed")
+    reasons = "; ".join(named)
     failed = f"no client's update is in any of the {run.round} rounds"
     return f"{failed}; in the last one {reasons}" if reasons else failed

@@ -53,11 +53,17 @@ def recruiting_summary(
     others = {client: reason for client, reason in declined.items() if client not in failed}
     return "; ".join(
         [
-            f"{len(joined)} of {wanted} clients joined in time ({', '.join(joined) or 'none'})",
+            f"{len(joined)} of {wanted} clients joined in time ({_list_clients(joined)})",
             *_name_clients(failed, "cannot load the task's code", more="cannot load it"),
             *_name_clients(others, "declined", more="declined"),
         ]
     )
+
+
+def _list_clients(clients: Sequence[str]) -> str:
+    """Return the first of *clients*, and the number of the others."""
+    names, count = ", ".join(clients[:MAX_NAMED_CLIENTS]), len(clients) - MAX_NAMED_CLIENTS
+    return f"{names} and {count} more" if count > 0 else names or "none"
 
 
 def _name_clients(reasons: Mapping[str, str], what: str, *, more: str) -> list[str]:

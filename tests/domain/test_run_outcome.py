@@ -53,6 +53,13 @@ def test_a_run_without_any_update_failed_with_a_reason() -> None:
     )
 
 
+def test_a_run_without_updates_names_some_of_its_failed_clients() -> None:
+    last = RoundResult(round=2, failures={f"c{number:05}": "no reply" for number in range(10_000)})
+    reason = no_update_reason(training(trainings=4, failures=4, last=last))
+    assert reason.endswith("c00018: no reply; c00019: no reply; 9980 more failed")
+    assert len(reason) < 1000
+
+
 def test_one_update_is_enough() -> None:
     assert no_update_reason(training(trainings=4, failures=3)) == ""
 

@@ -104,6 +104,14 @@ def test_a_summary_names_a_few_declined_clients() -> None:
     )
 
 
+def test_a_summary_names_a_few_clients_that_joined() -> None:
+    joined = [f"c{number}" for number in range(9000)]
+    assert recruiting_summary(joined[:5], 6, {}) == "5 of 6 clients joined in time (c0, c1, c2, c3, c4)"
+    assert recruiting_summary(joined, 9001, {}) == (
+        "9000 of 9001 clients joined in time (c0, c1, c2, c3, c4 and 8995 more)"
+    )
+
+
 def test_a_summary_limits_each_reason() -> None:
     """A reason of a megabyte would make the transition of the server too large to be published."""
     text = recruiting_summary([], 2, {"c1": "x" * 1_000_000}, {"c2": "y" * 1_000_000})
