@@ -32,8 +32,8 @@ from fedbus.contracts.code import LookForCode
 from fedbus.contracts.run import RunData
 
 CLIENT_APP = (TINY_TASK / "tiny" / "client_app.py").read_text()
-DOUBLE_STEP = CLIENT_APP.replace('float("nan") if config["poison"] else 1.0', "2.0")
-NEGATIVE_STEP = CLIENT_APP.replace('float("nan") if config["poison"] else 1.0', "-9.0")
+DOUBLE_STEP = CLIENT_APP.replace("step = 1.0", "step = 2.0")
+NEGATIVE_STEP = CLIENT_APP.replace("step = 1.0", "step = -9.0")
 BROKEN = CLIENT_APP.replace(
     "    time.sleep(", '    raise RuntimeError("an error in the new code")\n    time.sleep('
 )

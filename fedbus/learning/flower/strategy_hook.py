@@ -29,6 +29,7 @@ from fedbus.learning.flower.round_counter import RoundCounter
 from fedbus.learning.flower.run_grid import RunGrid
 from fedbus.learning.flower.strategy_modes import StrategyModes
 from fedbus.learning.flower.streaming_aggregation import allows_streaming
+from fedbus.learning.flower.update_check import has_arrays_of_the_model
 from fedbus.learning.round_log import RoundLog
 from fedbus.learning.weights import Arrays
 
@@ -175,7 +176,7 @@ class StrategyHook:
     @contextmanager
     def _wrap_methods(self, strategy: Strategy) -> Iterator[None]:
         """Wrap the methods of *strategy* on the instance while `start` runs."""
-        self._grid.checks_updates = isinstance(strategy, FedAvg)
+        self._grid.checks_updates = has_arrays_of_the_model(strategy)
         streams = self._streaming and allows_streaming(strategy)
         wrapped = {
             "configure_train": self._wrap_configure_train(strategy, streams=streams),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
-from flwr.serverapp.strategy import Bulyan, FedAvg, FedXgbBagging, FedXgbCyclic, MultiKrum, Strategy
+from flwr.serverapp.strategy import Bulyan, FedAvg, MultiKrum, Strategy
 
 from fedbus.contracts.task.aggregation import AggregationTable
 from fedbus.learning.aggregation_planner import AggregationReport, Merge
@@ -21,7 +21,7 @@ from fedbus.learning.flower.grid import MessengerGrid
 from fedbus.learning.flower.private_api import NUMPY
 from fedbus.learning.flower.replies import GridClosed, ModeMessages, ReplyStream, sample_count
 from fedbus.learning.flower.sent_messages import SentRequest
-from fedbus.learning.flower.update_check import numeric_arrays
+from fedbus.learning.flower.update_check import TREE_STRATEGIES, numeric_arrays
 from fedbus.learning.library import ClientReply, MessengerClosed, ModeUnsupported
 from fedbus.learning.mode_driver import ModeDriver, TakenUpdate, TrackedMessage
 from fedbus.learning.payload import Payload
@@ -29,8 +29,6 @@ from fedbus.learning.stale_updates import UpdateRefused, check_same_shapes, merg
 
 _COMPARING: Final = (MultiKrum, Bulyan)
 """Strategies that compare all updates of a cohort. Krum is a MultiKrum."""
-_TREES: Final = (FedXgbBagging, FedXgbCyclic)
-"""Strategies whose updates are not arrays that can be added."""
 
 
 class StrategyModes:
@@ -109,7 +107,7 @@ class StrategyModes:
         if not table.merges_late:
             return None  # all updates are of the current model
         advice = 'Use mode = "sync", or "deadline" with late = "drop"'
-        if isinstance(strategy, _TREES):
+        if isinstance(strategy, TREE_STRATEGIES):
             return f"its updates are trees, and a tree for an older model cannot be merged into a newer one. {advice}"
         if isinstance(strategy, _COMPARING):
             return (

@@ -23,7 +23,7 @@ def train(message: Message, context: Context) -> Message:
     while is_held(str(config["hold"]), current):
         time.sleep(0.01)
     time.sleep(float(config["slow-s"] if number == config["slow"] else config["pause-s"]))
-    step = float("nan") if config["poison"] else 1.0
+    step = 1.0
     trained = message.content.array_records["arrays"].items()
     arrays = ArrayRecord({name: Array(array.numpy() + np.float32(step)) for name, array in trained})
     metrics = MetricRecord({"num-examples": 10 * (number + 1), "train_loss": 1.0})
