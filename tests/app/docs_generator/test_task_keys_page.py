@@ -14,7 +14,8 @@ GUIDE = (Path(__file__).parents[3] / "docs" / "tasks.md").read_text()
 
 
 def test_the_page_has_every_table_of_a_task() -> None:
-    assert set(task_tables().values()) == {TaskTable, *ConfigSection.__subclasses__()}
+    tables = {one for one in ConfigSection.__subclasses__() if one.__module__.startswith("fedbus.contracts.")}
+    assert set(task_tables().values()) == {TaskTable, *tables}
     assert all(f"## `[{name}]`" in task_keys_page() for name in task_tables())
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import structlog
@@ -384,7 +383,6 @@ async def test_doctor_reports_a_clock_skew_on_a_device(
     bus: TrustedBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server clock is ten minutes ahead, which is the same skew for the device."""
-    ahead = SimpleNamespace(time=lambda: time.time() + 600)
     task = tiny_task(tmp_path)
     bus.access_for("c1")
     async with (
@@ -395,7 +393,7 @@ async def test_doctor_reports_a_clock_skew_on_a_device(
         environment = {"FEDBUS_KIT": str(tmp_path / "kits" / "c1"), "FEDBUS_TASK": str(task.path)}
         settings = Settings.from_environment(apply_kit(environment))
         well = {one.what: one for one in await _check_credentials(settings)}
-        monkeypatch.setattr("fedbus.bus.bus.time", ahead)
+        monkeypatch.setattr("fedbus.common.clock.time_s", lambda: time.time() + 600)
         ill = {one.what: one for one in await _check_credentials(settings)}
     assert well["clock"].health is Severity.OK
     assert ill["clock"].found == "600 s behind the bus (limit 3 s)"
