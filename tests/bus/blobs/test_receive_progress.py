@@ -36,7 +36,11 @@ one_server = settings(
 )
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module", params=["nats-server", "memory"])
+@pytest_asyncio.fixture(
+    loop_scope="module",
+    scope="module",
+    params=["nats-server", pytest.param("memory", marks=pytest.mark.slow)],
+)
 async def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Pair]:
