@@ -273,9 +273,10 @@ def from_torch_state_dict(
 ) -> ArrayRecord:
     """Replace `ArrayRecord.from_torch_state_dict` by one that makes the arrays with `make_array`."""
     record = ArrayRecord()
+    arrays: dict[str, Array] = record.__dict__["_data"]  # the caller has checked the names
     for key in list(state_dict):
         tensor = state_dict[key] if keep_input else state_dict.pop(key)
-        record[key] = make_array(tensor.detach().cpu().numpy())
+        arrays[key] = make_array(tensor.detach().cpu().numpy())
     return record
 
 

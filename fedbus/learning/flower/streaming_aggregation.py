@@ -112,15 +112,15 @@ class WeightedMean:
         """
         if reply.has_error():
             return reply
-        return build_message(reply.metadata, content=self.add_content(reply.content))
+        self.add_content(reply.content)
+        return build_message(reply.metadata, content=self.outline_of(reply.content))
 
-    def add_content(self, content: RecordDict) -> RecordDict:
-        """Add the arrays of *content*, and return it with empty arrays."""
+    def add_content(self, content: RecordDict) -> None:
+        """Add the arrays of *content*."""
         weight = update_weight(content, self._weighted_by)
         record = single_array_record(content)
         if weight is not None and record is not None and self._has_expected_keys(record):
             self._add(record, weight)
-        return self._outline_of(content)
 
     def add_sum(self, partial: FlowerPartialSum) -> None:
         """Add the sum of several updates. One with other names than the first is not added, as with an update."""
@@ -178,7 +178,8 @@ class WeightedMean:
         else:
             self._sums[key] = _WeightedSum(values, weight, dtype)
 
-    def _outline_of(self, content: RecordDict) -> RecordDict:
+    def outline_of(self, content: RecordDict) -> RecordDict:
+        """Return *content* with empty arrays."""
         return RecordDict(
             {
                 name: self._without_arrays(record) if isinstance(record, ArrayRecord) else record

@@ -41,8 +41,8 @@ class FlowerUpdateSum:
         if has_compressed_arrays(content):
             decode_updates(content, sent)
         check_update(content, sent)
-        outline = self._mean.add_content(content)
-        return None if self._merge(content) else outline
+        self._mean.add_content(content)
+        return None if self._merge(content) else self._mean.outline_of(content)
 
     def take(self) -> Payload | None:
         """Return the sum and its weight, and begin a new sum; None if nothing was added."""

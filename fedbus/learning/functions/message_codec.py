@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final
 
 from fedbus.learning import weights
@@ -40,7 +41,13 @@ def encode(content: Content) -> list[bytes | memoryview]:
     """
     values = json.dumps(content.values).encode()
     values += b" " * (-len(values) % ALIGNMENT)
-    return [len(values).to_bytes(8, "little"), values, *weights.pack(content.weights).buffers]
+    file = weights.pack(content.weights).buffers if content.weights else _empty_file()
+    return [len(values).to_bytes(8, "little"), values, *file]
+
+
+@cache
+def _empty_file() -> list[bytes | memoryview]:
+    return weights.pack({}).buffers
 
 
 def decode(data: bytes | memoryview) -> Content:

@@ -6,6 +6,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from fedbus.learning.stale_updates import is_finite
 from fedbus.learning.weights import SUPPORTED_DTYPES
 
 MAX_METRICS: Final = 1000
@@ -43,7 +44,8 @@ def check_weights(weights: object) -> Weights:
     """
     if not isinstance(weights, Mapping):
         raise BadUpdate(f"the weights are a {type(weights).__name__}. Return a dict of NumPy arrays")
-    return {_check_name(name): _check_array(name, array) for name, array in weights.items()}
+    with np.errstate(over="ignore", invalid="ignore"):
+        return {_check_name(name): _check_array(name, array) for name, array in weights.items()}
 
 
 def check_same_arrays(
@@ -80,6 +82,6 @@ def _check_array(name: str, array: object) -> np.ndarray[Any, Any]:
         )
     if array.dtype.name not in SUPPORTED_DTYPES:
         raise BadUpdate(f"{name!r} has dtype {array.dtype}. Use one of {', '.join(SUPPORTED_DTYPES)}")
-    if array.dtype.kind in "fc" and not bool(np.isfinite(array).all()):
+    if not is_finite(array):
         raise BadUpdate(f"{name!r} contains NaN or infinity")
     return np.asarray(array)
