@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Literal, TypedDict
 
-from pydantic import AwareDatetime, Field, field_validator
+from pydantic import AwareDatetime, ConfigDict, Field, field_validator
 
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import Id
@@ -108,6 +108,9 @@ class RunOverrides(Body):
 
 class RoundResult(Body):
     """The result of one round. Round 0 is the evaluation of the model that the run started from."""
+
+    # A diverged run has infinite or NaN metrics, which JSON would have as null and could not be read.
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     round: int = Field(ge=0)
     metrics: dict[str, float] = Field(default_factory=dict)
