@@ -10,12 +10,13 @@ A round is complete when its line is in rounds.jsonl, which is written after the
 killed continues after its last complete round. Files are replaced atomically; a part of a last line is ignored.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, TextIO
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
@@ -100,6 +101,8 @@ class ResultsFolder:
     def __init__(self, path: Path, record: SimulationRecord) -> None:
         self.path = path
         self.record = record
+        self._locked: TextIO | None = None
+        """The file with the lock of the running simulation."""
 
     @classmethod
     def create(cls, path: Path, record: SimulationRecord) -> Self:
@@ -145,7 +148,8 @@ class ResultsFolder:
             file.write(f"{result.model_dump_json()}\n")
 
     def begin(self, config: SimulationConfig, *, trace_parent: str) -> None:
-        """Record that the simulation starts or continues."""
+        """Record that the simulation starts or continues. Raises CliError if it is running already."""
+        self._lock()
         self._drop_partial_line()
         self._update(state="running", reason="", ended=None, config=config, trace_parent=trace_parent)
 
@@ -159,7 +163,7 @@ class ResultsFolder:
         peak_memory_bytes: int = 0,
         reason: str = "",
     ) -> None:
-        """Write the final model, and record how the simulation ended."""
+        """Write the final model, record how the simulation ended, and release the folder."""
         digest = weights.save(model, self.model_path).sha256 if model else self.record.model_sha256
         self._update(
             model_sha256=digest,
@@ -170,6 +174,20 @@ class ResultsFolder:
             simulated_s=self.record.simulated_s + simulated_s,
             peak_memory_bytes=max(self.record.peak_memory_bytes, peak_memory_bytes),
         )
+        if self._locked is not None:
+            self._locked.close()
+
+    def _lock(self) -> None:
+        """Lock the folder until the end of the simulation, or of this process."""
+        file = (self.path / ROUNDS_FILE).open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise CliError(
+                f"the simulation in {self.path} is already running. Wait for its end, or interrupt it"
+            ) from None
+        self._locked = file
 
     def _update(self, **changes: Any) -> None:
         self.record = self.record.model_copy(update=changes)

@@ -70,6 +70,8 @@ class _Observer:
         self._tracking = tracking
         self._trace = trace
         self.last_model: Arrays | None = prepared.model
+        self.unwritten: OSError | None = None
+        """Why the results of a round could not be written. A library may report it as an error of the app."""
 
     def on_start(self, start: SimulationStart) -> None:
         self._trace.move_to(RunState.RUNNING)
@@ -86,7 +88,11 @@ class _Observer:
         )
 
     def on_round(self, result: RoundResult, model: Arrays) -> None:
-        self._prepared.folder.add_round(result, model)
+        try:
+            self._prepared.folder.add_round(result, model)
+        except OSError as error:
+            self.unwritten = error
+            raise
         self._tracking.add_round(result)
         self._view.end_round(result)
         self.last_model = model
@@ -130,16 +136,19 @@ def _run_rounds(prepared: PreparedSimulation, console: Console) -> None:
         observer = _Observer(prepared, console, view, tracking, trace)
 
         def end(state: RunState, reason: str = "", result: SimulationResult | None = None) -> None:
-            folder.end(
-                state,
-                model=result.model if result else None,
-                seconds=time.monotonic() - started,
-                simulated_s=result.simulated_s if result else 0.0,
-                peak_memory_bytes=result.peak_memory_bytes if result else 0,
-                reason=reason,
-            )
             trace.move_to(state, reason)
             tracking.end(state, reason)
+            try:
+                folder.end(
+                    state,
+                    model=result.model if result else None,
+                    seconds=time.monotonic() - started,
+                    simulated_s=result.simulated_s if result else 0.0,
+                    peak_memory_bytes=result.peak_memory_bytes if result else 0,
+                    reason=reason,
+                )
+            except OSError as error:
+                raise _unwritable(prepared, error) from None
 
         with interruptible():
             try:
@@ -149,6 +158,10 @@ def _run_rounds(prepared: PreparedSimulation, console: Console) -> None:
                 end(RunState.CANCELLED, "interrupted")
                 raise _interrupted(prepared) from None
             except Exception as error:
+                if observer.unwritten is not None:
+                    failure = _unwritable(prepared, observer.unwritten)
+                    end(RunState.FAILED, str(failure))
+                    raise failure from error
                 end(RunState.FAILED, describe_error(error)[0])
                 raise
             end(RunState.FINISHED, result=result)
@@ -160,6 +173,14 @@ def _interrupted(prepared: PreparedSimulation) -> CliError:
         f"{prepared.name} was interrupted after {pluralize(done, 'round')}. To continue: "
         + resume_command(prepared),
         ExitCode.INTERRUPTED,
+    )
+
+
+def _unwritable(prepared: PreparedSimulation, error: OSError) -> CliError:
+    return CliError(
+        f"cannot write the results in {prepared.folder.path}: {error.strerror or error}. "
+        f"Free space or change the permissions, then continue with {resume_command(prepared)}",
+        ExitCode.MACHINE,
     )
 
 

@@ -1,5 +1,6 @@
 """The results folder of a simulation: what a killed one leaves is enough to continue."""
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def test_rounds_after_a_partial_line_are_read(tmp_path: Path) -> None:
         file.write('{"round": 3, "metr')
     results.begin(CONFIG, trace_parent="")
     results.add_round(RoundResult(round=3), model(3))
+    results.end("finished", seconds=1.0)
 
     assert [one.round for one in results.read_rounds()] == [1, 2, 3]
 
@@ -70,6 +72,28 @@ def test_of_a_repeated_round_the_last_result_counts(tmp_path: Path) -> None:
     results.add_round(RoundResult(round=2, metrics={"loss": 9.0}), model(9))
 
     assert [one.loss for one in results.read_rounds()] == [1.0, 9.0]
+
+
+def test_a_diverged_simulation_keeps_its_rounds(tmp_path: Path) -> None:
+    results = folder(tmp_path / "sim")
+    result = RoundResult(round=1, metrics={"loss": math.inf}, figures={"c1": {"train_loss": math.nan}})
+    results.add_round(result, model(1))
+
+    (read,) = results.read_rounds()
+    assert read.loss == math.inf
+    assert math.isnan(read.figures["c1"]["train_loss"])
+
+
+def test_a_running_simulation_is_not_continued_by_another(tmp_path: Path) -> None:
+    results = with_rounds(tmp_path / "sim", 1)
+    results.begin(CONFIG, trace_parent="")
+    other = ResultsFolder.open(results.path)
+
+    with pytest.raises(CliError, match="is already running"):
+        other.begin(CONFIG, trace_parent="")
+    results.end("cancelled", seconds=1.0)
+    other.begin(CONFIG, trace_parent="")
+    other.end("finished", seconds=1.0)
 
 
 def test_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from support.processes import descendants_of
 
 from fedbus.agents.common.child_process import ChildProcess
 from fedbus.app.failures import ExitCode
+from fedbus.app.simulate.results_folder import SimulationRecord
 from fedbus.stores.trackers.local import read_rounds
 
 PYPROJECT = """
@@ -139,6 +140,30 @@ async def test_clients_that_all_raise_end_it_with_the_reason(fedbus: FedbusCli, 
     assert failed.code == ExitCode.FAILED
     assert failed.err.startswith("fedbus: no client could train in round 1: client-0000: ")
     assert len(failed.err.splitlines()) == 1
+
+
+@pytest.mark.slow
+async def test_results_that_cannot_be_written_end_it_with_the_reason(
+    fedbus: FedbusCli, task: str, tmp_path: Path
+) -> None:
+    """As on a full disk, and not as an error of the app."""
+    out = tmp_path / "out"
+    replace_folder_in_training(task, out / "checkpoints")
+    failed = await fedbus("simulate", task, "--clients", "1", "--rounds", "1", "--out", str(out))
+
+    assert failed.code == ExitCode.MACHINE
+    assert failed.err.startswith(f"fedbus: cannot write the results in {out}: ")
+    assert failed.err.endswith("--resume\n")
+    assert SimulationRecord.model_validate_json((out / "config.json").read_text()).state == "failed"
+
+
+def replace_folder_in_training(task: str, folder: Path) -> None:
+    """Let the training of *task* replace *folder* by a file, so that no file in it can be written."""
+    header = "def train(weights, data, config):\n"
+    lines = (
+        f'    import pathlib\n    pathlib.Path("{folder}").rmdir()\n    pathlib.Path("{folder}").touch()\n'
+    )
+    Path(task, "tiny_sim", "functions.py").write_text(FUNCTIONS.replace(header, header + lines))
 
 
 @pytest.mark.slow
