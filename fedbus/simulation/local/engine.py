@@ -317,7 +317,7 @@ class LocalEngine:
         if not self._has_imported:
             return (
                 f"the process that imports the task {_describe_code(code)} before the import was complete. "
-                "See its output above"
+                "Its output (in a simulation, the file workers.log) has the reason"
             )
         return f"the process that starts the workers {_describe_code(code)}. Start the simulation again"
 
@@ -388,7 +388,7 @@ def describe_exit(exited: WorkerExited) -> str:
         )
     if exited.exit_code in (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE, -signal.SIGABRT):
         return f"{text}: the fault is in a compiled library that the task uses"
-    return f"{text}. Its output above has the reason"
+    return f"{text}. Its output (in a simulation, the file workers.log) has the reason"
 
 
 def _describe_code(code: int | None) -> str:
