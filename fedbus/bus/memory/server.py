@@ -5,14 +5,14 @@ import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
 from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, PubAck, StreamConfig, StreamInfo
-from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError
+from nats.js.errors import APIError, BadRequestError, NoStreamResponseError, NotFoundError
 
 from fedbus.bus.memory.client import NO_CALLBACKS, NO_RESPONDERS, ConnectionCallbacks, MemoryClient
 from fedbus.bus.memory.consumer import DeliveredMsg, PushConsumer
@@ -162,7 +162,8 @@ class MemoryServer:
             return
         received = self._route(subject, data, reply, headers)
         if (stream := self._stream_for(subject)) is not None:
-            self._store_in(stream, subject, data, headers)
+            with suppress(APIError):  # without a request for an acknowledgement, the sender does not get it
+                self._store_in(stream, subject, data, headers)
         elif reply and not received:
             self._report_no_responders(sender, reply)
 

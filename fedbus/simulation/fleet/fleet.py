@@ -4,12 +4,15 @@ import asyncio
 import gc
 import logging
 import resource
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path
+from types import FrameType
 from typing import IO, Final
 
 import structlog
@@ -56,11 +59,15 @@ def simulate_fleet(
 
     Raises:
         BadSettings: Virtual time needs a package that is not installed.
+        KeyboardInterrupt: A signal interrupted the simulation; its agents are stopped.
 
     """
     start = time.perf_counter()
     with open_runner(settings) as runner:
-        return runner.run(_simulate(settings, log, observer, start))
+        try:
+            return runner.run(_simulate(settings, log, observer, start))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
 
 
 def open_runner(settings: FleetSettings) -> asyncio.Runner:
@@ -87,8 +94,9 @@ async def _simulate(
     async with SimulatedFleet.open(
         settings, [transitions.on_stored, *_reports(settings, transitions, observer)]
     ) as fleet:
-        fleet.start()
-        await asyncio.sleep(settings.duration_s)
+        with _cancel_when_interrupted():
+            fleet.start()
+            await asyncio.sleep(settings.duration_s)
         runs, restarts = await fleet.read_runs(transitions), fleet.restarts
     return FleetResult(
         clients=settings.clients,
@@ -101,6 +109,36 @@ async def _simulate(
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         log_sha256=transitions.sha256,
     )
+
+
+@contextmanager
+def _cancel_when_interrupted() -> Iterator[None]:
+    """Cancel the current task if the handler of SIGINT or SIGTERM raises KeyboardInterrupt.
+
+    Otherwise the error would end whichever agent is running, and leave the others without an end.
+    """
+    task = asyncio.current_task()
+    if task is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        handler = before[signal.Signals(number)]
+        try:
+            if callable(handler):
+                handler(number, frame)
+        except KeyboardInterrupt:
+            task.cancel()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    chained = [number for number, handler in before.items() if callable(handler)]
+    for number in chained:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in chained:
+            signal.signal(number, before[number])
 
 
 def _reports(

@@ -25,6 +25,8 @@ WITH_DEADLINE: Final = frozenset(
 )
 """The states that name their deadline in the transition that leads to them, unless they are their own source."""
 DEADLINE_SLACK_S: Final = 1.0
+RESOLUTION_S: Final = 1e-3
+"""Times of messages are rounded."""
 EFFECT_S: Final = 170.0
 """The time after a fault within which it may cause a failure: the limit of a run in `fault_run`, and a restart."""
 EXPECTED_ERRORS: Final = (BusError, BootstrapFailed, ConnectionError, TimeoutError)
@@ -127,7 +129,7 @@ class InvariantChecker:
         since_start_s = at_s - (self._start_s or 0.0)
         return any(
             fault.client in ("", client)
-            and fault.at_s <= since_start_s <= fault.at_s + fault.lasts_s + EFFECT_S
+            and fault.at_s - RESOLUTION_S <= since_start_s <= fault.at_s + fault.lasts_s + EFFECT_S
             for fault in self.faults
         )
 

@@ -1,7 +1,9 @@
 """An event loop whose time is virtual: if nothing is ready, it jumps to the next timer."""
 
+import asyncio
 import random
 from collections.abc import Callable
+from contextvars import Context
 from datetime import datetime
 from typing import Any
 
@@ -55,6 +57,13 @@ class VirtualLoop(async_solipsism.EventLoop):  # type: ignore[misc]  # has no ty
         self._selector.clock = ticks  # it advances the time instead of waiting
         self.time = ticks.time
         self.clock = VirtualClock(self, seed, starts_at)
+
+    def call_soon_threadsafe(
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Call *callback* soon: only signal handlers use this, since there are no threads."""
+        handle: asyncio.Handle = self.call_soon(callback, *args, context=context)
+        return handle
 
     async def run_in_executor(self, executor: object, func: Callable[..., Any], *args: Any) -> Any:  # noqa: ARG002
         return func(*args)

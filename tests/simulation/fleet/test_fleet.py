@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 import sys
 from typing import Any
 
@@ -107,6 +109,17 @@ def test_the_progress_is_reported(task: Task) -> None:
 def test_settings_that_do_not_fit_are_rejected(task: Task, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(BadSettings, match=message):
         make_settings(task, **changes)
+
+
+def test_an_interrupted_fleet_ends_without_restarts_or_errors(
+    task: Task, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_: FleetProgress) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate_fleet(make_settings(task, duration_s=200.0), observer=interrupt)
+    assert capfd.readouterr().err == ""
 
 
 def test_without_the_extra_the_package_to_install_is_named(
