@@ -8,9 +8,9 @@ from typing import Final
 
 import psutil
 
-MIN_INTERVAL_S: Final = 1.0
-COST_RATIO: Final = 50
-"""Measuring takes at most this part of the time: one in fifty."""
+MIN_INTERVAL_S: Final = 5.0
+COST_RATIO: Final = 200
+"""Measuring takes at most this part of the time: one in two hundred."""
 
 
 class PeakMemory:

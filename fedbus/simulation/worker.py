@@ -51,7 +51,7 @@ FLUSH_S: Final = 0.02
 """The time for which replies are collected before they are sent together."""
 FLUSH_BYTES: Final = 64 * 1024
 """The size of the payloads of collected replies, above which they are sent at once."""
-SUM_S: Final = 0.25
+SUM_S: Final = 1.0
 """The time for which updates are added to one sum before it is sent."""
 SUM_COST_RATIO: Final = 50
 """A sum is sent at most once in this multiple of the time that sending the last one took."""
