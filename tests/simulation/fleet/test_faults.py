@@ -4,6 +4,9 @@
 """
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,9 +14,20 @@ from fedbus.contracts.task.task import Task
 from fedbus.simulation.fleet.fault_run import END_OF_FAULTS_S, run_with_faults
 from fedbus.simulation.fleet.faults import SERVER_SIDE, Fault, FaultKind, plan_faults
 
+TINY_TASK = Path(__file__).parents[2] / "support" / "tiny_task"
 SEEDS_AT_ONCE = 5
 """Seeds of one test, so that several workers share them."""
 SEEDS = int(os.environ.get("FLEET_SEEDS", "20"))
+DIGEST_OF_A_SEED = """
+import sys
+from pathlib import Path
+from fedbus.learning.library import open_library
+from fedbus.simulation.fleet.fault_run import run_with_faults
+from fedbus.stores.tasks.task_directory import read_task
+
+task = read_task(Path(sys.argv[1]), open_library, version="1" * 40)
+print(run_with_faults(task, 13, clients=8).log_sha256)
+"""
 CHOSEN = os.environ.get("FLEET_SEED")
 STARTS = [int(CHOSEN)] if CHOSEN else range(0, SEEDS, SEEDS_AT_ONCE)
 
@@ -52,6 +66,22 @@ def test_each_kind_of_fault_is_survived_at_each_moment_of_a_run(task: Task, kind
 def test_a_seed_with_faults_reproduces_its_log(task: Task) -> None:
     first, second = (run_with_faults(task, 5, clients=3) for _ in range(2))
     assert first.log_sha256 == second.log_sha256
+
+
+@pytest.mark.slow
+def test_a_log_does_not_depend_on_the_order_of_sets() -> None:
+    digests = {
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", DIGEST_OF_A_SEED, str(TINY_TASK)],
+            env=os.environ | {"PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    assert len(digests) == 1
+    assert len(digests.pop().strip()) == 64
 
 
 def test_planned_faults_are_those_of_the_seed_and_end_in_time() -> None:
