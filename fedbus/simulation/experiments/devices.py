@@ -44,7 +44,8 @@ QUICK_IMAGES: Final = 1000
 def simulate_limited(settings: dict[str, Any], report_progress: ReportProgress) -> CellOutcome:
     """Simulate a run whose clients train within the CPU time of their groups."""
     load = os.getloadavg()[0]
-    with limit_cpu(settings["shares"]) as groups:
+    shares = {f"client-{number}": share for number, share in enumerate(settings["shares"])}
+    with limit_cpu(shares) as groups:  # a group for each client: all processes of a group share its quota
         lists = ",".join(groups.process_lists.values())
         config = {**settings["config"], "cpu-groups": lists, "cpu-default": groups.default}
         outcome = simulate_cell({**settings, "config": config}, report_progress)
@@ -108,7 +109,10 @@ class DevicesExperiment:
         )
         if profile:
             return cell
-        return cell.model_copy(update={"function": FUNCTION, "settings": {**cell.settings, "shares": shares}})
+        of_clients = [list(shares.values())[number % len(shares)] for number in range(CLIENTS)]
+        return cell.model_copy(
+            update={"function": FUNCTION, "settings": {**cell.settings, "shares": of_clients}}
+        )
 
     # --- report -------------------------------------------------------------------------------
 

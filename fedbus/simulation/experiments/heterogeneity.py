@@ -45,7 +45,7 @@ ALGORITHMS: Final[Mapping[str, Mapping[str, Any]]] = {
     "FedAvg": {},
     "FedProx": {"aggregation": {"strategy": "fedprox", "proximal-mu": 0.1}},
     "SCAFFOLD": {"functions": "vision.scaffold"},
-    "FedAdam": {"aggregation": {"strategy": "fedadam", "eta": 0.01, "tau": 0.001}},
+    "FedAdam": {"aggregation": {"strategy": "fedadam", "eta": 0.03, "tau": 0.001}},
 }
 """Changes of ``[tool.fedbus]`` by algorithm."""
 BASELINE: Final = "FedAvg"

@@ -87,6 +87,14 @@ def test_devices_are_slowed_by_a_profile(data_dir: Path, tmp_path: Path) -> None
     write_report(report, records, ReportContext("fedbus", [1], 1), tmp_path)
 
 
+def test_each_client_has_a_limit_of_its_own(data_dir: Path) -> None:
+    experiment = DevicesExperiment([1], data_dir)
+    experiment.__dict__["obstacle"] = None  # the cached property: the CPU time is limited
+    shares = {str(cell.factors["devices"]): cell.settings["shares"] for cell in experiment.plan([])}
+    assert shares["slow"] == [0.25, 0.25, 0.25]
+    assert shares["together"] == [1.0, 0.5, 0.25]
+
+
 def test_a_busy_machine_is_named(data_dir: Path) -> None:
     experiment = DevicesExperiment([1], data_dir)
     experiment.__dict__["obstacle"] = None  # the cached property: the CPU time is limited
