@@ -2,10 +2,11 @@
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from fedbus.app.telemetry.tracer import sdk_provider
 from fedbus.domain.critical_path import SpanTree, TracedSpan, round_waits
 from fedbus.learning.library import ErrorCode, ReplyError
 from fedbus.simulation import client_spans
@@ -17,7 +18,7 @@ class RecordedSpans:
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
-        provider = TracerProvider()
+        provider = sdk_provider({})
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.tracer = provider.get_tracer("test")
 

@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from fedbus.app.telemetry.tracer import sdk_provider
 from support.otlp_collector import ExportedSpan, OtlpCollector, run_collector
 
 
@@ -103,7 +104,7 @@ def record_spans() -> Iterator[InMemorySpanExporter]:
     """Record the spans of this process until the block ends. The provider stays; the exporter is removed."""
     provider = trace.get_tracer_provider()
     if not isinstance(provider, TracerProvider):
-        provider = TracerProvider()
+        provider = sdk_provider({})
         trace.set_tracer_provider(provider)
     exporter = InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))

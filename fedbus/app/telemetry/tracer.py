@@ -4,7 +4,6 @@ The SDK records the exception as an event, but OpenTelemetry's conventions also 
 cancelled task is no error here. The API's own context manager is a generator, which takes as long as the span itself.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -20,6 +19,7 @@ from opentelemetry.trace import Link, SpanKind
 from opentelemetry.trace.propagation import _SPAN_KEY as SPAN_KEY
 from opentelemetry.util import types
 
+from fedbus.common import clock
 from fedbus.contracts.telemetry import mark_failed
 
 # A context stores its span under SPAN_KEY: the API's own functions for it look the current context up once more each.
@@ -34,22 +34,22 @@ def sdk_provider(resource: Mapping[str, str | int]) -> TracerProvider:
         resource=Resource.create(dict(resource)),
         shutdown_on_exit=False,
         span_limits=LIMITS,
-        id_generator=SystemIdGenerator(),
+        id_generator=ClockIdGenerator(),
     )
 
 
-class SystemIdGenerator(IdGenerator):
-    """Makes ids from the operating system's random bytes.
+class ClockIdGenerator(IdGenerator):
+    """Makes ids from the random bits of the event loop: the operating system's, or under virtual time those of a seed.
 
     The SDK's own generator uses Python's global one: a run with a seed would repeat the ids of the last run with that
     seed, and the number of spans would change the random numbers of the app.
     """
 
     def generate_span_id(self) -> int:
-        return int.from_bytes(os.urandom(8), "big") or 1
+        return clock.random_bits(64) or 1
 
     def generate_trace_id(self) -> int:
-        return int.from_bytes(os.urandom(16), "big") or 1
+        return clock.random_bits(128) or 1
 
     def is_trace_id_random(self) -> bool:
         return True
