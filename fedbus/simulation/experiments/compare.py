@@ -295,7 +295,8 @@ def verdict(first: Sequence[float], second: Sequence[float], *, names: tuple[str
         return (
             f"no verdict: {b} has {show(difference.mean)} in {label}, but one seed shows nothing about chance"
         )
-    interval = f"95 % confidence interval {show(difference.low)} to {show(difference.high)}, {difference.count} seeds"
+    low = show(difference.low).removesuffix(" points")
+    interval = f"95 % confidence interval {low} to {show(difference.high)}, {difference.count} seeds"
     if not difference.is_different_from_zero:
         return f"no difference is shown: {b} has {show(difference.mean)} in {label} against {a} ({interval})"
     is_better = (difference.mean > 0) == is_accuracy

@@ -58,13 +58,14 @@ class HeterogeneityScale:
     clients: int
     rounds: int
     images: int
-    """The largest number of images of a client."""
+    """The mean number of images of a client."""
     local_epochs: int
     test_images: int
 
 
 FULL: Final = HeterogeneityScale(clients=10, rounds=15, images=300, local_epochs=2, test_images=1000)
 QUICK: Final = HeterogeneityScale(clients=5, rounds=4, images=150, local_epochs=1, test_images=1000)
+TRAINING_IMAGES: Final = {"mnist": 60_000, "fashion-mnist": 60_000, "cifar-10": 50_000}
 LOCAL_TEST_IMAGES: Final = 1000
 LEARNING_RATE: Final = 0.05
 """Of plain gradient descent without momentum, which the control variates of SCAFFOLD assume."""
@@ -112,7 +113,7 @@ class HeterogeneityExperiment:
                 "local-epochs": scale.local_epochs,
                 "lr": LEARNING_RATE,
                 "momentum": 0.0,
-                "max-samples": scale.images,
+                "sample-share": scale.images * scale.clients / TRAINING_IMAGES[factors["dataset"]],
                 "test-samples": scale.test_images,
                 "local-test-samples": LOCAL_TEST_IMAGES,
                 "local-test-round": scale.rounds,
@@ -138,8 +139,8 @@ class HeterogeneityExperiment:
             title="Heterogeneous data: local and global accuracy",
             setting=[
                 (
-                    f"{scale.clients} clients, all of them in each of {scale.rounds} rounds; at most {scale.images} "
-                    f"images a client, {scale.local_epochs} local epochs, batches of 32, SGD with learning rate "
+                    f"{scale.clients} clients, all of them in each of {scale.rounds} rounds; {scale.images} images "
+                    f"a client on average, {scale.local_epochs} local epochs, batches of 32, SGD with learning rate "
                     f"{LEARNING_RATE}; the CNN of the quick start"
                 ),
                 "partitions: " + "; ".join(f"{name} = {text}" for name, text in self.partitions.items()),
@@ -276,7 +277,9 @@ class HeterogeneityExperiment:
             label_axes(axes, x="", y="accuracy (%)", title=title)
             axes.set_ylim(0, 100)
         bottom.set_xlabel("distribution of the data over the clients")
-        top.legend(loc="lower left", ncols=len(self.algorithms), fontsize="small")
+        figure.legend(
+            *top.get_legend_handles_labels(), loc="outside lower center", ncols=len(self.algorithms)
+        )
 
 
 def _percent(estimate: Estimate | None) -> str:

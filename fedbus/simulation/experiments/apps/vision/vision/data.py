@@ -30,8 +30,8 @@ def load_partition(
         data_dir=str(config["data-dir"]),
         test_share=0.0,
     )
-    count = int(config["max-samples"]) or len(client.train_indices)
-    chosen = client.train_indices[:count]
+    kept = max(1, round(float(config["sample-share"]) * len(client.train_indices)))
+    chosen = client.train_indices[: min(kept, int(config["max-samples"]) or kept)]
     images, labels = client.dataset.train
     return to_tensor(images[chosen]), torch.from_numpy(labels[chosen])
 
