@@ -27,6 +27,11 @@ MEAN_SMOOTHING: Final = 0.1
 BALANCE_SHARE: Final = 0.05
 """Clients move if the loads of two workers differ by more than this share of the mean load."""
 MIN_BALANCE_S: Final = 0.02
+MIN_STEAL_S: Final = 0.005
+"""A worker takes messages of another one that has at least so much work. With less, a move costs more than it wins."""
+MOVE_GAIN: Final = 4
+"""A client with a session moves to a worker without work if that begins its message so many times sooner than the time
+of the client's first message, which another worker needs again."""
 STEAL_SCAN: Final = 32
 """The number of messages of another worker that are considered."""
 
@@ -41,6 +46,8 @@ class Job:
     position: int = 0
     """The position among the messages of its call, which is the order of handling if that is fixed."""
     expected_s: float = UNKNOWN_S
+    is_guess: bool = False
+    """Whether the expected time is not one of this client."""
     call: int = 0
     """The call that it belongs to."""
     is_suspect: bool = False
@@ -106,6 +113,8 @@ class Schedule:
         self._first_unfinished: dict[int, int] = {}
         self._durations: dict[tuple[int, str], float] = {}
         self._means: dict[str, float] = {}
+        self._first_s: dict[int, float] = {}
+        """The time of a client's first message, with the opening of its session and the loading of its data."""
         self._jobs_of_client: Counter[int] = Counter()
         self._waiting_of_call: Counter[int] = Counter()
         self._held: dict[int, list[Job]] = {}
@@ -150,6 +159,7 @@ class Schedule:
         longest: dict[int, float] = {}
         for job in new:
             job.expected_s = self.expected_s(job.client, job.kind)
+            job.is_guess = (job.client, job.kind) not in self._durations
             longest[job.client] = max(job.expected_s, longest.get(job.client, 0.0))
             self._jobs_of_client[job.client] += 1
             self._waiting_of_call[job.call] += 1
@@ -171,7 +181,7 @@ class Schedule:
         left_s = sum(one.load_s for one in self._queues) / len(self._queues)
         window_s = min(MAX_WINDOW_S, max(MIN_WINDOW_S, left_s / 4))
         taken: list[Job] = []
-        if queue.in_flight and queue.in_flight_s > window_s / 2:
+        if queue.in_flight and queue.in_flight_s > window_s / 4:
             return taken
         while not queue.in_flight or (queue.in_flight_s < window_s and len(queue.in_flight) < MAX_IN_FLIGHT):
             if queue.in_flight and (taken or queue.waiting) and self._is_alone(queue, taken):
@@ -179,6 +189,8 @@ class Schedule:
             job = self._next(worker)
             if job is None:
                 break
+            if job.is_guess:
+                job.expected_s = self._means.get(job.kind, job.expected_s)
             queue.in_flight[job.number] = job
             queue.in_flight_s += job.expected_s
             self._waiting_of_call[job.call] -= 1
@@ -196,6 +208,7 @@ class Schedule:
         queue = self._queues[worker]
         job = queue.in_flight.pop(number)
         queue.in_flight_s = queue.in_flight_s - job.expected_s if queue.in_flight else 0.0
+        self._first_s.setdefault(job.client, seconds)
         key = (job.client, job.kind)
         before = self._durations.get(key)
         self._durations[key] = seconds if before is None else before + SMOOTHING * (seconds - before)
@@ -315,8 +328,15 @@ class Schedule:
     def _steal(self, worker: int) -> Job | None:
         """Take the last job of the worker with the most waiting work, whose client has no state and no other job."""
         victim = max(self._queues, key=lambda queue: queue.waiting_s if queue.waiting else -1.0)
+        if victim.waiting_s < MIN_STEAL_S:
+            return None
         for index in range(1, min(len(victim.waiting), STEAL_SCAN) + 1):
             job = victim.waiting[-index]
+            if (
+                job.client in self._opened
+                and MOVE_GAIN * self._first_s.get(job.client, 0.0) > victim.waiting_s
+            ):
+                continue
             if job.client not in self._stateful and self._jobs_of_client[job.client] == 1:
                 if not self._may_start(job):
                     return None
