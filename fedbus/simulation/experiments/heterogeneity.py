@@ -69,6 +69,8 @@ TRAINING_IMAGES: Final = {"mnist": 60_000, "fashion-mnist": 60_000, "cifar-10": 
 LOCAL_TEST_IMAGES: Final = 1000
 LEARNING_RATE: Final = 0.05
 """Of plain gradient descent without momentum, which the control variates of SCAFFOLD assume."""
+LEARNING_RATES: Final = {"SCAFFOLD": 0.02}
+"""Learning rates of algorithms that need another one: SCAFFOLD diverges with 0.05 and two classes a client."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class HeterogeneityExperiment:
             config={
                 "dataset": factors["dataset"],
                 "local-epochs": scale.local_epochs,
-                "lr": LEARNING_RATE,
+                "lr": LEARNING_RATES.get(factors["algorithm"], LEARNING_RATE),
                 "momentum": 0.0,
                 "sample-share": scale.images * scale.clients / TRAINING_IMAGES[factors["dataset"]],
                 "test-samples": scale.test_images,
@@ -146,7 +148,8 @@ class HeterogeneityExperiment:
                 "partitions: " + "; ".join(f"{name} = {text}" for name, text in self.partitions.items()),
                 (
                     f"FedProx with mu {ALGORITHMS['FedProx']['aggregation']['proximal-mu']}; FedAdam with eta "
-                    f"{ALGORITHMS['FedAdam']['aggregation']['eta']}; SCAFFOLD, option II"
+                    f"{ALGORITHMS['FedAdam']['aggregation']['eta']}; SCAFFOLD, option II, with learning rate "
+                    f"{LEARNING_RATES['SCAFFOLD']}"
                 ),
                 f"the test set has {scale.test_images} images; local models are tested on {LOCAL_TEST_IMAGES} of them",
                 *self.found.skipped,
