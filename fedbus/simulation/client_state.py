@@ -49,6 +49,7 @@ class ClientSessions:
         self._files: set[int] = set()
         """The clients whose state is in a file."""
         self._next_check = 0.0
+        self._has_closed_some = False
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -113,7 +114,9 @@ class ClientSessions:
         idle = [client for client in self._sessions if client != busy]
         closed = sum(map(self._move_to_disk, idle[: max(1, int(len(idle) * MIN_IDLE_SHARE))]))
         if closed:
-            log.info("Memory is short; closed idle sessions", sessions=closed)
+            if not self._has_closed_some:
+                log.warning("Memory is short; idle sessions are closed from now on", sessions=closed)
+            self._has_closed_some = True
             return_free_memory()
         return closed
 
