@@ -106,7 +106,7 @@ async def test_updates_are_weighted_as_the_task_configures(
 ) -> None:
     """c1 adds 0 and c2 adds 10, with as many samples. c2 fails in the first run: reliability 1/3, and c1 2/3."""
     app = Path(fed.config.task.path) / "tiny" / "client_app.py"
-    code = app.read_text().replace("else 1.0", "else 10.0 * number")
+    code = app.read_text().replace("step = 1.0", "step = 10.0 * number")
     app.write_text(code.replace('"num-examples": 10 * (number + 1)', '"num-examples": 10'))
     table = fed.config.task.table.model_dump() | {"selection": {"weigh-by": weigh_by}}
     weighted_task = fed.config.task.model_copy(update={"table": fed.config.task.table.model_validate(table)})

@@ -1,7 +1,11 @@
 """The spans of a simulated run: few for any number of clients, and the critical path passes through the calls."""
 
+from collections.abc import Iterator
+
 import pytest
+from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -30,10 +34,13 @@ class RecordedSpans:
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> RecordedSpans:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordedSpans]:
+    """Record spans, which have no parent: other tests of this process may have left a current span."""
     spans = RecordedSpans()
     monkeypatch.setattr(client_spans, "tracer", spans.tracer)
-    return spans
+    token = otel_context.attach(Context())
+    yield spans
+    otel_context.detach(token)
 
 
 def answer(call: CallSpans, total: int, *, failing: bool = False) -> None:
