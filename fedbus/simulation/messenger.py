@@ -492,14 +492,16 @@ class SimulationMessenger:
             exchange = self._exchanges.get(job.number)
             if exchange is None:
                 continue
-            if expired is not None and job.number == expired.number:
+            if (
+                len(loss.jobs) > 1
+            ):  # any of them may be the cause: replies wait in the worker until they are sent
+                job.is_suspect = True
+                again.append(exchange)
+            elif expired is not None:
                 late = f"no reply within {expired.limit_s:g} s; its worker was ended"
                 self._fail(exchange, ErrorCode.MESSAGE_UNAVAILABLE, late)
-            elif len(loss.jobs) == 1:
-                self._fail(exchange, ErrorCode.CLIENT_LOST, reason)
             else:
-                job.is_suspect = expired is None
-                again.append(exchange)
+                self._fail(exchange, ErrorCode.CLIENT_LOST, reason)
         for key in [key for key in self._unsummed if key[0] == worker]:
             for exchange in self._unsummed.pop(key):  # their updates were in a sum of the worker
                 exchange.call.unsummed -= 1
