@@ -18,7 +18,7 @@ WRONG_SEQUENCE_CODE: Final = 10071
 TOO_LARGE_CODE: Final = 10054
 CONSUMER_NOT_FOUND_CODE: Final = 10014
 OVERHEAD_BYTES: Final = 40
-"""What nats-server counts for a message beside its subject, headers and body; about."""
+"""The approximate size that nats-server adds to the subject, headers and body of a message, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
