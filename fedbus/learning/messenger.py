@@ -36,7 +36,6 @@ from fedbus.learning.library import (
     NotEnoughClients,
     OutgoingMessage,
     ReplyError,
-    RoundTally,
 )
 from fedbus.learning.payload import Payload, fetch_content
 from fedbus.learning.reply_order import RepliesInClientOrder
@@ -49,7 +48,6 @@ from fedbus.learning.reply_queue import (
     has_blob,
     make_fetched_reply,
 )
-from fedbus.learning.round_tallies import RoundTallies
 from fedbus.learning.round_timing import ExchangeTiming
 from fedbus.learning.round_tracker import (
     Effect,
@@ -61,23 +59,19 @@ from fedbus.learning.round_tracker import (
     RoundTracker,
     SentMessage,
 )
+from fedbus.learning.run_messenger import RunMessenger, UnclaimedReplies, without_payload
 
 __all__ = ["MAX_CONCURRENT_PUBLISHES", "MAX_PREFETCHED_REPLIES", "BusMessenger"]
 
 MAX_CONCURRENT_PUBLISHES: Final = 64
 """The limit of concurrent publishes that wait for the acknowledgement of the stream."""
 
-MAX_UNCLAIMED_REPLIES: Final = 10_000
-"""The limit of replies that wait for `BusMessenger.collect` or `take`; the oldest is dropped."""
-
-_NO_PAYLOAD: Final = Payload.pack(())
-
 log = structlog.get_logger("fedbus.learning")
 tracer = get_tracer("fedbus.learning")
 T = TypeVar("T")
 
 
-class BusMessenger:
+class BusMessenger(RunMessenger):
     """The `Messenger` of one run. Construct it on the event loop of the bus.
 
     A client without contact for *lost_after_s* seconds counts as lost.
@@ -86,33 +80,28 @@ class BusMessenger:
     def __init__(
         self, bus: BusProtocol, *, task: str, run: str, plan: RunPlan, lost_after_s: float = 10.0
     ) -> None:
+        super().__init__(run, plan, threading.Condition())  # the lock between the threads
         self._bus = bus
         self._task = task
-        self._run = run
-        self._plan = plan
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         # on the loop
         self._tracker = RoundTracker(run, lost_after_s=lost_after_s)
         self._pending: dict[str, PendingMessage] = {}
-        self._unclaimed: dict[str, tuple[PendingMessage, RoundReply | ReplyError]] = {}
+        self._unclaimed = UnclaimedReplies[tuple[PendingMessage, RoundReply | ReplyError]]()
         self._publishes = asyncio.Semaphore(MAX_CONCURRENT_PUBLISHES)
         self._arrivals = asyncio.Event()
         """Set when a reply to a posted message arrives, and when the clients change."""
         self._fetching: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         # between the threads, under the condition
-        self._changed = threading.Condition()
         self._clients: list[str] = []
         self._failed: dict[str, str] = {}
-        self._closed: MessengerClosed | None = None
         self._calls: set[Future[Any]] = set()
-        self._latest_round = 0
         self._event_span: SpanContext | None = None
         """The span in which the event that `deliver` handles was sent."""
         self._event_id = ""
         """The message id of that event."""
-        self._tallies = RoundTallies()
 
     # --- on the loop ------------------------------------------------------------------------
 
@@ -133,9 +122,8 @@ class BusMessenger:
         """End all current and later calls with MessengerClosed(*reason*)."""
         closed = MessengerClosed(reason)
         with self._changed:
-            self._closed = self._closed or closed
+            self._end(reason)
             calls = list(self._calls)
-            self._changed.notify_all()
         for call in calls:
             call.cancel()
         for task in self._fetching:
@@ -203,11 +191,9 @@ class BusMessenger:
 
     def _keep_for_collect(self, pending: PendingMessage, reply: RoundReply | ReplyError) -> None:
         """Keep *reply* without the payload of its request, for `collect` and `take`."""
-        request = replace(pending.message, payload=_NO_PAYLOAD)
-        self._unclaimed[pending.sent.message_id] = replace(pending, message=request), reply
+        without = replace(pending, message=without_payload(pending.message))
+        self._unclaimed.add(pending.sent.message_id, (without, reply))
         self._arrivals.set()
-        while len(self._unclaimed) > MAX_UNCLAIMED_REPLIES:
-            del self._unclaimed[next(iter(self._unclaimed))]
 
     async def _take_unclaimed(self, timeout_s: float, clients: frozenset[str] | None) -> FetchedReply | None:
         """Wait for the oldest reply to a posted message, and download it."""
@@ -218,9 +204,10 @@ class BusMessenger:
                     await self._arrivals.wait()
         except TimeoutError:
             pass
-        if not self._unclaimed:
+        oldest = self._unclaimed.take()
+        if oldest is None:
             return None
-        pending, reply = self._unclaimed.pop(next(iter(self._unclaimed)))
+        pending, reply = oldest
         if isinstance(reply, ReplyError) or not has_blob(reply):
             return make_fetched_reply(pending, reply)
         return await self._fetch_reply(pending, reply, holds_slot=False)
@@ -251,7 +238,7 @@ class BusMessenger:
         waiting = [pending for pending in self._pending.values() if pending.queue is queue]
         for pending in waiting:
             pending.lease.release_one()
-            request = replace(pending.message, payload=_NO_PAYLOAD)
+            request = without_payload(pending.message)
             detached = replace(pending, message=request, queue=None, lease=OfferLease(1))
             self._pending[pending.sent.message_id] = detached
             reason = f"{pending.sent.client}: no reply within {timeout_s:g} s"
@@ -289,9 +276,7 @@ class BusMessenger:
             await self._bus.publish(round_message, id=message.message_id)
 
     async def _collect(self, message_ids: list[str]) -> list[FetchedReply]:
-        ready = [
-            self._unclaimed.pop(message_id) for message_id in message_ids if message_id in self._unclaimed
-        ]
+        ready = self._unclaimed.collect(message_ids)
         fetch_slots = asyncio.Semaphore(MAX_PREFETCHED_REPLIES)
 
         async def fetch(pending: PendingMessage, reply: RoundReply | ReplyError) -> FetchedReply:
@@ -303,14 +288,6 @@ class BusMessenger:
         return list(await asyncio.gather(*(fetch(pending, reply) for pending, reply in ready)))
 
     # --- in the library's threads: `fedbus.learning.library.Messenger` ----------------------------
-
-    @property
-    def run(self) -> str:
-        return self._run
-
-    @property
-    def plan(self) -> RunPlan:
-        return self._plan
 
     @property
     def has_open_messages(self) -> bool:
@@ -362,7 +339,7 @@ class BusMessenger:
         replies = _ReplyStream(len(sent), lambda: self._take(queue.get()))
         if not self._plan.deterministic:
             return replies
-        return RepliesInClientOrder(replies, [replace(one, payload=_NO_PAYLOAD) for one in sent])
+        return RepliesInClientOrder(replies, [without_payload(one) for one in sent])
 
     def post(self, messages: Iterable[OutgoingMessage]) -> list[str]:
         return self._post(messages, None)
@@ -374,18 +351,6 @@ class BusMessenger:
         before = None if clients is None else frozenset(clients)
         fetched = self._call(self._take_unclaimed(timeout_s, before))
         return None if fetched is None else self._take(fetched)
-
-    def accept(self, reply: ClientReply, *, samples: int = 0) -> None:
-        with self._changed:
-            self._tallies.accept(reply, samples)
-
-    def reject(self, reply: ClientReply, reason: str) -> None:
-        with self._changed:
-            self._tallies.reject(reply, reason)
-
-    def tally(self, round_number: int) -> RoundTally:
-        with self._changed:
-            return self._tallies.copy(round_number)
 
     def _post(self, messages: Iterable[OutgoingMessage], queue: ReplyQueue | None) -> list[str]:
         with self._changed:
@@ -408,13 +373,9 @@ class BusMessenger:
     def _make_pending(
         self, message: OutgoingMessage, lease: OfferLease, queue: ReplyQueue | None
     ) -> PendingMessage:
-        limits = (self._plan.round_s, message.ttl_s)
-        limit_s = min(limit for limit in limits if limit is not None)
-        with self._changed:
-            self._latest_round = self._latest_round if message.round is None else message.round
-            number = self._latest_round
+        limit_s = self._limit_s(message)
         sent = SentMessage(message.message_id, message.client, limit_s, self._loop.time() + limit_s)
-        return PendingMessage(sent, message, number, lease, queue)
+        return PendingMessage(sent, message, self._round_of(message), lease, queue)
 
     def _take(self, fetched: FetchedReply) -> ClientReply:
         """Make the library's reply, and link the current span and cause to it. An error is recorded at once."""
@@ -466,10 +427,6 @@ class BusMessenger:
         finally:
             with self._changed:
                 self._calls.discard(call)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise self._closed
 
     def _describe_missing(self, count: int, limit_s: float) -> str:
         present = ", ".join(sorted(self._clients)) or "none"

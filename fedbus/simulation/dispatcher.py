@@ -27,14 +27,6 @@ DEFAULT_TTL_S: Final = 3600.0
 
 
 @dataclass(frozen=True)
-class ExpiredMessage:
-    """The message because of which a worker was ended, and its limit."""
-
-    number: int
-    limit_s: float
-
-
-@dataclass(frozen=True)
 class WorkerLoss:
     """What a worker had when it died."""
 
@@ -42,8 +34,8 @@ class WorkerLoss:
     """Messages without a reply."""
     stateful: list[int]
     """Clients that have lost their state."""
-    expired: ExpiredMessage | None
-    """None if the worker died by itself."""
+    expired_limit_s: float | None
+    """The limit of the message because of which the worker was ended; None if the worker died by itself."""
 
 
 class Dispatcher:
@@ -71,8 +63,8 @@ class Dispatcher:
         """The state of moving clients, by client, until their next message."""
         self._busy_since: dict[int, float] = {}
         """The time of the last sign of each worker that has started, for the limit of messages."""
-        self._expired: dict[int, ExpiredMessage] = {}
-        """The workers that were ended because of a message."""
+        self._expired_limits: dict[int, float] = {}
+        """The limit of the message because of which a worker was ended, by worker."""
 
     # --- to the workers -----------------------------------------------------------------------
 
@@ -151,11 +143,11 @@ class Dispatcher:
         for worker, since in self._busy_since.items():
             number = self._schedule.oldest_in_flight(worker)
             exchange = None if number is None else self._exchanges.get(number)
-            if exchange is None or worker in self._expired:
+            if exchange is None or worker in self._expired_limits:
                 continue
             left_s = since + exchange.limit_s - now
             if left_s <= 0:
-                self._expired[worker] = ExpiredMessage(exchange.job.number, exchange.limit_s)
+                self._expired_limits[worker] = exchange.limit_s
                 self._engine.kill(worker)
             else:
                 next_s = min(next_s, left_s)
@@ -183,4 +175,4 @@ class Dispatcher:
         self._busy_since.pop(worker, None)
         for client in self._schedule.release_held(worker):
             self._moving_states.pop(client, None)
-        return WorkerLoss(jobs, stateful, self._expired.pop(worker, None))
+        return WorkerLoss(jobs, stateful, self._expired_limits.pop(worker, None))
