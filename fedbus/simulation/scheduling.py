@@ -125,10 +125,6 @@ class Schedule:
 
     # --- questions ----------------------------------------------------------------------------
 
-    def home_of(self, client: int) -> int | None:
-        """Return the worker of *client*; None if it has none."""
-        return self._homes.get(client)
-
     def expected_s(self, client: int, kind: str) -> float:
         """Return the expected duration: the client's own measurements, else the mean of the kind."""
         own = self._durations.get((client, kind))

@@ -53,9 +53,9 @@ def test_a_client_stays_on_its_worker_while_that_balances() -> None:
     schedule = Schedule(2)
     durations = dict.fromkeys(range(10), 1.0)
     run_all(schedule, jobs_of(range(10)), durations)
-    homes = {client: schedule.home_of(client) for client in range(10)}
+    homes = {client: schedule._homes[client] for client in range(10)}
     run_all(schedule, jobs_of(range(10), start=100), durations)
-    assert {client: schedule.home_of(client) for client in range(10)} == homes
+    assert {client: schedule._homes[client] for client in range(10)} == homes
 
 
 def test_an_idle_worker_takes_messages_of_clients_without_state_only() -> None:
@@ -65,8 +65,7 @@ def test_an_idle_worker_takes_messages_of_clients_without_state_only() -> None:
         for worker in (0, 1):
             for job in schedule.take(worker):
                 schedule.finish(job.number, worker, 0.5, has_state=has_state)
-        home = schedule.home_of(1)
-        assert home is not None
+        home = schedule._homes[1]
         schedule.add([Job(11, 1, "train")])
         other = 1 - home
         schedule._queues[home].in_flight_s = 0.6  # it is busy
@@ -81,8 +80,7 @@ def test_jobs_wait_until_the_state_of_their_client_arrives() -> None:
     schedule = Schedule(2)
     durations = {0: 1.0, 1: 1.0, 2: 0.01, 3: 0.01}
     run_all(schedule, jobs_of(range(4)), durations, stateful=True)
-    home = schedule.home_of(0)
-    assert home is not None
+    home = schedule._homes[0]
     schedule._homes[1] = home  # both long ones on one worker
     schedule.add(jobs_of(range(4), start=10))
     taken = {job.client for worker in (0, 1) for job in schedule.take(worker)}
@@ -97,13 +95,12 @@ def test_jobs_wait_until_the_state_of_their_client_arrives() -> None:
 def test_a_state_that_cannot_move_stays_where_it_is() -> None:
     schedule = Schedule(2)
     run_all(schedule, jobs_of(range(2)), {0: 1.0, 1: 1.0}, stateful=True)
-    home = schedule.home_of(0)
-    assert home is not None
+    home = schedule._homes[0]
     schedule._homes[1] = home
     schedule.add(jobs_of(range(2), start=10))
     (move,) = schedule.take_moves()
     schedule.arrive(move.client, is_moved=False, origin=home)
-    assert schedule.home_of(move.client) == home
+    assert schedule._homes[move.client] == home
     assert {job.client for job in schedule.take(home)}
 
 

@@ -51,10 +51,6 @@ class FaultProxy:
         """Whether the device is connected now, under its profile."""
         return self._device.connection.is_on(self._now())
 
-    async def wait_until_connected(self) -> None:
-        while not self.is_connected:
-            await self._sleep_until_change()
-
     async def apply_interruptions(self) -> None:
         """Abort the connections whenever the profile interrupts them."""
         while True:

@@ -30,10 +30,6 @@ class ConstantDuration(ProfileSection):
     def mean_s(self) -> float:
         return self.seconds
 
-    @property
-    def least_s(self) -> float:
-        return self.seconds
-
     def quantile(self, probability: float) -> float:  # noqa: ARG002 - it is the same for all
         return self.seconds
 
@@ -55,10 +51,6 @@ class UniformDuration(ProfileSection):
     def mean_s(self) -> float:
         return (self.min_s + self.max_s) / 2
 
-    @property
-    def least_s(self) -> float:
-        return self.min_s
-
     def quantile(self, probability: float) -> float:
         return self.min_s + (self.max_s - self.min_s) * probability
 
@@ -78,10 +70,6 @@ class NormalDuration(ProfileSection):
             raise ValueError(f"`max-s` {self.max_s:g} must be ≥ `min-s` {self.min_s:g}")
         return self
 
-    @property
-    def least_s(self) -> float:
-        return self.min_s
-
     def quantile(self, probability: float) -> float:
         return min(max(self.mean_s + self.std_s * normal_quantile(probability), self.min_s), self.max_s)
 
@@ -99,10 +87,6 @@ class LognormalDuration(ProfileSection):
         """The mean without *max_s*."""
         return self.median_s * math.exp(self.sigma**2 / 2)
 
-    @property
-    def least_s(self) -> float:
-        return 0.0
-
     def quantile(self, probability: float) -> float:
         return min(self.median_s * math.exp(self.sigma * normal_quantile(probability)), self.max_s)
 
@@ -113,10 +97,6 @@ class ExponentialDuration(ProfileSection):
     distribution: Literal["exponential"]
     mean_s: PositiveSeconds
     max_s: Seconds = MAX_SECONDS
-
-    @property
-    def least_s(self) -> float:
-        return 0.0
 
     def quantile(self, probability: float) -> float:
         return min(self.mean_s * exponential_quantile(probability), self.max_s)

@@ -141,7 +141,7 @@ async def test_interruption_ends_and_refuses_connections() -> None:
         writer.close()
         with pytest.raises(ENDED):
             await round_trip(proxy, b"during")
-        await proxy.wait_until_connected()
+        await eventually(lambda: proxy.is_connected)
         assert (await round_trip(proxy, b"after"))[0] == b"after"
         assert proxy.interruptions == 1
 
@@ -211,7 +211,7 @@ async def test_bus_reconnects_after_interruptions(nats: NatsServer) -> None:
         through_proxy = nats.url.replace(f":{url.port}", f":{proxy.port}")
         async with Bus.connect(through_proxy, Identity(FederationId("dev"), "test")) as bus:
             await eventually(lambda: proxy.interruptions == 1, within_s=10)
-            await proxy.wait_until_connected()
+            await eventually(lambda: proxy.is_connected)
             # a request that was written to the broken connection is lost, as NATS gives no guarantee for it
             await retry(bus.create_streams, on=NatsTimeoutError)
             assert bus.is_connected
