@@ -85,6 +85,10 @@ class NotEnoughClients(TrainingFailed):
     """The run waited for more clients than are present. The text names those that are missing."""
 
 
+class NoUpdates(TrainingFailed):
+    """No client could train in any round. The text names the clients and the first reason."""
+
+
 class MessengerClosed(RuntimeError):
     """The run has ended for this process. The text is the reason. A session lets it pass."""
 
@@ -183,6 +187,8 @@ class RoundTally:
     """Samples by client."""
     failures: dict[str, str] = field(default_factory=dict)
     """Reasons by client."""
+    training_failures: dict[str, str] = field(default_factory=dict)
+    """Those of *failures* whose message was to train."""
     evaluated: set[str] = field(default_factory=set)
     """The clients that evaluated the model."""
     evaluation_failures: dict[str, str] = field(default_factory=dict)

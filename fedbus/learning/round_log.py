@@ -7,13 +7,15 @@ from typing import Any, Final
 
 from fedbus.contracts.run import MAX_REPORTED_CLIENTS, RoundResult, shorten_reasons
 from fedbus.learning.aggregation_planner import AggregationReport
-from fedbus.learning.library import OnRound, RoundTally
+from fedbus.learning.library import NoUpdates, OnRound, RoundTally
 from fedbus.learning.round_metrics import normalize_metrics
 from fedbus.learning.round_spans import RoundTrace
 from fedbus.learning.round_timing import split_round_time
 from fedbus.learning.weights import Arrays, cast
 
 MAX_EVALUATION_FAILURE_CHARS: Final = 300
+MAX_NAMED_CLIENTS: Final = 5
+"""Clients whose names are in the reason of a failed run."""
 
 
 class RoundLog:
@@ -45,6 +47,12 @@ class RoundLog:
         self._round_started = now()
         self._aggregation: AggregationReport | None = None
         self._latest = model
+        self._is_resumed = first_round > 1
+        self._has_updates = False
+        self._training_failures: dict[str, str] = {}
+        """The first reason of each client, in all rounds."""
+        self._late_updates = 0
+        """Updates that came after the deadline of their round and were dropped."""
 
     @property
     def latest(self) -> Arrays:
@@ -77,12 +85,41 @@ class RoundLog:
             self._last_reported = round_number
             if tally is None:
                 tally = self._tally(round_number) if round_number else RoundTally()
+            self.add_outcome(tally)
             self._on_round(self._make_result(round_number, tally), self.latest)
         self._metrics = {}
         self._contributions = {}
         self._aggregation = None
         self._round_started = self._now()
         self.trace.end_round()
+
+    def add_outcome(self, tally: RoundTally) -> None:
+        """Count the updates and the failures of a round for `check_updates`."""
+        self._has_updates = self._has_updates or bool(tally.participants)
+        for client, reason in tally.training_failures.items():
+            self._training_failures.setdefault(client, reason)
+        self._late_updates += self._aggregation.late_dropped if self._aggregation else 0
+
+    def check_updates(self) -> None:
+        """Check at the end of a run that a client could train, if one had to.
+
+        A resumed run passes: the rounds before it may have updates.
+
+        Raises:
+            NoUpdates: training failed in each round, or each update came too late.
+
+        """
+        if self._has_updates or self._is_resumed:
+            return
+        if self._training_failures:
+            raise NoUpdates(
+                f"no client could train in any round: {describe_failures(self._training_failures)}"
+            )
+        if self._late_updates:
+            raise NoUpdates(
+                f"no round has an update: {self._late_updates} came after the deadline and were dropped. "
+                'Raise `deadline-s` in [tool.fedbus.aggregation], or set late = "merge"'
+            )
 
     def _make_result(self, round_number: int, tally: RoundTally) -> RoundResult:
         now = self._now()
@@ -119,6 +156,16 @@ def _aggregation_fields(report: AggregationReport | None) -> dict[str, Any]:
         return {}
     fields = {one.name: getattr(report, one.name) for one in dataclass_fields(report)}
     return {**fields, "staleness": dict(list(report.staleness.items())[:MAX_REPORTED_CLIENTS])}
+
+
+def describe_failures(failures: Mapping[str, str]) -> str:
+    """Return the first of *failures*, with the names of the other clients."""
+    (client, reason), *others = failures.items()
+    if not others:
+        return f"{client}: {reason}"
+    names = ", ".join(name for name, _ in others[:MAX_NAMED_CLIENTS])
+    more = f" and {len(others) - MAX_NAMED_CLIENTS} more" if len(others) > MAX_NAMED_CLIENTS else ""
+    return f"{client}: {reason} (failed too: {names}{more})"
 
 
 def describe_evaluation_failure(tally: RoundTally) -> str:

@@ -37,6 +37,8 @@ class RoundTallies:
         tally = self._tallies[reply.round]
         text = reason.removeprefix(f"{reply.client}: ")[:MAX_FAILURE_CHARS]
         tally.failures[reply.client] = text
+        if _phase(reply) == "train":
+            tally.training_failures[reply.client] = text
         if _phase(reply) == "evaluate" and NO_FUNCTION not in reason:
             tally.evaluation_failures[reply.client] = text
 
@@ -47,6 +49,7 @@ class RoundTallies:
             tally,
             participants=dict(tally.participants),
             failures=dict(tally.failures),
+            training_failures=dict(tally.training_failures),
             evaluated=set(tally.evaluated),
             evaluation_failures=dict(tally.evaluation_failures),
             train_s=dict(tally.train_s),

@@ -1,5 +1,6 @@
 """The result of a round: an evaluation that fails on all clients."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from textwrap import dedent
 
@@ -7,11 +8,13 @@ import pytest
 from learning.flower.memory_bus import CLIENT_APP, initial_model, open_memory_federation, render_server_app
 
 from fedbus.contracts.run import RunPlan
-from fedbus.learning.library import ClientReply, OutgoingMessage, RoundTally
+from fedbus.contracts.task.aggregation import AggregationMode
+from fedbus.learning.aggregation_planner import AggregationReport
+from fedbus.learning.library import ClientReply, NoUpdates, OutgoingMessage, RoundTally
 from fedbus.learning.memory_bus import MemoryBus
 from fedbus.learning.messenger import BusMessenger
 from fedbus.learning.payload import Payload
-from fedbus.learning.round_log import MAX_EVALUATION_FAILURE_CHARS, describe_evaluation_failure
+from fedbus.learning.round_log import MAX_EVALUATION_FAILURE_CHARS, RoundLog, describe_evaluation_failure
 from fedbus.learning.round_tallies import MAX_FAILURE_CHARS
 
 EVALUATE = CLIENT_APP[CLIENT_APP.index("    @app.evaluate()") :]
@@ -58,6 +61,49 @@ def test_the_failure_of_an_evaluation_is_limited() -> None:
     text = describe_evaluation_failure(tally)
     assert len(text) == MAX_EVALUATION_FAILURE_CHARS
     assert text.endswith("xx (and 1 more client)")
+
+
+FAILS = """
+        if message.content["config"]["server-round"] in FAILING:
+            raise ValueError("no data")
+"""
+TRAIN_FAILS = CLIENT_APP.replace("        seen = ", f"{FAILS}        seen = ")
+
+
+@pytest.mark.parametrize("method", ["streaming", "stock"])
+async def test_a_flower_run_without_any_update_fails(tmp_path: Path, method: str) -> None:
+    client = TRAIN_FAILS.replace("FAILING", "(1, 2)")
+    server = render_server_app("FedAvg()")
+    async with open_memory_federation(tmp_path, server=server, client=client) as federation:
+        for name in ("c1", "c2"):
+            federation.add(name, step=1.0, samples=1)
+        with pytest.raises(NoUpdates, match=r"in any round: c\d: .*ValueError: no data .*failed too: c\d"):
+            await federation.run(
+                initial_model(), run_config={"num-server-rounds": 2}, aggregation={"method": method}
+            )
+    assert [sorted(result.failures) for result in federation.results if result.round] == [["c1", "c2"]] * 2
+
+
+async def test_a_flower_run_with_an_update_in_one_round_is_complete(tmp_path: Path) -> None:
+    client = TRAIN_FAILS.replace("FAILING", "(1,)")
+    async with open_memory_federation(
+        tmp_path, server=render_server_app("FedAvg()"), client=client
+    ) as federation:
+        for name in ("c1", "c2"):
+            federation.add(name, step=1.0, samples=1)
+        await federation.run(initial_model(), run_config={"num-server-rounds": 2})
+    assert [len(result.participants) for result in federation.results if result.round] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("late", "reason"), [(0, None), (3, "no round has an update: 3 came after the deadline .*late = ")]
+)
+def test_a_run_whose_updates_all_are_late_fails(late: int, reason: str | None) -> None:
+    log = RoundLog({}, run="run-1", first_round=1, tally=lambda _: RoundTally(), on_round=lambda _, __: None)
+    log.set_aggregation(AggregationReport(AggregationMode.DEADLINE, late_dropped=late))
+    log.end_round(1)
+    with pytest.raises(NoUpdates, match=reason) if reason else nullcontext():
+        log.check_updates()
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def run_server_app(app: ServerApp, grid: RunGrid, job: ServerJob, on_round: OnRo
         NotEnoughClients: the recruiting time ended before enough clients joined.
         GridClosed: the Grid was closed during the run.
         ServerAppFailed: the app raised.
+        NoUpdates: no client could train in any round.
 
     """
     table = job.task.table
@@ -117,6 +118,10 @@ def run_server_app(app: ServerApp, grid: RunGrid, job: ServerJob, on_round: OnRo
             hooks.enter_context(streaming_aggregation())
         _run_app(app, grid, context, job.path)
     has_reported = strategy_hook.was_used or legacy_hook.was_used
+    if not has_reported:
+        for number in range(grid.last_round + 1):
+            log.add_outcome(grid.tally(number))
+    log.check_updates()
     if isinstance(result := context.state.get(RESULT_KEY), ArrayRecord):
         binding = ModelBinding(job.model, is_fixed=table.architecture == "fixed")
         model = binding.to_model(from_record(result))

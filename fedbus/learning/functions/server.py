@@ -4,7 +4,8 @@
                       new weights ──▶ evaluate on each client ──▶ mean metrics
 
 A client that fails, or whose update does not fit, is counted as a failure of this client; the round continues
-without it. A round without any update keeps the weights.
+without it. A round without any update keeps the weights. A run fails if no round has an update, and as soon as all
+present clients have failed since the last update.
 """
 
 import random
@@ -38,6 +39,7 @@ from fedbus.learning.library import (
     ErrorCode,
     Messenger,
     ModeUnsupported,
+    NoUpdates,
     OnRound,
     OutgoingMessage,
     ServerJob,
@@ -45,7 +47,7 @@ from fedbus.learning.library import (
 )
 from fedbus.learning.mode_driver import ModeDriver, TakenUpdate, TrackedMessage
 from fedbus.learning.payload import Payload
-from fedbus.learning.round_log import RoundLog
+from fedbus.learning.round_log import RoundLog, describe_failures
 from fedbus.learning.stale_updates import UpdateRefused, merge_update
 from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_difference
 
@@ -112,6 +114,8 @@ class FunctionsServer:
         self._sums_updates = False
         """Whether the updates of this round are added up where the clients are."""
         self._round = 0
+        self._failures: dict[str, str] = {}
+        """The clients whose code has failed since the last update, with the reasons."""
         self._weights: Weights = {}
         self._expected: Weights = {}
         """Weights with the names and shapes that the updates of this round must have."""
@@ -127,7 +131,8 @@ class FunctionsServer:
         """Train the remaining rounds, and return the final weights; None if there are none.
 
         Raises:
-            TrainingFailed: a function of the server failed, or no client could train.
+            TrainingFailed: a function of the server failed.
+            NoUpdates: no client could train.
             ArchitectureMismatch: the stored weights are not those of ``initial``.
 
         """
@@ -156,6 +161,7 @@ class FunctionsServer:
                 self._evaluate(messenger, round_log)
                 self._evaluate_global(round_log)
                 round_log.end_round(number)
+            round_log.check_updates()
         except FunctionFailed as error:
             raise TrainingFailed(str(error)) from error
         return self._weights or None
@@ -185,8 +191,8 @@ class FunctionsServer:
             new_weights = self._strategy.end_round()
         if self._driver is not None:
             round_log.set_aggregation(self._driver.report)
-        if not has_update:
-            self._check_failures(failures, messenger.clients())
+        self._failures = {} if has_update else {**self._failures, **failures}
+        self._check_failures(messenger.clients())
         if new_weights is None:
             log.warning("Round without updates; keeping the weights", round=self._round)
         else:
@@ -332,18 +338,17 @@ class FunctionsServer:
             weight=num_examples * self._job.selection.weight_factor(client),
         )
 
-    def _check_failures(self, failures: dict[str, str], present: list[str]) -> None:
-        """End the run if each client that is *present* has failed because of its code: it would fail in each round.
+    def _check_failures(self, present: list[str]) -> None:
+        """End the run if each client that is *present* has failed since the last update, because of its code.
 
         Raises:
-            TrainingFailed: no client that was chosen could train, and there is no other client.
+            NoUpdates: no client that was chosen could train, and there is no other client.
 
         """
-        if failures and failures.keys() >= set(present):
-            client, reason = next(iter(failures.items()))
-            others = len(failures) - 1
-            more = f" (and {others} more client{'s' * (others > 1)})" if others else ""
-            raise TrainingFailed(f"no client could train in round {self._round}: {client}: {reason}{more}")
+        if self._failures and self._failures.keys() >= set(present):
+            raise NoUpdates(
+                f"no client could train in round {self._round}: {describe_failures(self._failures)}"
+            )
 
     # --- state --------------------------------------------------------------------------------
 

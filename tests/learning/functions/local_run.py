@@ -23,6 +23,7 @@ from fedbus.learning.library import (
     ServerJob,
     open_library,
 )
+from fedbus.learning.round_tallies import RoundTallies
 from fedbus.learning.weights import Arrays
 from fedbus.stores.tasks.task_directory import read_task
 
@@ -79,7 +80,7 @@ class LocalMessenger:
         self.plan = plan
         self._sessions = sessions
         self._intercept = intercept or (lambda _, response: response)
-        self._tallies: dict[int, RoundTally] = {}
+        self._tallies = RoundTallies()
         self.sent: list[OutgoingMessage] = []
 
     def clients(self) -> list[str]:
@@ -120,14 +121,13 @@ class LocalMessenger:
         raise NotImplementedError
 
     def accept(self, reply: ClientReply, *, samples: int = 0) -> None:
-        if samples:
-            self.tally(reply.round).participants[reply.client] = samples
+        self._tallies.accept(reply, samples)
 
     def reject(self, reply: ClientReply, reason: str) -> None:
-        self.tally(reply.round).failures[reply.client] = reason
+        self._tallies.reject(reply, reason)
 
     def tally(self, round_number: int) -> RoundTally:
-        return self._tallies.setdefault(round_number, RoundTally())
+        return self._tallies.copy(round_number)
 
     def _exchange(self, message: OutgoingMessage) -> ClientReply:
         assert message.round is not None
@@ -139,15 +139,16 @@ class LocalMessenger:
             node_config={"partition-id": sorted(self._sessions).index(message.client), "num-partitions": 2},
         )
         response = self._intercept(message, self._sessions[message.client].handle(incoming))
-        if response.error is not None:
-            self.tally(message.round).failures[message.client] = response.error.reason
-        return ClientReply(
+        reply = ClientReply(
             request=message,
             round=message.round,
             data=None if response.payload is None else response.payload.to_bytes(),
             error=response.error,
             metrics=response.metrics,
         )
+        if response.error is not None:
+            self.reject(reply, response.error.reason)
+        return reply
 
 
 class LocalRun:
@@ -189,10 +190,10 @@ class LocalRun:
         return [result.metrics[name] for result in self.results if name in result.metrics]
 
 
-def lose(client: str, kind: str = "train") -> Intercept:
-    """Return an interceptor that loses the messages of *client*."""
+def lose(client: str, kind: str = "train", rounds: Collection[int] = range(1, 100)) -> Intercept:
+    """Return an interceptor that loses the messages of *client* in these *rounds*."""
     return lambda message, response: (
         ClientResponse(error=ReplyError(ErrorCode.CLIENT_LOST, "no heartbeat for 10 s"))
-        if message.client == client and message.kind == kind
+        if message.client == client and message.kind == kind and message.round in rounds
         else response
     )

@@ -15,6 +15,7 @@ from fedbus.learning.library import (
     ClientResponse,
     ErrorCode,
     IncomingMessage,
+    NoUpdates,
     OutgoingMessage,
     ReplyError,
     TrainingFailed,
@@ -231,13 +232,13 @@ def test_a_run_ends_at_once_if_every_client_fails(tmp_path: Path) -> None:
         LocalRun(make_task(tmp_path, functions))
     assert str(error.value) == (
         "no client could train in round 1: c0: train raised KeyError: 'coef' (tiny_app/functions.py:12) "
-        "(and 1 more client)"
+        "(failed too: c1)"
     )
 
 
 def test_a_failing_share_of_the_clients_does_not_end_the_run(tmp_path: Path) -> None:
-    """In each round one of eight clients is chosen, and only client 0 can train."""
-    functions = FUNCTIONS.replace(TRAIN, f"1 / (data == 0)\n    {TRAIN}")
+    """In each round one of eight clients is chosen, and only client 5 can train."""
+    functions = FUNCTIONS.replace(TRAIN, f"1 / (data == 5)\n    {TRAIN}")
     extra = "[tool.fedbus.aggregation]\nfraction-train = 0.1\n"
     run = LocalRun(make_task(tmp_path, functions, extra), clients=8, rounds=4)
     assert [len(result.participants | result.failures) for result in run.results] == [1, 1, 1, 1]
@@ -245,10 +246,31 @@ def test_a_failing_share_of_the_clients_does_not_end_the_run(tmp_path: Path) -> 
 
 
 def test_a_round_of_lost_clients_keeps_the_model(tmp_path: Path) -> None:
-    run = LocalRun(make_task(tmp_path), clients=1, rounds=2, intercept=lose("c0"))
-    assert run.final is not None
-    assert run.final["w"].tolist() == [0, 0]
+    run = LocalRun(make_task(tmp_path), clients=1, rounds=2, intercept=lose("c0", rounds=[1]))
+    assert [model["w"].tolist() for model in run.models] == [[0, 0], [1, 1]]
     assert run.results[0].failures == {"c0": "no heartbeat for 10 s"}
+
+
+def test_a_run_of_lost_clients_fails_with_their_names(tmp_path: Path) -> None:
+    with pytest.raises(NoUpdates, match=r"in any round: c0: no heartbeat for 10 s$"):
+        LocalRun(make_task(tmp_path), clients=1, rounds=2, intercept=lose("c0"))
+
+
+def test_a_run_of_cohorts_ends_when_every_client_has_failed(tmp_path: Path) -> None:
+    """In each round one of eight clients is chosen, and no client can train."""
+    functions = FUNCTIONS.replace(TRAIN, "raise KeyError('coef')")
+    extra = "[tool.fedbus.aggregation]\nfraction-train = 0.1\n"
+    with pytest.raises(
+        NoUpdates, match=r"in any round: c\d: train raised KeyError: 'coef' .*failed too: c\d"
+    ):
+        LocalRun(make_task(tmp_path, functions, extra), clients=8, rounds=4)
+    with pytest.raises(NoUpdates, match=r"in round \d+: .*failed too: (c\d, ){4}c\d and 2 more"):
+        LocalRun(make_task(tmp_path, functions, extra), clients=8, rounds=90)
+
+
+def test_a_resumed_run_may_end_without_an_update(tmp_path: Path) -> None:
+    run = LocalRun(make_task(tmp_path), clients=1, rounds=2, first_round=2, intercept=lose("c0"))
+    assert [result.round for result in run.results] == [2]
 
 
 def test_a_client_without_examples_does_not_count(tmp_path: Path) -> None:
