@@ -155,6 +155,9 @@ class ReplyDelivery:
         self._dispatcher.add(again)
         without_state = f", and {len(loss.stateful)} clients have lost their state" if loss.stateful else ""
         repeated = f"{len(again)} messages are sent again" if again else "no message is sent again"
+        if loss.expired_limit_s is not None:  # the signal that ended the worker is not the cause
+            limit = f"{loss.expired_limit_s:g} s (round-s)"
+            reason = f"worker {worker} was ended: it took longer than {limit} for one message"
         self._observer.on_warning(f"{reason}. It was replaced; {repeated}{without_state}")
 
     # --- calls --------------------------------------------------------------------------------

@@ -95,10 +95,14 @@ def test_bad_updates_and_a_worker_that_dies_are_failures_of_their_clients(functi
 
 
 def test_a_message_over_its_limit_ends_its_worker_only(functions: Task) -> None:
-    result = simulate(settings(functions, rounds=1, config={"faults": "2=sleep"}, round_s=1.0))
+    recorder = Recorder()
+    result = simulate(settings(functions, rounds=1, config={"faults": "2=sleep"}, round_s=1.0), recorder)
     (one,) = result.rounds
     assert "no reply within 1 s" in one.failures["client-0002"]
     assert len(one.participants) == 5
+    assert all("was ended: it took longer than 1 s (round-s)" in warning for warning in recorder.warnings)
+    assert not any("SIGKILL" in warning or "memory" in warning for warning in recorder.warnings)
+    assert recorder.warnings
 
 
 def test_an_app_that_cannot_be_imported_is_a_bad_task(functions: Task) -> None:
