@@ -66,8 +66,8 @@ def show(
     if json:
         print_json({**loaded.model_dump(mode="json"), "clients": sizes})
         return
-    if loaded.description:
-        output.console().print(loaded.description, highlight=False)
+    about = f"{profile}: {loaded.description}" if loaded.description else profile
+    output.console().print(about, highlight=False, markup=False, soft_wrap=True)
     conditions = {name: describe_group(loaded.groups.get(name, Group())) for name in sizes}
     kinds = [kind for kind in CONDITIONS if any(texts[kind] != NONE for texts in conditions.values())]
     output.print_table(

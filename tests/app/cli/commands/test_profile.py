@@ -28,7 +28,7 @@ def test_show_counts_the_clients_of_each_group(tmp_path: Path) -> None:
     table = run_cli(
         tmp_path, "profile", "show", "delay-study:delay-s=4,probability=0.6", "--clients", "3"
     ).out
-    assert "4 s with p = 0.6" in table
+    assert "4 s, in 60 % of all cases" in table
     assert "bandwidth" not in table  # no group has one
 
 
@@ -36,12 +36,27 @@ def test_show_names_clients_without_a_group(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     file.write_text("groups: {slow: {share: 0.25, delay: 2}}")
     lines = run_cli(tmp_path, "profile", "show", file, "--clients", "8").out.splitlines()
-    assert [line.split() for line in lines] == [
+    assert [line.split() for line in lines[1:]] == [
         ["group", "slow", "(no", "group)"],
         ["clients", "2", "6"],
-        ["training", "measured", "measured"],
-        ["delay", "2", "s", "-"],
+        ["training", "time", "as", "measured", "as", "measured"],
+        ["delay", "of", "a", "reply", "2", "s", "-"],
     ]
+
+
+def test_show_explains_conditions_in_plain_text(tmp_path: Path) -> None:
+    table = run_cli(tmp_path, "profile", "show", "mobile").out
+    assert table.startswith("mobile: Phones on a mobile network")
+    for text in (
+        "3 × the measured time",
+        "60 ms (median; lognormal, σ 0.5)",
+        "20 Mbit/s down, 5 Mbit/s up",
+        "1 %, sent again",
+        "on average every 15 min, each for 20 s on average (exponential)",
+        "60 % of the time, in periods of about 1 h",
+        "22:00-07:00, in time zones over 2 h",
+    ):
+        assert text in table
 
 
 def test_show_yaml_prints_a_file_to_start_from(tmp_path: Path) -> None:
