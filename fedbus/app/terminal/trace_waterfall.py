@@ -6,14 +6,18 @@
 A child span is below its parent, one step to the right, in the order of time. The critical path of the rounds is
 bright, everything else dim, failures are red. The waterfall fits in 60 columns and grows with the terminal.
 
+Of many clients with the same span below one parent, those on the critical path, those in progress, those that failed
+and the slowest are drawn, and a line counts the others.
+
 A bar that ends in ▶ is a span in progress; one that ends in ✗ is cut off: its process ended before the span did. A
 span whose parent is not in these trace files is below the first span, marked with ….
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import Final
 
 from rich.text import Text
@@ -41,6 +45,8 @@ EIGHTHS: Final = "▏▎▍▌▋▊▉█"
 OPEN_ENDS: Final = {SpanStatus.OPEN: "▶", SpanStatus.CUT_OFF: "✗"}
 DETACHED_MARK: Final = "… "
 """The mark of a span whose parent is not in the trace files."""
+MAX_CLIENTS: Final = 8
+"""The clients that are drawn of those with the same span below one parent, unless all are asked for."""
 MAX_NAMED: Final = 6
 """The spans in progress that are named."""
 
@@ -67,13 +73,40 @@ class Columns:
         return cls(name, max(MIN_BAR_WIDTH, width - name - OWNER_WIDTH - TIME_WIDTH - 4))
 
 
-def render_waterfall(tree: SpanTree, width: int) -> Iterator[Text]:
-    """Render one line for each span."""
+@dataclass(frozen=True)
+class HiddenClients:
+    """Spans of clients that are not drawn."""
+
+    spans: Sequence[TracedSpan]
+
+    def __str__(self) -> str:
+        count = len({span.client for span in self.spans})
+        return f"… and {count} more client{'s' * (count > 1)}"
+
+    @property
+    def durations(self) -> str:
+        """The shortest and the longest duration."""
+        shortest = format_duration(min(span.seconds for span in self.spans))
+        longest = format_duration(max(span.seconds for span in self.spans))
+        return shortest if shortest == longest else f"{shortest} to {longest}"
+
+
+def render_waterfall(tree: SpanTree, width: int, *, max_clients: int | None = MAX_CLIENTS) -> Iterator[Text]:
+    """Render one line for each span, for *max_clients* of the clients with the same span; None: for all."""
     columns = Columns.from_width(width)
     first = min((span.start for span in tree.by_id.values()), default=0.0)
     last = max((span.end for span in tree.by_id.values()), default=first)
     critical = _critical_span_ids(tree)
-    for depth, span in _walk(tree):
+    for depth, span in _walk(tree, max_clients, critical):
+        if isinstance(span, HiddenClients):
+            name = _truncate(" " * min(depth, MAX_DEPTH) + str(span), columns.name)
+            yield Text(
+                f"{name:<{columns.name}} {'':<{OWNER_WIDTH}} {span.durations}",
+                "dim",
+                no_wrap=True,
+                overflow="crop",
+            )
+            continue
         is_detached = bool(span.parent) and span.parent not in tree.by_id
         name = " " * min(depth, MAX_DEPTH) + (DETACHED_MARK if is_detached else "") + span_label(span)
         yield _render_line(
@@ -189,17 +222,68 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _walk(tree: SpanTree) -> Iterator[tuple[int, TracedSpan]]:
+def _walk(
+    tree: SpanTree, max_clients: int | None, critical: Collection[str]
+) -> Iterator[tuple[int, TracedSpan | HiddenClients]]:
     """Yield each span after its parent, with its depth. The span that handles a message is as deep as the message."""
-    complete = [root for root in tree.roots if not root.parent]
-    detached = [root for root in tree.roots if root.parent]
+    preferred = _with_ancestors(tree, critical)
+    choose = partial(_choose_clients, limit=max_clients, preferred=preferred)
+    complete = choose([root for root in tree.roots if not root.parent])
+    detached = choose([root for root in tree.roots if root.parent])
     todo = [(len(complete[:1]), root) for root in reversed(detached)]
     todo += [(0, root) for root in reversed(complete)]
     while todo:
         depth, span = todo.pop()
         yield depth, span
+        if isinstance(span, HiddenClients):
+            continue
         step = 0 if span.name.startswith(("publish ", "request ")) else 1
-        todo += [(depth + step, child) for child in reversed(tree.children(span))]
+        todo += [(depth + step, child) for child in reversed(choose(tree.children(span)))]
+
+
+def _choose_clients(
+    siblings: Sequence[TracedSpan], *, limit: int | None, preferred: Collection[str]
+) -> list[TracedSpan | HiddenClients]:
+    """Return *siblings* with at most *limit* spans of clients of each name; `HiddenClients` follow the last of them."""
+    by_name: dict[str, list[TracedSpan]] = {}
+    for span in siblings:
+        if span.client:
+            by_name.setdefault(span.name, []).append(span)
+    hidden: set[str] = set()
+    after: dict[str, HiddenClients] = {}
+    for spans in by_name.values():
+        if (
+            limit is not None and len(spans) > limit + 1
+        ):  # the line that counts one span would take as much space
+            ranked = sorted(
+                spans,
+                key=lambda span: (
+                    span.id in preferred,
+                    span.status is SpanStatus.OPEN,
+                    _has_failed(span),
+                    span.seconds,
+                ),
+                reverse=True,
+            )
+            hidden |= {span.id for span in ranked[limit:]}
+            after[spans[-1].id] = HiddenClients(ranked[limit:])
+    chosen: list[TracedSpan | HiddenClients] = []
+    for span in siblings:
+        if span.id not in hidden:
+            chosen.append(span)
+        if span.id in after:
+            chosen.append(after[span.id])
+    return chosen
+
+
+def _with_ancestors(tree: SpanTree, ids: Collection[str]) -> set[str]:
+    found: set[str] = set()
+    for span_id in ids:
+        at = span_id
+        while at in tree.by_id and at not in found:
+            found.add(at)
+            at = tree.by_id[at].parent
+    return found
 
 
 def _critical_span_ids(tree: SpanTree) -> set[str]:

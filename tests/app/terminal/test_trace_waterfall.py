@@ -1,5 +1,7 @@
 """The waterfall and sentences of `fedbus trace`, for runs that ended, are active or were cut off."""
 
+from dataclasses import replace
+
 import pytest
 
 from fedbus.app.terminal.trace_waterfall import (
@@ -82,6 +84,22 @@ def test_a_round_in_progress_says_what_it_has_waited_for() -> None:
         "round 3 has taken 6.0 s so far: 92 % waiting for c2's training (8 % the bus)",
         "in progress: c2's training for 5.5 s",
     ]
+
+
+def test_of_many_clients_the_slowest_and_the_failed_are_drawn() -> None:
+    clients = [make_span(f"c{n}", "train", 1, 1 + n, "r", client=f"c{n}") for n in range(1, 31)]
+    clients[1] = replace(clients[1], attributes={**clients[1].attributes, "failed": True})
+    tree = SpanTree([make_span("r", "round", 0, 40, round=1), *clients])
+    drawn = [line.plain for line in render_waterfall(tree, 100)]
+
+    assert [line.split()[1] for line in drawn if line.strip().startswith("train ")] == [
+        "c2",
+        *(f"c{n}" for n in range(24, 31)),
+    ]
+    assert [line.split() for line in drawn if "…" in line] == [
+        ["…", "and", "22", "more", "clients", "1.0", "s", "to", "23.0", "s"]
+    ]
+    assert len(list(render_waterfall(tree, 100, max_clients=None))) == 31
 
 
 def test_a_run_before_its_first_round_says_so() -> None:

@@ -18,6 +18,7 @@ from fedbus.app.settings import Settings
 from fedbus.app.telemetry import span_reader
 from fedbus.app.telemetry.span_reader import StoredTrace
 from fedbus.app.terminal.trace_waterfall import (
+    MAX_CLIENTS,
     RunStatus,
     describe_run,
     describe_waits,
@@ -43,6 +44,12 @@ def trace(
     text_only: Annotated[
         bool, typer.Option("--words", help="Only the waiting times of each round, as text.")
     ] = False,
+    all_clients: Annotated[
+        bool,
+        typer.Option(
+            "--all", help=f"Draw the spans of all clients, not only of {MAX_CLIENTS} with the same span."
+        ),
+    ] = False,
     width: Annotated[
         int | None,
         typer.Option(min=60, max=400, help="Width in columns.", show_default="the width of the terminal"),
@@ -63,7 +70,8 @@ def trace(
         console.print(describe_run(tree, run, status), style="bold", soft_wrap=True)
         summary = f"{_count_spans(tree)}, of {stored.processes} processes · trace {stored.trace_id}\n"
         console.print(summary, style="dim", soft_wrap=True)
-        for line in render_waterfall(tree, console.width):
+        limit = None if all_clients else MAX_CLIENTS
+        for line in render_waterfall(tree, console.width, max_clients=limit):
             console.print(line, no_wrap=True, crop=True)
         console.print(*render_legend(tree), "", sep="\n", style="dim", soft_wrap=True)
     for sentence in describe_waits(tree):
