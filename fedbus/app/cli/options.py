@@ -1,6 +1,7 @@
 """Parse options: durations, key=value configurations, and overrides of a task's schedule."""
 
 import json
+import math
 import re
 import tomllib
 from typing import Annotated, Final
@@ -59,8 +60,8 @@ def parse_key_values(text: str) -> dict[str, Scalar]:
         ) from None
 
 
-def parse_override(text: str, option: str) -> tuple[str, Scalar]:
-    """Parse ``lr=0.1``, a value of *option*: a number, a boolean or else a string.
+def split_override(text: str, option: str) -> tuple[str, str]:
+    """Split ``lr=0.1``, a value of *option*, into name and value.
 
     Raises:
         CliError: *text* does not have this form.
@@ -71,13 +72,30 @@ def parse_override(text: str, option: str) -> tuple[str, Scalar]:
         raise CliError(
             f"{text!r} is not an override. Use name=value, for example {option} lr=0.1", ExitCode.USAGE
         )
+    return name.strip(), value
+
+
+def parse_override(text: str, option: str) -> tuple[str, Scalar]:
+    """Parse ``lr=0.1``, a value of *option*: a number, a boolean or else a string.
+
+    Raises:
+        CliError: *text* does not have this form, or the number is not finite.
+
+    """
+    name, value = split_override(text, option)
     if value in ("true", "false"):
         return name, value == "true"
     for kind in (int, float):
         try:
-            return name, kind(value)
+            number = kind(value)
         except ValueError:
             continue
+        if not math.isfinite(number):
+            raise CliError(
+                f"{option} {text}: the value is not finite. Use a number, or quotes for a text",
+                ExitCode.USAGE,
+            )
+        return name, number
     return name, value.strip("'\"")
 
 

@@ -16,6 +16,7 @@ from fedbus.app.settings import Settings
 from fedbus.app.simulate.results_folder import ResultsFolder, SimulationConfig
 from fedbus.contracts.model import Manifest, SimulationOrigin
 from fedbus.contracts.run import Scalar
+from fedbus.contracts.task.run_config import InvalidOverride, parse_override_of
 from fedbus.contracts.task.task import Task
 from fedbus.learning.data import InvalidPartitioning, Partitioning
 from fedbus.learning.library import open_library
@@ -43,7 +44,8 @@ class SimulateOptions:
     deterministic: bool | None = None
     partition: str | None = None
     profile: str | None = None
-    overrides: Mapping[str, Scalar] = field(default_factory=dict)
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    """New values of keys of the run configuration, as text."""
     aggregation: Mapping[str, Scalar] = field(default_factory=dict)
     """Overrides of the keys of ``[tool.fedbus.aggregation]``."""
     data_dir: Path | None = None
@@ -99,7 +101,7 @@ def make_config(
         deterministic=bool(options.deterministic),
         partition=_normalize_partition(options.partition),
         profile=_digest_of_profile(options.profile),
-        overrides=dict(options.overrides),
+        overrides=_parse_overrides(options.overrides, task),
         aggregation=dict(options.aggregation),
         data_dir=str(data_dir or ""),
         start_model=start.manifest.sha256 if start else "",
@@ -255,6 +257,15 @@ def _list_gpus() -> list[str]:
         str(number)
         for number, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))
     ]
+
+
+def _parse_overrides(overrides: Mapping[str, str], task: Task) -> dict[str, Scalar]:
+    try:
+        return {key: parse_override_of(task.run_config, key, text) for key, text in overrides.items()}
+    except InvalidOverride as error:
+        key = next((one for one in overrides if one.partition(".")[0] == "aggregation"), "")
+        hint = ". For keys of [tool.fedbus.aggregation], use --aggregation" if key else ""
+        raise CliError(f"--set: {error}{hint}", ExitCode.USAGE) from None
 
 
 def _normalize_partition(text: str | None) -> str | None:

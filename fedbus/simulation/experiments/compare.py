@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fedbus.contracts.task.aggregation import AggregationMode, StrategyName
+from fedbus.contracts.task.run_config import InvalidOverride, parse_override_of
 from fedbus.contracts.task.task import Task, TaskTable
 from fedbus.simulation.experiments.cells import Cell, CellRecord, matches
 from fedbus.simulation.experiments.datasets import find_datasets
@@ -83,16 +84,18 @@ def parse_settings(text: str, task: Task) -> tuple[dict[str, Any], dict[str, Any
         if not equals or not key:
             raise InvalidExperiment(f"{pair!r} is not key=value")
         section, dot, name = key.partition(".")
-        if key in task.run_config:
-            config[key] = parse_value(value)
-        elif dot and section in _table_names():
+        if dot and section in _table_names() and key not in task.run_config:
             table.setdefault(section, {})[name] = parse_value(value)
-        else:
-            known = ", ".join(sorted(task.run_config)) or "none"
-            raise InvalidExperiment(
-                f"the task {task.id!r} has no configuration {key!r} (it has: {known}). Keys of [tool.fedbus] have the "
-                "form aggregation.strategy=fedadam"
+            continue
+        try:
+            config[key] = parse_override_of(task.run_config, key, value)
+        except InvalidOverride as error:
+            hint = (
+                ""
+                if key in task.run_config
+                else ". Keys of [tool.fedbus] have the form aggregation.strategy=fedadam"
             )
+            raise InvalidExperiment(f"task {task.id}: {error}{hint}") from None
     return table, config
 
 

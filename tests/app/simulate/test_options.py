@@ -54,7 +54,9 @@ def test_the_task_has_the_default_number_of_rounds(task: Task, settings: Setting
 def test_a_resumed_simulation_keeps_options_that_are_left_out(
     tmp_path: Path, task: Task, settings: Settings
 ) -> None:
-    folder = resumable(tmp_path, task, settings, replace(OPTIONS, clients=50, seed=4, overrides={"slow": 1}))
+    folder = resumable(
+        tmp_path, task, settings, replace(OPTIONS, clients=50, seed=4, overrides={"slow": "1"})
+    )
 
     assert resume_config(OPTIONS, task, settings, folder) == folder.record.config
 
@@ -92,6 +94,38 @@ def test_a_superlink_task_is_refused(tmp_path: Path, task: Task, settings: Setti
     with pytest.raises(CliError, match=r'cannot be simulated.*library = "flower"') as error:
         make_settings(OPTIONS, config, superlink, run="sim", folder=tmp_path, first_round=1, model=None)
     assert error.value.code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        (
+            "slow_s",
+            "1",
+            "--set: the run configuration of the task has no key `slow_s`: did you mean `slow-s`",
+        ),
+        ("zzz", "1", "no key `zzz`: known keys: dies, dies-in, hold, num-server-rounds, "),
+        ("slow-s", "nan", "--set: `slow-s` = nan: use a finite number; the task has 0.0"),
+        ("slow-s", "-inf", "use a finite number"),
+        ("raises", "1.0", "--set: `raises` = 1.0: use an integer; the task has -1"),
+        ("poison", "1", "--set: `poison` = 1: use true or false; the task has false"),
+        ("aggregation.mode", "async", "For keys of .tool.fedbus.aggregation., use --aggregation$"),
+    ],
+)
+def test_an_override_that_does_not_fit_is_refused(
+    task: Task, settings: Settings, key: str, text: str, message: str
+) -> None:
+    with pytest.raises(CliError, match=message) as error:
+        make_config(replace(OPTIONS, overrides={key: text}), task, settings, None)
+    assert error.value.code == ExitCode.USAGE
+
+
+def test_an_override_has_the_type_of_the_task(task: Task, settings: Settings) -> None:
+    overrides = {"slow-s": "1", "raises": "2", "poison": "true", "hold": "1.10"}
+    config = make_config(replace(OPTIONS, overrides=overrides), task, settings, None)
+
+    assert config.overrides == {"slow-s": 1.0, "raises": 2, "poison": True, "hold": "1.10"}
+    assert isinstance(config.overrides["slow-s"], float)
 
 
 def test_an_unknown_partition_is_refused(tmp_path: Path, task: Task, settings: Settings) -> None:

@@ -27,7 +27,10 @@ def test_a_side_is_a_strategy_a_mode_settings_or_a_task() -> None:
     ("text", "task", "message"),
     [
         ("fedfoo", VISION, "'fedfoo' is no strategy, mode or directory of a task. Use one of fedavg"),
-        ("rate=1", VISION, "has no configuration 'rate' .it has: batch-size"),
+        ("rate=1", VISION, "no key `rate`: known keys: batch-size, .*aggregation.strategy=fedadam$"),
+        ("batchsize=1", VISION, r"no key `batchsize`: did you mean `batch-size`\?"),
+        ("batch-size=1.5", VISION, "`batch-size` = 1.5: use an integer; the task has "),
+        ("lr=nan", VISION, "`lr` = nan: use a finite number; the task has "),
         ("lr=1,,", VISION, "'' is not key=value"),
         ("fedprox", FLOWER_TASK, "has no configuration `strategy`"),
     ],

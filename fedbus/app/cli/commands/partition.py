@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 import typer
 
+from fedbus.app.cli.simulation_options import clients_option, data_option, partition_option
 from fedbus.app.failures import CliError, ExitCode, report_write_errors
 from fedbus.app.settings import Settings
 from fedbus.app.terminal import label_distribution as bars
@@ -14,7 +15,6 @@ from fedbus.app.terminal.plain import pluralize, print_json
 from fedbus.app.terminal.progress_bar import progress_bar
 from fedbus.learning.data import LabelDistribution, Partitioning, load_dataset, partition_labels
 from fedbus.learning.data.label_plot import plot_label_distribution
-from fedbus.learning.data.partitioning import describe_syntax
 
 PICTURE_FORMATS: Final = (".png", ".svg", ".pdf")
 OTHER_COLUMNS_WIDTH: Final = 30
@@ -29,14 +29,10 @@ def partition(
         ),
     ],
     *,
-    partition: Annotated[
-        str, typer.Option(metavar="PARTITION", help=f"How to divide it: {describe_syntax()}.")
-    ] = "iid",
-    clients: Annotated[int, typer.Option(min=1, help="Number of clients.")] = 10,
+    partition: Annotated[str, partition_option()] = "iid",
+    clients: Annotated[int, clients_option()] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the samples of each client.")] = 0,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the data sets.", show_default="FEDBUS_DATA_DIR")
-    ] = None,
+    data: Annotated[Path | None, data_option()] = None,
     show: Annotated[
         bool, typer.Option("--show", help="Draw the label distribution in the terminal.")
     ] = False,
@@ -55,20 +51,20 @@ def partition(
         )
     partitioning = Partitioning.parse(partition)
     with progress_bar("dividing the data set", wanted=not json):
-        data = load_dataset(dataset, data_dir or Settings.from_environment().data_dir)
-        partitions = partition_labels(data.train.labels, partitioning, clients, seed=seed)
-        distribution = LabelDistribution.of(data.train.labels, partitions, data.class_names)
+        found = load_dataset(dataset, data or Settings.from_environment().data_dir)
+        partitions = partition_labels(found.train.labels, partitioning, clients, seed=seed)
+        distribution = LabelDistribution.of(found.train.labels, partitions, found.class_names)
         if out is not None:
-            title = f"{data.name}, {partitioning}, {pluralize(clients, 'client')}, seed {seed}"
+            title = f"{found.name}, {partitioning}, {pluralize(clients, 'client')}, seed {seed}"
             with report_write_errors(out):
                 plot_label_distribution(distribution, out, title=title)
     if json:
         print_json(
-            {"dataset": data.name, "partition": str(partitioning), "clients": clients, "seed": seed}
+            {"dataset": found.name, "partition": str(partitioning), "clients": clients, "seed": seed}
             | distribution.to_json()
         )
         return
-    _print_summary(data.name, partitioning, distribution, seed)
+    _print_summary(found.name, partitioning, distribution, seed)
     if show:
         _print_bars(distribution)
     if out is not None:

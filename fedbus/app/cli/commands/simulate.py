@@ -10,7 +10,15 @@ from fedbus.app.cli.options import (
     ModeOption,
     parse_aggregation,
     parse_duration,
-    parse_override,
+    split_override,
+)
+from fedbus.app.cli.simulation_options import (
+    clients_option,
+    data_option,
+    overrides_option,
+    partition_option,
+    profile_option,
+    rounds_option,
 )
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.simulate.fleet import FleetOptions, run_fleet
@@ -30,34 +38,20 @@ def simulate(
         str, typer.Argument(help="The task: a directory, or git+https://host/repo@branch#subdirectory=dir.")
     ] = ".",
     *,
-    clients: Annotated[
-        int | None, typer.Option(min=1, help="Number of virtual clients.", show_default="10")
-    ] = None,
+    clients: Annotated[int | None, clients_option(show_default="10")] = None,
     cohort: Annotated[
         int | None,
         typer.Option(min=1, help="Clients that train in each round.", show_default="the strategy's sampling"),
     ] = None,
-    rounds: Annotated[
-        int | None, typer.Option(min=1, help="Number of rounds.", show_default="the task's")
-    ] = None,
-    partition: Annotated[
-        str | None,
-        typer.Option(
-            help="How the data are divided: iid, dirichlet:0.3, classes:2, sizes:linear, classes:2+sizes:linear.",
-            show_default="the app's own",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    rounds: Annotated[int | None, rounds_option(show_default="the task's")] = None,
+    partition: Annotated[str | None, partition_option(show_default="the app's own", panel=DATA)] = None,
     seed: Annotated[
         int | None,
         typer.Option(
             min=0, help="Seed of cohorts, partitions and the app's random numbers.", show_default="0"
         ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Override a value of the run configuration: lr=0.1. Repeatable."),
-    ] = None,
+    overrides: Annotated[list[str] | None, overrides_option()] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -78,17 +72,8 @@ def simulate(
     gpus: Annotated[
         int, typer.Option(min=0, help="Number of GPUs that the workers share.", rich_help_panel=MACHINE)
     ] = 0,
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            help="Delays, speeds and absences of the clients: a YAML file or a built-in profile.",
-            show_default="none",
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the data sets.", show_default="FEDBUS_DATA_DIR", rich_help_panel=DATA),
-    ] = None,
+    profile: Annotated[str | None, profile_option()] = None,
+    data: Annotated[Path | None, data_option(panel=DATA)] = None,
     engine: Annotated[
         Literal["local", "ray"],
         typer.Option(
@@ -226,7 +211,7 @@ def simulate(
             deterministic=deterministic or None,
             partition=partition,
             profile=profile,
-            overrides=dict(parse_override(text, "--set") for text in overrides or []),
+            overrides=dict(split_override(text, "--set") for text in overrides or []),
             aggregation=parse_aggregation(mode, aggregation),
             data_dir=data,
             workers=workers,

@@ -86,7 +86,7 @@ def test_the_picture_is_written(tmp_path: Path, labels: list[int], clients: int)
         ),
         (["mnist", "--clients", "400"], ExitCode.USAGE, "Use at most 300 clients"),
         (["cifar-10"], ExitCode.NOT_FOUND, "'cifar-10' is not in"),
-        (["mnist", "--data-dir", "/nowhere"], ExitCode.NOT_FOUND, "the data folder /nowhere does not exist"),
+        (["mnist", "--data", "/nowhere"], ExitCode.NOT_FOUND, "the data folder /nowhere does not exist"),
         (["mnist", "--out", "labels.gif"], ExitCode.USAGE, "use a name that ends with .png, .svg, .pdf"),
         (["mnist", "--out", "/nowhere/labels.png"], ExitCode.MACHINE, "cannot write /nowhere/labels.png"),
         (["empty"], ExitCode.FAILED, "has no data set: fedbus reads"),
