@@ -28,6 +28,7 @@ class ExitCode(IntEnum):
     MACHINE = 6
     DENIED = 7
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 EXIT_CODE_TEXT: Final = {
@@ -40,6 +41,7 @@ EXIT_CODE_TEXT: Final = {
     ExitCode.MACHINE: "missing on this machine: a program, a free port or a writable directory",
     ExitCode.DENIED: "authentication or TLS verification failed; restarting will not help",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
+    ExitCode.TERMINATED: "ended by SIGTERM",
 }
 
 

@@ -111,14 +111,14 @@ def run_fleet(options: FleetOptions) -> None:
         with (
             report_write_errors(path),
             (path / TRANSITIONS_FILE).open("w") as log,
-            interruptible(),
+            interruptible() as interruption,
             shown,
         ):
             result = simulate_fleet(fleet, log=log, observer=view.update)
     except KeyboardInterrupt:
         raise CliError(
             f"the simulation was interrupted. Its transitions so far are in {path / TRANSITIONS_FILE}",
-            ExitCode.INTERRUPTED,
+            interruption.exit_code,
         ) from None
     facts = _facts(result, path)
     atomic_write(path / SUMMARY_FILE, json.dumps(facts, indent=2) + "\n", mode=SHARED_MODE)

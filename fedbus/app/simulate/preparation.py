@@ -1,6 +1,7 @@
 """The preparation of `fedbus simulate`: everything that can fail before the first round."""
 
 import asyncio
+import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,8 @@ from fedbus.learning import weights
 from fedbus.learning.weights import Arrays
 from fedbus.stores.trackers.interface import load_tracker
 
+MAX_NAME_CHARS: Final = 63
+"""The longest id."""
 BUILT_IN: Final = "local"
 """The tracker that always records."""
 
@@ -83,7 +86,7 @@ def prepare(options: SimulateOptions, settings: Settings) -> PreparedSimulation:
     config = make_config(options, task, settings, start)
     path = options.out or new_results_path(settings.home, task.id)
     record = SimulationRecord(
-        simulation=check_id("simulation", path.resolve().name),
+        simulation=_name_after(path),
         config=config,
         profile=_absolute(options.profile),
         trackers=tuple(tracker_names(options, settings)),
@@ -109,6 +112,18 @@ def _load_start(options: SimulateOptions, task: Task, version: str) -> StartMode
         return StartModel(manifest, weights.load(await models.local_path(manifest.sha256)))
 
     return asyncio.run(load())
+
+
+def _name_after(path: Path) -> str:
+    """Return the name of a simulation whose results are in *path*: that of the folder, as an id. Raises CliError."""
+    name = re.sub("[^a-z0-9]+", "-", path.resolve().name.lower()).strip("-")[:MAX_NAME_CHARS].rstrip("-")
+    if not name:
+        raise CliError(
+            f"--out {path}: the simulation gets the name of the folder, which has no letter from a to z and no digit. "
+            "Choose another folder",
+            ExitCode.USAGE,
+        )
+    return check_id("simulation", name)
 
 
 def _absolute(profile: str | None) -> str | None:

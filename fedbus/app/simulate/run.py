@@ -25,6 +25,8 @@ from fedbus.app.terminal import output
 from fedbus.app.terminal.plain import pluralize, to_json
 from fedbus.app.terminal.simulation_progress import SimulationView, render_round, show_line
 from fedbus.contracts.run import RoundResult, RunState
+from fedbus.learning.library import NoUpdates
+from fedbus.learning.round_log import describe_failures
 from fedbus.learning.weights import Arrays
 from fedbus.simulation.observer import SimulationProgress, SimulationStart
 from fedbus.simulation.settings import SimulationResult
@@ -46,6 +48,8 @@ def run_simulate(options: SimulateOptions) -> None:
         console = output.console()
         if not prepared.is_complete:
             _run_rounds(prepared, console)
+        elif prepared.folder.record.state == "failed":
+            raise _failed_before(prepared)
         published = _publish(prepared) if options.publish else None
         print_summary(prepared, published, console)
 
@@ -150,13 +154,14 @@ def _run_rounds(prepared: PreparedSimulation, console: Console) -> None:
             except OSError as error:
                 raise _unwritable(prepared, error) from None
 
-        with interruptible():
+        with interruptible() as interruption:
             try:
                 with show_line(view.render, console, wanted=not options.json):
                     result = simulate(settings, observer)
+                _check_resumed(prepared)
             except KeyboardInterrupt:
                 end(RunState.CANCELLED, "interrupted")
-                raise _interrupted(prepared) from None
+                raise _interrupted(prepared, interruption.exit_code) from None
             except Exception as error:
                 if observer.unwritten is not None:
                     failure = _unwritable(prepared, observer.unwritten)
@@ -167,12 +172,27 @@ def _run_rounds(prepared: PreparedSimulation, console: Console) -> None:
             end(RunState.FINISHED, result=result)
 
 
-def _interrupted(prepared: PreparedSimulation) -> CliError:
+def _check_resumed(prepared: PreparedSimulation) -> None:
+    """Check that a round of a resumed simulation has an update, in an earlier part or in this one. Raises NoUpdates."""
+    rounds = prepared.folder.read_rounds()
+    failures = {client: reason for one in reversed(rounds) for client, reason in one.failures.items()}
+    if prepared.first_round > 1 and failures and not any(one.participants for one in rounds):
+        raise NoUpdates(f"no client could train in any round: {describe_failures(failures)}")
+
+
+def _failed_before(prepared: PreparedSimulation) -> CliError:
+    return CliError(
+        f"{prepared.name} has failed and has no more rounds: {prepared.folder.record.reason}. "
+        f"Continue it with a larger --rounds, or start a new simulation without --resume"
+    )
+
+
+def _interrupted(prepared: PreparedSimulation, code: ExitCode) -> CliError:
     done = max((result.round for result in prepared.folder.read_rounds()), default=0)
     return CliError(
         f"{prepared.name} was interrupted after {pluralize(done, 'round')}. To continue: "
         + resume_command(prepared),
-        ExitCode.INTERRUPTED,
+        code,
     )
 
 

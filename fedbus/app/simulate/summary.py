@@ -13,6 +13,7 @@ from fedbus.app.terminal import output
 from fedbus.app.terminal.plain import pluralize, print_json
 from fedbus.app.terminal.trace_waterfall import format_duration
 from fedbus.contracts.run import RoundResult
+from fedbus.contracts.task.aggregation import AggregationMode
 from fedbus.simulation.settings import SimulationSettings
 
 _UPDATE_FIELDS: Final = {"mode", "updates", "staleness", "late_merged", "late_dropped"}
@@ -33,7 +34,7 @@ def print_head(prepared: PreparedSimulation, settings: SimulationSettings, conso
         if config.rounds
         else "",
         f"partition {config.partition}" if config.partition else "",
-        *(f"{name} {value}" for name, value in config.aggregation.items()),
+        *_describe_aggregation(prepared),
         f"profile {prepared.options.profile}" if prepared.options.profile else "",
         pluralize(settings.worker_count, "worker"),
         f"{len(settings.gpus)} GPUs" if settings.gpus else "",
@@ -42,6 +43,14 @@ def print_head(prepared: PreparedSimulation, settings: SimulationSettings, conso
     ]
     line = f"{prepared.name}: {', '.join(filter(None, parts))}"
     console.print(Text(line), soft_wrap=True)
+
+
+def _describe_aggregation(prepared: PreparedSimulation) -> list[str]:
+    """Describe the aggregation mode, also that of the task, and the other keys that the options override."""
+    overrides = prepared.config.aggregation
+    mode = prepared.task.table.aggregation.override(overrides).mode
+    shown = {} if mode is AggregationMode.SYNC and "mode" not in overrides else {"mode": mode.value}
+    return [f"{name} {value}" for name, value in {**shown, **overrides}.items()]
 
 
 def print_summary(prepared: PreparedSimulation, published: PublishedModel | None, console: Console) -> None:
