@@ -27,7 +27,7 @@ class RunPlan(Body):
     """The parameters of a run. They are fixed before the run starts."""
 
     rounds: int = Field(default=0, ge=0, le=100_000)
-    """The number of rounds, which replaces the app's own number; 0: the app's own number stands."""
+    """The number of rounds of the run. 0: the app trains its own number of rounds."""
     app_rounds: int = Field(default=0, ge=0)
     """The number of rounds that the app declares, which its code may ignore; 0: it declares none."""
     quorum: int = Field(default=2, ge=1)
