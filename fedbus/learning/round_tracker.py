@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TypeAlias, assert_never
 
 from fedbus.contracts.client import ClientJoined, FailTrain, Heartbeat, RoundReply
+from fedbus.learning.deadlines import Deadlines
 
 Event: TypeAlias = ClientJoined | Heartbeat | FailTrain | RoundReply
 
@@ -75,6 +76,10 @@ class RoundTracker:
         """Time of the last event of each present client."""
         self._failed: dict[str, str] = {}
         self._open_messages: dict[str, SentMessage] = {}
+        self._contact_limits = Deadlines()
+        """When each present client expires without another event."""
+        self._message_limits = Deadlines()
+        """The deadlines of the open messages."""
 
     # --- state ----------------------------------------------------------------------------
 
@@ -92,9 +97,8 @@ class RoundTracker:
 
     def next_deadline(self) -> float | None:
         """Return the earliest time at which `expire` can have an effect, if no event arrives before; or None."""
-        contact_limits = (contact + self._lost_after_s for contact in self._last_contact.values())
-        deadlines = (sent.deadline for sent in self._open_messages.values())
-        return min((*contact_limits, *deadlines), default=None)
+        limits = (self._contact_limits.earliest(), self._message_limits.earliest())
+        return min((limit for limit in limits if limit is not None), default=None)
 
     # --- events ---------------------------------------------------------------------------
 
@@ -106,6 +110,7 @@ class RoundTracker:
         """Register an outgoing message. If its node is not present, its reply is lost at once."""
         if sent.client in self._last_contact:
             self._open_messages[sent.message_id] = sent
+            self._message_limits.set(sent.message_id, sent.deadline)
             return []
         reason = self._failed.get(sent.client, "the client is not connected")
         return [ReplyLost(sent, LostReason.NODE, reason)]
@@ -131,7 +136,8 @@ class RoundTracker:
     def expire(self, now: float, *, connected: bool = True) -> list[Effect]:
         """Expire deadlines and clients without heartbeats. While NATS is disconnected, no client expires."""
         if not connected:
-            self._last_contact = dict.fromkeys(self._last_contact, now)
+            for client in self._last_contact:
+                self._record_contact(client, now)
         silent = [
             client for client, contact in self._last_contact.items() if now - contact >= self._lost_after_s
         ]
@@ -147,24 +153,33 @@ class RoundTracker:
 
     def _add_node(self, client: str, now: float) -> list[Effect]:
         new = client not in self._last_contact
-        self._last_contact[client] = now
+        self._record_contact(client, now)
         return [NodesChanged()] if new else []
+
+    def _record_contact(self, client: str, now: float) -> None:
+        self._last_contact[client] = now
+        self._contact_limits.set(client, now + self._lost_after_s)
 
     def _remove_node(self, client: str, reason: str) -> list[Effect]:
         self._last_contact.pop(client, None)
+        self._contact_limits.remove(client)
         unanswered = [sent for sent in self._open_messages.values() if sent.client == client]
         return [NodesChanged(), *(self._close(sent, LostReason.NODE, reason) for sent in unanswered)]
 
     def _on_reply(self, reply: RoundReply, now: float) -> list[Effect]:
         """Close the message of *reply*. A late, repeated or foreign reply counts only as contact."""
         if reply.client in self._last_contact:
-            self._last_contact[reply.client] = now
+            self._record_contact(reply.client, now)
         sent = self._open_messages.get(reply.reply_to)
         if sent is None or sent.client != reply.client:
             return []
-        del self._open_messages[reply.reply_to]
+        self._forget(sent)
         return [ReplyReceived(sent, reply)]
 
     def _close(self, sent: SentMessage, lost_reason: LostReason, reason: str) -> ReplyLost:
-        del self._open_messages[sent.message_id]
+        self._forget(sent)
         return ReplyLost(sent, lost_reason, reason)
+
+    def _forget(self, sent: SentMessage) -> None:
+        del self._open_messages[sent.message_id]
+        self._message_limits.remove(sent.message_id)
