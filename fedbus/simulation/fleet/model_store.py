@@ -8,6 +8,7 @@ from typing import Self
 
 from fedbus.common import clock
 from fedbus.contracts.identifiers import TaskId
+from fedbus.stores.errors import StoreCorrupt
 from fedbus.stores.models.object_store import (
     ABSENT,
     DownloadSink,
@@ -20,11 +21,21 @@ from fedbus.stores.models.repository import ModelRepository
 
 
 class FleetObjectStore:
-    """The objects of one task. Files that the bus offers are copied to *directory*."""
+    """The objects of one task: *objects*, by key, with the times of their changes; None is an empty store.
 
-    def __init__(self, directory: Path) -> None:
+    Files that the bus offers are copied to *directory*.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        url: str = "memory://fleet",
+        objects: dict[str, tuple[bytes, datetime]] | None = None,
+    ) -> None:
         self._directory = directory
-        self._objects: dict[str, tuple[bytes, datetime]] = {}
+        self._url = url
+        self._objects = {} if objects is None else objects
 
     @classmethod
     def open(cls, url: str, task: TaskId, *, patience_s: float) -> Self:  # noqa: ARG003 - memory answers at once
@@ -36,7 +47,7 @@ class FleetObjectStore:
 
     @property
     def url(self) -> str:
-        return "memory://fleet"
+        return self._url
 
     def place(self, key: str = "") -> str:
         return f"{self.url}/{key}"
@@ -82,6 +93,8 @@ class FleetObjectStore:
         found = await self.get(artifact_key(sha256))
         if found is None:
             return None
+        if found.tag != sha256:
+            raise StoreCorrupt(self.place(artifact_key(sha256)), f"its bytes have digest {found.tag}")
         path = self._directory / sha256
         path.write_bytes(found.content)
         return path

@@ -16,7 +16,7 @@ def memory_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A store in a backend of another package."""
     monkeypatch.setattr(models_open, "entry_points", lambda *, group: {models_open.GROUP: [MEMORY]}[group])
     monkeypatch.setattr(MemoryObjectStore, "folders", {})
-    monkeypatch.setattr(MemoryObjectStore, "copies", tmp_path, raising=False)
+    monkeypatch.setattr(MemoryObjectStore, "copies", tmp_path)
     return "memory://models"
 
 
