@@ -112,11 +112,6 @@ class ErrorCode(IntEnum):
     """The client failed, left the run, or is silent."""
 
 
-NO_FUNCTION: Final = "function registered with name"
-"""A part of Flower's error text for a client whose code has no function for messages of this kind. Flower has no error
-code for it. Such an error is not a failure of an evaluation."""
-
-
 @dataclass(frozen=True)
 class ReplyError:
     """An error instead of a result."""
@@ -192,7 +187,7 @@ class RoundTally:
     evaluated: set[str] = field(default_factory=set)
     """The clients that evaluated the model."""
     evaluation_failures: dict[str, str] = field(default_factory=dict)
-    """The failures of evaluations, by client, without clients whose code has no function for it (`NO_FUNCTION`)."""
+    """Those of *failures* whose message was to evaluate."""
     train_s: dict[str, float] = field(default_factory=dict)
     """Training time in seconds, by client."""
     figures: dict[str, dict[str, float]] = field(default_factory=dict)

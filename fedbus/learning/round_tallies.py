@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Final
 
-from fedbus.learning.library import NO_FUNCTION, ClientReply, RoundTally
+from fedbus.learning.library import ClientReply, RoundTally
 
 MAX_FAILURE_CHARS: Final = 500
 """The limit of the reason of a failed client in the result of a round."""
@@ -37,9 +37,10 @@ class RoundTallies:
         tally = self._tallies[reply.round]
         text = reason.removeprefix(f"{reply.client}: ")[:MAX_FAILURE_CHARS]
         tally.failures[reply.client] = text
-        if _phase(reply) == "train":
+        phase = _phase(reply)
+        if phase == "train":
             tally.training_failures[reply.client] = text
-        if _phase(reply) == "evaluate" and NO_FUNCTION not in reason:
+        elif phase == "evaluate":
             tally.evaluation_failures[reply.client] = text
 
     def copy(self, round_number: int) -> RoundTally:

@@ -38,7 +38,7 @@ from fedbus.learning.flower.replies import (
     round_number_of,
     sample_count,
 )
-from fedbus.learning.flower.run_grid import RunGrid
+from fedbus.learning.flower.run_grid import RunGrid, without_missing_functions
 from fedbus.learning.flower.sent_messages import SentMessages, SentRequest
 from fedbus.learning.flower.update_check import check_update
 from fedbus.learning.library import (
@@ -195,7 +195,7 @@ class MessengerGrid(RunGrid):
 
     def tally(self, round_number: int) -> RoundTally:
         """Return a copy of the participants of the round so far."""
-        return self._messenger.tally(round_number)
+        return without_missing_functions(self._messenger.tally(round_number))
 
     def client_of(self, node: int) -> str:
         """Return the client of Flower's node id *node*; a client that has left, too."""

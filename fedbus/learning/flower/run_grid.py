@@ -4,11 +4,25 @@ import threading
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedbus.learning.library import RoundTally
+
+NO_FUNCTION: Final = "function registered with name"
+"""A part of Flower's error text for a client whose code has no function for messages of this kind. Flower has no error
+code for it."""
+
+
+def without_missing_functions(tally: RoundTally) -> RoundTally:
+    """Return *tally* without the failed evaluations of clients whose code has no function for it."""
+    failures = {
+        client: reason for client, reason in tally.evaluation_failures.items() if NO_FUNCTION not in reason
+    }
+    return replace(tally, evaluation_failures=failures)
 
 
 class RunGrid(Grid):

@@ -19,7 +19,7 @@ from fedbus.learning.flower.private_api import (
     build_message,
 )
 from fedbus.learning.flower.replies import GridClosed, round_number_of, sample_count
-from fedbus.learning.flower.run_grid import RunGrid
+from fedbus.learning.flower.run_grid import RunGrid, without_missing_functions
 from fedbus.learning.flower.sent_messages import SentMessages, SentRequest
 from fedbus.learning.flower.update_check import check_update
 from fedbus.learning.flower_superlink.fleet import SuperNodes
@@ -170,7 +170,7 @@ class SuperLinkGrid(RunGrid):
     def tally(self, round_number: int) -> RoundTally:
         """Return a copy of the participants of the round so far, with the SuperNodes that have ended since."""
         self._report_ended_nodes(round_number)
-        return self._messenger.tally(round_number)
+        return without_missing_functions(self._messenger.tally(round_number))
 
     def client_of(self, node: int) -> str:
         """Return the client of Flower's node id *node*."""
