@@ -42,6 +42,7 @@ import pytest
 
 from fedbus.contracts.client import ClientJoined, FailTrain
 from fedbus.contracts.run import RoundResult, RunPlan, Scalar
+from fedbus.contracts.task.aggregation import AggregationMode
 from fedbus.contracts.task.task import Task, TaskTable
 from fedbus.learning.library import (
     BadTask,
@@ -50,6 +51,7 @@ from fedbus.learning.library import (
     ClientSession,
     IncomingMessage,
     MessengerClosed,
+    ModeUnsupported,
     ServerJob,
     TrainingLibrary,
     open_library,
@@ -334,6 +336,27 @@ class LibrarySuite(ABC):
             final = federation.train(first_arrays(run.task) or {})
         assert final is not None
         np.testing.assert_allclose(next(iter(final.values())), MEAN_STEP, rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        "mode", [AggregationMode.DEADLINE, AggregationMode.BUFFERED, AggregationMode.ASYNC]
+    )
+    def test_a_run_has_its_aggregation_mode_or_is_refused(self, run: SuiteRun, mode: AggregationMode) -> None:
+        """A library without modes raises ModeUnsupported: a run never aggregates in another way than it reports."""
+        with run.open(rounds=3, aggregation={"mode": mode.value, "buffer-size": 2}) as federation:
+            federation.add_client(0)
+            federation.add_client(1)
+            try:
+                final = federation.train(model(5.0))
+            except ModeUnsupported:
+                return
+        assert final is not None
+        rounds = [result for result in federation.results if result.round]
+        assert [(result.round, result.mode) for result in rounds] == [(n, mode) for n in (1, 2, 3)]
+        if mode is AggregationMode.DEADLINE:  # both clients are in time
+            np.testing.assert_allclose(final["w"], 5 + 3 * MEAN_STEP, rtol=1e-5)
+        else:  # the order of arrival decides what each update counts
+            assert np.isfinite(final["w"]).all()
+            assert (final["w"] > 5.0).all()
 
     def test_a_round_reports_metrics_samples_and_times(self, run: SuiteRun) -> None:
         with run.open(rounds=1) as federation:
