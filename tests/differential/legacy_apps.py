@@ -128,7 +128,7 @@ STOCK: dict[str, tuple[Callable[..., Any], dict[str, Any], int]] = {
 }
 for stock_name, (stock_strategy, stock_options, stock_clients) in STOCK.items():
     case(f"legacy {stock_name} runs for two rounds", name=f"legacy_{stock_name}", clients=stock_clients)(
-        lambda app, make=stock_strategy, options=stock_options: (  # type: ignore[misc]
+        lambda app, make=stock_strategy, options=stock_options: (  # type: ignore[misc]  # mypy infers no type for a lambda with a default
             train(app),
             serve(app, lambda context: make(initial_parameters=initial(), **options)),
         )

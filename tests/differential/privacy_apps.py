@@ -54,7 +54,7 @@ def _register(app: App, make: Callable[[], Strategy], mods: list[Any]) -> None:
 
 for dp_name, (dp_strategy, dp_mods) in WITH_NOISE.items():
     case(f"differential privacy with noise: {dp_name}", name=f"DP_noise_{dp_name}")(
-        lambda app, make=dp_strategy, mods=dp_mods: _register(app, make, mods)  # type: ignore[misc]
+        lambda app, make=dp_strategy, mods=dp_mods: _register(app, make, mods)  # type: ignore[misc]  # mypy infers no type for a lambda with a default
     )
 
 

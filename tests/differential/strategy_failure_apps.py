@@ -65,5 +65,5 @@ WRONG: dict[str, Callable[[RecordDict, int], Any]] = {
 }
 for wrong_name, change_reply in WRONG.items():
     case(f"a reply with {wrong_name.replace('_', ' ')} raises Flower's error", name=f"reply_{wrong_name}")(
-        lambda app, change=change_reply: _wrong_reply(app, change)  # type: ignore[misc]
+        lambda app, change=change_reply: _wrong_reply(app, change)  # type: ignore[misc]  # mypy infers no type for a lambda with a default
     )

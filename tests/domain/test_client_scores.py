@@ -44,6 +44,6 @@ def test_scores_depend_on_the_criterion() -> None:
 @given(SOME, st.sampled_from(["reliability", "data", "contribution"]))
 def test_every_score_is_a_share(rounds: list[RoundResult], by: str) -> None:
     known = collect_client_stats(rounds)
-    found = compute_scores(known, by)  # type: ignore[arg-type]
+    found = compute_scores(known, by)  # type: ignore[arg-type]  # Hypothesis draws a plain str
     assert found.keys() == known.keys()
     assert all(0 <= score <= 1 for score in found.values())

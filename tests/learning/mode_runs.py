@@ -117,7 +117,7 @@ def run_functions(
     run = ModeRun(ScriptedMessenger(clients, _make_plan(rounds, None)))
     prepare(run.messenger)
     job = make_job(run, {"fraction-evaluate": 0.0, **aggregation}, start, first_round=first_round)
-    run.final = FunctionsServer(job, module or _NoFunctions()).run(run.messenger, run.on_round)  # type: ignore[arg-type]
+    run.final = FunctionsServer(job, module or _NoFunctions()).run(run.messenger, run.on_round)  # type: ignore[arg-type]  # a stand-in for the module of a task
     return run
 
 

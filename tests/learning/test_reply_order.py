@@ -1,6 +1,7 @@
 """Replies in the order of clients."""
 
 from collections.abc import Iterator
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ def message(client: str) -> OutgoingMessage:
 
 
 @given(st.permutations(["c1", "c1", "c2", "c3", "c4"]), st.randoms(use_true_random=False))
-def test_replies_come_by_client_in_any_order_of_arrival(clients, random) -> None:  # type: ignore[no-untyped-def]
+def test_replies_come_by_client_in_any_order_of_arrival(clients: list[str], random: Random) -> None:
     messages = [message(client) for client in clients]
     arrived = [ClientReply(request=one, round=1) for one in messages]
     random.shuffle(arrived)

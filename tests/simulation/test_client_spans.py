@@ -117,7 +117,7 @@ def stretch(recorded: RecordedSpans) -> list[TracedSpan]:
                     end=end,
                     parent=str(span.parent.span_id) if span.parent else "",
                     links=tuple(str(link.context.span_id) for link in span.links),
-                    attributes=dict(span.attributes or {}),  # type: ignore[arg-type]
+                    attributes=dict(span.attributes or {}),  # type: ignore[arg-type]  # the values are of simple types
                 )
             )
     return traced

@@ -8,11 +8,14 @@ import pytest
 from flwr.app import ConfigRecord
 from simulation.tiny_tasks import write_task
 
+from fedbus.learning.flower.client_app_host import ClientAppHost
+from fedbus.learning.functions.client import FunctionsClient
 from fedbus.learning.library import (
     ClientJob,
     ClientResponse,
     ClientSession,
     IncomingMessage,
+    MovableSession,
     StateNotMovable,
     open_library,
 )
@@ -120,24 +123,28 @@ def test_the_state_of_a_library_moves(tmp_path: Path, library: str) -> None:
     open_one = open_library(library).open_client
     job = ClientJob(task=task, client="client-0000", run="r", node_config={"partition-id": 0})
     first, second = open_one(job), open_one(job)
-    assert hasattr(first, "dump_state")
+    assert isinstance(first, MovableSession)
+    assert isinstance(second, MovableSession)
     assert first.dump_state() is None
-    if library == "functions":
-        first._state["count"] = [1, 2]  # type: ignore[attr-defined]
+    if isinstance(first, FunctionsClient):
+        first._state["count"] = [1, 2]
     else:
-        first._context.state["count"] = ConfigRecord({"count": [1, 2]})  # type: ignore[attr-defined]
+        assert isinstance(first, ClientAppHost)
+        first._context.state["count"] = ConfigRecord({"count": [1, 2]})
     state = first.dump_state()
-    second.load_state(state)  # type: ignore[attr-defined]
-    assert second.dump_state() == state  # type: ignore[attr-defined]
-    assert second.has_state  # type: ignore[attr-defined]
+    assert state is not None
+    second.load_state(state)
+    assert second.dump_state() == state
+    assert second.has_state
 
 
 def test_functions_state_that_cannot_be_pickled_stays(tmp_path: Path) -> None:
     task = write_task(tmp_path, "functions")
     session = open_library("functions").open_client(ClientJob(task=task, client="c", run="r"))
-    session._state["lock"] = threading.Lock()  # type: ignore[attr-defined]
+    assert isinstance(session, FunctionsClient)
+    session._state["lock"] = threading.Lock()
     with pytest.raises(StateNotMovable, match="lock"):
-        session.dump_state()  # type: ignore[attr-defined]
+        session.dump_state()
 
 
 def test_memory_is_short_above_the_share() -> None:

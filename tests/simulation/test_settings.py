@@ -20,4 +20,4 @@ def test_clients_have_names_in_the_order_of_their_partitions(tmp_path: Path) -> 
 def test_settings_name_what_is_wrong(tmp_path: Path, name: str, value: int) -> None:
     task = write_task(tmp_path, "functions")
     with pytest.raises(BadSettings, match=f"{name}.*{value}"):
-        SimulationSettings(**{"task": task, "clients": 10, name: value})  # type: ignore[arg-type]
+        SimulationSettings(**{"task": task, "clients": 10, name: value})  # type: ignore[arg-type]  # a value of any field

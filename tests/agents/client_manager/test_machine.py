@@ -104,7 +104,7 @@ def test_a_restarted_client_leaves_its_run_and_starts_again(state: ClientState) 
     client = new_client(state, model=model(1), run=RUN, code_version=NEW, labels={})
     changes = {"run": None, "code_version": OLD, "labels": LABELS}
     assert client.handle(ClientManagerStarted()) == [
-        MoveClient(ClientEvent.RESTARTED, changes),  # type: ignore[arg-type]
+        MoveClient(ClientEvent.RESTARTED, changes),  # type: ignore[arg-type]  # the changes are those of several entities
         STARTS_BOOTSTRAP,
         EnrollClient(),
     ]

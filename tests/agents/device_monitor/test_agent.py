@@ -41,8 +41,8 @@ async def test_a_report_is_published_when_an_agent_starts_or_ends(
         assert 0 < first.disk <= 1
 
         with hold_liveness_lock(device.directory, "inference"):
-            assert (await asyncio.wait_for(anext(reports), 20)).agents == {"inference": True}  # type: ignore[attr-defined]
-        assert (await asyncio.wait_for(anext(reports), 20)).agents == {"inference": False}  # type: ignore[attr-defined]
+            assert (await asyncio.wait_for(anext(reports), 20)).agents == {"inference": True}  # type: ignore[attr-defined]  # the iterator yields any message
+        assert (await asyncio.wait_for(anext(reports), 20)).agents == {"inference": False}  # type: ignore[attr-defined]  # the iterator yields any message
 
 
 async def test_a_report_has_the_error_count_and_the_last_error(

@@ -239,7 +239,7 @@ async def test_a_new_gateway_has_the_last_report_of_each_device(
 
 
 async def has_stored_report(bus: Bus) -> bool:
-    return [one.message.cpu for one in await bus.last_per_device(DeviceReport)] == [0.5]  # type: ignore[attr-defined]
+    return [one.message.cpu for one in await bus.last_per_device(DeviceReport)] == [0.5]  # type: ignore[attr-defined]  # the bus returns the base class of messages
 
 
 async def test_heartbeats_and_device_reports_reach_the_browser(

@@ -141,7 +141,7 @@ def reverted(reason: str) -> list[Effect]:
         *ENDS,
         MoveCode(
             CodeEvent.ROLLOUT_REVERTED,
-            {"rejected": {NEW: reason}, **NO_ROLLOUT},  # type: ignore[typeddict-item]
+            {"rejected": {NEW: reason}, **NO_ROLLOUT},  # type: ignore[typeddict-item]  # NO_ROLLOUT is a plain dict
             f"{NEW[:12]}: {reason}",
         ),
         announced(""),
@@ -306,7 +306,7 @@ def test_a_good_run_brings_the_candidate_to_every_client() -> None:
             *ENDS,
             MoveCode(
                 CodeEvent.ROLLOUT_FINISHED,
-                {"code_version": NEW, "previous": (OLD,), **NO_ROLLOUT},  # type: ignore[typeddict-item]
+                {"code_version": NEW, "previous": (OLD,), **NO_ROLLOUT},  # type: ignore[typeddict-item]  # NO_ROLLOUT is a plain dict
                 NEW[:12],
             ),
             announced("", code_version=NEW),

@@ -149,7 +149,7 @@ def test_a_restart_follows_a_champion_that_the_log_missed() -> None:
 
 def test_a_restart_publishes_the_end_of_the_last_run_again() -> None:
     end = {"event": ServerEvent.VERSION_PUBLISHED, "reason": "loss 0.4 against 0.5"}
-    driver = ServerDriver(make_machine(ServerState.WAITING, **end, **TRAINED))  # type: ignore[arg-type]
+    driver = ServerDriver(make_machine(ServerState.WAITING, **end, **TRAINED))  # type: ignore[arg-type]  # a dict of mixed fields
     driver.handle(ManagerStarted(task_at(OLD)), store_is_usable(1))
     announced = ModelPublished(task=NAME, model=model(1), blob=blob(1), run=RUN, term=1)
     assert driver.handle(model_offered(1)) == [

@@ -298,7 +298,7 @@ async def test_a_restarted_scheduler_knows_why_no_run_can_start(
     fed: FederationHarness, server: FakeServerManager
 ) -> None:
     trouble = {"trouble": StoreProblem.UNAVAILABLE}
-    await server.transition(ServerEvent.STORE_UNAVAILABLE, trouble, reason="no route to host")  # type: ignore[arg-type]
+    await server.transition(ServerEvent.STORE_UNAVAILABLE, trouble, reason="no route to host")  # type: ignore[arg-type]  # a plain dict of changes
     async with fed.run_agent(make_scheduler(fed, schedule_every(0.05, at_most=1))) as scheduler:
         await wait_for_scheduler(fed)
         for _ in range(2):

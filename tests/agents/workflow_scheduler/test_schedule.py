@@ -488,7 +488,7 @@ def test_new_code_brings_its_plan_and_its_schedule() -> None:
         "next_at": None,
         "awaits": (),
     }
-    assert effects[2] == MoveSchedule(ScheduleEvent.RESCHEDULED, rescheduled, f"code {NEW[:12]}")  # type: ignore[arg-type]
+    assert effects[2] == MoveSchedule(ScheduleEvent.RESCHEDULED, rescheduled, f"code {NEW[:12]}")  # type: ignore[arg-type]  # a plain dict of changes
     scheduler.receive(drift("c1"))
     assert scheduler.run.plan == RunPlan(rounds=5)
 

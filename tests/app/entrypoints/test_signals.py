@@ -33,7 +33,7 @@ async def test_one_signal_lets_the_process_finish() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         output: list[str] = []
         async with run_worker(output, forever=False) as worker:
-            await eventually(lambda output=output: "up" in output)  # type: ignore[misc]
+            await eventually(lambda output=output: "up" in output)  # type: ignore[misc]  # mypy infers no type for a lambda with a default
             os.kill(worker.pid, number)
             assert await worker.wait() == 0
         assert output[-2:] == ["asked", "done"]

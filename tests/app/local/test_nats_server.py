@@ -74,7 +74,7 @@ async def test_a_crash_loop_ends_the_block_with_the_end_of_the_log(
 
     async def kill_after_each_start(server: EmbeddedNats) -> None:
         for starts in range(1, 10):
-            await eventually(lambda starts=starts: server.starts == starts)  # type: ignore[misc]
+            await eventually(lambda starts=starts: server.starts == starts)  # type: ignore[misc]  # mypy infers no type for a lambda with a default
             os.kill(server.pid, signal.SIGKILL)
 
     with pytest.raises(CrashLooping, match=r"exited 5 times in a row.*Its log .* ends: "):

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import TypeAlias
 
 import pytest
@@ -106,7 +107,7 @@ async def test_buffers_read_as_if_they_were_one(cuts: list[int], start: int, len
     losses=st.sets(st.integers(0, 39)),
 )
 def test_chunks_are_taken_once_in_order_within_one_window(
-    chunks: int, window: int, order: object, losses: set[int]
+    chunks: int, window: int, order: Random, losses: set[int]
 ) -> None:
     progress, taken, in_flight = ReceiveProgress(chunks=chunks), list[bytes](), list[int]()
     lost = set(losses)
@@ -115,7 +116,7 @@ def test_chunks_are_taken_once_in_order_within_one_window(
         if not in_flight:
             in_flight += [index for missing in progress.missing_ranges(chunks) for index in missing]
         assert progress.requested_until - len(taken) <= window
-        order.shuffle(in_flight)  # type: ignore[attr-defined]
+        order.shuffle(in_flight)
         index = in_flight.pop()
         if index in lost:
             lost.remove(index)

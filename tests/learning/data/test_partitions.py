@@ -188,7 +188,7 @@ def test_the_second_call_reads_the_cache(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_other_arguments_are_other_entries(change: dict[str, object], tmp_path: Path) -> None:
     arguments = {"labels": LABELS, "partitioning": "classes:2", "num_partitions": 6, "seed": 4}
     for one in (arguments, arguments | change):
-        partition_labels(**one)  # type: ignore[arg-type]
+        partition_labels(**one)  # type: ignore[arg-type]  # arguments of mixed types
     assert len(entries(tmp_path)) == 2
 
 
@@ -231,7 +231,7 @@ def count_computations(folder: str, start: "multiprocessing.synchronize.Barrier"
     def compute(*arguments: object) -> list[np.ndarray]:
         with (Path(folder) / "computations").open("a") as file:
             file.write("x")
-        return compute_partitions(*arguments)  # type: ignore[arg-type]
+        return compute_partitions(*arguments)  # type: ignore[arg-type]  # arguments of mixed types
 
     vars(partitions_module)["compute_partitions"] = compute
     start.wait()

@@ -80,7 +80,7 @@ class MemoryFederation:
     def advance_clock(self, seconds: float) -> None:
         """Let *seconds* pass on the clock of the messenger."""
         now = self.messenger._now
-        self.messenger._now = lambda: now() + seconds  # type: ignore[method-assign]
+        self.messenger._now = lambda: now() + seconds  # type: ignore[method-assign]  # moves the clock
         self.messenger._on_timer()
 
     @property

@@ -22,7 +22,7 @@ from learning.flower.memory_bus import (
 )
 from support import eventually
 
-from fedbus.contracts.client import FailTrain, Heartbeat
+from fedbus.contracts.client import FailTrain, Heartbeat, RoundReply
 from fedbus.contracts.server import RoundMessage
 from fedbus.learning.flower.array_records import to_record
 from fedbus.learning.flower.node_ids import node_id
@@ -196,8 +196,9 @@ async def test_a_corrupt_reply_is_the_failure_of_its_client(tmp_path: Path) -> N
         device = fed.add("c2", step=2, samples=1)
         deliver = device.deliver
 
-        def deliver_corrupt(reply: object) -> None:
-            blob = reply.content.blob  # type: ignore[attr-defined]
+        def deliver_corrupt(reply: RoundReply) -> None:
+            assert reply.content is not None
+            blob = reply.content.blob
             if blob:
                 fed.bus.blobs.contents[blob.sha256] = b"x" * blob.size_bytes
             deliver(reply)

@@ -154,11 +154,11 @@ async def train(
 
 def add_client(federation: MemoryFederation, seed: int, table: dict[str, Any]) -> Any:
     task = federation.task
-    federation.task = lambda *args, **options: task(*args, **{**table, **options})  # type: ignore[method-assign]
+    federation.task = lambda *args, **options: task(*args, **{**table, **options})  # type: ignore[method-assign]  # the task with other tables
     try:
         return federation.add(f"c{seed}", seed=seed)
     finally:
-        federation.task = task  # type: ignore[method-assign]
+        federation.task = task  # type: ignore[method-assign]  # the task with other tables
 
 
 # --- a run ----------------------------------------------------------------------------------

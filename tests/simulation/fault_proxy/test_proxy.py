@@ -150,7 +150,7 @@ async def test_slow_receiver_stops_the_sender() -> None:
     finished = asyncio.Event()
 
     async def never_read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # asyncio declares the base class of transports
         await finished.wait()
         writer.transport.abort()
 

@@ -68,7 +68,7 @@ async def test_a_narrow_terminal_omits_columns_and_cuts_none(
         async with open_terminal("clients", "ls", environment=fedbus.environment, columns=columns) as shown:
             async with asyncio.timeout(60):
                 assert await shown.process.wait() == 0
-            await eventually(lambda shown=shown: len(shown.lines) > 2)  # type: ignore[misc]
+            await eventually(lambda shown=shown: len(shown.lines) > 2)  # type: ignore[misc]  # mypy infers no type for a lambda with a default
         headings = set(shown.lines[0].split())
         assert headings >= always | spare
         assert ("endpoint" in headings) is (columns == 200)
