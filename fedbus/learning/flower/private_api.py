@@ -63,6 +63,7 @@ for _owner, _names in _ATTRIBUTES.items():
     flower_version.require_attributes(_owner, _names)
 
 __all__ = [
+    "CHECK_REPLIES",
     "CLIENT_APP_RAISED",
     "KEY_CLIPPING_NORM",
     "LOAD_CLIENT_APP_FAILED",
@@ -127,6 +128,8 @@ def empty_run(run_id: int) -> Run:
     return Run.create_empty(run_id)
 
 
+CHECK_REPLIES: Final = "_check_and_log_replies"
+"""The method of FedAvg that refuses inconsistent replies."""
 _STOCK_CHECK: Final = FedAvg._check_and_log_replies  # noqa: SLF001 - this module holds the private names
 
 

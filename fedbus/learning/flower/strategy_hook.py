@@ -17,14 +17,17 @@ from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, Final, TypeVar
 
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
 from fedbus.learning.flower.array_records import from_record, to_record, with_types_of
 from fedbus.learning.flower.cohort import CohortPolicy
 from fedbus.learning.flower.model_binding import ModelBinding
 from fedbus.learning.flower.partial_sums import SummableMessages
+from fedbus.learning.flower.private_api import CHECK_REPLIES
 from fedbus.learning.flower.replies import StreamedMessages
+from fedbus.learning.flower.reply_differences import describe_differences
 from fedbus.learning.flower.round_counter import RoundCounter
 from fedbus.learning.flower.run_grid import RunGrid
 from fedbus.learning.flower.strategy_modes import StrategyModes
@@ -184,6 +187,8 @@ class StrategyHook:
             "aggregate_train": self._wrap_aggregate_train(strategy.aggregate_train),
             "aggregate_evaluate": self._wrap_aggregate_evaluate(strategy.aggregate_evaluate),
         }
+        if isinstance(strategy, FedAvg):
+            wrapped[CHECK_REPLIES] = self._wrap_check(getattr(strategy, CHECK_REPLIES))
         overridden = {name: vars(strategy)[name] for name in wrapped if name in vars(strategy)}
         vars(strategy).update(wrapped)
         try:
@@ -258,6 +263,19 @@ class StrategyHook:
             return outcome
 
         return aggregate_train
+
+    def _wrap_check(self, check: Callable[..., Any]) -> Callable[..., Any]:
+        """Name the clients in Flower's error about inconsistent replies."""
+
+        def check_replies(replies: Iterable[Message], *args: Any, **kwargs: Any) -> Any:
+            received = list(replies)
+            try:
+                return check(received, *args, **kwargs)
+            except InconsistentMessageReplies as error:
+                differences = describe_differences(received, self._grid.client_of)
+                raise InconsistentMessageReplies(f"{error} {differences}") from error
+
+        return check_replies
 
     def _wrap_aggregate_evaluate(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
         def aggregate_evaluate(server_round: int, replies: Any, *args: Any, **kwargs: Any) -> Any:
