@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from fedbus.contracts.run import Scalar
 from fedbus.contracts.task.run_config import InvalidOverride, parse_override_of
 from fedbus.contracts.task.task import Task
 from fedbus.learning.data import InvalidPartitioning, Partitioning
+from fedbus.learning.data.client_data import PARTITION
 from fedbus.learning.library import open_library
 from fedbus.learning.weights import Arrays
 from fedbus.simulation.profiles.reader import load_profile
@@ -30,6 +32,7 @@ DEFAULT_CLIENTS: Final = 10
 DEFAULT_SEED: Final = 0
 VISIBLE_GPUS: Final = "CUDA_VISIBLE_DEVICES"
 WORKERS_LOG: Final = "workers.log"
+_PARTITION_USE: Final = re.compile(rf"""\bclient_data\b|["']{PARTITION}["']|\bPARTITION\b""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +227,29 @@ def find_data_dir(options: SimulateOptions, settings: Settings) -> Path | None:
             ExitCode.NOT_FOUND,
         )
     return None
+
+
+def warn_of_partition(config: SimulationConfig, task: Task) -> str:
+    """Return a warning if the code of *task* seems to ignore the partition; empty otherwise.
+
+    An app gets the partition in its node configuration. It may use another package that reads it, so this is no error.
+    """
+    if config.partition is None or uses_partition(Path(task.path)):
+        return ""
+    return (
+        f"--partition {config.partition} seems to have no effect: no Python file of the task calls client_data of "
+        "fedbus.learning.data or reads the key `partition` of the node configuration"
+    )
+
+
+def uses_partition(directory: Path) -> bool:
+    """Return whether a Python file in *directory* has the name of the function or the key that yields a partition."""
+    for file in directory.rglob("*.py"):
+        if any(part.startswith(".") for part in file.relative_to(directory).parts):
+            continue
+        if _PARTITION_USE.search(file.read_text(errors="replace")):
+            return True
+    return False
 
 
 def find_gpus(count: int) -> tuple[str, ...]:

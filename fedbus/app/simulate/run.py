@@ -13,7 +13,7 @@ from fedbus.app.cli.commands.model.repository import store_address
 from fedbus.app.failures import CliError, ExitCode, describe_error
 from fedbus.app.settings import Settings
 from fedbus.app.simulate.interruption import interruptible
-from fedbus.app.simulate.options import SimulateOptions, make_origin, make_settings
+from fedbus.app.simulate.options import SimulateOptions, make_origin, make_settings, warn_of_partition
 from fedbus.app.simulate.preparation import PreparedSimulation, check_publishing, prepare, tracker_names
 from fedbus.app.simulate.publishing import PublishedModel, SimulatedModel, publish
 from fedbus.app.simulate.results_folder import SimulationConfig
@@ -138,6 +138,8 @@ def _run_rounds(prepared: PreparedSimulation, console: Console) -> None:
             _tracked_config(config), code_version=prepared.task.code_version, trace_id=trace.trace_id
         )
         observer = _Observer(prepared, console, view, tracking, trace)
+        if warning := warn_of_partition(config, prepared.task):
+            observer.on_warning(warning)
 
         def end(state: RunState, reason: str = "", result: SimulationResult | None = None) -> None:
             trace.move_to(state, reason)

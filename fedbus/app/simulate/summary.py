@@ -65,11 +65,17 @@ def print_summary(prepared: PreparedSimulation, published: PublishedModel | None
     figures = [f"loss {last.loss:.4f}" if last and last.loss is not None else ""]
     figures += [f"accuracy {last.accuracy:.2%}" if last and last.accuracy is not None else ""]
     count = pluralize(sum(one.round > 0 for one in rounds), "round")
-    head = f"{prepared.name} finished: {count} in {format_duration(facts['seconds'])}"
+    has_profile = bool(prepared.config.profile)
+    clock = " of real time" if has_profile else ""
+    head = f"{prepared.name} finished: {count} in {format_duration(facts['seconds'])}{clock}"
     console.print(Text("  ".join(filter(None, [head, *figures])), "bold"), soft_wrap=True)
-    rows = [("trained", f"{trained} client updates, {facts['clients_per_s']:.1f} a second")]
-    if prepared.config.profile:
-        rows.append(("virtual time", format_duration(facts["simulated_s"])))
+    rows = [("trained", f"{trained} client updates, {facts['clients_per_s']:.1f} a second{clock}")]
+    if has_profile:
+        simulated_s = facts["simulated_s"]
+        speed = (
+            f", {trained / simulated_s:.1f} client updates a second of virtual time" if simulated_s else ""
+        )
+        rows.append(("virtual time", f"{format_duration(simulated_s)}{speed}"))
     if facts["peak_memory_bytes"]:
         rows.append(
             ("peak memory", f"{output.format_size(facts['peak_memory_bytes'])}, all processes together")

@@ -17,6 +17,7 @@ from fedbus.app.simulate.options import (
     make_config,
     make_settings,
     resume_config,
+    warn_of_partition,
 )
 from fedbus.app.simulate.results_folder import ResultsFolder, SimulationRecord
 from fedbus.contracts.run import RoundResult
@@ -132,6 +133,25 @@ def test_an_unknown_partition_is_refused(tmp_path: Path, task: Task, settings: S
     with pytest.raises(CliError, match=r"--partition: .*'dirichle:1' is unknown") as error:
         make_config(replace(OPTIONS, partition="dirichle:1", data_dir=tmp_path), task, settings, None)
     assert error.value.code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("code", "is_used"),
+    [
+        ("data = client_data('mnist', context.node_config)", True),
+        ("text = node_config.get('partition')", True),
+        ("number = node_config['partition-id']", False),
+    ],
+)
+def test_a_partition_that_the_code_ignores_is_a_warning(
+    tmp_path: Path, task: Task, settings: Settings, code: str, is_used: bool
+) -> None:
+    (tmp_path / "client.py").write_text(code)
+    config = make_config(replace(OPTIONS, partition="iid", data_dir=tmp_path), task, settings, None)
+    warning = warn_of_partition(config, task.model_copy(update={"path": str(tmp_path)}))
+
+    assert (warning == "") is is_used
+    assert is_used or warning.startswith("--partition iid seems to have no effect")
 
 
 def test_a_partition_needs_the_data_folder(settings: Settings) -> None:
