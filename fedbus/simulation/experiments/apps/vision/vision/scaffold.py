@@ -2,6 +2,12 @@
 
 The global weights contain each parameter ``w`` and the server's control variate ``c.w``. A client adds ``c - c_i`` to
 its gradients, and returns its parameters and the change of its own control variate ``c_i`` under the name ``c.w``.
+
+    client    w ← w - lr · (g + c - c_i) for each batch;  c_i⁺ = c_i - c + (w_0 - w) / (steps · lr)
+    server    w ← mean of w;  c ← mean of the c_i of all clients that have trained
+
+As in FedAvg, the mean of w is weighted by samples; the paper's clients have equal weights. ``examples/scaffold`` is the
+same algorithm as a Flower app. The tests compare both with one reference in NumPy.
 """
 
 from typing import Any
@@ -31,7 +37,16 @@ def initial(config: Config) -> Weights:
 def train(
     weights: Weights, client: ClientImages, config: Config, state: dict[str, Any]
 ) -> tuple[Weights, dict[str, float], int]:
-    """Train with corrected gradients. *state* keeps the control variate of the client."""
+    """Train with corrected gradients. *state* keeps the control variate of the client.
+
+    Raises:
+        ValueError: with momentum, ``(w_0 - w) / (steps · lr)`` is not the mean gradient.
+
+    """
+    if float(config["momentum"]):
+        raise ValueError(
+            f"SCAFFOLD needs SGD without momentum (momentum {config['momentum']}). Set momentum=0.0"
+        )
     model = functions.model_for(config)
     load_weights(model, weights)
     start = {name: array.copy() for name, array in read_weights(model).items()}
@@ -55,15 +70,21 @@ def train(
 
 
 def aggregate(weights: Weights, updates: list[Update], config: Config, state: dict[str, Any]) -> Weights:
-    """Average the parameters by samples, and move the control variate by the mean change over all clients."""
+    """Average the parameters by samples, and the control variates over all clients that have trained.
+
+    A client that has not trained yet has no part in ``c``, so a later one changes the share of the others.
+    """
     del config
-    state["clients"] = state.get("clients", set()) | {update.client for update in updates}
-    total = sum(update.weight for update in updates)
-    result = {
-        name: array if name.startswith(PREFIX) else np.zeros_like(array) for name, array in weights.items()
-    }
-    for update in updates:
-        for name, array in update.weights.items():
-            share = 1 / len(state["clients"]) if name.startswith(PREFIX) else update.weight / total
-            result[name] = result[name] + array * np.float32(share)
+    known = state.setdefault("clients", set())
+    before = len(known)
+    known.update(update.client for update in updates)
+    shares = np.array([update.weight for update in updates]) / sum(update.weight for update in updates)
+    result = {}
+    for name, array in weights.items():
+        arrays = np.stack([update.weights[name] for update in updates])
+        if name.startswith(PREFIX):
+            mean = (array * before + arrays.sum(axis=0, dtype=np.float64)) / len(known)
+        else:
+            mean = np.tensordot(shares, arrays, axes=1)
+        result[name] = np.asarray(mean, array.dtype)
     return result
