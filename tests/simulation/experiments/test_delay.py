@@ -30,7 +30,7 @@ def make_study(round_s: Callable[[str, float, float], float]) -> DelayStudy:
         for mode in ("sync", "buffered")
         for probability in PROBABILITIES
     ]
-    return DelayStudy(records, ("sync", "buffered"), (5.0,), PROBABILITIES)
+    return DelayStudy(records, ("sync", "buffered"), (5.0,), PROBABILITIES, train_s=10.0)
 
 
 def slow_sync(mode: str, delay_s: float, probability: float) -> float:
@@ -42,19 +42,44 @@ def test_the_goals_are_met() -> None:
     assert study.reference_accuracy == 0.9
     assert study.reference_s == 30
     assert study.mean_time("sync", 5.0, 1.0) == 45
-    rise, goal = study.findings()
+    rise, goal, work = study.findings()
     assert rise.is_met
     assert "30 s without delays, 45 s if each training is delayed by 5 s (1.50 times)" in rise.text
     assert goal.is_met
     assert goal.text.startswith("`buffered` reaches the same accuracy in at most 1.20 times")
+    assert goal.text.endswith("(goal 1.3; `sync`: 2 of 3 cells)")
+    assert work.is_met is None
 
 
 def test_missed_goals_are_named() -> None:
     study = make_study(lambda mode, delay_s, p: 10 + (delay_s * p if mode == "buffered" else -delay_s * p))
-    rise, goal = study.findings()
+    rise, goal, _ = study.findings()
     assert rise.is_met is False
     assert goal.is_met is False
-    assert goal.text.endswith("in 2 of 3 cells; not in 5 s × 1: 1.50")
+    assert goal.text.endswith("in 2 of 3 cells (`sync`: 3); not in 5 s × 1: 1.50")
+
+
+def test_the_goal_is_relative_to_the_time_to_that_accuracy() -> None:
+    """The run without delays reaches the target after 2 of 6 rounds: 20 s, not the 60 s of the whole run."""
+    early = (0.1, 0.5, 0.895, 0.9, 0.9, 0.9, 0.9)
+    records = [
+        make_record(
+            make_rounds(early, round_s=seconds), mode=mode, delay_s=5.0, probability=probability, seed=1
+        )
+        for mode, probability, seconds in (
+            ("sync", 0.0, 10),
+            ("sync", 1.0, 15),
+            ("buffered", 0.0, 10),
+            ("buffered", 1.0, 14),
+        )
+    ]
+    study = DelayStudy(records, ("sync", "buffered"), (5.0,), (0.0, 1.0), train_s=10.0)
+    assert (study.reference_s, study.reference_to_target_s) == (60, 20)
+    assert study.time_table(5.0).rows == [
+        ["sync", "20 (1.00)", "30 (1.50)"],
+        ["buffered", "20 (1.00)", "28 (1.40)"],
+    ]
+    assert study.findings()[1].is_met is False
 
 
 def test_an_accuracy_that_is_not_reached_is_no_time() -> None:
@@ -70,9 +95,22 @@ def test_equal_work_is_compared_too() -> None:
     study = make_study(slow_sync)
     assert study.updates == 9
     assert study.updates_table(5.0).rows == [
-        ["sync", "30 (90.0)", "38 (90.0)", "45 (90.0)"],
-        ["buffered", "30 (90.0)", "33 (90.0)", "36 (90.0)"],
+        ["sync", "30 (1.00) 90.0%", "38 (1.25) 90.0%", "45 (1.50) 90.0%"],
+        ["buffered", "30 (1.00) 90.0%", "33 (1.10) 90.0%", "36 (1.20) 90.0%"],
+        ["no client waits", "30 (1.00)", "38 (1.25)", "45 (1.50)"],
     ]
+
+
+def test_the_physical_limit_is_named() -> None:
+    text = make_study(slow_sync).findings()[-1].text
+    assert text.startswith(
+        "equal work, 9 updates, in at most 1.3 times the time of the run without delays: `sync` 2, `buffered` 3 of 3"
+    )
+    assert (
+        "cells. No mode can have more than 2: with probability 1 and 5 s an update takes its client 15.0 s"
+        in text
+    )
+    assert text.endswith("so 3 clients that never wait need 45 s (1.50 times)")
 
 
 def test_real_times_begin_after_the_first_round() -> None:
