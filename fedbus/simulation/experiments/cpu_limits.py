@@ -7,7 +7,7 @@ gets at most that share of one core. https://docs.kernel.org/admin-guide/cgroup-
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,22 @@ PERIOD_US: Final = 20_000
 """The period of a quota. A short one makes the limit act on short trainings too."""
 REMOVAL_S: Final = 2.0
 """Time for the processes in a group to leave it, before its directory is removed."""
+
+
+def assign_cores(shares: Sequence[float], cores: Sequence[int]) -> list[int] | None:
+    """Return a core for each share, so that the shares of no core are more than 1; None if that is not possible.
+
+    The largest share goes first, to the core with the most time left.
+    """
+    left = dict.fromkeys(cores, 1.0)
+    chosen = [-1] * len(shares)
+    for number in sorted(range(len(shares)), key=lambda one: -shares[one]):
+        core = max(left, key=left.__getitem__, default=-1)
+        if core < 0 or left[core] < shares[number]:
+            return None
+        left[core] -= shares[number]
+        chosen[number] = core
+    return chosen
 
 
 class LimitsUnavailable(Exception):

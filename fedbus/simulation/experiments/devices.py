@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fedbus.simulation.experiments.cell_process import ReportProgress
 from fedbus.simulation.experiments.cells import Cell, CellOutcome, CellRecord, matches
-from fedbus.simulation.experiments.cpu_limits import LimitsUnavailable, find_parent, limit_cpu
+from fedbus.simulation.experiments.cpu_limits import LimitsUnavailable, assign_cores, find_parent, limit_cpu
 from fedbus.simulation.experiments.datasets import find_datasets
 from fedbus.simulation.experiments.experiment import grid
 from fedbus.simulation.experiments.plot_style import grouped_bars, label_axes
@@ -47,9 +47,21 @@ def simulate_limited(settings: dict[str, Any], report_progress: ReportProgress) 
     shares = {f"client-{number}": share for number, share in enumerate(settings["shares"])}
     with limit_cpu(shares) as groups:  # a group for each client: all processes of a group share its quota
         lists = ",".join(groups.process_lists.values())
-        config = {**settings["config"], "cpu-groups": lists, "cpu-default": groups.default}
+        cores = assign_cores(settings["shares"], sorted(os.sched_getaffinity(0)))
+        config = {
+            **settings["config"],
+            "cpu-groups": lists,
+            "cpu-default": groups.default,
+            "cpu-cores": ",".join(map(str, cores or ())),
+        }
         outcome = simulate_cell({**settings, "config": config}, report_progress)
-        return {**outcome, "cgroup_version": groups.version, "load": round(load, 1), "cores": usable_cores()}
+        return {
+            **outcome,
+            "cgroup_version": groups.version,
+            "is_pinned": cores is not None,
+            "load": round(load, 1),
+            "cores": usable_cores(),
+        }
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,7 @@ class DevicesExperiment:
         if self.obstacle is None:
             version = records[0].outcome.get("cgroup_version", "")
             how = f"CPU time limited on this machine by cgroups (version {version}); the clock is real"
-            how += _describe_load(records)
+            how += _describe_cores(records) + _describe_load(records)
         else:
             how = (
                 f"training times by profile, in virtual time, since CPU time is not limited: {self.obstacle}"
@@ -197,6 +209,21 @@ class _Times:
         self.train_s = fmean(one for record in self.records for one in _train_times(record))
         self.total_s = fmean(record.outcome["rounds"][-1]["at_s"] for record in self.records)
         self.accuracy = fmean(final_value(record, "accuracy") for record in self.records)
+
+
+def _describe_cores(records: Sequence[CellRecord]) -> str:
+    """Describe which devices have a core of their own, and which do not get their share."""
+    text = ". Each client trains on one core (CPU affinity), on which it has its share"
+    unpinned = dict.fromkeys(
+        str(one.factors["devices"]) for one in records if not one.outcome.get("is_pinned")
+    )
+    if unpinned:
+        cores = min(record.outcome.get("cores", 1) for record in records)
+        text += (
+            f"; but not those of {', '.join(unpinned)}: together they need more than the {cores} cores, so they are "
+            "slower than their share"
+        )
+    return text
 
 
 def _describe_load(records: Sequence[CellRecord]) -> str:

@@ -8,7 +8,7 @@ from support.data_files import write_mnist
 from support.experiment_records import make_rounds, record_of
 
 from fedbus.simulation.experiments.continual import ContinualExperiment
-from fedbus.simulation.experiments.cpu_limits import LimitsUnavailable, find_parent
+from fedbus.simulation.experiments.cpu_limits import LimitsUnavailable, assign_cores, find_parent
 from fedbus.simulation.experiments.devices import DevicesExperiment
 from fedbus.simulation.experiments.errors import ExperimentDataMissing, InvalidExperiment
 from fedbus.simulation.experiments.heterogeneity import HeterogeneityExperiment
@@ -99,14 +99,38 @@ def test_a_busy_machine_is_named(data_dir: Path) -> None:
     experiment = DevicesExperiment([1], data_dir)
     experiment.__dict__["obstacle"] = None  # the cached property: the CPU time is limited
     records = [
-        record_of(cell, {**make_rounds([0.1, 0.5, 0.6]), "cgroup_version": 2, "load": 8.0, "cores": 2})
+        record_of(
+            cell,
+            {**make_rounds([0.1, 0.5, 0.6]), "cgroup_version": 2, "is_pinned": True, "load": 8.0, "cores": 2},
+        )
         for cell in experiment.plan([])
     ]
     how = experiment.report(records).setting[1]
     assert how.startswith(
-        "CPU time limited on this machine by cgroups (version 2); the clock is real. The machine was"
+        "CPU time limited on this machine by cgroups (version 2); the clock is real. Each client"
     )
-    assert "busy (load 8 on 2 cores)" in how
+    assert how.count("The machine was busy (load 8 on 2 cores)") == 1
+
+
+def test_each_client_gets_a_core_on_which_its_share_fits() -> None:
+    assert assign_cores([1.0, 0.5, 0.25], [4, 7]) == [4, 7, 7]
+    assert assign_cores([0.25, 0.25, 0.25], [4]) == [4, 4, 4]
+    assert assign_cores([1.0, 1.0, 1.0], [4, 7]) is None
+
+
+def test_devices_that_do_not_get_their_share_are_named(data_dir: Path) -> None:
+    experiment = DevicesExperiment([1], data_dir)
+    experiment.__dict__["obstacle"] = None  # the cached property: the CPU time is limited
+    records = [
+        record_of(
+            cell,
+            {**make_rounds([0.1, 0.5, 0.6]), "is_pinned": cell.factors["devices"] != "fast", "cores": 2},
+        )
+        for cell in experiment.plan([])
+    ]
+    how = experiment.report(records).setting[1]
+    assert "Each client trains on one core (CPU affinity)" in how
+    assert "but not those of fast: together they need more than the 2 cores" in how
 
 
 def test_cgroups_are_found_in_both_versions(tmp_path: Path) -> None:

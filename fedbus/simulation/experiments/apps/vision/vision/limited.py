@@ -1,7 +1,8 @@
 """The functions of `vision.functions`, with the training of each client in a group of limited CPU time.
 
 The configuration ``cpu-groups`` has the list of processes of each group's cgroup, separated by commas. Client k trains
-in group k modulo their number. The configuration ``cpu-default`` is the list that the process returns to.
+in group k modulo their number. The configuration ``cpu-default`` is the list that the process returns to. With
+``cpu-cores``, a core for each group, the client trains only on the core of its group.
 """
 
 import os
@@ -32,8 +33,9 @@ def load(partition_id: int, num_partitions: int, node_config: Config, config: Co
 
 def train(weights: Weights, client: LimitedClient, config: Config) -> tuple[Weights, dict[str, Any], int]:
     """Train within the CPU time of the client's group."""
-    groups = str(config["cpu-groups"]).split(",")
-    with limited(groups[client.number % len(groups)], str(config["cpu-default"])):
+    groups, cores = str(config["cpu-groups"]).split(","), str(config["cpu-cores"])
+    group = client.number % len(groups)
+    with limited(groups[group], str(config["cpu-default"])), pinned(cores.split(",")[group] if cores else ""):
         return functions.train(weights, client, config)
 
 
@@ -45,6 +47,18 @@ def limited(processes: str, default: str) -> Iterator[None]:
         yield
     finally:
         enter(default)
+
+
+@contextmanager
+def pinned(core: str) -> Iterator[None]:
+    """Run the block on one *core*; if it is empty, on any."""
+    before = os.sched_getaffinity(0)
+    if core:
+        os.sched_setaffinity(0, {int(core)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def enter(processes: str) -> None:
