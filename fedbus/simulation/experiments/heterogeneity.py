@@ -43,11 +43,11 @@ PARTITIONS: Final[Mapping[str, str]] = {
 
 ALGORITHMS: Final[Mapping[str, Mapping[str, Any]]] = {
     "FedAvg": {},
-    "FedProx": {"aggregation": {"strategy": "fedprox", "proximal-mu": 0.1}},
+    "FedProx": {"aggregation": {"strategy": "fedprox", "proximal-mu": 1.0}},
     "SCAFFOLD": {"functions": "vision.scaffold"},
     "FedAdam": {"aggregation": {"strategy": "fedadam", "eta": 0.03, "tau": 0.001}},
 }
-"""Changes of ``[tool.fedbus]`` by algorithm."""
+"""Changes of ``[tool.fedbus]`` by algorithm. The mu of FedProx is the best one of its paper for MNIST."""
 BASELINE: Final = "FedAvg"
 
 
@@ -65,12 +65,17 @@ class HeterogeneityScale:
 
 FULL: Final = HeterogeneityScale(clients=10, rounds=15, images=300, local_epochs=2, test_images=1000)
 QUICK: Final = HeterogeneityScale(clients=5, rounds=4, images=150, local_epochs=1, test_images=1000)
+MODEL: Final = "mlp"
+"""Three fully connected layers. SCAFFOLD is unstable with the CNN: it diverges with the learning rates that the others
+need in so few rounds."""
 TRAINING_IMAGES: Final = {"mnist": 60_000, "fashion-mnist": 60_000, "cifar-10": 50_000}
 LOCAL_TEST_IMAGES: Final = 1000
 LEARNING_RATE: Final = 0.05
-"""Of plain gradient descent without momentum, which the control variates of SCAFFOLD assume."""
-LEARNING_RATES: Final = {"SCAFFOLD": 0.02}
-"""Learning rates of algorithms that need another one: SCAFFOLD diverges with 0.05 and two classes a client."""
+"""Of the clients with all algorithms, without momentum, which the control variates of SCAFFOLD do not allow.
+
+Of 0.05 and 0.1 it is the better one for SCAFFOLD, and as good for FedAvg within a point: on MNIST with two classes a
+client and a seed that is not in the tables (100).
+"""
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,9 @@ class HeterogeneityExperiment:
             table=ALGORITHMS[factors["algorithm"]],
             config={
                 "dataset": factors["dataset"],
+                "model": MODEL,
                 "local-epochs": scale.local_epochs,
-                "lr": LEARNING_RATES.get(factors["algorithm"], LEARNING_RATE),
+                "lr": LEARNING_RATE,
                 "momentum": 0.0,
                 "sample-share": scale.images * scale.clients / TRAINING_IMAGES[factors["dataset"]],
                 "test-samples": scale.test_images,
@@ -143,13 +149,12 @@ class HeterogeneityExperiment:
                 (
                     f"{scale.clients} clients, all of them in each of {scale.rounds} rounds; {scale.images} images "
                     f"a client on average, {scale.local_epochs} local epochs, batches of 32, SGD with learning rate "
-                    f"{LEARNING_RATE}; the CNN of the quick start"
+                    f"{LEARNING_RATE:g} and no momentum; three fully connected layers: pixels, 128, 64 and 10 units"
                 ),
                 "partitions: " + "; ".join(f"{name} = {text}" for name, text in self.partitions.items()),
                 (
                     f"FedProx with mu {ALGORITHMS['FedProx']['aggregation']['proximal-mu']}; FedAdam with eta "
-                    f"{ALGORITHMS['FedAdam']['aggregation']['eta']}; SCAFFOLD, option II, with learning rate "
-                    f"{LEARNING_RATES['SCAFFOLD']}"
+                    f"{ALGORITHMS['FedAdam']['aggregation']['eta']}; SCAFFOLD, option II"
                 ),
                 f"the test set has {scale.test_images} images; local models are tested on {LOCAL_TEST_IMAGES} of them",
                 *self.found.skipped,
