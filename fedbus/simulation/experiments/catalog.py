@@ -10,6 +10,7 @@ class ExperimentEntry:
 
     name: str
     summary: str
+    """At most 44 characters, so that a line of the list fits into 80 columns."""
     source: str
     """The paper whose experiment it reproduces."""
 
@@ -17,23 +18,23 @@ class ExperimentEntry:
 EXPERIMENTS: Final = (
     ExperimentEntry(
         "delay",
-        "time of a run under delays of 3, 4, 5 s with probability 0 to 1; sync, deadline and buffered",
+        "time of a run when clients are delayed",
         "Choi et al.",
     ),
     ExperimentEntry(
         "heterogeneity",
-        "accuracy of local and global models with IID, imbalanced and skewed data; four algorithms",
+        "accuracy with skewed data, four algorithms",
         "FLScalize",
     ),
-    ExperimentEntry("devices", "time of rounds with three groups of unequal devices", "FLScalize"),
+    ExperimentEntry("devices", "time of rounds with unequal devices", "FLScalize"),
     ExperimentEntry(
         "continual",
-        "five runs in a row, each of which continues with the model of the last one",
+        "five runs, each from the last one's model",
         "Hong & Lee, fig. 20",
     ),
     ExperimentEntry(
         "compare A B",
-        "two algorithms or configurations on the same data and seeds, with confidence intervals",
+        "two algorithms on the same data and seeds",
         "",
     ),
 )

@@ -110,7 +110,7 @@ def format_page(report: ExperimentReport, context: ReportContext) -> str:
     """Format the report as a Markdown page."""
     lines = [f"# {report.title}", ""]
     lines += [f"- {finding.mark}{finding.text}" for finding in report.findings]
-    lines += ["", "```", context.command, "```", ""]
+    lines += ["", "## Setting", "", "```", context.command, "```", ""]
     lines += [f"- {line}" for line in report.setting]
     seeds = ", ".join(map(str, context.seeds))
     lines += [

@@ -115,6 +115,11 @@ def test_the_experiments_are_listed(tmp_path: Path) -> None:
     ]
 
 
+def test_the_list_fits_into_80_columns(tmp_path: Path) -> None:
+    shown = run_experiment(tmp_path, "ls")
+    assert max(len(line.rstrip()) for line in shown.out.splitlines()) <= 80
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

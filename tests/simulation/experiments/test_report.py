@@ -60,7 +60,7 @@ def test_the_page_has_command_seeds_versions_and_findings(tmp_path: Path) -> Non
     page = (tmp_path / "README.md").read_text()
     assert page.startswith("# A study\n\n- met: it is fast\n- not met: it is small\n- a fact\n")
     for part in (
-        "```\nfedbus experiment study --seed 1\n```",
+        "## Setting\n\n```\nfedbus experiment study --seed 1\n```",
         "- 3 clients",
         "- seeds 1, 2; Python 3",
         "numpy 2",
