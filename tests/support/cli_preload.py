@@ -2,7 +2,7 @@
 
 import gc
 
-from fedbus.stores.s3.bucket import load_service_models
+from fedbus.stores.s3.client import load_service_models
 
 load_service_models()
 gc.collect()

@@ -2,10 +2,8 @@
 
     s3://bucket/prefix?endpoint=http://127.0.0.1:8333&region=us-east-1&cache=/var/cache/fedbus
 
-It works with any S3: AWS (no endpoint), SeaweedFS, MinIO, Ceph. The address never holds credentials. They come
-from the file that FEDBUS_S3_CREDENTIALS names, in the format of AWS; without it, from the sources of the AWS tools:
-AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, the role of the machine. Without credentials, requests are
-unsigned, which is enough to read public objects.
+It works with any S3: AWS (no endpoint), SeaweedFS, MinIO, Ceph. The address never holds credentials; see
+`fedbus.stores.s3.client` for their sources.
 
 Transient failures (no connection, a broken body, 5xx, "slow down") are retried with backoff until there was no
 progress for *patience_s*; then the call raises StoreUnavailable. A refusal raises StoreDenied at once.
@@ -14,37 +12,24 @@ All calls inside `Bucket.open` share one client; the last user closes it.
 """
 
 import asyncio
-import configparser
-import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import aiohttp
-from aiobotocore.config import AioConfig
-from aiobotocore.httpsession import AIOHTTPSession
-from aiobotocore.session import AioSession, get_session
-from botocore import UNSIGNED
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.httpsession import get_cert_path
-from botocore.loaders import Loader
 from botocore.parsers import ResponseParserError
 
 from fedbus.common.retry import RetryBackoff
 from fedbus.stores.errors import StoreCorrupt, StoreDenied, StoreError, StoreUnavailable, UnknownStore
 from fedbus.stores.models.object_store import DownloadSink, ObjectContent, ObjectInfo
+from fedbus.stores.s3.client import CREDENTIALS_FILE, READ_TIMEOUT_S, ClientSettings
 
-CREDENTIALS_FILE: Final = "FEDBUS_S3_CREDENTIALS"
-DEFAULT_REGION: Final = "us-east-1"
 RETRY_S: Final = 30.0
-CONNECT_TIMEOUT_S: Final = 5.0
-READ_TIMEOUT_S: Final = 30.0
-"""The limit of time without data in a response, in seconds."""
 MIN_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 3.0
 CHUNK_BYTES: Final = 1024**2
@@ -135,9 +120,9 @@ class Bucket:
         self._open_lock = asyncio.Lock()
         self._users = 0
         self._client: Any = None
-        self._settings: _ClientSettings | None = None
+        self._settings: ClientSettings | None = None
         """The settings of `_client`."""
-        self._closed_client: tuple[_ClientSettings | None, Any] = (None, None)
+        self._closed_client: tuple[ClientSettings | None, Any] = (None, None)
         """The last client and its settings, to open it again: a new client takes 8 ms of CPU time."""
         self._exit_stack = AsyncExitStack()
 
@@ -426,71 +411,15 @@ class Bucket:
         """Open the last client again, or a new one if there is none or the credentials have changed."""
         (last_settings, client), self._closed_client = self._closed_client, (None, None)
         try:
-            self._settings = settings = await self._load_settings()
+            self._settings = settings = await ClientSettings.load(self._credentials)
             if client is None or settings != last_settings:
-                client = self._new_client(settings)
+                client = settings.make_client(self.address.endpoint, self.address.region)
             return await self._exit_stack.enter_async_context(client)
         except (BotoCoreError, ValueError) as error:  # before the first request: a retry cannot help
             remedy = (
                 "correct the AWS settings (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, ~/.aws)"
             )
             raise StoreDenied(str(self.address), _describe_error(error), remedy=remedy) from error
-
-    async def _load_settings(self) -> "_ClientSettings":
-        def load() -> tuple[AioSession, dict[str, str]]:
-            file = self._credentials or os.environ.get(CREDENTIALS_FILE)
-            return _session(), _read_credentials(Path(file)) if file else {}
-
-        session, keys = await asyncio.to_thread(load)
-        return _ClientSettings(session, keys, bool(keys) or await session.get_credentials() is not None)
-
-    def _new_client(self, settings: "_ClientSettings") -> Any:
-        config = AioConfig(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=READ_TIMEOUT_S,
-            retries={"total_max_attempts": 1},  # this class retries
-            s3={
-                "addressing_style": "path" if self.address.endpoint else "auto",
-                "payload_signing_enabled": True,  # the server rejects bytes that changed on the way
-            },
-            request_checksum_calculation="when_required",  # not every S3 supports the newer checksums
-            response_checksum_validation="when_required",  # the model repository verifies all digests
-            signature_version=None if settings.is_signed else UNSIGNED,
-            http_session_cls=_HttpSession,
-        )
-        session = settings.session
-        return session.create_client(
-            "s3",
-            endpoint_url=self.address.endpoint,
-            region_name=self.address.region or session.get_config_variable("region") or DEFAULT_REGION,
-            config=config,
-            **settings.keys,
-        )
-
-
-@dataclass(frozen=True)
-class _ClientSettings:
-    """What a client depends on, apart from the address."""
-
-    session: AioSession
-    keys: dict[str, str] = field(repr=False)
-    is_signed: bool
-
-
-class _HttpSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
-    """A session that shares its TLS context: to load the CA certificates takes 25 ms of CPU time."""
-
-    _shared: ClassVar[dict[tuple[str, int], Any]] = {}
-    """By CA file and its time of change."""
-
-    def _build_ssl_contexts(self, proxy_url: str | None) -> Any:
-        if not self._verify or self._cert_file or proxy_url:
-            return super()._build_ssl_contexts(proxy_url)
-        ca_file: str = get_cert_path(self._verify)
-        version = (ca_file, Path(ca_file).stat().st_mtime_ns)
-        if version not in self._shared:
-            self._shared[version] = super()._build_ssl_contexts(None)
-        return self._shared[version]
 
 
 async def _read_body(body: Any) -> bytes:
@@ -503,43 +432,6 @@ async def _read_body(body: Any) -> bytes:
 
 class ConditionalPutsUnsupported(Exception):
     """The S3 does not support conditional puts."""
-
-
-@lru_cache(1)
-def _session() -> AioSession:
-    """Create the session of the process."""
-    session = get_session()
-    session.register_component("data_loader", load_service_models())
-    return session
-
-
-@lru_cache(1)
-def load_service_models() -> Loader:
-    """Load the service models of S3, which takes 0.3 s of CPU time."""
-    loader: Loader = get_session().get_component("data_loader")  # it respects AWS_DATA_PATH
-    loader.load_service_model("s3", "service-2")
-    loader.load_service_model("s3", "endpoint-rule-set-1")
-    loader.load_data_with_path("endpoints")
-    return loader
-
-
-def _read_credentials(file: Path) -> dict[str, str]:
-    """Read the keys in *file*; no error text repeats them."""
-    parser = configparser.RawConfigParser()
-    try:
-        parser.read_string(file.read_text())
-        section = parser[parser.sections()[0]]
-        keys = {key: section[key] for key in ("aws_access_key_id", "aws_secret_access_key")}
-        token = section.get("aws_session_token")
-    except (OSError, UnicodeDecodeError, configparser.Error, KeyError, IndexError) as error:
-        reason = (
-            error.strerror
-            if isinstance(error, OSError)
-            else "it is not in the format of an AWS credentials file"
-        )
-        remedy = "write the lines [default], aws_access_key_id = … and aws_secret_access_key = …"
-        raise StoreDenied(str(file), reason, remedy=remedy) from None
-    return keys | ({"aws_session_token": token} if token else {})
 
 
 def _error_code(error: Exception) -> str:

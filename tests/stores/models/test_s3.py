@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fedbus.stores.errors import StoreCorrupt, StoreDenied, StoreError, StoreUna
 from fedbus.stores.models import s3 as models_s3
 from fedbus.stores.models.artifact_cache import ArtifactCache
 from fedbus.stores.models.interface import ChampionConflict
+from fedbus.stores.models.object_store import DownloadSink
 from fedbus.stores.models.open import (
     ArtifactMissing,
     DigestMismatch,
@@ -31,7 +32,8 @@ from fedbus.stores.models.open import (
 )
 from fedbus.stores.models.s3 import S3ObjectStore
 from fedbus.stores.s3 import lock
-from fedbus.stores.s3.bucket import PART_BYTES, Bucket, BucketAddress, ConditionalPutsUnsupported, _session
+from fedbus.stores.s3.bucket import PART_BYTES, Bucket, BucketAddress, ConditionalPutsUnsupported
+from fedbus.stores.s3.client import _session
 
 MNIST = TaskId("mnist")
 LARGE = os.urandom(2 * PART_BYTES + 12345)
@@ -122,7 +124,7 @@ def test_an_address_can_be_passed_to_another_process() -> None:
 async def test_an_s3_that_does_not_answer_is_unavailable(far_url: str, proxy: FaultyProxy) -> None:
     proxy.close()
     store = open_s3_store(far_url, patience_s=0.2)
-    attempts: list[Callable[[], object]] = [
+    attempts: list[Callable[[], Awaitable[object]]] = [
         store.prepare,
         store.read_latest,
         store.list_versions,
@@ -132,7 +134,7 @@ async def test_an_s3_that_does_not_answer_is_unavailable(far_url: str, proxy: Fa
     ]
     for attempt in attempts:
         with pytest.raises(StoreUnavailable, match=r"cannot use s3://fedbus/.*; check that it runs"):
-            await attempt()  # type: ignore[misc]
+            await attempt()
 
 
 async def test_a_missing_bucket_is_unavailable_and_named(s3: EmbeddedS3) -> None:
@@ -501,8 +503,8 @@ async def test_a_cached_file_in_use_is_not_evicted(tmp_path: Path) -> None:
     user, other = (ArtifactCache(tmp_path, max_bytes=2500) for _ in range(2))
 
     async def read(cache: ArtifactCache, content: bytes) -> Path:
-        async def fetch(part: object) -> None:
-            await part.add(content)  # type: ignore[attr-defined]
+        async def fetch(part: DownloadSink) -> None:
+            await part.add(content)
 
         return await cache.path_of(digest(content), fetch)
 

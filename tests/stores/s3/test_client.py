@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from botocore.httpsession import get_cert_path
 
-from fedbus.stores.s3.bucket import _HttpSession, load_service_models
+from fedbus.stores.s3.client import _HttpSession, load_service_models
 
 
 async def tls_context(verify: bool | str = True) -> ssl.SSLContext:
