@@ -142,6 +142,58 @@ async def test_clients_that_all_raise_end_it_with_the_reason(fedbus: FedbusCli, 
     assert len(failed.err.splitlines()) == 1
 
 
+def let_all_clients_fail(task: str) -> None:
+    Path(task, "tiny_sim", "functions.py").write_text(FUNCTIONS.replace('data == config["raises"]', "True"))
+
+
+def add_to_pyproject(task: str, table: str) -> None:
+    with Path(task, "pyproject.toml").open("a") as file:
+        file.write(table)
+
+
+@pytest.mark.slow
+async def test_a_run_of_cohorts_without_an_update_fails(fedbus: FedbusCli, task: str, tmp_path: Path) -> None:
+    let_all_clients_fail(task)
+    options = ("--clients", "9", "--cohort", "2", "--rounds", "2")
+    failed = await fedbus("simulate", task, *options)
+    again = await fedbus("simulate", task, "--resume")
+    more = await fedbus("simulate", task, "--resume", "--rounds", "3")
+
+    assert [one.code for one in (failed, again, more)] == [ExitCode.FAILED] * 3
+    assert "fedbus: no client could train in any round: client-000" in failed.err
+    assert "ValueError: no data" in failed.err
+    assert "failed too: client-000" in failed.err
+    assert (
+        SimulationRecord.model_validate_json((results(tmp_path) / "config.json").read_text()).state
+        == "failed"
+    )
+    assert "tiny-sim-1 has failed and has no more rounds: no client could train" in again.err
+    assert "fedbus: no client could train in any round: " in more.err
+
+
+@pytest.mark.slow
+async def test_the_folder_of_the_results_gives_the_name(fedbus: FedbusCli, task: str, tmp_path: Path) -> None:
+    add_to_pyproject(task, '[tool.fedbus.aggregation]\nmode = "buffered"\n')
+    out = str(tmp_path / "Out Dir_2")
+    done = await fedbus("simulate", task, "--clients", "3", "--rounds", "1", "--out", out)
+    unnamed = await fedbus("simulate", task, "--out", str(tmp_path / "___"))
+
+    assert done.code == ExitCode.OK, done.err
+    assert done.out.startswith("out-dir-2: 3 clients, 1 round, mode buffered, ")
+    assert unnamed.code == ExitCode.USAGE
+    assert "--out " in unnamed.err
+
+
+@pytest.mark.slow
+async def test_the_summary_of_a_profile_names_both_clocks(fedbus: FedbusCli, task: str) -> None:
+    options = ("--clients", "3", "--rounds", "1", "--profile", "mobile")
+    done = await fedbus("simulate", task, *options)
+
+    assert done.code == ExitCode.OK, done.err
+    assert " of real time" in done.out
+    assert " client updates a second of virtual time" in done.out
+
+
 @pytest.mark.slow
 async def test_results_that_cannot_be_written_end_it_with_the_reason(
     fedbus: FedbusCli, task: str, tmp_path: Path
@@ -206,6 +258,11 @@ async def test_a_published_model_is_the_first_version(fedbus: FedbusCli, task: s
         (("--tracker", "nothing"), ExitCode.FAILED, "unknown tracker 'nothing'; installed: "),
         (("--profile", "no.yaml"), ExitCode.NOT_FOUND, "no.yaml"),
         (("--set", "lr"), ExitCode.USAGE, "'lr' is not an override. Use name=value"),
+        (
+            ("--set", "pause=1"),
+            ExitCode.USAGE,
+            "--set: the run configuration of the task has no key `pause`: did you",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
@@ -261,6 +318,17 @@ async def test_ctrl_c_ends_it_and_names_the_command_to_continue(
     assert not any("Traceback" in line for line in output)
     assert again.code == ExitCode.USAGE
     assert 'overrides: {"pause-s": 0.1}, now {"pause-s": 0.0}' in again.err
+
+
+@pytest.mark.slow
+async def test_sigterm_ends_it_with_the_exit_code_of_a_shell(task: str, tmp_path: Path) -> None:
+    output: list[str] = []
+    async with simulating(task, tmp_path / "home", output, "--set", "pause-s=0.1") as process:
+        os.kill(process.pid, signal.SIGTERM)
+        code = await end_of(process)
+
+    assert (code, ExitCode.TERMINATED.value) == (143, 143)
+    assert "To continue: " in output[-1]
 
 
 @pytest.mark.slow
