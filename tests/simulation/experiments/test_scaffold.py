@@ -211,6 +211,14 @@ def test_new_clients_keep_c_the_mean_of_all_known_ones(data: list[tuple[torch.Te
 
 
 @pytest.mark.usefixtures("packages")
+def test_building_the_model_draws_no_random_numbers() -> None:
+    functions = import_module("vision.functions")
+    before = torch.random.get_rng_state()
+    functions._build_model("mlp", (1, 16, 16))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.usefixtures("packages")
 def test_momentum_is_refused(data: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     scaffold = VisionScaffold(data)
     with pytest.raises(ValueError, match=r"without momentum \(momentum 0\.9\)\. Set momentum=0\.0"):

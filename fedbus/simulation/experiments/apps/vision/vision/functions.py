@@ -72,7 +72,9 @@ def model_for(config: Config) -> nn.Module:
 
 @cache
 def _build_model(name: str, shape: tuple[int, int, int]) -> nn.Module:
-    return make_network(name, shape)
+    # else the first client of a process shuffles its data differently
+    with torch.random.fork_rng(devices=[]):
+        return make_network(name, shape)
 
 
 def add_proximal_gradient(model: nn.Module, mu: float) -> Correct:
