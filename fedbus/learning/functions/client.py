@@ -81,11 +81,14 @@ class FunctionsClient:
             self._compressor.errors = errors
 
     def _handle(self, message: IncomingMessage, update_sum: FunctionsUpdateSum | None) -> ClientResponse:
+        state = dict(self._state)
         try:
             return self._answer(message, _decode(message), update_sum)
         except BadContent as error:
             return _refuse(ErrorCode.MESSAGE_UNAVAILABLE, str(error), type(error).__name__)
         except FunctionFailed as error:
+            self._state.clear()  # the same dict, without the entries of the message that failed
+            self._state.update(state)
             log.warning("A function of the task failed", round=message.round, exc_info=error.__cause__)
             return _refuse(ErrorCode.CODE_RAISED, str(error), error.kind)
 

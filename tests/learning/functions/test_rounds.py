@@ -99,6 +99,20 @@ STATE_TRAIN = """def train(weights, data, config, state):
     state["calls"] = state.get("calls", 0) + 1"""
 
 
+def test_a_message_that_fails_leaves_no_entry_in_the_state(tmp_path: Path) -> None:
+    fails_once = STATE_TRAIN + """
+    state["half"] = data
+    if config["server-round"] == 1 and data == 0:
+        raise ValueError("no data")
+    del state["half"]"""
+    functions = FUNCTIONS.replace("def train(weights, data, config):", fails_once)
+    functions = functions.replace('1 / config["server-round"]', 'state["calls"] + 100 * len(state)')
+    run = LocalRun(make_task(tmp_path, functions))
+    assert list(run.results[0].failures) == ["c0"]
+    calls = [round((10 * 1 + 20 * 2) / 30, 6), round((10 * 2 + 20 * 3) / 30, 6)]
+    assert run.metric("train_loss")[1:] == pytest.approx([100 + value for value in calls])
+
+
 def test_only_a_share_of_the_clients_trains(tmp_path: Path) -> None:
     extra = "[tool.fedbus.aggregation]\nfraction-train = 0.5\nfraction-evaluate = 0.25\nmin-clients = 2\n"
     run = LocalRun(make_task(tmp_path, extra=extra), clients=8)
