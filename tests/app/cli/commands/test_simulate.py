@@ -108,7 +108,7 @@ async def test_the_trace_of_a_simulation_is_drawn(fedbus: FedbusCli, task: str) 
     assert drawn.code == ExitCode.OK, drawn.err
     assert lines[0].startswith("tiny-sim-1 finished after ")
     assert any(line.strip().startswith("train: 120 clients") for line in lines)
-    assert sum(line.strip().startswith("train  ") for line in lines) == 40
+    assert sum(line.strip().startswith("train  ") for line in lines) == 8
     assert lines[-1].startswith("round 1 took ")
 
 
