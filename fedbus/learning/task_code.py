@@ -154,9 +154,10 @@ def format_error(error: BaseException) -> str:
 def describe_error(error: BaseException, path: Path) -> str:
     """Format *error* as one line, with the innermost line of the task at *path* that raised it, if there is one.
 
-    For example ``KeyError: 'coef' (my_app/task.py:31)``.
+    For example ``KeyError: 'coef' (my_app/task.py:31)``. The notes of *error* follow.
     """
-    return f"{format_error(error)}{_place_of(error, path)}"
+    notes = "".join(f"; {' '.join(note.split())}" for note in getattr(error, "__notes__", ()))
+    return f"{format_error(error)}{_place_of(error, path)}{notes}"
 
 
 def _place_of(error: BaseException, path: Path) -> str:

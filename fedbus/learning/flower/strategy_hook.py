@@ -265,15 +265,15 @@ class StrategyHook:
         return aggregate_train
 
     def _wrap_check(self, check: Callable[..., Any]) -> Callable[..., Any]:
-        """Name the clients in Flower's error about inconsistent replies."""
+        """Name the clients in a note of Flower's error about inconsistent replies. Its text stays as it is."""
 
         def check_replies(replies: Iterable[Message], *args: Any, **kwargs: Any) -> Any:
             received = list(replies)
             try:
                 return check(received, *args, **kwargs)
             except InconsistentMessageReplies as error:
-                differences = describe_differences(received, self._grid.client_of)
-                raise InconsistentMessageReplies(f"{error} {differences}") from error
+                error.add_note(describe_differences(received, self._grid.client_of))
+                raise
 
         return check_replies
 
