@@ -100,11 +100,14 @@ STATE_TRAIN = """def train(weights, data, config, state):
 
 
 def test_a_message_that_fails_leaves_no_entry_in_the_state(tmp_path: Path) -> None:
-    fails_once = STATE_TRAIN + """
+    fails_once = (
+        STATE_TRAIN
+        + """
     state["half"] = data
     if config["server-round"] == 1 and data == 0:
         raise ValueError("no data")
     del state["half"]"""
+    )
     functions = FUNCTIONS.replace("def train(weights, data, config):", fails_once)
     functions = functions.replace('1 / config["server-round"]', 'state["calls"] + 100 * len(state)')
     run = LocalRun(make_task(tmp_path, functions))
