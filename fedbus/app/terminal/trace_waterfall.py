@@ -252,9 +252,8 @@ def _choose_clients(
     hidden: set[str] = set()
     after: dict[str, HiddenClients] = {}
     for spans in by_name.values():
-        if (
-            limit is not None and len(spans) > limit + 1
-        ):  # the line that counts one span would take as much space
+        # A line that counts one hidden span would take as much space as the span.
+        if limit is not None and len(spans) > limit + 1:
             ranked = sorted(
                 spans,
                 key=lambda span: (
