@@ -59,8 +59,10 @@ class Dispatcher:
         self._schedule = Schedule(engine.workers, in_order=in_order)
         self._summing: dict[int, Call] = {}
         """Calls with a sum of which workers have messages."""
-        self._moving_states: dict[int, bytes] = {}
+        self._arrived_states: dict[int, bytes] = {}
         """The state of moving clients, by client, until their next message."""
+        self._sent_states: dict[int, bytes] = {}
+        """The state that went to a worker with a message, by its number, until the worker has replied to it."""
         self._busy_since: dict[int, float] = {}
         """The time of the last sign of each worker that has started, for the limit of messages."""
         self._expired_limits: dict[int, float] = {}
@@ -109,7 +111,7 @@ class Dispatcher:
                     one.job.number,
                     one.job.client,
                     one.message.message_id,
-                    self._moving_states.pop(one.job.client, None) if self._moving_states else None,
+                    self._send_state(one.job) if self._arrived_states else None,
                 )
                 for one in exchanges
             ]
@@ -124,6 +126,13 @@ class Dispatcher:
                 first.call.sum_request,
             )
             self._engine.submit(worker, batch)
+
+    def _send_state(self, job: Job) -> bytes | None:
+        """Return the state that goes to a worker with *job*."""
+        state = self._arrived_states.pop(job.client, None)
+        if state is not None:
+            self._sent_states[job.number] = state
+        return state
 
     def _end_sums(self) -> None:
         """Ask for the rest of each sum whose messages all are with workers."""
@@ -160,19 +169,23 @@ class Dispatcher:
         self._busy_since[worker] = time.monotonic()
 
     def record_reply(self, worker: int, reply: WorkerReply) -> None:
-        """Record that *worker* has handled a message."""
+        """Record that *worker* has handled a message, and has the state that went with it."""
+        if self._sent_states:
+            self._sent_states.pop(reply.number, None)
         self._schedule.finish(reply.number, worker, reply.seconds, has_state=reply.has_state)
 
     def record_state(self, event: StateTaken) -> None:
         """Take the state of a client on its way to another worker."""
         if event.state is not None:
-            self._moving_states[event.client] = event.state
+            self._arrived_states[event.client] = event.state
         self._schedule.arrive(event.client, is_moved=event.is_movable, origin=event.worker)
 
     def lose(self, worker: int) -> WorkerLoss:
         """Record that *worker* has died, and return what it had."""
         jobs, stateful = self._schedule.lose(worker)
         self._busy_since.pop(worker, None)
-        for client in self._schedule.release_held(worker):
-            self._moving_states.pop(client, None)
+        for job in jobs:
+            state = self._sent_states.pop(job.number, None)
+            if state is not None:  # it goes to the next worker
+                self._arrived_states[job.client] = state
         return WorkerLoss(jobs, stateful, self._expired_limits.pop(worker, None))

@@ -138,10 +138,6 @@ class Schedule:
         """Return the number of the job that *worker* handles now; None if it has none."""
         return next(iter(self._queues[worker].in_flight), None)
 
-    def clients_of(self, worker: int) -> list[int]:
-        """Return the clients with state on *worker*."""
-        return [client for client in self._stateful if self._homes.get(client) == worker]
-
     def take_moves(self) -> list[Move]:
         """Return the moves since the last call. The orders for them come before those of the jobs."""
         moves, self._moves = self._moves, []
@@ -218,25 +214,25 @@ class Schedule:
         self._end(job)
 
     def lose(self, worker: int) -> tuple[list[Job], list[int]]:
-        """Record that a worker has died. Return the jobs that it had got, and the clients whose state is lost."""
+        """Record that a worker has died. Return the jobs that it had got, and the clients whose state is lost.
+
+        The state of a client that moves to the worker is not lost: it is elsewhere until the client has a reply.
+        """
         queue = self._queues[worker]
         lost = list(queue.in_flight.values())
-        clients = self.clients_of(worker)
         queue.in_flight.clear()
         queue.in_flight_s = 0.0
-        for client in [client for client in self._opened if self._homes.get(client) == worker]:
-            self._opened.discard(client)
-            self._stateful.discard(client)
+        opened = [client for client in self._opened if self._homes[client] == worker]
+        leaving = [client for client, origin in self._origins.items() if origin == worker]
+        clients = sorted(self._stateful & {*opened, *leaving})
+        self._opened.difference_update(opened)
+        self._stateful.difference_update(clients)
+        self._moves = [move for move in self._moves if move.origin != worker]
+        for client in leaving:
+            self.arrive(client, is_moved=True, origin=worker)
         for job in lost:
             self._end(job)
         return lost, clients
-
-    def release_held(self, worker: int) -> list[int]:
-        """Return the clients whose state was to come from *worker*, which has died. Their jobs wait no longer."""
-        clients = [client for client, origin in self._origins.items() if origin == worker]
-        for client in clients:
-            self.arrive(client, is_moved=True, origin=worker)
-        return clients
 
     def cancel(self, call: int) -> list[Job]:
         """Remove and return the jobs of *call* that no worker has taken."""
