@@ -9,6 +9,7 @@ from fedbus.agents.gateway.access_control import AccessControl
 from fedbus.agents.gateway.agent import Gateway
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.identifiers import FederationId
+from support.browser import BrowserPage
 
 FED = FederationId("test")
 TOKEN = "correct-horse-battery"
@@ -43,3 +44,16 @@ async def run_gateway(
             stop.set()
             async with asyncio.timeout(20):
                 await running
+
+
+@asynccontextmanager
+async def run_dashboard(page: BrowserPage, url: str, **options: Any) -> AsyncIterator[str]:
+    """Run a gateway whose dashboard *page* opens, and leave the page before the gateway stops.
+
+    A page that stays open tries to connect to the stopped gateway, and Chromium logs each attempt as an error.
+    """
+    async with run_gateway(url, **options) as dashboard:
+        try:
+            yield dashboard
+        finally:
+            await page.open("about:blank")

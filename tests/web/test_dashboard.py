@@ -23,7 +23,7 @@ from support.dashboard_page import (
     simulate_run,
     tab_to,
 )
-from support.gateway import FED, TOKEN, run_gateway
+from support.gateway import FED, TOKEN, run_dashboard, run_gateway
 from support.simulated_federation import COMMIT, TASK, SimulatedFederation, make_model_ref
 
 from fedbus.bus.bus import Bus, Identity
@@ -104,7 +104,7 @@ async def test_each_page_shows_the_state(
         "models": "v6",
         "schedules": "labelled >= 64 on 2 clients (1 so far)",
     }
-    async with run_gateway(nats.url, models=models_of) as url:
+    async with run_dashboard(page, nats.url, models=models_of) as url:
         await page.open(url)
         await page.wait_until(IS_LIVE)
         for page_name in PAGES:
@@ -125,7 +125,7 @@ async def test_an_open_page_is_updated_live(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.wait_until(f"{ROWS}.length === 6")
         await simulation.create_clients(["c7"])
@@ -158,7 +158,7 @@ async def test_no_event_is_lost_in_a_reload_or_reconnection(
     assert await page.text("#banner") == banner, "the time in the banner is that of the disconnection"
     await page.screenshot(SCREENSHOTS / "lost.png")
     await simulation.publish(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="two"))
-    async with run_gateway(nats.url, port=port):
+    async with run_dashboard(page, nats.url, port=port):
         await page.wait_until("document.getElementById('banner').hidden")
         await simulation.publish(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="three"))
         await page.wait_until(f"{reasons}.length === 3")
@@ -178,7 +178,7 @@ async def test_a_run_in_a_mode_shows_staleness_and_late_updates(
     plan = facts.plan.model_copy(update={"aggregation": {"mode": "buffered", "buffer-size": 10}})
     facts = facts.model_copy(update={"rounds": (*facts.rounds[:-1], stale), "plan": plan})
     await simulation.transition(facts, "run_finished", "running", "finished")
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/runs/{facts.run}")
         await page.wait_until("document.querySelectorAll('main tbody tr').length >= 3")
         text = await page.text("main")
@@ -190,16 +190,13 @@ async def test_a_run_in_a_mode_shows_staleness_and_late_updates(
         await page.screenshot(SCREENSHOTS / "run-buffered.png")
         await page.evaluate("location.hash = '#/training'")
         await page.wait_until(f"{IS_LIVE} && {ROWS}.some((row) => row.innerText.includes('3.0'))")
-        await page.evaluate(
-            "window.fedbus.store.source.close()"
-        )  # no attempt to connect to the stopped gateway
 
 
 async def test_a_table_of_a_thousand_clients_has_few_rows_in_the_dom(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulation.create_clients([f"c{number}" for number in range(1, 1001)])
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.wait_until("document.querySelector('table')?.getAttribute('aria-rowcount') === '1001'")
         assert "1000\nof task mnist" in await page.text(".tiles")
@@ -279,7 +276,7 @@ async def test_markup_in_messages_is_shown_as_text(
         "",
         MARKUP,
     )
-    async with run_gateway(nats.url, trace_url="javascript:window.hurt=1//{trace_id}") as url:
+    async with run_dashboard(page, nats.url, trace_url="javascript:window.hurt=1//{trace_id}") as url:
         await page.open(url)
         await page.wait_until(IS_LIVE)
         for page_name in PAGES:
@@ -326,7 +323,7 @@ async def test_events_are_filtered_and_traced_to_their_root_cause(
 ) -> None:
     await simulate_run(simulation)
     await simulate_causes(simulation)
-    async with run_gateway(nats.url, trace_url="https://traces.example/{trace_id}") as url:
+    async with run_dashboard(page, nats.url, trace_url="https://traces.example/{trace_id}") as url:
         await page.open(f"{url}/#/events?client=c5&word=declined")
         await page.wait_until(f"{ROWS}.length === 1")
         await page.evaluate(f"{ROWS}[0].focus()")
@@ -372,7 +369,7 @@ async def test_with_the_token_runs_are_started_and_models_rolled_back(
     async with (
         Bus.connect(nats.url, Identity(FED, "workflow-scheduler")) as scheduler,
         _serve_run_requests(scheduler, start),
-        run_gateway(nats.url, token=TOKEN, models=models_of) as url,
+        run_dashboard(page, nats.url, token=TOKEN, models=models_of) as url,
     ):
         await page.open(f"{url}/#/schedules")
         await page.wait_until(IS_LIVE)
@@ -416,7 +413,7 @@ async def test_with_the_token_code_is_rolled_out_and_reverted(
     async with (
         Bus.connect(nats.url, Identity(FED, "server-manager")) as manager,
         manager.serve(handlers, task=TASK, version="1.0.0"),
-        run_gateway(nats.url, token=TOKEN, models=models_of) as url,
+        run_dashboard(page, nats.url, token=TOKEN, models=models_of) as url,
     ):
         await page.open(f"{url}/#/models")
         await page.wait_until(IS_LIVE)
@@ -453,7 +450,7 @@ async def test_the_training_page_shows_statistics_of_each_client(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/training")
         await page.wait_until(f"{ROWS}.length === 3")
         cells = f"{ROWS}.map((row) => [...row.cells].map((cell) => cell.innerText.trim()))"
@@ -480,7 +477,7 @@ async def test_a_filter_is_restored_after_a_reload(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/events")
         await page.wait_until(f"{ROWS}.length > 3")
         await tab_to(page, "input[name=text]")
@@ -498,7 +495,7 @@ async def test_paused_capture_is_shown_until_it_resumes(
 ) -> None:
     await simulation.create_clients(["c1"])
     await simulation.publish(CapturePaused(task=TASK, client="c1", reason="the disk is full"))
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.wait_until(f"{ROWS}.length === 1")
         await page.click("tr[data-key]")
@@ -514,7 +511,7 @@ async def test_a_corrupt_model_repository_is_shown_with_its_reason(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulation.create_server()
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.wait_until(IS_LIVE)
         facts = ServerData(task=TASK, trouble=StoreProblem.DAMAGED)
@@ -532,7 +529,7 @@ async def test_a_corrupt_model_repository_is_shown_with_its_reason(
 async def test_the_pages_of_an_empty_federation_show_the_next_step(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(url)
         await page.wait_until(IS_LIVE)
         for page_name in PAGES:
@@ -562,7 +559,7 @@ async def test_while_the_state_loads_no_empty_federation_is_shown(
     await page.send(
         "Page.addScriptToEvaluateOnNewDocument", source=DELAYED_RESPONSE.replace("PATH", "api/state")
     )
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.wait_until("window.go")
         assert await page.text("main") == "Loading the state of the federation…"
@@ -576,7 +573,7 @@ async def test_a_message_during_the_load_of_a_timeline_is_drawn_once(
     await simulate_run(simulation)
     bars = "[...document.querySelectorAll('.gantt title')]"
     third = f"{bars}.filter((one) => one.textContent.includes('c2: round 3')).length"
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.wait_until(IS_LIVE)
         await page.evaluate(f"{{{DELAYED_RESPONSE.replace('PATH', 'api/runs/')}}}")
@@ -602,7 +599,7 @@ async def test_the_loss_can_be_shown_on_a_logarithmic_scale(
         "[...document.querySelectorAll('.chart')].map((one) =>"
         " [...one.querySelectorAll('text[text-anchor=end]')].map((tick) => tick.textContent))"
     )
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/training")
         await page.wait_until("document.querySelector('.chart svg')")
         before = await page.evaluate(ticks)
@@ -628,7 +625,7 @@ async def test_the_selected_run_is_scrolled_into_view(
         return [one.top - all.top, all.bottom - one.bottom, one.left - all.left, all.right - one.right]
             .every((room) => room > -1);
     })()"""
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(url)
         await page.wait_until(IS_LIVE)
         for width, height in ((1280, 860), (390, 844)):

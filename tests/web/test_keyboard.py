@@ -15,7 +15,7 @@ from support.dashboard_page import (
     simulate_run,
     tab_to,
 )
-from support.gateway import run_gateway
+from support.gateway import run_dashboard
 from support.simulated_federation import TASK, SimulatedFederation
 
 from fedbus.contracts.client import (
@@ -29,7 +29,7 @@ async def test_each_control_has_an_accessible_name(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(url)
         await page.wait_until(IS_LIVE)
         for page_name in PAGES:
@@ -46,7 +46,7 @@ async def test_the_skip_link_moves_the_focus_to_the_content(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/training")
         await page.wait_until("document.querySelector('.chart svg')")
         assert await press_keys(page, "Tab") == ("a", "Skip to the content")
@@ -59,7 +59,7 @@ async def test_rows_are_selected_by_arrow_keys_and_opened_by_enter(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.wait_until(f"{ROWS}.length === 6")
         assert (await tab_to(page, "tr[data-key]")).startswith("c1")
@@ -84,7 +84,7 @@ async def test_the_timeline_is_readable_by_arrow_keys_and_as_a_table(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/runs")
         await page.wait_until("document.querySelectorAll('.gantt g').length > 2")
         assert (await tab_to(page, ".gantt .bar")).startswith("c1: client learning (run mnist-2), ")
@@ -112,7 +112,7 @@ async def test_a_redraw_during_a_click_does_not_change_its_target(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.wait_until(f"{ROWS}.length === 6")
         x, y = await page.evaluate(
@@ -133,7 +133,7 @@ async def test_a_redraw_during_a_key_press_does_not_change_its_target(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     run = await simulate_run(simulation)
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/training")
         await page.wait_until(f"{ROWS}.length === 3")
         await page.evaluate(f"{ROWS}[2].querySelector('input').focus()")
@@ -154,7 +154,7 @@ async def test_an_update_keeps_the_focus_and_the_scroll_position(
     await simulate_run(simulation)
     long_run = simulation.make_run_facts(3, 25, of=40)
     await simulation.transition(long_run, "round_finished", "running", "running")
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/runs/mnist-3")
         await page.wait_until("document.querySelectorAll('[aria-label=Rounds] tbody tr').length === 26")
         await page.wait_until(
@@ -173,7 +173,7 @@ async def test_messages_are_not_announced_to_screen_readers(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
-    async with run_gateway(nats.url) as url:
+    async with run_dashboard(page, nats.url) as url:
         await page.open(f"{url}/#/events")
         await page.wait_until(f"{IS_LIVE} && {ROWS}.length > 3")
         await page.evaluate(
