@@ -150,6 +150,7 @@ class InferenceEngine:
         pair = ModelPair(self._serving, new, role, share)
         if role is not ComparisonRole.SHADOW:
             new.recent_outputs.clear()
+            new.fallback = pair.old
         if role is ComparisonRole.WATCH:
             self._serving = new
             self.not_served = ""
@@ -157,14 +158,15 @@ class InferenceEngine:
         return pair
 
     def end_comparison(self, pair: ModelPair) -> None:
-        """End the comparison of *pair*; the served model stays the same."""
+        """End the comparison of *pair*; the served model stays the same. A new model that serves has no fallback."""
         if self._pair is pair:
             self._pair = None
+        if self._serving is pair.new:
+            pair.new.fallback = None
 
     def roll_back(self, pair: ModelPair) -> None:
-        """Serve the old model of *pair* again."""
-        if self._pair is pair:
-            self.serve(pair.old)
+        """Serve the old model of *pair* again. It also answers the pending requests on which the new one fails."""
+        self.serve(pair.old)
 
     async def stop(self) -> None:
         """Answer the accepted requests, then stop the threads."""
@@ -218,8 +220,7 @@ class InferenceEngine:
                 continue
             model = batch[0].model
             pair = self._pair
-            fallback = pair.old if pair is not None and model is pair.new else None
-            result = await loop.run_in_executor(self._model_thread, run_batch, batch, model, fallback)
+            result = await loop.run_in_executor(self._model_thread, run_batch, batch, model, model.fallback)
             for request, prediction in zip(batch, result.predictions, strict=True):
                 request.answer(prediction)
             model.record_batch(result.seconds, result.samples, self._batch_s)
@@ -246,7 +247,7 @@ class InferenceEngine:
             pair.errors += result.errors
             pair.reason = result.reason or pair.reason
             pair.new_s.append(result.seconds)
-        else:
+        elif model is pair.old:
             pair.old_s.append(result.seconds)
             if pair.role is ComparisonRole.SHADOW and not pair.is_shadow_busy and result.outputs is not None:
                 self._start_shadow(pair, result.inputs, result.outputs)

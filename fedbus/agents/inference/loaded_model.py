@@ -43,6 +43,9 @@ class LoadedModel:
     """One prediction (1, …), for the dtype and shape of the output."""
     recent_outputs: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RECENT_OUTPUTS))
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    fallback: "LoadedModel | None" = None
+    """The model that answers the requests on which this one fails. It stays set after a roll-back or a failed canary,
+    for the requests that this model has accepted before."""
 
     def __post_init__(self) -> None:
         self.idle.set()

@@ -96,11 +96,13 @@ class ModelSwap:
         """Watch the new model of *pair* and return True if it passes; otherwise roll back to the old one."""
         try:
             outcome = await self._judge(pair, judge_watch, self._table.watch_s)
-        finally:
+        except BaseException:
             self._engine.end_comparison(pair)
+            raise
         if outcome.verdict.passed:
+            self._engine.end_comparison(pair)
             return True
-        self._engine.serve(pair.old)
+        self._engine.roll_back(pair)
         self._publish(
             ModelRolledBack(
                 task=self._task,
