@@ -104,6 +104,8 @@ class CodeRollout:
         self._proposal: ProposedVersion | None = None
         self._attempt = 0
         """How often the scheduler refused a run of the candidate."""
+        self._is_run_requested = False
+        """True while a request for a run of the candidate has no answer."""
         self._stage_start: _StageStart | None = None
 
     # --- state --------------------------------------------------------------------------------------
@@ -373,6 +375,7 @@ class CodeRollout:
     def _try_candidate(self, rollout: _Rollout, pause_s: float = 0.0) -> list[Effect]:
         """Start a trial run of the candidate, or build its first model. The cohort has the candidate."""
         if self.data.new_lineage or rollout.task.table.schedule.on_new_code:
+            self._is_run_requested = False
             return [CancelCandidateRunRequest(), StartTimer(TimerName.CANDIDATE, pause_s)]
         return []
 
@@ -381,11 +384,13 @@ class CodeRollout:
         if self._rollout is None:
             return []
         if not self.data.new_lineage:
+            self._is_run_requested = True
             return [RequestCandidateRun()]
         return [BuildLineage(self.data.candidate)] if is_idle else []
 
     def on_candidate_run_answered(self, refusal: str, *, is_idle: bool) -> list[Effect]:
         """Handle the answer of the scheduler. During another run, wait for the end of that run."""
+        self._is_run_requested = False
         if not refusal:
             self._attempt = 0
             return []
@@ -394,6 +399,12 @@ class CodeRollout:
             return [log]
         self._attempt += 1
         return [log, RetryLater(TimerName.CANDIDATE, self._attempt)]
+
+    def on_config_refused(self, version: str, reason: str) -> list[Effect]:
+        """Revert the candidate if its trial run cannot have the run configuration that the server's options set."""
+        if self._rollout is None or not self._is_run_requested or version != self.data.candidate:
+            return []
+        return self._revert(f"its trial run is refused: {reason}")
 
     def on_run_end(self, version: str, trial: TrialResult) -> list[Effect]:
         """Judge the candidate by a run of *version*, then start the work that waits for the end of the run."""
@@ -434,6 +445,7 @@ class CodeRollout:
 
     def _end(self, event: CodeEvent, reason: str, changes: CodeChanges) -> list[Effect]:
         version = short_version(self.data.candidate)
+        self._is_run_requested = False
         changes = {
             **changes,
             "candidate": "",

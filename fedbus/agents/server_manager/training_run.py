@@ -68,6 +68,7 @@ from fedbus.contracts.server import (
     UpdateReady,
 )
 from fedbus.contracts.situations import ServerRecruiting, ServerRun, ServerTraining, server_publishing
+from fedbus.contracts.task.run_config import InvalidOverride, check_overrides
 from fedbus.contracts.task.task import Task
 from fedbus.domain.code_rollout import TrialResult
 from fedbus.domain.run_outcome import no_update_reason, run_outcome
@@ -154,6 +155,12 @@ class TrainingRun:
             reason = f"the server of {data.task} is {self._server.state} with {data.run}"
             return [Reply(event.id, Refused(reason=reason))]
         task, plan = self._rollout.task_for_run(request)
+        try:
+            config = check_overrides(task.run_config, plan.config)
+        except InvalidOverride as error:
+            refusal = Reply(event.id, Refused(reason=str(error)))
+            return [refusal, *self._rollout.on_config_refused(task.code_version, str(error))]
+        plan = plan.model_copy(update={"config": config})
         self._opening = _Opening(event.id, request.run, task, plan, data.model, event.traceparent)
         return [CheckFit(task.code_version, data.model)]
 

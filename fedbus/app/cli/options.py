@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.contracts.scheduling import ScheduleOverrides, ScheduleTable
 from fedbus.contracts.task.aggregation import AggregationMode, AggregationTable
+from fedbus.contracts.task.run_config import InvalidOverride, check_overrides
+from fedbus.contracts.task.task import Task
 
 UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 PARTITION: Final = "partition-id"
@@ -58,6 +60,19 @@ def parse_key_values(text: str) -> dict[str, Scalar]:
             f"{text!r} is not a configuration ({error}). Use key=value pairs separated by spaces; quote text",
             ExitCode.USAGE,
         ) from None
+
+
+def parse_run_config(text: str, task: Task) -> dict[str, Scalar]:
+    """Parse a value of ``--run-config``, in a form of `parse_key_values`, for the runs of *task*.
+
+    Raises:
+        CliError: the form is wrong, *task* has no such key, or a value has another type or is not finite.
+
+    """
+    try:
+        return check_overrides(task.run_config, parse_key_values(text))
+    except InvalidOverride as error:
+        raise CliError(f"--run-config: task {task.id}: {error}", ExitCode.USAGE) from None
 
 
 def split_override(text: str, option: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Overrides of a task's run configuration, as users write them: ``lr=0.1``."""
+"""Overrides of a task's run configuration: as users write them, ``lr=0.1``, and as values, ``{"lr": 0.1}``."""
 
 import difflib
 import math
@@ -23,18 +23,47 @@ def parse_override_of(known: Mapping[str, Scalar], key: str, text: str) -> Scala
         InvalidOverride: *known* has no such key, or *text* is no value of its type.
 
     """
-    if key not in known:
-        raise InvalidOverride(
-            f"the run configuration of the task has no key `{key}`: {suggest_key(key, known)}"
-        )
+    default = _default_of(known, key)
     text = text.strip()
-    default = known[key]
     value = _parse(type(default), text)
     if value is None:
         raise InvalidOverride(
             f"`{key}` = {text}: use {_KINDS[type(default)]}; the task has {_render(default)}"
         )
     return value
+
+
+def check_overrides(known: Mapping[str, Scalar], overrides: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return *overrides* with the types of the values in *known*, the task's run configuration.
+
+    An integer becomes a float where the task has a float. No other type is converted.
+
+    Raises:
+        InvalidOverride: *known* lacks a key, or a value has another type or is not finite.
+
+    """
+    return {key: _check(_default_of(known, key), key, value) for key, value in overrides.items()}
+
+
+def _default_of(known: Mapping[str, Scalar], key: str) -> Scalar:
+    if key not in known:
+        raise InvalidOverride(
+            f"the run configuration of the task has no key `{key}`: {suggest_key(key, known)}"
+        )
+    return known[key]
+
+
+def _check(default: Scalar, key: str, value: Scalar) -> Scalar:
+    """Return *value* with the type of *default*, the task's value of *key*."""
+    kind = type(default)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is kind and (not isinstance(value, float) or math.isfinite(value)):
+        return value
+    hint = f", in quotes inside the option's value: {key}='{_render(value)}'" if kind is str else ""
+    raise InvalidOverride(
+        f"`{key}` = {_render(value)}: use {_KINDS[kind]}{hint}; the task has {_render(default)}"
+    )
 
 
 def suggest_key(key: str, known: Iterable[str]) -> str:

@@ -293,6 +293,30 @@ def test_a_candidate_run_has_a_quorum_that_its_cohort_can_reach() -> None:
     assert (task.code_version, plan.rounds, plan.quorum) == (NEW, 5, 1)
 
 
+def test_a_candidate_without_a_key_of_the_options_is_reverted() -> None:
+    driver = rolling()
+    driver.handle(ready("c1"), ready("c2"), TimerFired(TimerName.CANDIDATE))
+    request = OpenRun(task=NAME, run=RUN, plan=PLAN, overrides=RunOverrides(config={"lr": 0.1}))
+    reason = "the run configuration of the task has no key `lr`: it has no keys"
+    reply = Reply(ID, Refused(reason=reason))
+    assert driver.handle(RunRequested(ID, request, "")) == [
+        reply,
+        *reverted(f"its trial run is refused: {reason}"),
+    ]
+    assert driver.handle(TimerFired(TimerName.CANDIDATE)) == []
+
+
+def test_a_wrong_key_of_a_user_does_not_revert_the_candidate() -> None:
+    driver = rolling()
+    driver.handle(
+        ready("c1"), ready("c2"), TimerFired(TimerName.CANDIDATE), CandidateRunAnswered("a run is active")
+    )
+    request = OpenRun(task=NAME, run=RUN, plan=PLAN, overrides=RunOverrides(config={"lr": 0.1}))
+    (reply,) = driver.handle(RunRequested(ID, request, ""))
+    assert isinstance(reply, Reply)
+    assert driver.machine.rollout.is_rolling
+
+
 def test_a_good_run_brings_the_candidate_to_every_client() -> None:
     driver = in_training_of_the_candidate()
     record = driver.machine._server

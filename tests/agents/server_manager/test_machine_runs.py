@@ -52,8 +52,9 @@ from fedbus.agents.server_manager.events import (
     VersionPublished,
     VersionsRetired,
 )
+from fedbus.agents.server_manager.machine import ServerMachine
 from fedbus.contracts.message import RefusalKind, Refused
-from fedbus.contracts.run import RoundResult
+from fedbus.contracts.run import RoundResult, RunOverrides, Scalar
 from fedbus.contracts.server import (
     BeginTraining,
     CancelRun,
@@ -119,6 +120,43 @@ def test_a_run_whose_code_does_not_fit_names_the_tensor() -> None:
     assert "the champion, version 1, does not fit the task's code: w is float32 (3,)" in reply.reason
     assert driver.handle(OPEN) == [CheckFit(OLD, model(1))]
     assert driver.handle(FitChecked(store_error="the store is down")) == [refused("the store is down")]
+
+
+def machine_with_config() -> ServerMachine:
+    """A machine without a run, whose task has a run configuration."""
+    own = task_at(OLD).model_copy(update={"run_config": {"lr": 0.5, "rounds": 3}})
+    machine = running_machine(ServerState.WAITING)
+    machine.rollout._deployed = own
+    return machine
+
+
+def test_the_run_configuration_has_the_types_of_the_task() -> None:
+    driver = ServerDriver(machine_with_config())
+    plan = PLAN.model_copy(update={"config": {"lr": 1}})
+    driver.handle(RunRequested(ID, OpenRun(task=NAME, run=RUN, plan=plan), ""), FitChecked())
+    opened = driver.machine._server.data.plan
+    assert opened is not None
+    assert (opened.config, type(opened.config["lr"])) == ({"lr": 1.0}, float)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"lrr": 0.1}, "the run configuration of the task has no key `lrr`: did you mean `lr`?"),
+        ({"lr": "fast"}, "`lr` = 'fast': use a finite number; the task has 0.5"),
+    ],
+)
+@pytest.mark.parametrize("is_planned", [True, False])
+def test_a_run_configuration_that_does_not_fit_is_refused(
+    config: dict[str, Scalar], reason: str, *, is_planned: bool
+) -> None:
+    driver = ServerDriver(machine_with_config())
+    if is_planned:
+        request = OpenRun(task=NAME, run=RUN, plan=PLAN.model_copy(update={"config": config}))
+    else:
+        request = OpenRun(task=NAME, run=RUN, plan=PLAN, overrides=RunOverrides(config=config))
+    assert driver.handle(RunRequested(ID, request, "")) == [refused(reason)]
+    assert driver.handle(OPEN) == [CheckFit(OLD, model(1))], "the next run opens"
 
 
 def test_a_second_run_is_refused_during_a_run() -> None:

@@ -62,6 +62,15 @@ async def test_a_conflicting_every_fails_before_the_start(tmp_path: Path, comman
     assert result.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", [("up",), ("server", "up"), ("agent", "workflow-scheduler")])
+async def test_a_wrong_run_config_fails_before_the_start(tmp_path: Path, command: tuple[str, ...]) -> None:
+    task = tiny_task(tmp_path).path
+    result = await FedbusCli(tmp_path / "home")(*command, "--task", task, "--run-config", "slow-s=nan")
+    assert (result.code, result.out) == (ExitCode.USAGE, "")
+    error = "--run-config: task tiny: `slow-s` = nan: use a finite number; the task has 0.0"
+    assert result.err == f"fedbus: {error}\n"
+
+
 def test_the_mode_and_its_keys_override_the_tasks() -> None:
     overrides = parse_aggregation(AggregationMode.DEADLINE, ["deadline-s=2.5", "late=drop"])
     assert overrides == {"mode": "deadline", "deadline-s": 2.5, "late": "drop"}

@@ -30,8 +30,8 @@ from fedbus.app.cli.foreground import run_until_signal
 from fedbus.app.cli.options import (
     apply_schedule_options,
     check_unique_tasks,
-    parse_key_values,
     parse_node_config,
+    parse_run_config,
     schedule_overrides,
 )
 from fedbus.app.composition.agents import (
@@ -199,7 +199,7 @@ def _agent_config(
         settings.home,
         initial_task,
         store_url,
-        RunOverrides(rounds=rounds, quorum=quorum, config=parse_key_values(run_config)),
+        RunOverrides(rounds=rounds, quorum=quorum, config=parse_run_config(run_config, initial_task)),
         schedule_overrides(every, at_most),
         code=code,
         signer=None if client else settings.load_signer(),

@@ -24,7 +24,7 @@ from fedbus.app.cli.agent_options import (
     TaskSources,
 )
 from fedbus.app.cli.foreground import run_until_signal
-from fedbus.app.cli.options import apply_schedule_options, check_unique_tasks
+from fedbus.app.cli.options import apply_schedule_options, check_unique_tasks, parse_run_config
 from fedbus.app.composition.initial_code import code_from_settings, load_initial_task
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.local.stack import EMBEDDED_STORE, client_names, run_stack
@@ -75,6 +75,7 @@ def up(
     client_options = _profile_options(profile, clients, profile_seed)
     for one in tasks:  # else each restart of the server process would log the error
         apply_schedule_options(one.table.schedule, every, at_most)
+        parse_run_config(run_config, one)
 
     async def work(stop: asyncio.Event) -> None:
         started = datetime.now(UTC)

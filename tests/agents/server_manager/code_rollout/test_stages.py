@@ -56,11 +56,11 @@ async def test_a_candidate_run_uses_its_own_task_and_the_overrides(
     for client in ("c1", "c2"):
         await peers.send_code_ready(client, new)
     await fed.wait_until(lambda: bool(peers.run_requests))
-    asked = RunOverrides(quorum=2, config={"lr": 0.1})
+    asked = RunOverrides(quorum=2, config={"pause-s": 0.1})
     await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN, overrides=asked))
     (started,) = peers.start_requests
     assert (started.code_version, started.plan.rounds) == (new, 5)
-    assert (started.plan.quorum, started.plan.config) == (2, {"lr": 0.1})
+    assert (started.plan.quorum, started.plan.config) == (2, {"pause-s": 0.1})
     assert fed.server_facts().plan == started.plan
 
 
