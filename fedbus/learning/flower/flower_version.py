@@ -49,13 +49,14 @@ def checked_imports() -> Iterator[None]:
 
 
 def require_attributes(owner: Any, names: Iterable[str]) -> None:
-    """Raise UnsupportedFlower if *owner*, a class or module of Flower, lacks one of *names*."""
+    """Raise UnsupportedFlower if *owner*, a class, an instance or a module of Flower, lacks one of *names*."""
     known = {*dir(owner), *dir(type(owner))}  # a property of a metaclass may raise
     for name in names:
         if name not in known:
+            named = owner if hasattr(owner, "__name__") else type(owner)
             place = (
-                owner.__name__
-                if not hasattr(owner, "__module__")
-                else f"{owner.__module__}.{owner.__qualname__}"
+                named.__name__
+                if not hasattr(named, "__module__")
+                else f"{named.__module__}.{named.__qualname__}"
             )
             raise UnsupportedFlower(f"{place}.{name}")

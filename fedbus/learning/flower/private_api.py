@@ -16,6 +16,7 @@ changes. `make test-flower VERSION=…` runs the tests against another version o
 """
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -61,6 +62,8 @@ _ATTRIBUTES: Final[dict[Any, tuple[str, ...]]] = {
 }
 for _owner, _names in _ATTRIBUTES.items():
     flower_version.require_attributes(_owner, _names)
+flower_version.require_attributes(_SyncedDict(RecordDict(), ArrayRecord), ("_data",))
+flower_version.require_attributes(Metadata(1, "", 1, 1, "", "", 0.0, 1.0, "train"), ("_message_id",))
 
 __all__ = [
     "CHECK_REPLIES",
@@ -269,37 +272,52 @@ def make_array(array: np.ndarray[Any, Any]) -> Array:
 
 
 def from_torch_state_dict(
-    cls: type[ArrayRecord],  # noqa: ARG001 - Flower's signature
+    cls: type[ArrayRecord],
     state_dict: dict[str, Any],
     *,
     keep_input: bool = True,
 ) -> ArrayRecord:
-    """Replace `ArrayRecord.from_torch_state_dict` by one that makes the arrays with `make_array`."""
+    """Replace `ArrayRecord.from_torch_state_dict` by one that makes the arrays with `make_array`.
+
+    Raises:
+        RuntimeError: torch is not imported.
+        TypeError: A key is not a string.
+
+    """
+    if "torch" not in sys.modules:
+        raise RuntimeError(f"PyTorch is required to use {cls.from_torch_state_dict.__name__}")
     record = ArrayRecord()
-    arrays: dict[str, Array] = record.__dict__["_data"]  # the caller has checked the names
-    for key in list(state_dict):
+    for key in list(state_dict.keys()):
         tensor = state_dict[key] if keep_input else state_dict.pop(key)
-        arrays[key] = make_array(tensor.detach().cpu().numpy())
+        record[key] = make_array(tensor.detach().cpu().numpy())
     return record
 
 
-def _fast_view(kind: type[Any]) -> property:
-    """Return a property of `RecordDict` with its records of one *kind*. Flower's own checks and copies each of them."""
+def _fast_view(kind: type[Any], stock: property) -> property:
+    """Return a property of `RecordDict` with its records of one *kind*. Flower's own checks and copies each of them.
+
+    The view of a subclass is Flower's *stock* one, because it reads and writes by methods that the class may override.
+    """
 
     def view(self: RecordDict) -> Any:
+        if type(self) is not RecordDict:
+            return stock.__get__(self)
         synced = _SyncedDict(self, kind)
-        own = {name: record for name, record in self.__dict__["_data"].items() if isinstance(record, kind)}
-        synced.__dict__["_data"] = own
+        synced.__dict__["_data"] = {name: record for name, record in self.items() if isinstance(record, kind)}
         return synced
 
     return property(view)
 
 
+_VIEWS: Final = {"array_records": ArrayRecord, "metric_records": MetricRecord, "config_records": ConfigRecord}
+_FAST_VIEWS: Final = {name: _fast_view(kind, getattr(RecordDict, name)) for name, kind in _VIEWS.items()}
+"""Made before any of them is installed, from Flower's own."""
+
+
 def install_fast_records() -> None:
     """Let records be cheap in this process: their views by kind, and the arrays of torch state dicts."""
-    kinds = {"array_records": ArrayRecord, "metric_records": MetricRecord, "config_records": ConfigRecord}
-    for name, kind in kinds.items():
-        setattr(RecordDict, name, _fast_view(kind))
+    for name, view in _FAST_VIEWS.items():
+        setattr(RecordDict, name, view)
     ArrayRecord.from_torch_state_dict = classmethod(from_torch_state_dict)  # type: ignore[assignment, method-assign]
 
 

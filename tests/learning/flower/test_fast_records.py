@@ -1,7 +1,9 @@
 """The names of Flower that fedbus replaces in a client's process give the results of Flower's originals."""
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -102,6 +104,49 @@ def test_a_record_of_a_state_dict_loads_into_a_model() -> None:
     assert torch.equal(model.weight, other.weight)
 
 
+class OwnState(dict[str, torch.Tensor]):
+    """A state dict that hides keys."""
+
+    def keys(self) -> Any:
+        return [key for key in self if not key.startswith("_")]
+
+
+def outcome_of(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Return the arrays of the result, or the type and the text of the error."""
+    try:
+        record = function(*args, **options)
+    except Exception as error:  # noqa: BLE001 - any error is an outcome
+        return type(error), str(error)
+    return {key: array.numpy().tolist() for key, array in record.items()}
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+@pytest.mark.parametrize(
+    "state",
+    [
+        {1: torch.ones(1), "a": torch.ones(2)},
+        {"a": torch.ones(2), None: torch.ones(1), "b": torch.ones(1)},
+        {"a": torch.ones(1), "b": 5.0},
+        OwnState(a=torch.ones(1), _hidden=torch.ones(2)),
+    ],
+    ids=["integer", "none", "no tensor", "own keys"],
+)
+def test_a_direct_call_has_the_outcome_of_flower(state: dict[Any, Any], *, is_kept: bool) -> None:
+    ours, flowers = copy(state), copy(state)
+    call, stock = ArrayRecord.from_torch_state_dict, STOCK_FROM_TORCH.__get__(None, ArrayRecord)
+    assert outcome_of(call, ours, keep_input=is_kept) == outcome_of(stock, flowers, keep_input=is_kept)
+    assert ours == flowers, "the same tensors remain"
+
+
+def test_without_torch_a_direct_call_fails_as_flower(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"w": torch.ones(1)}
+    stock = STOCK_FROM_TORCH.__get__(None, ArrayRecord)
+    monkeypatch.delitem(sys.modules, "torch")
+    error = outcome_of(ArrayRecord.from_torch_state_dict, state)
+    assert error == outcome_of(stock, state)
+    assert error[0] is RuntimeError
+
+
 class OwnRecord(ArrayRecord):
     """A subclass, of which Flower makes no instance."""
 
@@ -177,6 +222,37 @@ class OwnRecords(RecordDict):
 def test_a_subclass_of_the_records_has_the_same_views() -> None:
     records = OwnRecords({"metrics": MetricRecord({"loss": 0.5}), "own": ArrayRecord()})
     assert all(getattr(records, name) == stock_view(records, name) for name in VIEWS)
+
+
+class HidingRecords(RecordDict):
+    """A subclass that hides records, and counts the writes."""
+
+    def __init__(self, records: dict[str, Any]) -> None:
+        self.__dict__["writes"] = []
+        super().__init__(records)
+
+    def items(self) -> Any:
+        return [(name, record) for name, record in super().items() if not name.startswith("_")]
+
+    def __setitem__(self, name: str, record: Any) -> None:
+        self.__dict__["writes"].append(name)
+        super().__setitem__(name, record)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_uses_the_methods_that_a_subclass_overrides(name: str) -> None:
+    content = {"_a": ArrayRecord(), "a": ArrayRecord(), "m": MetricRecord(), "c": ConfigRecord()}
+    ours, flowers = HidingRecords(content), HidingRecords(content)
+    fast, stock = getattr(ours, name), stock_view(flowers, name)
+    assert list(fast) == list(stock)
+    assert ours.__dict__["writes"] == flowers.__dict__["writes"]
+
+
+def test_a_view_uses_items_that_an_app_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = RecordDict({"a": ConfigRecord(), "b": ConfigRecord()})
+    first = [("a", records["a"])]
+    monkeypatch.setattr(RecordDict, "items", lambda _: first, raising=False)
+    assert list(records.config_records) == list(stock_view(records, "config_records")) == ["a"]
 
 
 def test_old_names_of_the_views_have_the_same_records() -> None:

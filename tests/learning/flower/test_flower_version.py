@@ -3,9 +3,12 @@
 import runpy
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import flwr.app.message.message
 import pytest
+from flwr.app import Metadata
+from flwr.app.message.typeddict import TypedDict
 from flwr.serverapp.strategy import FedAvg
 
 from fedbus.learning.flower import flower_version, private_api
@@ -31,6 +34,27 @@ def test_a_missing_private_function_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_missing_private_method_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(FedAvg, "_check_and_log_replies")
     with pytest.raises(UnsupportedFlower, match=r"has no flwr\.\S+\.FedAvg\._check_and_log_replies, which"):
+        import_private_api()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "place"),
+    [
+        (TypedDict, "_data", r"flwr\.\S+\._SyncedDict\._data"),
+        (Metadata, "_message_id", r"flwr\.\S+\.Metadata\._message_id"),
+    ],
+)
+def test_a_missing_private_value_is_named(
+    owner: Any, name: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = owner.__init__
+
+    def rename(self: Any, *args: Any, **options: Any) -> None:
+        begin(self, *args, **options)
+        self.__dict__["renamed"] = self.__dict__.pop(name)
+
+    monkeypatch.setattr(owner, "__init__", rename)
+    with pytest.raises(UnsupportedFlower, match=f"has no {place}, which"):
         import_private_api()
 
 
