@@ -3,6 +3,7 @@
 import json
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from fedbus.contracts.client import (
     ClientData,
@@ -34,6 +35,15 @@ FOCUSED_ELEMENT = """(() => {
     return [here.tagName.toLowerCase(), here.getAttribute("aria-label") ?? here.innerText?.trim() ?? ""];
 })()"""
 """The tag and the accessible name of the focused element."""
+DELAYED_RESPONSE = """
+    const real = window.fetch;
+    window.fetch = async (path, ...rest) => {
+        const response = await real(path, ...rest);
+        if (String(path).startsWith("PATH")) await new Promise((go) => (window.go = go));
+        return response;
+    };
+"""
+"""Delays the responses whose path starts with PATH until the test calls ``go``."""
 NEXT_FRAME = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
@@ -85,6 +95,32 @@ async def simulate_run(simulation: SimulatedFederation) -> RunData:
     lost = FlClientData(task=TASK, client="c3")
     await simulation.transition(lost, "failed", "training", "waiting", "the trainer was killed")
     return run
+
+
+async def models_of(task: str) -> dict[str, Any]:
+    """Describe six versions in two lineages; the first lineage forks."""
+    common = {
+        "created": "2026-03-14T12:00:00Z",
+        "code_version": COMMIT,
+        "rounds": 4,
+        "participants": {"c1": 9},
+    }
+    parents = {1: None, 2: 1, 3: 2, 4: 2, 5: None, 6: 5}
+    versions = [
+        make_model_ref(version).model_dump()
+        | common
+        | {
+            "task": task,
+            "parent": parent,
+            "run": f"{task}-{version}" if parent else None,
+            "lineage": 2 if version > 4 else 1,
+            "metrics": {"accuracy": 0.9},
+            "seal": None,
+        }
+        for version, parent in parents.items()
+    ]
+    champion = {"version": 3, "term": 2, "before": [2], "since": "2026-03-14T12:00:00Z", "reason": "better"}
+    return {"store": "", "versions": versions, "champion": champion, "error": ""}
 
 
 async def simulate_schedule(simulation: SimulatedFederation) -> None:
