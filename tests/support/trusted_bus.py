@@ -15,18 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import nats as nats_py
+import pytest
 from nats.aio.client import Client
 
+from fedbus.app.failures import ExitCode, describe_error
 from fedbus.app.provision.federation import Federation
 from fedbus.app.provision.nats_config import ServerLocation
 from fedbus.bus.account_admin import push_account_jwts
+from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.credentials import BusAccess
+from fedbus.bus.errors import AccessDenied
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.permissions import Role
 from support.ports import free_port
 from support.waiting import eventually
 
 FED = FederationId("test")
+TRAINER = Identity(FED, "trainer", "c1")
 
 
 class ConfiguredNatsServer:
@@ -133,3 +138,14 @@ async def trusted_bus(directory: Path, fed: FederationId = FED) -> AsyncIterator
 
 def tls_context(ca: Path) -> ssl.SSLContext:
     return BusAccess(ca=ca).tls_context()
+
+
+async def rejected_connection(
+    bus: TrustedBus, access: BusAccess, identity: Identity = TRAINER
+) -> AccessDenied:
+    """Connect with *access*, which the server has to reject, and return the error."""
+    with pytest.raises(AccessDenied) as caught:
+        async with Bus.connect(bus.url, identity, access=access):
+            pass
+    assert describe_error(caught.value)[1] is ExitCode.DENIED
+    return caught.value

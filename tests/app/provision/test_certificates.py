@@ -9,7 +9,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from cryptography import x509
-from support.trusted_bus import TrustedBus, trusted_bus
+from support.trusted_bus import TrustedBus
 from typer.testing import CliRunner
 
 from fedbus.app.cli.main import app
@@ -20,12 +20,6 @@ from fedbus.app.settings import InvalidSetting, Settings
 from fedbus.contracts.permissions import Role
 from fedbus.stores.errors import StoreUnavailable
 from fedbus.stores.models.open import open_model_store
-
-
-@pytest.fixture
-async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
-    async with trusted_bus(tmp_path) as bus:
-        yield bus
 
 
 def served_certificate(bus: TrustedBus) -> tuple[Path, Path]:
