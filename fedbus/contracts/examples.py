@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from fedbus.contracts import champion, client, code, device, run, scheduling, server, serving, state_recall
-from fedbus.contracts.catalogue import MESSAGES
-from fedbus.contracts.message import Body, Message, Refused, Request
+from fedbus.contracts.message import Body, Message, Refused
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef
 from fedbus.contracts.transition import Transition
 
@@ -344,9 +343,3 @@ FACTS: Final = (
     client.InferenceData(client=CLIENT, task=TASK, model=MODEL, endpoint="http://127.0.0.1:8080"),
 )
 """The data of each kind of lifecycle, as a transition carries them."""
-
-
-def reply_types() -> list[type[Body]]:
-    """Return every class of a reply."""
-    kinds = [kind.reply_type for kind in MESSAGES if issubclass(kind, Request)]
-    return list(dict.fromkeys([*kinds, Refused]))

@@ -129,8 +129,6 @@ class SimulationResult:
     """The final model; empty if the app ended without one."""
     seconds: float
     """From the start to the end, with the import of the app."""
-    first_round_s: float
-    """From the start to the end of the first round that trained; 0 if there was none."""
     simulated_s: float
     """The duration on the clock of the run, which a profile makes virtual."""
     peak_memory_bytes: int

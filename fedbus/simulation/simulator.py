@@ -8,7 +8,8 @@ from typing import Final
 
 from fedbus.contracts.run import RoundResult
 from fedbus.learning.client_selection import ClientSelection
-from fedbus.learning.library import MessengerClosed, ServerJob, SummingLibrary, open_library
+from fedbus.learning.installed_libraries import open_library
+from fedbus.learning.library import MessengerClosed, ServerJob, SummingLibrary
 from fedbus.learning.seeding import seed_server
 from fedbus.learning.task_model import first_arrays
 from fedbus.learning.weights import Arrays
@@ -49,7 +50,6 @@ class _Simulation:
         self._observer = observer
         self._plan = settings.plan
         self._start = time.monotonic()
-        self._first_round_s = 0.0
         self._virtual_time = make_virtual_time(settings)
         self._rounds: list[RoundResult] = []
         self._model: Arrays = {}
@@ -120,15 +120,12 @@ class _Simulation:
             rounds=self._rounds,
             model=self._model if final is None else final,
             seconds=time.monotonic() - self._start,
-            first_round_s=self._first_round_s,
             simulated_s=messenger.now() - started,
             peak_memory_bytes=self._memory.peak_bytes,
             lost_workers=messenger.lost_workers,
         )
 
     def _on_round(self, result: RoundResult, arrays: Arrays) -> None:
-        if result.round and not self._first_round_s:
-            self._first_round_s = time.monotonic() - self._start
         self._memory.measure()
         self._rounds.append(result)
         self._model = arrays

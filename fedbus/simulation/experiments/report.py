@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fedbus.common.filesystem import SHARED_MODE, atomic_write
 from fedbus.contracts.task.app import LibraryUnusable
-from fedbus.learning.library import installed_libraries, open_library
+from fedbus.learning.installed_libraries import installed_libraries, open_library
 from fedbus.simulation.experiments.cells import CellRecord, CellValue
 
 if TYPE_CHECKING:
@@ -72,10 +72,6 @@ class ExperimentReport:
     plots: Sequence[Plot] = ()
     rows: Sequence[Mapping[str, CellValue | None]] = ()
     """The rows of ``results.csv``: one for each cell."""
-
-    @property
-    def goals_met(self) -> bool:
-        return all(finding.is_met is not False for finding in self.findings)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from fedbus.common import clock
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.run import RUN, RunData
 from fedbus.contracts.transition import Transition
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.simulation.fleet.agents import SupervisedAgent
 from fedbus.simulation.fleet.bus import FleetBus, connect_agent
 from fedbus.simulation.fleet.device import SimulatedDevice

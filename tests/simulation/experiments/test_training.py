@@ -8,7 +8,7 @@ import pytest
 from support.experiment_records import make_record, make_rounds
 
 from fedbus.contracts.run import RoundResult
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.simulation.experiments.errors import InvalidExperiment
 from fedbus.simulation.experiments.training import (
     VISION,
@@ -105,9 +105,7 @@ def test_a_result_keeps_what_tables_need() -> None:
             figures={"a": {"train_accuracy": 0.4, "train_cpu_s": 0.9}, "b": {"train_accuracy": 0.6}},
         ),
     ]
-    result = SimulationResult(
-        rounds=rounds, model={}, seconds=3, first_round_s=1, simulated_s=2.5, peak_memory_bytes=10**6
-    )
+    result = SimulationResult(rounds=rounds, model={}, seconds=3, simulated_s=2.5, peak_memory_bytes=10**6)
     last = summarize(result)["rounds"][-1]
     assert last == {
         "round": 1,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedbus.contracts.task.task import Task
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.tasks.task_directory import read_task
 
 TINY_TASK = Path(__file__).parents[2] / "support" / "tiny_task"

@@ -9,20 +9,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.fleet_fault_run import END_OF_FAULTS_S, run_with_faults
+from support.fleet_faults import SERVER_SIDE, Fault, FaultKind, plan_faults
 
 from fedbus.contracts.task.task import Task
-from fedbus.simulation.fleet.fault_run import END_OF_FAULTS_S, run_with_faults
-from fedbus.simulation.fleet.faults import SERVER_SIDE, Fault, FaultKind, plan_faults
 
-TINY_TASK = Path(__file__).parents[2] / "support" / "tiny_task"
+TESTS = Path(__file__).parents[2]
+TINY_TASK = TESTS / "support" / "tiny_task"
 SEEDS_AT_ONCE = 5
 """Seeds of one test, so that several workers share them."""
 SEEDS = int(os.environ.get("FLEET_SEEDS", "20"))
 DIGEST_OF_A_SEED = """
 import sys
 from pathlib import Path
-from fedbus.learning.library import open_library
-from fedbus.simulation.fleet.fault_run import run_with_faults
+from fedbus.learning.installed_libraries import open_library
+from support.fleet_fault_run import run_with_faults
 from fedbus.stores.tasks.task_directory import read_task
 
 task = read_task(Path(sys.argv[1]), open_library, version="1" * 40)
@@ -73,6 +74,7 @@ def test_a_log_does_not_depend_on_the_order_of_sets() -> None:
     digests = {
         subprocess.run(
             [sys.executable, "-W", "ignore", "-c", DIGEST_OF_A_SEED, str(TINY_TASK)],
+            cwd=TESTS,
             env=os.environ | {"PYTHONHASHSEED": hash_seed},
             capture_output=True,
             text=True,

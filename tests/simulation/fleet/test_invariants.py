@@ -4,6 +4,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from support.fleet_faults import Fault, FaultKind
+from support.fleet_invariants import InvariantChecker
 
 from fedbus.bus.memory.stream import StoredRecord
 from fedbus.contracts import subjects
@@ -11,8 +13,6 @@ from fedbus.contracts.envelope import make_envelope, pack
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.transition import LIFECYCLES, Transition
 from fedbus.simulation.fleet.agents import SupervisedAgent
-from fedbus.simulation.fleet.faults import Fault, FaultKind
-from fedbus.simulation.fleet.invariants import InvariantChecker
 
 FED = FederationId("fleet")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from fedbus.contracts.task.task import Task
-from fedbus.simulation.fleet.faults import MAX_FAULT_S, Fault, FaultInjector, plan_faults
 from fedbus.simulation.fleet.fleet import SimulatedFleet, open_runner
-from fedbus.simulation.fleet.invariants import InvariantChecker
 from fedbus.simulation.fleet.settings import FleetSettings
 from fedbus.simulation.fleet.transition_log import TransitionLog
+from support.fleet_faults import MAX_FAULT_S, Fault, FaultInjector, plan_faults
+from support.fleet_invariants import InvariantChecker
 
 CLIENTS: Final = 20
 FAULTS: Final = 12

@@ -13,7 +13,7 @@ from fedbus.contracts.server import ServerData, ServerEvent, ServerState
 from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.transition import LIFECYCLES, Transition
 from fedbus.simulation.fleet.agents import SupervisedAgent
-from fedbus.simulation.fleet.faults import Fault
+from support.fleet_faults import Fault
 
 WITH_DEADLINE: Final = frozenset(
     {
@@ -28,7 +28,7 @@ DEADLINE_SLACK_S: Final = 1.0
 RESOLUTION_S: Final = 1e-3
 """Times of messages are rounded."""
 EFFECT_S: Final = 170.0
-"""The time after a fault within which it may cause a failure: the limit of a run in `fault_run`, and a restart."""
+"""The time after a fault within which it may cause a failure: the limit of a run, and a restart."""
 EXPECTED_ERRORS: Final = (BusError, BootstrapFailed, ConnectionError, TimeoutError)
 """The errors with which an agent may end; its supervisor starts it again."""
 

@@ -92,7 +92,7 @@ def plan_faults(
     seed: int, clients: list[str], *, count: int, first_s: float, last_s: float, server_share: float = 0.25
 ) -> list[Fault]:
     """Choose *count* faults at random times between *first_s* and *last_s*, in the order of their times."""
-    choice = random.Random(f"faults {seed}")  # noqa: S311 - a simulation
+    choice = random.Random(f"faults {seed}")
     of_devices = sorted(set(FaultKind) - SERVER_SIDE)
     faults = []
     for _ in range(count):
@@ -183,7 +183,7 @@ class FaultInjector:
             case FaultKind.MODEL_REFUSED:
                 return _set(device.faults, "refusal", "a fault of the simulation")
             case FaultKind.INFERENCE_MUTE:
-                return _set(device.faults, "is_mute", True)  # noqa: FBT003 - the value
+                return _set(device.faults, "is_mute", True)
             case FaultKind.DOWNLOAD_FAILS:
                 return _set(device.faults, "download_error", "a fault of the simulation")
             case _:
