@@ -30,14 +30,8 @@ from fedbus.contracts.run import RoundResult, RunPlan, Scalar
 from fedbus.contracts.task.compression import CompressionTable
 from fedbus.contracts.task.task import Task
 from fedbus.learning.compression import apply_update, encode_update, make_encoding
-from fedbus.learning.library import (
-    ClientJob,
-    ClientResponse,
-    ClientSession,
-    IncomingMessage,
-    ServerJob,
-    open_library,
-)
+from fedbus.learning.installed_libraries import open_library
+from fedbus.learning.library import ClientJob, ClientResponse, ClientSession, IncomingMessage, ServerJob
 from fedbus.learning.memory_bus import MemoryBus, MemoryDevice
 from fedbus.learning.messenger import BusMessenger
 from fedbus.learning.seeding import seed_client, seed_server

@@ -41,7 +41,7 @@ from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.task.task import Task
 from fedbus.learning import weights
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.learning.predictor import TaskPredictor
 from fedbus.learning.task_model import first_arrays
 from fedbus.stores.captured.store import CapturedData

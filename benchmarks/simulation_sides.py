@@ -22,7 +22,7 @@ MANY_ROUNDS: Final = 10_000
 
 
 def run_fedbus(app: str, clients: int, workers: int, rounds: int = MANY_ROUNDS) -> None:
-    from fedbus.learning.library import open_library
+    from fedbus.learning.installed_libraries import open_library
     from fedbus.simulation.observer import SilentObserver
     from fedbus.simulation.settings import SimulationSettings
     from fedbus.simulation.simulator import simulate

@@ -23,7 +23,7 @@ from support.ports import free_port
 from fedbus.contracts.task.task import Task
 from fedbus.learning.flower import task_code
 from fedbus.learning.flower.private_api import Run, empty_run, set_message_id, set_process_identity
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.tasks.task_directory import create_task, read_task, validate_task
 
 ROOT = Path(__file__).parents[1]

@@ -44,6 +44,7 @@ from fedbus.contracts.client import ClientJoined, FailTrain
 from fedbus.contracts.run import RoundResult, RunPlan, Scalar
 from fedbus.contracts.task.aggregation import AggregationMode
 from fedbus.contracts.task.task import Task, TaskTable
+from fedbus.learning.installed_libraries import open_library
 from fedbus.learning.library import (
     BadTask,
     ClientJob,
@@ -54,7 +55,6 @@ from fedbus.learning.library import (
     ModeUnsupported,
     ServerJob,
     TrainingLibrary,
-    open_library,
 )
 from fedbus.learning.memory_bus import MemoryBus, MemoryDevice
 from fedbus.learning.messenger import BusMessenger

@@ -41,22 +41,19 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from fedbus.contracts.envelope import uuid7
 from fedbus.contracts.run import RoundResult, RunPlan, Scalar
 from fedbus.contracts.task.aggregation import AggregationTable
-from fedbus.contracts.task.app import AppReader, LibraryUnusable
+from fedbus.contracts.task.app import AppReader
 from fedbus.contracts.task.task import Task
 from fedbus.learning.client_selection import ClientSelection
 from fedbus.learning.payload import Payload
 from fedbus.learning.round_timing import ExchangeTiming
 from fedbus.learning.weights import Arrays
 
-GROUP: Final = "fedbus.libraries"
 MAX_REASON_CHARS: Final = 1000
 """The limit of the reason in an error reply."""
 CAPTURED_DATA_KEY: Final = "captured-data"
@@ -499,60 +496,3 @@ class SummingLibrary(Protocol):
 
     def open_sum(self, request: bytes) -> UpdateSum:
         """Return an empty sum for the messages whose `OutgoingMessage.sum` is *request*."""
-
-
-@cache
-def open_library(name: str) -> TrainingLibrary:
-    """Return the library *name*, the same object for each call.
-
-    Raises:
-        LibraryUnusable: it is not installed, two packages provide it, or it cannot be imported.
-
-    """
-    points = [point for point in entry_points(group=GROUP) if point.name == name]
-    match points:
-        case []:
-            raise LibraryUnusable(
-                f"the training library {name!r} is not installed (installed: {_installed_names()}). "
-                "Correct `library` in [tool.fedbus], or install the package that provides it"
-            )
-        case [point]:
-            return _load(point)
-        case _:
-            packages = ", ".join(sorted({_package_of(point) for point in points}))
-            raise LibraryUnusable(
-                f"more than one package provides the training library {name!r}: {packages}. "
-                "Uninstall all but one of them"
-            )
-
-
-def installed_libraries() -> list[str]:
-    """Return the names of the installed libraries, sorted. They may not be importable."""
-    return sorted({point.name for point in entry_points(group=GROUP)})
-
-
-def _installed_names() -> str:
-    return (
-        ", ".join(installed_libraries())
-        or "none; install fedbus again, since its package metadata is outdated"
-    )
-
-
-def _load(point: EntryPoint) -> TrainingLibrary:
-    try:
-        return cast("TrainingLibrary", point.load()())
-    except ImportError as error:
-        missing = f" It needs {error.name}: install it" if error.name else ""
-        raise LibraryUnusable(
-            f"the training library {point.name!r} ({point.value} of {_package_of(point)}) cannot be imported: "
-            f"{' '.join(str(error).split())}.{missing}"
-        ) from error
-    except Exception as error:
-        raise LibraryUnusable(
-            f"the training library {point.name!r} ({point.value} of {_package_of(point)}) cannot be loaded: "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
-
-
-def _package_of(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else "an unknown package"

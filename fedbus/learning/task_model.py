@@ -16,7 +16,8 @@ import numpy as np
 
 from fedbus.contracts.task.task import Task
 from fedbus.learning import task_code, weights
-from fedbus.learning.library import BadTask, open_library
+from fedbus.learning.installed_libraries import open_library
+from fedbus.learning.library import BadTask
 from fedbus.learning.task_code import describe_error
 
 __all__ = ["build_model", "first_arrays", "is_module", "model_arrays"]

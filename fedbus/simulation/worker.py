@@ -13,6 +13,7 @@ import structlog
 
 from fedbus.contracts.run import Scalar
 from fedbus.learning.data.client_data import PARTITION_ID
+from fedbus.learning.installed_libraries import open_library
 from fedbus.learning.library import (
     BadTask,
     ClientJob,
@@ -25,7 +26,6 @@ from fedbus.learning.library import (
     SummingLibrary,
     SummingSession,
     UpdateSum,
-    open_library,
 )
 from fedbus.learning.seeding import seed_client
 from fedbus.learning.task_code import format_error

@@ -5,7 +5,8 @@ from typing import Final
 
 from fedbus.contracts.task.app import LibraryUnusable
 from fedbus.contracts.task.task import Task
-from fedbus.learning.library import BadTask, open_library
+from fedbus.learning.installed_libraries import open_library
+from fedbus.learning.library import BadTask
 from fedbus.learning.task_code import format_error
 
 ONE_THREAD: Final = dict.fromkeys(

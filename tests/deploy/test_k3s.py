@@ -25,7 +25,7 @@ from fedbus.agents.flower_server.kubernetes.launcher import render_job as render
 from fedbus.app.composition.agents import SERVER_AGENTS
 from fedbus.app.settings import Settings
 from fedbus.contracts.run import RunPlan
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.tasks.task_directory import read_task
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")

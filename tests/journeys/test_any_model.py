@@ -15,7 +15,7 @@ from support.federation import FederationHarness, open_federation
 from fedbus.contracts.model import Manifest
 from fedbus.contracts.run import RUN, RunData, RunState
 from fedbus.learning import weights
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.models.open import open_model_store
 from fedbus.stores.tasks.task_directory import read_task
 

@@ -16,7 +16,7 @@ from fedbus.contracts.client import ClientDeclined, InferenceData
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.run import RunState, StartRun
 from fedbus.contracts.task.task import Task
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.models.open import open_model_store
 from fedbus.stores.tasks.task_directory import read_task
 

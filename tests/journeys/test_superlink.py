@@ -13,7 +13,7 @@ from support.federation import FederationHarness, open_federation
 from support.waiting import eventually
 
 from fedbus.contracts.run import RunState
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.tasks.task_directory import read_task
 
 MNIST = Path(__file__).parents[2] / "examples" / "mnist"

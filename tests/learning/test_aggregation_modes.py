@@ -44,7 +44,8 @@ from learning.scripted_messenger import ScriptedMessenger
 from fedbus.contracts.run import RoundResult
 from fedbus.learning.flower.array_records import to_record
 from fedbus.learning.flower_superlink.library import SuperLinkLibrary
-from fedbus.learning.library import BadTask, ModeUnsupported, open_library
+from fedbus.learning.installed_libraries import open_library
+from fedbus.learning.library import BadTask, ModeUnsupported
 from fedbus.stores.tasks.task_directory import create_task, validate_task
 
 Runner = Callable[..., ModeRun]

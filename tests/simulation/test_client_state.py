@@ -10,6 +10,7 @@ from simulation.tiny_tasks import write_task
 
 from fedbus.learning.flower.client_app_host import ClientAppHost
 from fedbus.learning.functions.client import FunctionsClient
+from fedbus.learning.installed_libraries import open_library
 from fedbus.learning.library import (
     ClientJob,
     ClientResponse,
@@ -17,7 +18,6 @@ from fedbus.learning.library import (
     IncomingMessage,
     MovableSession,
     StateNotMovable,
-    open_library,
 )
 from fedbus.simulation.client_state import ClientSessions, is_memory_short
 

@@ -23,7 +23,7 @@ from support.federation import open_federation
 from fedbus.contracts.run import RUN, RoundResult, RunData
 from fedbus.contracts.task.task import Task
 from fedbus.learning import weights
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.learning.weights import Arrays
 from fedbus.simulation.settings import SimulationSettings
 from fedbus.simulation.simulator import simulate

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.simulation.settings import SimulationSettings
 from fedbus.simulation.simulator import simulate
 from fedbus.stores.tasks.task_directory import read_task

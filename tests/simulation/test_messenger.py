@@ -11,7 +11,8 @@ from simulation.tiny_tasks import mean_step, write_task
 
 from fedbus.contracts.run import RoundResult
 from fedbus.contracts.task.task import Task
-from fedbus.learning.library import OutgoingMessage, ServerJob, open_library
+from fedbus.learning.installed_libraries import open_library
+from fedbus.learning.library import OutgoingMessage, ServerJob
 from fedbus.learning.payload import Payload
 from fedbus.learning.weights import Arrays
 from fedbus.simulation.engine import (

@@ -137,7 +137,7 @@ def test_an_observer_that_raises_ends_the_simulation(functions: Task) -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.simulation.settings import SimulationSettings
 from fedbus.simulation.simulator import simulate
 from fedbus.stores.tasks.task_directory import read_task

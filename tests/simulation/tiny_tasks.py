@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from fedbus.contracts.task.task import Task
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.tasks.task_directory import read_task
 
 FAULTS = """

@@ -9,7 +9,7 @@ from support.git_repositories import CommitSigner, Repository, create_repository
 from support.s3_server import run_seaweed
 
 from fedbus.app.local.seaweedfs import EmbeddedS3
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import CodeRepository, open_code
 
 

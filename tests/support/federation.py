@@ -34,7 +34,7 @@ from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.task.task import ScheduleTable, Task
 from fedbus.contracts.transition import LIFECYCLES, Transition
 from fedbus.domain.federation_view import FederationView
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.tasks.task_directory import read_task
 from support.lifecycle_coverage import OBSERVED
 from support.waiting import ConditionNotMet, eventually

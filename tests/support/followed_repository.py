@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedbus.contracts.code import CodeData
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import open_code
 from support.federation import TINY_TASK, FederationHarness
 from support.git_repositories import CommitSigner, Repository

@@ -94,7 +94,7 @@ from fedbus.contracts.client import (
 from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.server import Enroll, GetServerInfo, HealthCheck, ModelPublished
 from fedbus.contracts.task.task import Task
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import CodeRepository, DirectoryCodeRepository
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models.signing import TrustedKeys

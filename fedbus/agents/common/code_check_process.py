@@ -15,7 +15,7 @@ from fedbus.agents.common.process_orders import CheckProcessConfig, read_process
 from fedbus.contracts.code import CodeChecked
 from fedbus.contracts.task.app import LibraryUnusable
 from fedbus.learning import task_code, weights
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.learning.task_model import first_arrays
 
 

@@ -49,6 +49,7 @@ from fedbus.contracts.telemetry import (
     set_gauge,
 )
 from fedbus.learning.bus_protocol import OfferProtocol
+from fedbus.learning.installed_libraries import open_library
 from fedbus.learning.library import (
     CAPTURED_DATA_KEY,
     BadTask,
@@ -57,7 +58,6 @@ from fedbus.learning.library import (
     ClientSession,
     ErrorCode,
     ReplyError,
-    open_library,
 )
 from fedbus.learning.payload import ContentMissing, fetch_content
 from fedbus.learning.round_reply import make_incoming, make_reply

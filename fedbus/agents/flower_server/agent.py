@@ -44,7 +44,7 @@ from fedbus.contracts.server import (
     StopServer,
 )
 from fedbus.contracts.situations import ServerRecruiting, ServerTraining, server_situation
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import CodeRejected, CodeRepository, DirectoryCodeRepository
 from fedbus.stores.errors import StoreCorrupt, StoreError
 from fedbus.stores.models.open import ModelStore

@@ -35,14 +35,8 @@ from fedbus.contracts.telemetry import get_tracer
 from fedbus.domain.client_scores import collect_client_stats, compute_scores, task_rounds
 from fedbus.learning import weights
 from fedbus.learning.client_selection import ClientSelection
-from fedbus.learning.library import (
-    BadTask,
-    MessengerClosed,
-    ServerJob,
-    ServerSession,
-    TrainingFailed,
-    open_library,
-)
+from fedbus.learning.installed_libraries import open_library
+from fedbus.learning.library import BadTask, MessengerClosed, ServerJob, ServerSession, TrainingFailed
 from fedbus.learning.messenger import BusMessenger
 from fedbus.learning.seeding import seed_server
 from fedbus.learning.weights import Arrays, BadWeights, SafetensorsFile

@@ -131,7 +131,7 @@ from fedbus.contracts.server import (
 from fedbus.contracts.situations import ServerPublishing
 from fedbus.contracts.subjects import RESERVED_OWNERS
 from fedbus.contracts.task.task import Task
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import CodeRejected, CodeRepository, CodeUnavailable, DirectoryCodeRepository
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models.open import ModelStore

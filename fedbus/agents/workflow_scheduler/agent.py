@@ -107,7 +107,7 @@ from fedbus.contracts.scheduling import (
 from fedbus.contracts.server import SERVER, CancelRun, OpenRun
 from fedbus.contracts.task.task import Task
 from fedbus.contracts.telemetry import get_tracer
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import (
     CodeRejected,
     CodeRepository,

@@ -12,7 +12,7 @@ import structlog
 from fedbus.agents.client_manager.code import VERSION_FILE, read_last_version
 from fedbus.app.settings import Settings
 from fedbus.contracts.task.task import Task
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.address import is_address
 from fedbus.stores.code.open import (
     CodeRejected,

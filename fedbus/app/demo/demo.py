@@ -38,7 +38,7 @@ from fedbus.contracts.task.task import Task
 from fedbus.contracts.transition import Transition
 from fedbus.domain.federation_view import FederationView
 from fedbus.learning import task_code
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.captured.reader import count_rows
 from fedbus.stores.tasks.task_directory import read_task
 

@@ -25,7 +25,7 @@ from fedbus.bus.bus import CLOCK_SKEW_WARNING_S, Bus
 from fedbus.bus.errors import AccessDenied, BusError, InvalidCredentialsFile, PermissionDenied
 from fedbus.bus.nats.auth_errors import DOCTOR_HINT
 from fedbus.bus.streams import stream_names
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.tasks.task_directory import TaskInvalid, read_task
 
 MIN_PYTHON: Final = (3, 11)

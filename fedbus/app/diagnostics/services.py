@@ -9,7 +9,7 @@ from fedbus.app.settings import Settings
 from fedbus.bus.bus import ServiceInfo
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.subjects import SERVER_SIDE
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.address import is_address
 from fedbus.stores.code.interface import GitNotInstalled, InvalidCodeSource
 from fedbus.stores.code.open import open_code

@@ -11,7 +11,7 @@ from fedbus import __version__
 from fedbus.app.local.nats_server import find_nats_server
 from fedbus.app.local.supervisor import EmbeddedError
 from fedbus.contracts.task.app import LibraryUnusable
-from fedbus.learning.library import installed_libraries, open_library
+from fedbus.learning.installed_libraries import installed_libraries, open_library
 
 PACKAGES: Final = ("torch", "nats-py", "pydantic")
 TIMEOUT_S: Final = 10.0

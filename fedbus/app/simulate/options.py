@@ -21,7 +21,7 @@ from fedbus.contracts.task.run_config import InvalidOverride, parse_override_of
 from fedbus.contracts.task.task import Task
 from fedbus.learning.data import InvalidPartitioning, Partitioning
 from fedbus.learning.data.client_data import PARTITION
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.learning.weights import Arrays
 from fedbus.simulation.profiles.reader import load_profile
 from fedbus.simulation.settings import BadSettings, EngineName, SimulationSettings

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from fedbus.contracts.run import RoundResult
 from fedbus.contracts.task.task import Task, TaskTable
 from fedbus.learning.data import load_dataset, partition_labels
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.learning.weights import Arrays
 from fedbus.simulation.experiments.cell_process import ReportProgress
 from fedbus.simulation.experiments.cells import Cell, CellOutcome, CellRecord, Level

@@ -21,7 +21,7 @@ from support.git_repositories import CommitSigner, Repository, make_signer
 from fedbus.app.composition.agents import client_manager
 from fedbus.contracts.client import ClientData, ClientStart, FinTrain, InferUpdate
 from fedbus.contracts.code import CodePlan, CodePublished, CodeReady, CodeRefused
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import open_code
 from fedbus.stores.models.signing import ModelSigner, TrustedKeys, generate_key
 

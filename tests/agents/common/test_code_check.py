@@ -15,7 +15,7 @@ from fedbus.agents.common.process_orders import CheckProcessConfig
 from fedbus.contracts.code import CodeChecked
 from fedbus.contracts.task.task import Task
 from fedbus.learning import weights
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import open_code
 from fedbus.stores.tasks.task_directory import read_task
 

@@ -38,7 +38,7 @@ from fedbus.contracts.scheduling import SCHEDULE, ScheduleData, ScheduleEvent, S
 from fedbus.contracts.server import ServerEvent, StoreProblem
 from fedbus.contracts.serving import DataCounted, DriftDetected
 from fedbus.contracts.transition import Transition
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import open_code
 
 

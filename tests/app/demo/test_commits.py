@@ -10,7 +10,7 @@ from support.federation import TINY_TASK
 
 from fedbus.app.demo.commits import DemoCommits
 from fedbus.app.demo.examples import mnist_path
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import open_code
 from fedbus.stores.tasks.task_directory import read_task
 

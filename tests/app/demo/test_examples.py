@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedbus.app.demo.examples import mnist_path, mnist_path_for
-from fedbus.learning.library import installed_libraries, open_library
+from fedbus.learning.installed_libraries import installed_libraries, open_library
 from fedbus.stores.tasks.task_directory import read_task
 
 

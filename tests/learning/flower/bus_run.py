@@ -12,14 +12,8 @@ import numpy as np
 
 from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.run import RoundResult, RunPlan, Scalar
-from fedbus.learning.library import (
-    ClientJob,
-    ClientResponse,
-    ClientSession,
-    IncomingMessage,
-    ServerJob,
-    open_library,
-)
+from fedbus.learning.installed_libraries import open_library
+from fedbus.learning.library import ClientJob, ClientResponse, ClientSession, IncomingMessage, ServerJob
 from fedbus.learning.memory_bus import MemoryBus, MemoryDevice
 from fedbus.learning.messenger import BusMessenger
 from fedbus.learning.seeding import seed_client, seed_server

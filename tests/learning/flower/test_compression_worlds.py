@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from learning.flower.bus_run import run_on_bus
 
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.simulation.settings import SimulationSettings
 from fedbus.simulation.simulator import simulate
 from fedbus.stores.tasks.task_directory import read_task

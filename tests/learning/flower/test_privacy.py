@@ -8,7 +8,7 @@ import pytest
 from learning.flower.bus_run import run_on_bus
 
 from fedbus.contracts.run import Scalar
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.learning.weights import Arrays
 from fedbus.simulation.settings import SimulationSettings
 from fedbus.simulation.simulator import simulate

@@ -11,7 +11,8 @@ from learning.flower.bus_run import BusRunResult, run_on_bus
 
 from fedbus.contracts.run import Scalar
 from fedbus.learning.flower.client_app_host import ClientAppHost
-from fedbus.learning.library import ClientSession, open_library
+from fedbus.learning.installed_libraries import open_library
+from fedbus.learning.library import ClientSession
 from fedbus.simulation.settings import SimulationSettings
 from fedbus.simulation.simulator import simulate
 from fedbus.stores.tasks.task_directory import read_task, validate_task

@@ -29,7 +29,7 @@ from fedbus.learning.flower_superlink.child import FleetOnly
 from fedbus.learning.flower_superlink.flower_process import FlowerProcess
 from fedbus.learning.flower_superlink.grid import SuperLinkGrid
 from fedbus.learning.flower_superlink.library import SuperLinkLibrary
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.learning.memory_bus import MemoryBus
 from fedbus.learning.messenger import BusMessenger
 

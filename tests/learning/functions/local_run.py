@@ -9,6 +9,7 @@ import numpy as np
 from fedbus.contracts.run import RoundResult, RunPlan
 from fedbus.contracts.task.task import Task
 from fedbus.learning.functions.library import FunctionsLibrary
+from fedbus.learning.installed_libraries import open_library
 from fedbus.learning.library import (
     ClientJob,
     ClientReply,
@@ -21,7 +22,6 @@ from fedbus.learning.library import (
     ReplyError,
     RoundTally,
     ServerJob,
-    open_library,
 )
 from fedbus.learning.round_tallies import RoundTallies
 from fedbus.learning.weights import Arrays

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.learning.predictor import TaskPredictor
 from fedbus.learning.weights import save
 from fedbus.stores.tasks.task_directory import read_task, validate_task

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.tasks.task_directory import create_task, read_task, validate_task
 
 from .local_run import FUNCTIONS, PYPROJECT, LocalRun

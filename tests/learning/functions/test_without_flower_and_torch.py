@@ -87,7 +87,7 @@ def test_a_flower_task_is_refused_there_with_the_reason(machine: Machine) -> Non
 CHECK = """
 import sys
 from pathlib import Path
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.tasks.task_directory import read_task
 task = read_task(Path(sys.argv[1]), open_library)
 open_library(task.table.library).check(task, server_side=True)

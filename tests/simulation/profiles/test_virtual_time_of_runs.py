@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.simulation.profiles.conditions import Conditions
 from fedbus.simulation.profiles.reader import load_profile
 from fedbus.simulation.profiles.schema import Profile

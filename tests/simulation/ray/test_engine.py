@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fedbus.contracts.task.task import Task
-from fedbus.learning.library import BadTask, open_library
+from fedbus.learning.installed_libraries import open_library
+from fedbus.learning.library import BadTask
 from fedbus.simulation.engine import EngineFailed
 from fedbus.simulation.observer import SilentObserver, SimulationProgress
 from fedbus.simulation.settings import SimulationResult, SimulationSettings

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.simulation.engine import EngineFailed
 from fedbus.simulation.ray import task_archive
 from fedbus.simulation.ray.engine import describe_end

@@ -8,7 +8,7 @@ import pytest
 from support.git_repositories import CommitSigner, Repository
 
 from fedbus.contracts.task.task import Task
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code import git_repository
 from fedbus.stores.code.open import (
     CodeRejected,

@@ -13,7 +13,7 @@ import pytest
 from support.git_repositories import Repository
 from support.waiting import eventually
 
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import CodeRepository, CodeUnavailable, open_code
 
 SECRET = "s3cr3t"

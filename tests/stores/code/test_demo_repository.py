@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.demo_repository import CommitFailed, DemoRepository
 from fedbus.stores.code.open import GitNotInstalled, open_code
 from fedbus.stores.tasks.task_directory import create_task

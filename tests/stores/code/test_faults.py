@@ -16,7 +16,7 @@ from support.git_repositories import CommitSigner, Repository
 from support.waiting import eventually
 
 from fedbus.contracts.task.task import Task
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import CodeRejected, CodeRepository, GitCodeRepository, open_code
 
 MODULE = "moons_app/task.py"
@@ -24,7 +24,7 @@ MODULE = "moons_app/task.py"
 LOADS_TASK = """
 import asyncio, sys
 from pathlib import Path
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import open_code
 where, home, version = sys.argv[1:]
 print(asyncio.run(open_code(where, Path(home), open_library).load_task(version)).path)

@@ -12,7 +12,7 @@ import pytest
 from support.git_repositories import CommitSigner, Repository, create_repository
 from support.waiting import eventually
 
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import (
     CodeRejected,
     CodeRepository,

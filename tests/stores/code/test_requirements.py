@@ -8,7 +8,7 @@ from support.git_repositories import Repository
 from support.wheels import build_wheel, restrict_pip_to
 
 from fedbus.contracts.task.task import Task
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import CodeRejected, open_code
 
 

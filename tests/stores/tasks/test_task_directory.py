@@ -8,7 +8,7 @@ import pytest
 
 from fedbus.contracts.identifiers import BadId
 from fedbus.contracts.run import RunOverrides
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.errors import StoreError
 from fedbus.stores.tasks.task_directory import (
     Problem,

@@ -14,7 +14,7 @@ from fedbus.app.terminal import output
 from fedbus.app.terminal.plain import pluralize, print_json
 from fedbus.contracts.identifiers import task_id
 from fedbus.contracts.task.task import DEFAULT_LIBRARY
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.tasks.task_directory import create_task, read_task, validate_task
 
 

@@ -12,7 +12,7 @@ from support.git_repositories import CommitSigner, Repository
 
 from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.contracts.code import CodePublished
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import CodeRepository, open_code
 
 

@@ -19,7 +19,7 @@ from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.bus.lifecycles import LifecycleStore
 from fedbus.contracts.client import CLIENT, ClientData
 from fedbus.contracts.code import CodeData, CodePublished, CodeReady
-from fedbus.learning.library import open_library
+from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import CodeRepository, open_code
 
 REVISED = {"tiny/__init__.py": "REVISION = 2\n"}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fedbus.contracts.task.app import LibraryUnusable
-from fedbus.learning import library
-from fedbus.learning.library import GROUP, installed_libraries, open_library
+from fedbus.learning import installed_libraries as libraries
+from fedbus.learning.installed_libraries import GROUP, installed_libraries, open_library
 from fedbus.stores.tasks.task_directory import create_task, validate_task
 
 
@@ -31,7 +31,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Replace the installed libraries."""
 
     def replace(*points: EntryPoint) -> None:
-        monkeypatch.setattr(library, "entry_points", lambda **_: list(points))
+        monkeypatch.setattr(libraries, "entry_points", lambda **_: list(points))
         open_library.cache_clear()
 
     yield replace
@@ -96,7 +96,7 @@ def test_an_unknown_library_is_a_problem_of_the_task_with_its_line(tmp_path: Pat
 
 def test_agents_can_read_apps_without_importing_flower() -> None:
     program = (
-        "import sys; from fedbus.learning.library import installed_libraries, open_library\n"
+        "import sys; from fedbus.learning.installed_libraries import installed_libraries, open_library\n"
         "for name in installed_libraries(): open_library(name)\n"
         "print([name for name in ('flwr', 'torch') if name in sys.modules])"
     )
