@@ -10,14 +10,17 @@ from support import OwnNatsServer
 from support.all_agents import (
     is_settled,
     run_all_agents,
+    run_server_side,
     served_versions,
     start_run,
     training_count,
     wait_for_run_end,
 )
+from support.cli import FedbusCli
 from support.federation import TASK, FederationHarness
 from support.processes import child_processes
 
+from fedbus.app.failures import ExitCode
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.champion import PromoteModel
 from fedbus.contracts.client import ClientJoined, FailTrain, InferRefused
@@ -60,6 +63,21 @@ async def test_each_run_continues_from_the_model_of_the_previous_run(
     assert second.rounds[1].participants == {"c1": 10, "c2": 20}
     assert not child_processes("trainer")
     assert not child_processes("server")
+
+
+async def test_a_wrong_run_configuration_is_refused_by_the_server(fed: FederationHarness) -> None:
+    fedbus = FedbusCli(
+        fed.config.home, FEDBUS_NATS_URL=fed.config.nats_url, FEDBUS_FEDERATION=fed.config.federation
+    )
+    async with run_server_side(fed):
+        unknown = await fedbus("run", "start", "--config", "pause=1")
+        wrong = await fedbus("run", "start", "--config", "poison=1")
+    assert (unknown.code, unknown.out) == (ExitCode.FAILED, "")
+    assert "has no key `pause`: did you mean `pause-s`" in unknown.err
+    assert (wrong.code, wrong.out) == (ExitCode.FAILED, "")
+    assert "`poison` = 1: use true or false; the task has false" in wrong.err
+    assert state_of(fed, f"{TASK}-2") == RunState.FAILED
+    assert fed.server_facts().run is None
 
 
 async def test_a_failing_client_does_not_affect_the_others(fed: FederationHarness) -> None:
