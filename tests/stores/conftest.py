@@ -11,6 +11,7 @@ from support.s3_server import run_seaweed
 from fedbus.app.local.seaweedfs import EmbeddedS3
 from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import CodeRepository, open_code
+from fedbus.stores.s3.bucket import Bucket, BucketAddress
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +38,12 @@ def s3(
 def s3_url(s3: EmbeddedS3) -> str:
     """An empty prefix in the S3."""
     return s3.store_url.replace("/models?", f"/{uuid.uuid4().hex}?")
+
+
+@pytest.fixture
+def bucket(s3: EmbeddedS3, s3_url: str) -> Bucket:
+    """The bucket of `s3_url`, to read and to damage its objects."""
+    return Bucket(BucketAddress.parse(s3_url))
 
 
 # --- code -------------------------------------------------------------------------------------

@@ -2,21 +2,16 @@
 
 import asyncio
 import math
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from stores.models.test_stores import digest, manifest
+from support.model_versions import champion, digest, manifest
 
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.model import Manifest
 from fedbus.stores.errors import StoreCorrupt
 from fedbus.stores.models.interface import ChampionConflict
 from fedbus.stores.models.open import ModelStore, VersionMissing, VersionTaken, open_model_store
-
-
-def champion(version: int, term: int, *before: int) -> Champion:
-    return Champion(version=version, term=term, before=before, since=datetime.now(UTC))
 
 
 def content(version: int) -> bytes:

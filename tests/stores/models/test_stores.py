@@ -1,7 +1,6 @@
 """One suite for every backend of the model repository."""
 
 import asyncio
-import hashlib
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.cli import run_python_async
 from support.memory_store import MemoryObjectStore
+from support.model_versions import WEIGHTS, digest, manifest
 
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.model import Manifest
@@ -31,27 +31,6 @@ from fedbus.stores.models.open import (
     open_model_store,
 )
 from fedbus.stores.s3.bucket import Bucket, BucketAddress
-
-WEIGHTS = b"weights of the first model"
-
-
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def manifest(version: int, content: bytes = WEIGHTS, run: str | None = None) -> Manifest:
-    return Manifest(
-        task="mnist",
-        version=version,
-        sha256=digest(content),
-        size_bytes=len(content),
-        architecture=digest(b"architecture"),
-        created=datetime.now(UTC),
-        parent=version - 1 or None,
-        run=run,
-        participants={"c1": 20},
-        metrics={"loss": 0.5},
-    )
 
 
 @pytest.fixture
