@@ -14,7 +14,7 @@ from fedbus.learning.library import RoundTally
 
 NO_FUNCTION: Final = "function registered with name"
 """A part of Flower's error text for a client whose code has no function for messages of this kind. Flower has no error
-code for it."""
+code for it: the error is `CLIENT_APP_RAISED`, as for any exception, and a SuperLink passes on only code and text."""
 
 
 def without_missing_functions(tally: RoundTally) -> RoundTally:

@@ -7,7 +7,8 @@ import time
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.server.client_manager import SimpleClientManager
 from flwr.server.compat import app_utils
 from flwr.serverapp import Grid
@@ -27,6 +28,7 @@ from fedbus.learning.flower.private_api import (
     set_process_identity,
 )
 from fedbus.learning.flower.replies import GridClosed
+from fedbus.learning.flower.run_grid import NO_FUNCTION
 
 
 def test_a_server_message_takes_its_identity_from_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +61,13 @@ def test_a_received_message_needs_no_identity(monkeypatch: pytest.MonkeyPatch) -
     reply = Message(Error(CLIENT_APP_RAISED, "why"), reply_to=message)
     assert (reply.metadata.src_node_id, reply.metadata.dst_node_id, reply.metadata.group_id) == (5, 1, "3")
     assert reply.error.reason == "why"
+
+
+def test_flowers_error_for_a_missing_function_has_the_expected_text() -> None:
+    metadata = Metadata(1, "m1", 1, 5, "", "3", time.time(), 60.0, "evaluate")
+    context = Context(1, 5, node_config={}, state=RecordDict(), run_config={})
+    with pytest.raises(ValueError, match=NO_FUNCTION):
+        ClientApp()(build_message(metadata, content=RecordDict()), context)
 
 
 def test_a_run_for_legacy_apps_has_its_id() -> None:
