@@ -7,7 +7,19 @@ derived from these tables.
 from collections.abc import Mapping
 from typing import Final
 
-from fedbus.contracts import champion, client, code, device, run, server, serving, state_recall, subjects
+from fedbus.contracts import (
+    champion,
+    client,
+    code,
+    device,
+    flower_server,
+    round_messages,
+    run,
+    server,
+    serving,
+    state_recall,
+    subjects,
+)
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Body, Family, Message, Request, type_name
@@ -21,10 +33,10 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     state_recall.GetLastTransition,
     server.OpenRun,
     server.CancelRun,
-    server.InitModel,
-    server.StartServer,
-    server.StopServer,
-    server.FindServer,
+    flower_server.InitModel,
+    flower_server.StartServer,
+    flower_server.StopServer,
+    flower_server.FindServer,
     run.StartRun,
     run.StopRun,
     champion.PromoteModel,
@@ -35,19 +47,19 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     code.RevertCode,
     code.CheckCode,
     # between the agents of the server side
-    server.ServerStarted,
-    server.BeginTraining,
-    server.RoundFinished,
-    server.RunFinished,
-    server.RunFailed,
-    server.ServerLost,
+    flower_server.ServerStarted,
+    flower_server.BeginTraining,
+    flower_server.RoundFinished,
+    flower_server.RunFinished,
+    flower_server.RunFailed,
+    flower_server.ServerLost,
     # to all clients
     server.UpdateReady,
     server.ModelPublished,
     code.CodePublished,
     server.ServerClosed,
     # to one client
-    server.RoundMessage,
+    round_messages.RoundMessage,
     # from one client
     client.ClientJoined,
     client.ClientDeclined,
@@ -106,22 +118,22 @@ PUBLISHES: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
         server.ModelPublished,
         code.CodePublished,
         server.ServerClosed,
-        server.BeginTraining,
-        server.InitModel,
-        server.StartServer,
-        server.StopServer,
-        server.FindServer,
+        flower_server.BeginTraining,
+        flower_server.InitModel,
+        flower_server.StartServer,
+        flower_server.StopServer,
+        flower_server.FindServer,
         code.CheckCode,
         run.StartRun,
     ),
     AgentName.WORKFLOW_SCHEDULER: (server.OpenRun, server.CancelRun),
     AgentName.FLOWER_SERVER: (
-        server.ServerStarted,
-        server.RoundFinished,
-        server.RunFinished,
-        server.RunFailed,
-        server.ServerLost,
-        server.RoundMessage,
+        flower_server.ServerStarted,
+        flower_server.RoundFinished,
+        flower_server.RunFinished,
+        flower_server.RunFailed,
+        flower_server.ServerLost,
+        round_messages.RoundMessage,
     ),
     AgentName.CLIENT_MANAGER: (
         server.Enroll,
@@ -168,18 +180,18 @@ PUBLISHES: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
 
 SUBSCRIBES: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
     AgentName.SERVER_MANAGER: (
-        server.ServerStarted,
-        server.RoundFinished,
-        server.RunFinished,
-        server.RunFailed,
-        server.ServerLost,
+        flower_server.ServerStarted,
+        flower_server.RoundFinished,
+        flower_server.RunFinished,
+        flower_server.RunFailed,
+        flower_server.ServerLost,
         client.ClientJoined,
         client.FailTrain,
         code.CodeReady,
         code.CodeRefused,
     ),
     AgentName.FLOWER_SERVER_GRID: (
-        server.BeginTraining,
+        flower_server.BeginTraining,
         client.ClientJoined,
         client.RoundReply,
         client.FailTrain,
@@ -201,7 +213,7 @@ SUBSCRIBES: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
         serving.ModelRolledBack,
     ),
     AgentName.FLOWER_CLIENT: (client.ClientStart, client.RoundStarted, server.ServerClosed),
-    AgentName.TRAINER: (server.RoundMessage,),
+    AgentName.TRAINER: (round_messages.RoundMessage,),
     AgentName.INFERENCE: (client.InferStart, client.InferUpdate),
 }
 """The messages that each agent consumes from the event stream."""

@@ -15,8 +15,8 @@ from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
 from fedbus.contracts.message import ClientMessage, Family, LifecycleData
 from fedbus.contracts.model import ModelRef
+from fedbus.contracts.round_messages import MessageContent
 from fedbus.contracts.run import RunPlan
-from fedbus.contracts.server import MessageContent
 
 # --- the client manager -------------------------------------------------------------
 

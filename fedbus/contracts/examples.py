@@ -8,7 +8,19 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-from fedbus.contracts import champion, client, code, device, run, scheduling, server, serving, state_recall
+from fedbus.contracts import (
+    champion,
+    client,
+    code,
+    device,
+    flower_server,
+    round_messages,
+    run,
+    scheduling,
+    server,
+    serving,
+    state_recall,
+)
 from fedbus.contracts.message import Body, Message, Refused
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef
 from fedbus.contracts.transition import Transition
@@ -54,10 +66,10 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     state_recall.GetLastTransition(task=TASK, client=CLIENT, kind="client"),
     server.OpenRun(task=TASK, run=RUN, plan=PLAN, overrides=run.RunOverrides(rounds=4)),
     server.CancelRun(task=TASK, run=RUN, reason="stopped by hand"),
-    server.InitModel(task=TASK),
-    server.StartServer(task=TASK, run=RUN, plan=PLAN, artifact=ARTIFACT, first_round=3),
-    server.StopServer(task=TASK, run=RUN),
-    server.FindServer(task=TASK, run=RUN),
+    flower_server.InitModel(task=TASK),
+    flower_server.StartServer(task=TASK, run=RUN, plan=PLAN, artifact=ARTIFACT, first_round=3),
+    flower_server.StopServer(task=TASK, run=RUN),
+    flower_server.FindServer(task=TASK, run=RUN),
     run.StartRun(task=TASK, rounds=4, quorum=3, config={"lr": 0.02}),
     run.StopRun(task=TASK, run=RUN),
     champion.PromoteModel(task=TASK, model_version=3, reason="better on the data of site lab"),
@@ -67,12 +79,12 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     code.RollOutCode(task=TASK, code_version=NEXT_COMMIT, stages=("site=lab", "25%", "100%")),
     code.RevertCode(task=TASK),
     code.CheckCode(task=TASK, code_version=NEXT_COMMIT, like=SHA),
-    server.ServerStarted(task=TASK, run=RUN),
-    server.BeginTraining(task=TASK, run=RUN, cohort=("c1", "c2", "c3")),
-    server.RoundFinished(task=TASK, run=RUN, round=2, result=RESULT, checkpoint=ARTIFACT),
-    server.RunFinished(task=TASK, run=RUN, artifact=ARTIFACT, rounds=4),
-    server.RunFailed(task=TASK, run=RUN, reason="the ServerApp raised ValueError: no such strategy"),
-    server.ServerLost(task=TASK, run=RUN, reason="was killed (SIGKILL, possibly out of memory)"),
+    flower_server.ServerStarted(task=TASK, run=RUN),
+    flower_server.BeginTraining(task=TASK, run=RUN, cohort=("c1", "c2", "c3")),
+    flower_server.RoundFinished(task=TASK, run=RUN, round=2, result=RESULT, checkpoint=ARTIFACT),
+    flower_server.RunFinished(task=TASK, run=RUN, artifact=ARTIFACT, rounds=4),
+    flower_server.RunFailed(task=TASK, run=RUN, reason="the ServerApp raised ValueError: no such strategy"),
+    flower_server.ServerLost(task=TASK, run=RUN, reason="was killed (SIGKILL, possibly out of memory)"),
     INVITATION,
     server.ModelPublished(task=TASK, model=MODEL, blob=BLOB, run=RUN),
     code.CodePublished(
@@ -83,7 +95,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         attempt=2,
     ),
     server.ServerClosed(task=TASK, run=RUN, outcome="finished", rounds=4),
-    server.RoundMessage(
+    round_messages.RoundMessage(
         task=TASK,
         client=CLIENT,
         run=RUN,
@@ -93,7 +105,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         group_id="2",
         created_at=1_773_489_600.25,
         ttl_s=120.0,
-        content=server.MessageContent(blob=BLOB),
+        content=round_messages.MessageContent(blob=BLOB),
     ),
     client.ClientJoined(task=TASK, client=CLIENT, run=RUN, code_version=COMMIT),
     client.ClientDeclined(
@@ -113,7 +125,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         reply_to=MESSAGE_ID,
         created_at=1_773_489_604.75,
         ttl_s=115.5,
-        content=server.MessageContent(inline=b"\x00\x01\x02\xff"),
+        content=round_messages.MessageContent(inline=b"\x00\x01\x02\xff"),
         train_s=4.25,
         left_out=3,
         figures={"train_loss": 0.5, "train_accuracy": 0.875, "train_num-examples": 18000.0},
@@ -264,10 +276,10 @@ REPLIES: Final[Mapping[type[Body], Body]] = {
         ),
         server.RunOpened(recruit_until=NOON),
         server.RunCancelled(),
-        server.ModelInitialised(artifact=ARTIFACT),
-        server.ServerStarting(),
-        server.ServerStopped(),
-        server.ServerFound(up=True),
+        flower_server.ModelInitialised(artifact=ARTIFACT),
+        flower_server.ServerStarting(),
+        flower_server.ServerStopped(),
+        flower_server.ServerFound(up=True),
         run.RunStarted(run=RUN),
         champion.ModelPromoted(model=MODEL, instead_of=3),
         code.CodeLookedFor(found=NEXT_COMMIT, news="rolled out to 25% of the clients"),

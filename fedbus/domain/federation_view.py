@@ -34,9 +34,10 @@ from fedbus.contracts.code import CodeData
 from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.message import ClientMessage, Family, LifecycleData, Message
 from fedbus.contracts.model import ModelRef
+from fedbus.contracts.round_messages import RoundMessage
 from fedbus.contracts.run import RUN, RunData, RunState
 from fedbus.contracts.scheduling import ScheduleData
-from fedbus.contracts.server import RoundMessage, ServerData, ServerEvent
+from fedbus.contracts.server import ServerData, ServerEvent
 from fedbus.contracts.transition import Transition
 
 MAX_FINISHED_RUNS: Final = 1_000

@@ -12,8 +12,8 @@ from itertools import pairwise
 from fedbus.contracts.client import ClientJoined, RoundReply
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import BlobRef, Manifest
+from fedbus.contracts.round_messages import RoundMessage, is_training
 from fedbus.contracts.run import RoundResult, RunData, RunEvent
-from fedbus.contracts.server import RoundMessage, is_training
 from fedbus.contracts.transition import Transition
 
 

@@ -12,8 +12,8 @@ from fedbus.contracts.client import RoundReply
 from fedbus.contracts.envelope import pack, unpack
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import BlobRef
+from fedbus.contracts.round_messages import RoundMessage
 from fedbus.contracts.run import Scalar
-from fedbus.contracts.server import RoundMessage
 from fedbus.learning.bus_protocol import BusProtocol
 from fedbus.learning.library import ClientSession
 from fedbus.learning.payload import fetch_content

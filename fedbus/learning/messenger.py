@@ -25,8 +25,8 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 from fedbus.contracts.causation import current_cause, set_current_cause
 from fedbus.contracts.client import RoundReply
+from fedbus.contracts.round_messages import MessageContent, RoundMessage
 from fedbus.contracts.run import RunPlan
-from fedbus.contracts.server import MessageContent, RoundMessage
 from fedbus.contracts.telemetry import get_tracer
 from fedbus.learning.bus_protocol import BusProtocol
 from fedbus.learning.library import (

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Final
 
 from fedbus.contracts.model import MAX_INLINE_BYTES
-from fedbus.contracts.server import MessageContent
+from fedbus.contracts.round_messages import MessageContent
 from fedbus.learning.bus_protocol import BlobsProtocol, OfferProtocol
 
 IDLE_TIMEOUT_S: Final = 30.0

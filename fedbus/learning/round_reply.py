@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from uuid import uuid4
 
 from fedbus.contracts.client import RoundReply
+from fedbus.contracts.round_messages import MessageContent, RoundMessage
 from fedbus.contracts.run import Scalar
-from fedbus.contracts.server import MessageContent, RoundMessage
 from fedbus.learning.library import ClientResponse, IncomingMessage
 
 

@@ -29,8 +29,9 @@ from fedbus.contracts.examples import EXAMPLES, NOON
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Message, Refused
 from fedbus.contracts.model import MAX_INLINE_BYTES
+from fedbus.contracts.round_messages import MessageContent, RoundMessage
 from fedbus.contracts.run import RoundResult, RunPlan, StartRun
-from fedbus.contracts.server import MessageContent, RoundMessage, ServerClosed, UpdateReady
+from fedbus.contracts.server import ServerClosed, UpdateReady
 from fedbus.contracts.transition import Transition
 
 DEV = FederationId("dev")

@@ -22,9 +22,10 @@ from fedbus.contracts.code import CodeData
 from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.message import LifecycleData, Message
 from fedbus.contracts.model import ModelRef
+from fedbus.contracts.round_messages import MessageContent, RoundMessage
 from fedbus.contracts.run import RunData, RunPlan
 from fedbus.contracts.scheduling import ScheduleData
-from fedbus.contracts.server import MessageContent, RoundMessage, ServerData
+from fedbus.contracts.server import ServerData
 from fedbus.contracts.transition import Transition
 from fedbus.domain.federation_view import FederationView
 

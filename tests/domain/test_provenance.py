@@ -10,8 +10,8 @@ from fedbus.contracts.client import ClientJoined, RoundReply
 from fedbus.contracts.examples import MODEL
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import BlobRef, Manifest
+from fedbus.contracts.round_messages import MessageContent, RoundMessage
 from fedbus.contracts.run import RoundResult, RunData, RunPlan
-from fedbus.contracts.server import MessageContent, RoundMessage
 from fedbus.contracts.transition import Transition
 from fedbus.domain.provenance import (
     CheckOutcome,

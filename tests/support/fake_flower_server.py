@@ -9,24 +9,23 @@ import numpy as np
 
 from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CheckCode, CodeChecked
-from fedbus.contracts.message import Body, Refused
-from fedbus.contracts.model import Artifact
-from fedbus.contracts.run import RoundResult, RunPlan
-from fedbus.contracts.server import (
+from fedbus.contracts.flower_server import (
     BeginTraining,
     FindServer,
     InitModel,
     ModelInitialised,
-    OpenRun,
     RoundFinished,
     RunFinished,
-    ServerClosed,
     ServerFound,
     ServerStarting,
     ServerStopped,
     StartServer,
     StopServer,
 )
+from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.model import Artifact
+from fedbus.contracts.run import RoundResult, RunPlan
+from fedbus.contracts.server import OpenRun, ServerClosed
 from fedbus.learning import weights
 from fedbus.stores.models.open import ModelStore, open_model_store
 from support.federation import TASK, FederationHarness, with_refusals

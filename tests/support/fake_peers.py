@@ -10,9 +10,9 @@ from typing import Any
 from fedbus.bus.lifecycles import LifecycleStore
 from fedbus.contracts.client import CLIENT, ClientData
 from fedbus.contracts.code import CheckCode, CodeData, CodeReady, CodeRefused, LookForCode
+from fedbus.contracts.flower_server import StartServer
 from fedbus.contracts.message import Body, RefusalKind, Refused
 from fedbus.contracts.run import RoundResult, RunPlan, RunStarted, StartRun, StopRun
-from fedbus.contracts.server import StartServer
 from fedbus.stores.code.open import CodeRepository
 from support.fake_flower_server import FakeFlowerServer
 from support.federation import TASK, TINY_TASK, FederationHarness, RunningAgent

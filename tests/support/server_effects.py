@@ -17,12 +17,9 @@ from fedbus.agents.server_manager.events import (
 from fedbus.contracts.champion import PromoteModel
 from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CodePublished
+from fedbus.contracts.flower_server import StartServer
 from fedbus.contracts.message import Refused
-from fedbus.contracts.server import (
-    OpenRun,
-    ServerClosed,
-    StartServer,
-)
+from fedbus.contracts.server import OpenRun, ServerClosed
 from support.server_machine import (
     NAME,
     OLD,

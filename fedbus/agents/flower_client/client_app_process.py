@@ -35,8 +35,8 @@ from fedbus.bus.bus import Bus, Delivery
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.causation import set_current_cause
 from fedbus.contracts.client import ClientJoined, RoundStarted
+from fedbus.contracts.round_messages import MessageContent, RoundMessage, is_training
 from fedbus.contracts.run import Scalar
-from fedbus.contracts.server import MessageContent, RoundMessage, is_training
 from fedbus.contracts.task.app import LibraryUnusable
 from fedbus.contracts.telemetry import (
     CLIENT,

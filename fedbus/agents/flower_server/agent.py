@@ -27,22 +27,20 @@ from fedbus.agents.flower_server.launcher import ChildLauncher, Launcher
 from fedbus.bus.bus import Bus, Handler
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.code import CheckCode
-from fedbus.contracts.message import Body, RefusalKind, Refused, Request
-from fedbus.contracts.model import Artifact
-from fedbus.contracts.server import (
-    SERVER,
+from fedbus.contracts.flower_server import (
     FindServer,
     InitModel,
     ModelInitialised,
-    ServerData,
     ServerFound,
     ServerLost,
     ServerStarting,
-    ServerState,
     ServerStopped,
     StartServer,
     StopServer,
 )
+from fedbus.contracts.message import Body, RefusalKind, Refused, Request
+from fedbus.contracts.model import Artifact
+from fedbus.contracts.server import SERVER, ServerData, ServerState
 from fedbus.contracts.situations import ServerRecruiting, ServerTraining, server_situation
 from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import CodeRejected, CodeRepository, DirectoryCodeRepository

@@ -27,9 +27,9 @@ from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.causation import current_cause, set_current_cause
 from fedbus.contracts.client import ClientJoined, FailTrain, Heartbeat, RoundReply
 from fedbus.contracts.envelope import uuid7
+from fedbus.contracts.flower_server import BeginTraining, RoundFinished, RunFailed, RunFinished, ServerStarted
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.run import RUN, RoundResult
-from fedbus.contracts.server import BeginTraining, RoundFinished, RunFailed, RunFinished, ServerStarted
 from fedbus.contracts.task.app import LibraryUnusable
 from fedbus.contracts.telemetry import get_tracer
 from fedbus.domain.client_scores import collect_client_stats, compute_scores, task_rounds

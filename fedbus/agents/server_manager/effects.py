@@ -18,9 +18,10 @@ from fedbus.agents.common.machine import (
 )
 from fedbus.agents.server_manager.events import TimerName
 from fedbus.contracts.code import CodeChanges, CodeEvent
+from fedbus.contracts.flower_server import StartServer
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import RoundResult
-from fedbus.contracts.server import ServerChanges, ServerEvent, StartServer
+from fedbus.contracts.server import ServerChanges, ServerEvent
 from fedbus.contracts.situations import ServerPublishing
 from fedbus.contracts.task.task import Task
 from fedbus.domain.run_outcome import RunOutcome

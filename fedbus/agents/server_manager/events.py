@@ -13,18 +13,10 @@ from fedbus.agents.common.machine import RequestId, TimerFired
 from fedbus.contracts.champion import Champion, PromoteModel, RollBackModel, StartLineage
 from fedbus.contracts.client import ClientJoined, FailTrain
 from fedbus.contracts.code import CodeReady, CodeRefused
+from fedbus.contracts.flower_server import RoundFinished, RunFailed, RunFinished, ServerLost, ServerStarted
 from fedbus.contracts.message import Refused
 from fedbus.contracts.model import BlobRef, Manifest, ModelRef
-from fedbus.contracts.server import (
-    CancelRun,
-    OpenRun,
-    RoundFinished,
-    RunFailed,
-    RunFinished,
-    ServerLost,
-    ServerStarted,
-    StoreProblem,
-)
+from fedbus.contracts.server import CancelRun, OpenRun, StoreProblem
 from fedbus.contracts.task.task import Task
 from fedbus.domain.model_promotion import PromotionVerdict
 

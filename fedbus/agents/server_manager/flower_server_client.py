@@ -14,14 +14,9 @@ from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoResponse, RequestRefused
 from fedbus.common.retry import RetryBackoff
 from fedbus.contracts.code import CheckCode, CodeChecked
+from fedbus.contracts.flower_server import FindServer, InitModel, StartServer, StopServer
 from fedbus.contracts.message import RefusalKind, Refused
 from fedbus.contracts.model import Artifact
-from fedbus.contracts.server import (
-    FindServer,
-    InitModel,
-    StartServer,
-    StopServer,
-)
 
 START_TIMEOUT_S = 30.0
 INIT_TIMEOUT_S = 300.0

@@ -66,19 +66,10 @@ from fedbus.agents.server_manager.training_run import TrainingRun, misfit
 from fedbus.contracts.champion import ModelPromoted
 from fedbus.contracts.client import ClientJoined, FailTrain
 from fedbus.contracts.code import CodeReady, CodeRefused, RolloutBegun
+from fedbus.contracts.flower_server import RoundFinished, RunFailed, RunFinished, ServerLost, ServerStarted
 from fedbus.contracts.message import Refused
 from fedbus.contracts.model import ModelRef
-from fedbus.contracts.server import (
-    HealthStatus,
-    RoundFinished,
-    RunFailed,
-    RunFinished,
-    ServerEvent,
-    ServerInfo,
-    ServerLost,
-    ServerStarted,
-    ServerState,
-)
+from fedbus.contracts.server import HealthStatus, ServerEvent, ServerInfo, ServerState
 from fedbus.contracts.task.task import Task
 
 

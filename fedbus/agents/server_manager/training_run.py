@@ -48,23 +48,25 @@ from fedbus.agents.server_manager.recruiting import (
     RecruitingDecision,
 )
 from fedbus.contracts.client import ClientJoined, FailTrain
+from fedbus.contracts.flower_server import (
+    BeginTraining,
+    RoundFinished,
+    RunFailed,
+    RunFinished,
+    ServerLost,
+    ServerStarted,
+    StartServer,
+)
 from fedbus.contracts.message import RefusalKind, Refused
 from fedbus.contracts.model import Artifact, ModelRef
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import (
-    BeginTraining,
-    RoundFinished,
     RunCancelled,
-    RunFailed,
-    RunFinished,
     RunOpened,
     ServerChanges,
     ServerClosed,
     ServerEvent,
-    ServerLost,
-    ServerStarted,
     ServerState,
-    StartServer,
     UpdateReady,
 )
 from fedbus.contracts.situations import ServerRecruiting, ServerRun, ServerTraining, server_publishing

@@ -28,8 +28,9 @@ from fedbus.contracts.client import ClientJoined, RoundReply
 from fedbus.contracts.code import CODE, CodeData
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import Artifact, Manifest, ModelRef
+from fedbus.contracts.round_messages import RoundMessage
 from fedbus.contracts.run import RUN, RoundResult, RunData, RunState
-from fedbus.contracts.server import SERVER, RoundMessage, ServerData
+from fedbus.contracts.server import SERVER, ServerData
 from fedbus.contracts.transition import Transition
 from fedbus.domain import provenance
 from fedbus.domain.provenance import CheckOutcome, ClientUpdate, ProvenanceFinding, make_finding

@@ -12,8 +12,9 @@ from fedbus.app.terminal.plain import printable
 from fedbus.bus.stream_reader import StoredMessage
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef
+from fedbus.contracts.round_messages import MessageContent
 from fedbus.contracts.run import RoundResult, RunOverrides, RunPlan
-from fedbus.contracts.server import MessageContent, ServerEvent
+from fedbus.contracts.server import ServerEvent
 from fedbus.contracts.serving import DataCheckResult, FeatureDistribution
 from fedbus.contracts.transition import Transition
 

@@ -23,8 +23,8 @@ from fedbus.bus.stream_reader import StoredMessage
 from fedbus.bus.streams import events_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.client import RoundReply
+from fedbus.contracts.round_messages import RoundMessage
 from fedbus.contracts.run import RUN, RunData, RunEvent, RunState
-from fedbus.contracts.server import RoundMessage
 from fedbus.contracts.transition import Transition
 from fedbus.domain.federation_view import EntityState, FederationView
 

@@ -14,7 +14,7 @@ from typing import cast
 import structlog
 from flwr.app import Error, Message, Metadata, RecordDict
 
-from fedbus.contracts.server import is_training
+from fedbus.contracts.round_messages import is_training
 from fedbus.learning.compression import BadEncoding
 from fedbus.learning.flower import record_codec
 from fedbus.learning.flower.node_ids import node_id, run_number

@@ -15,7 +15,7 @@ from typing import Final
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from fedbus.contracts.server import is_training
+from fedbus.contracts.round_messages import is_training
 from fedbus.learning.compression import Bf16, Encoding, Int8, TopK
 from fedbus.learning.flower.compressed_records import compress_records, copy_array_records
 from fedbus.learning.flower.private_api import KEY_CLIPPING_NORM, SECAGG_CONFIGS

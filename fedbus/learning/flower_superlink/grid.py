@@ -7,7 +7,7 @@ from typing import Final
 
 from flwr.app import Error, Message, Metadata, RecordDict
 
-from fedbus.contracts.server import is_training
+from fedbus.contracts.round_messages import is_training
 from fedbus.learning.compression import BadEncoding
 from fedbus.learning.flower.client_app_host import client_metrics
 from fedbus.learning.flower.node_polling import NodePoller, not_enough_clients

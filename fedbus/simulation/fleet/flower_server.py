@@ -2,8 +2,8 @@
 
 from fedbus.agents.flower_server.agent import FlowerServer
 from fedbus.contracts.code import CheckCode, CodeChecked
+from fedbus.contracts.flower_server import InitModel, ModelInitialised
 from fedbus.contracts.message import Body
-from fedbus.contracts.server import InitModel, ModelInitialised
 from fedbus.simulation.fleet.server_session import ARCHITECTURE, store_generation
 
 

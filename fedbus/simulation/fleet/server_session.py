@@ -17,9 +17,9 @@ from fedbus.bus.memory.server import MemoryServer
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.causation import set_current_cause
 from fedbus.contracts.client import ClientJoined, FailTrain
+from fedbus.contracts.flower_server import BeginTraining, RoundFinished, RunFailed, RunFinished, ServerStarted
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.run import MAX_REPORTED_CLIENTS, RoundResult, RunPlan, shorten_reasons
-from fedbus.contracts.server import BeginTraining, RoundFinished, RunFailed, RunFinished, ServerStarted
 from fedbus.simulation.fleet.bus import connect_agent
 from fedbus.simulation.fleet.settings import DEFAULT_ROUNDS, FEDERATION, FleetSettings
 from fedbus.simulation.fleet.training import TrainingBoard

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal, TypeAlias
 
-from fedbus.contracts.server import is_training
+from fedbus.contracts.round_messages import is_training
 from fedbus.simulation.profiles.assignment import NO_GROUP, assign_groups, unlimited_group
 from fedbus.simulation.profiles.draws import draw_uniform, exponential_quantile
 from fedbus.simulation.profiles.durations import AnyDuration

@@ -31,8 +31,9 @@ from fedbus.contracts.client import (
     RoundReply,
 )
 from fedbus.contracts.model import BlobRef
+from fedbus.contracts.round_messages import MessageContent, RoundMessage
 from fedbus.contracts.run import RunPlan
-from fedbus.contracts.server import MessageContent, RoundMessage, ServerClosed
+from fedbus.contracts.server import ServerClosed
 from fedbus.learning.flower import record_codec
 from fedbus.stores.captured.store import CapturedData
 

@@ -20,23 +20,21 @@ from fedbus.bus.lifecycles import LifecycleStore
 from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CheckCode
 from fedbus.contracts.examples import MODEL, NOON
-from fedbus.contracts.message import RefusalKind
-from fedbus.contracts.model import Artifact
-from fedbus.contracts.run import RunPlan
-from fedbus.contracts.server import (
-    SERVER,
+from fedbus.contracts.flower_server import (
     BeginTraining,
     FindServer,
     InitModel,
-    RoundMessage,
     RunFailed,
-    ServerData,
-    ServerEvent,
     ServerLost,
     ServerStarted,
     StartServer,
     StopServer,
 )
+from fedbus.contracts.message import RefusalKind
+from fedbus.contracts.model import Artifact
+from fedbus.contracts.round_messages import RoundMessage
+from fedbus.contracts.run import RunPlan
+from fedbus.contracts.server import SERVER, ServerData, ServerEvent
 from fedbus.learning import weights
 from fedbus.stores.models.open import open_model_store
 

@@ -24,35 +24,37 @@ from fedbus.bus.lifecycles import LifecycleStore
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import ClientDeclined, ClientJoined
 from fedbus.contracts.code import CodePublished
-from fedbus.contracts.identifiers import TaskId
-from fedbus.contracts.message import Body, Refused
-from fedbus.contracts.model import Manifest
-from fedbus.contracts.run import RoundResult, RunPlan
-from fedbus.contracts.server import (
-    SERVER,
+from fedbus.contracts.flower_server import (
     BeginTraining,
-    CancelRun,
-    Enroll,
     FindServer,
-    GetServerInfo,
-    HealthCheck,
     InitModel,
     ModelInitialised,
-    ModelPublished,
-    OpenRun,
     RoundFinished,
     RunFailed,
     RunFinished,
-    ServerChanges,
-    ServerClosed,
-    ServerData,
-    ServerEvent,
     ServerFound,
     ServerLost,
     ServerStarted,
     ServerStarting,
     StartServer,
     StopServer,
+)
+from fedbus.contracts.identifiers import TaskId
+from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.model import Manifest
+from fedbus.contracts.run import RoundResult, RunPlan
+from fedbus.contracts.server import (
+    SERVER,
+    CancelRun,
+    Enroll,
+    GetServerInfo,
+    HealthCheck,
+    ModelPublished,
+    OpenRun,
+    ServerChanges,
+    ServerClosed,
+    ServerData,
+    ServerEvent,
     StoreProblem,
     UpdateReady,
 )

@@ -70,9 +70,10 @@ from fedbus.contracts.code import (
     RolloutBegun,
     RolloutCohort,
 )
+from fedbus.contracts.flower_server import RunFailed
 from fedbus.contracts.message import Refused
 from fedbus.contracts.run import RunOverrides
-from fedbus.contracts.server import OpenRun, RunFailed, ServerEvent, ServerState
+from fedbus.contracts.server import OpenRun, ServerEvent, ServerState
 from fedbus.contracts.task.task import Task
 from fedbus.domain.model_promotion import PromotionVerdict
 

@@ -76,16 +76,9 @@ from fedbus.agents.server_manager.events import (
     VersionPublished,
 )
 from fedbus.contracts.champion import ModelPromoted, PromoteModel, RollBackModel, StartLineage
+from fedbus.contracts.flower_server import BeginTraining, RunFinished
 from fedbus.contracts.message import Refused
-from fedbus.contracts.server import (
-    BeginTraining,
-    ModelPublished,
-    RunFinished,
-    ServerEvent,
-    ServerInfo,
-    ServerState,
-    StoreProblem,
-)
+from fedbus.contracts.server import ModelPublished, ServerEvent, ServerInfo, ServerState, StoreProblem
 from fedbus.domain.model_promotion import PromotionVerdict
 
 # --- the start ----------------------------------------------------------------------------------------

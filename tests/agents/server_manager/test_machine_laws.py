@@ -78,20 +78,16 @@ from fedbus.agents.server_manager.records import CodeRecord, ServerRecord
 from fedbus.contracts.champion import PromoteModel, RollBackModel, StartLineage
 from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CODE, CodeData, CodeEvent, CodeReady, CodeRefused, CodeState
+from fedbus.contracts.flower_server import RoundFinished, RunFailed, RunFinished, ServerLost, ServerStarted
 from fedbus.contracts.message import Refused
 from fedbus.contracts.run import RoundResult
 from fedbus.contracts.server import (
     SERVER,
     CancelRun,
     OpenRun,
-    RoundFinished,
-    RunFailed,
-    RunFinished,
     ServerClosed,
     ServerData,
     ServerEvent,
-    ServerLost,
-    ServerStarted,
     ServerState,
     StoreProblem,
 )

@@ -53,23 +53,25 @@ from fedbus.agents.server_manager.events import (
     VersionsRetired,
 )
 from fedbus.agents.server_manager.machine import ServerMachine
+from fedbus.contracts.flower_server import (
+    BeginTraining,
+    RoundFinished,
+    RunFailed,
+    RunFinished,
+    ServerLost,
+    ServerStarted,
+    StartServer,
+)
 from fedbus.contracts.message import RefusalKind, Refused
 from fedbus.contracts.run import RoundResult, RunOverrides, Scalar
 from fedbus.contracts.server import (
-    BeginTraining,
     CancelRun,
     ModelPublished,
     OpenRun,
-    RoundFinished,
     RunCancelled,
-    RunFailed,
-    RunFinished,
     RunOpened,
     ServerEvent,
-    ServerLost,
-    ServerStarted,
     ServerState,
-    StartServer,
     StoreProblem,
 )
 from fedbus.contracts.situations import ServerPublishing

@@ -26,17 +26,11 @@ from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.champion import Champion, PromoteModel
 from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CodePublished
+from fedbus.contracts.flower_server import BeginTraining
 from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.model import Manifest
 from fedbus.contracts.run import RunPlan
-from fedbus.contracts.server import (
-    BeginTraining,
-    GetServerInfo,
-    ModelPublished,
-    OpenRun,
-    ServerState,
-    StoreProblem,
-)
+from fedbus.contracts.server import GetServerInfo, ModelPublished, OpenRun, ServerState, StoreProblem
 from fedbus.stores.errors import StoreDenied
 from fedbus.stores.models.directory import DirectoryObjectStore
 from fedbus.stores.models.open import ModelRepository, open_model_store

@@ -29,7 +29,8 @@ from fedbus.agents.server_manager.recruiting import (
     Recruiting,
 )
 from fedbus.contracts.client import FailTrain
-from fedbus.contracts.server import BeginTraining, ServerEvent, ServerStarted, ServerState, UpdateReady
+from fedbus.contracts.flower_server import BeginTraining, ServerStarted
+from fedbus.contracts.server import ServerEvent, ServerState, UpdateReady
 
 
 def load_failed(client: str, reason: str = "no") -> FailTrain:

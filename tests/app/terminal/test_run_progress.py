@@ -16,8 +16,8 @@ from fedbus.app.terminal.run_progress import describe_round
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.client import RoundReply
 from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.round_messages import MessageContent, RoundMessage
 from fedbus.contracts.run import RunPlan
-from fedbus.contracts.server import MessageContent, RoundMessage
 
 DEV = FederationId("dev")
 RUN = f"{TASK}-1"

@@ -23,7 +23,7 @@ from learning.flower.memory_bus import (
 from support import eventually
 
 from fedbus.contracts.client import FailTrain, Heartbeat, RoundReply
-from fedbus.contracts.server import RoundMessage
+from fedbus.contracts.round_messages import RoundMessage
 from fedbus.learning.flower.array_records import to_record
 from fedbus.learning.flower.node_ids import node_id
 from fedbus.learning.flower.private_api import NODE_UNAVAILABLE, set_process_identity

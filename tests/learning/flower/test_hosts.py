@@ -16,8 +16,8 @@ from learning.flower.memory_bus import (
     render_server_app,
 )
 
+from fedbus.contracts.round_messages import RoundMessage
 from fedbus.contracts.run import Scalar
-from fedbus.contracts.server import RoundMessage
 from fedbus.contracts.task.task import Task, TaskTable
 from fedbus.learning.flower import record_codec
 from fedbus.learning.flower.client_app_host import ClientAppHost, client_metrics

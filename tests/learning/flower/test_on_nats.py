@@ -21,7 +21,7 @@ from fedbus.bus.bus import Bus, Delivery, Identity
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import ClientJoined, FailTrain, Heartbeat, RoundReply
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.server import RoundMessage
+from fedbus.contracts.round_messages import RoundMessage
 from fedbus.learning import bus_protocol
 from fedbus.learning.flower.array_records import to_record
 from fedbus.learning.flower.client_app_host import ClientAppHost

@@ -16,9 +16,16 @@ from fedbus.agents.flower_server.agent import FlowerServer
 from fedbus.agents.flower_server.kubernetes.api import ClusterConfig, NotInACluster
 from fedbus.agents.flower_server.kubernetes.launcher import KubernetesLauncher, job_name
 from fedbus.agents.flower_server.kubernetes.pod_status import has_started, scheduling_problem
+from fedbus.contracts.flower_server import (
+    FindServer,
+    RunFailed,
+    ServerLost,
+    ServerStarted,
+    StartServer,
+    StopServer,
+)
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.run import RunPlan
-from fedbus.contracts.server import FindServer, RunFailed, ServerLost, ServerStarted, StartServer, StopServer
 from fedbus.learning import weights
 from fedbus.stores.models.open import open_model_store
 

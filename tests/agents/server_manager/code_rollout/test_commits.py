@@ -13,7 +13,8 @@ from fedbus.agents.server_manager import flower_server_client, training_run
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CodePublished, RollOutCode
-from fedbus.contracts.server import BeginTraining, OpenRun, RunFinished
+from fedbus.contracts.flower_server import BeginTraining, RunFinished
+from fedbus.contracts.server import OpenRun
 
 # --- all clients at once ---------------------------------------------------------------------------
 

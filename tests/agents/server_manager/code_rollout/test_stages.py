@@ -8,8 +8,9 @@ from support.git_repositories import CommitSigner, Repository
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CodeData, CodePublished, RollOutCode
+from fedbus.contracts.flower_server import BeginTraining
 from fedbus.contracts.run import RunOverrides
-from fedbus.contracts.server import BeginTraining, OpenRun
+from fedbus.contracts.server import OpenRun
 
 
 async def test_a_percentage_of_clients_is_first_and_the_rest_follow(
