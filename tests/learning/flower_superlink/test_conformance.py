@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 from learning.flower.test_conformance import TestFlower as FlowerSuite
 
-from fedbus.learning.conformance import SuiteRun
+from fedbus.learning.suite_federation import SuiteRun
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
