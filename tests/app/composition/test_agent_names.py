@@ -11,7 +11,7 @@ from fedbus.app.failures import CliError, ExitCode
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["nobody"], "unknown agent 'nobody'. Choose one of: server-manager"),
+        (["no-such-agent"], "unknown agent 'no-such-agent'. Choose one of: server-manager"),
         (["client-manager,"], "unknown agent ''. Choose one of: server-manager"),
         (
             ["client-manager,server-manager"],
