@@ -99,6 +99,7 @@ from fedbus.contracts.client import (
 )
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.message import Message
+from fedbus.contracts.model import ModelRef
 from fedbus.contracts.server import UpdateReady
 from fedbus.contracts.serving import ModelRolledBack
 from fedbus.contracts.task.task import Task
@@ -220,8 +221,8 @@ class ClientMachine:
                 return self._ask_server(Search())
             case ClientTimer.APPLY, Applying() if self._models.served is None:
                 return self._retry_first(_no_answer())
-            case ClientTimer.APPLY, Applying():
-                return self._keep_current(_no_answer())
+            case ClientTimer.APPLY, Applying(model=model):
+                return self._keep_current(model, _no_answer())
             case ClientTimer.APPLY, TryingCode(task=task):
                 return self._refuse_sync(task.code_version, _no_answer())
             case ClientTimer.VERSION, AwaitingVersion():
@@ -471,7 +472,7 @@ class ClientMachine:
     def _on_model_not_fetched(self, event: ModelNotFetched) -> list[Effect]:
         match self._step:
             case Fetching(announcement=announcement) if announcement.model == event.model:
-                return self._keep_current(event.reason)
+                return self._keep_current(event.model, event.reason)
             case FetchingFirst(announcement=announcement, search=search) if announcement.model == event.model:
                 return self._retry_search(search, event.reason, "warning")
             case _:
@@ -509,7 +510,7 @@ class ClientMachine:
                 if event.serving is None:
                     return [log, *self._retry_first(event.reason)]
                 self._models.served = event.still or self._models.served
-                return [log, *self._keep_current(event.reason)]
+                return [log, *self._keep_current(event.model, event.reason)]
             case _:
                 return self._ignore(event)
 
@@ -544,9 +545,9 @@ class ClientMachine:
             changes["not_served"] = ""
         return [self._record.move(ClientEvent.MODEL_RETURNED, changes, reason=event.reason)]
 
-    def _keep_current(self, reason: str) -> list[Effect]:
-        """Do not try the new model again; the next version is tried."""
-        self._models.keep_current()
+    def _keep_current(self, rejected: ModelRef, reason: str) -> list[Effect]:
+        """Do not try the model *rejected* again; the next version is tried."""
+        self._models.keep_current(rejected)
         return self._serve(ClientEvent.INFER_REFUSED, reason)
 
     # --- serving ------------------------------------------------------------------------------------

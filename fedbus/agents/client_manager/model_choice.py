@@ -59,9 +59,13 @@ class ModelChoice:
         """Record that the device has other code, which may serve a target that is not served."""
         self._may_be_served_now = self.not_served != ""
 
-    def keep_current(self) -> None:
-        """Stay with the model that was taken last, and wait for the next announcement."""
-        self.newest = None
+    def keep_current(self, rejected: ModelRef) -> None:
+        """Stay with the model that was taken last instead of *rejected*, until another one is announced.
+
+        Another one may be announced already: it arrived while *rejected* was fetched or applied.
+        """
+        if self.announcement_of(rejected) is not None:
+            self.newest = None
         self.target = self._unserved or self.served
         self._may_be_served_now = False
 

@@ -145,6 +145,22 @@ def test_an_unavailable_model_leaves_the_old_one_serving() -> None:
     ]
 
 
+@pytest.mark.parametrize("failed", [ModelNotFetched(model(2), "no holder"), infer_refused(2, serving=1)])
+def test_a_failed_model_does_not_drop_the_one_announced_since(failed: Event) -> None:
+    client = serving_client()
+    client.handle(model_announced(2))
+    if not isinstance(failed, ModelNotFetched):
+        client.handle(ModelFetched(model(2)))
+    client.handle(model_announced(3))
+    assert client.handle(failed)[-2:] == [moves(ClientEvent.MODEL_PUBLISHED, 3), fetches(3)]
+
+
+def test_a_failed_model_is_not_tried_again_in_a_new_term() -> None:
+    client = serving_client()
+    client.handle(model_announced(2), model_announced(2, 3))
+    assert client.handle(ModelNotFetched(model(2), "no holder"))[-1] == ReadOpenRun()
+
+
 def test_a_restarted_client_learns_from_a_refusal_what_is_served() -> None:
     client = new_client()
     client.handle(ClientManagerStarted(), EnrollmentAnswered(), server_info(2), ModelFetched(model(2)))
