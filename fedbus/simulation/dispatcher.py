@@ -32,6 +32,8 @@ class WorkerLoss:
 
     jobs: list[Job]
     """Messages without a reply."""
+    culprit: Job | None
+    """The one because of which the worker died, if that is known: replies wait in the worker until they are sent."""
     stateful: list[int]
     """Clients that have lost their state."""
     expired_limit_s: float | None
@@ -65,14 +67,14 @@ class Dispatcher:
         """The state that went to a worker with a message, by its number, until the worker has replied to it."""
         self._busy_since: dict[int, float] = {}
         """The time of the last sign of each worker that has started, for the limit of messages."""
-        self._expired_limits: dict[int, float] = {}
-        """The limit of the message because of which a worker was ended, by worker."""
+        self._expired: dict[int, Exchange] = {}
+        """The message because of which a worker was ended, by worker."""
 
     # --- to the workers -----------------------------------------------------------------------
 
-    def add(self, exchanges: Iterable[Exchange]) -> None:
-        """Add messages, which `dispatch` gives to workers."""
-        self._schedule.add([exchange.job for exchange in exchanges])
+    def add(self, exchanges: Iterable[Exchange], *, is_first: bool = False) -> None:
+        """Add messages, which `dispatch` gives to workers; with *is_first*, before those that wait."""
+        self._schedule.add([exchange.job for exchange in exchanges], is_first=is_first)
 
     def cancel(self, call: Call) -> list[Job]:
         """Remove the messages of *call* that no worker has got, and return them."""
@@ -152,11 +154,11 @@ class Dispatcher:
         for worker, since in self._busy_since.items():
             number = self._schedule.oldest_in_flight(worker)
             exchange = None if number is None else self._exchanges.get(number)
-            if exchange is None or worker in self._expired_limits:
+            if exchange is None or worker in self._expired:
                 continue
             left_s = since + exchange.limit_s - now
             if left_s <= 0:
-                self._expired_limits[worker] = exchange.limit_s
+                self._expired[worker] = exchange
                 self._engine.kill(worker)
             else:
                 next_s = min(next_s, left_s)
@@ -188,4 +190,8 @@ class Dispatcher:
             state = self._sent_states.pop(job.number, None)
             if state is not None:  # it goes to the next worker
                 self._arrived_states[job.client] = state
-        return WorkerLoss(jobs, stateful, self._expired_limits.pop(worker, None))
+        expired = self._expired.pop(worker, None)
+        culprit = jobs[0] if len(jobs) == 1 else None
+        if expired is not None and culprit is not expired.job:  # its reply came when the worker was ended
+            culprit = None
+        return WorkerLoss(jobs, culprit, stateful, None if expired is None else expired.limit_s)

@@ -138,21 +138,22 @@ class ReplyDelivery:
     def _on_worker_lost(self, worker: int, reason: str) -> None:
         self.lost_workers += 1
         loss = self._dispatcher.lose(worker)
+        lost = [self.exchanges.get(job.number) for job in loss.jobs]
         again = []
-        for job in loss.jobs:
-            exchange = self.exchanges.get(job.number)
-            if exchange is None:
-                continue
-            if len(loss.jobs) > 1:  # any may be the cause: replies wait in the worker until they are sent
-                job.is_suspect = True
+        for exchange in sorted(
+            [one for one in (*self.exchanges.lose_sums(worker), *lost) if one is not None],
+            key=lambda one: one.job.number,
+        ):
+            if exchange.call.is_detached:  # nothing waits for it
+                self.exchanges.close(exchange)
+            elif exchange.job is not loss.culprit:
                 again.append(exchange)
             elif loss.expired_limit_s is not None:
                 late = f"no reply within {loss.expired_limit_s:g} s; its worker was ended"
                 self.fail(exchange, ErrorCode.MESSAGE_UNAVAILABLE, late)
             else:
                 self.fail(exchange, ErrorCode.CLIENT_LOST, reason)
-        again += self.exchanges.lose_sums(worker)
-        self._dispatcher.add(again)
+        self._dispatcher.add(again, is_first=True)
         without_state = f", and {len(loss.stateful)} clients have lost their state" if loss.stateful else ""
         repeated = f"{len(again)} messages are sent again" if again else "no message is sent again"
         if loss.expired_limit_s is not None:  # the signal that ended the worker is not the cause
@@ -173,6 +174,7 @@ class ReplyDelivery:
         Their replies can be collected later, if there is no sum.
         """
         waiting = self.exchanges.of_call(call)
+        call.ready.extend(call.early.pop(position) for position in sorted(call.early))
         for exchange in waiting:
             error = ReplyError(
                 ErrorCode.NO_REPLY, f"{exchange.message.client}: no reply within {timeout_s:g} s"

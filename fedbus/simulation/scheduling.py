@@ -78,6 +78,11 @@ class _WorkerQueue:
         self.waiting.append(job)
         self.waiting_s += job.expected_s
 
+    def push_first(self, job: Job, *, in_order: bool) -> None:
+        index = sum(one.number < job.number for one in self.waiting) if in_order else 0
+        self.waiting.insert(index, job)
+        self.waiting_s += job.expected_s
+
     def remove(self, job: Job) -> None:
         self.waiting.remove(job)
         self._subtract(job)
@@ -145,8 +150,8 @@ class Schedule:
 
     # --- jobs ---------------------------------------------------------------------------------
 
-    def add(self, jobs: Iterable[Job]) -> None:
-        """Add jobs."""
+    def add(self, jobs: Iterable[Job], *, is_first: bool = False) -> None:
+        """Add jobs; with *is_first*, before those that wait: a dead worker had them."""
         new = list(jobs)
         longest: dict[int, float] = {}
         for job in new:
@@ -157,15 +162,27 @@ class Schedule:
             self._waiting_of_call[job.call] += 1
             if self._in_order:
                 self._unfinished_positions.setdefault(job.call, set()).add(job.position)
-                self._first_unfinished.setdefault(job.call, 0)
+                first = self._first_unfinished.get(job.call, job.position)
+                self._first_unfinished[job.call] = min(first, job.position)
         if not self._in_order:
             new.sort(key=lambda job: -longest[job.client])
         self._assign(new)
-        for job in new:
+        if is_first:
+            self._put_first(new)
+        else:
+            for job in new:
+                if job.client in self._held:
+                    self._held[job.client].append(job)
+                else:
+                    self._queues[self._homes[job.client]].push(job)
+
+    def _put_first(self, jobs: list[Job]) -> None:
+        """Put *jobs* before those that wait; with a fixed order, by their number, so that the first one may start."""
+        for job in reversed(jobs):
             if job.client in self._held:
-                self._held[job.client].append(job)
+                self._held[job.client].insert(0, job)
             else:
-                self._queues[self._homes[job.client]].push(job)
+                self._queues[self._homes[job.client]].push_first(job, in_order=self._in_order)
 
     def take(self, worker: int) -> list[Job]:
         """Take the jobs that *worker* gets now; it may be none."""
@@ -176,7 +193,7 @@ class Schedule:
         if queue.in_flight and queue.in_flight_s > window_s / 4:
             return taken
         while not queue.in_flight or (queue.in_flight_s < window_s and len(queue.in_flight) < MAX_IN_FLIGHT):
-            if queue.in_flight and (taken or queue.waiting) and self._is_alone(queue, taken):
+            if queue.in_flight and self._is_alone(queue):
                 break
             job = self._next(worker)
             if job is None:
@@ -190,9 +207,9 @@ class Schedule:
         return taken
 
     @staticmethod
-    def _is_alone(queue: _WorkerQueue, taken: list[Job]) -> bool:
+    def _is_alone(queue: _WorkerQueue) -> bool:
         """Return whether the next job or the last one is a suspect, so that they are not handed out together."""
-        last = taken[-1] if taken else next(reversed(queue.in_flight.values()))
+        last = next(reversed(queue.in_flight.values()))
         return last.is_suspect or bool(queue.waiting and queue.waiting[0].is_suspect)
 
     def finish(self, number: int, worker: int, seconds: float, *, has_state: bool) -> None:
@@ -231,6 +248,7 @@ class Schedule:
         for client in leaving:
             self.arrive(client, is_moved=True, origin=worker)
         for job in lost:
+            job.is_suspect = True
             self._end(job)
         return lost, clients
 
@@ -260,8 +278,7 @@ class Schedule:
             self._stateful.add(client)
             self._pinned.add(client)
         self._origins.pop(client, None)
-        for job in self._held.pop(client, []):
-            self._queues[self._homes[client]].push(job)
+        self._put_first(self._held.pop(client, []))
 
     def _assign(self, jobs: list[Job]) -> None:
         """Give each client of *jobs* a worker, and move clients from workers with much work to those with little."""
@@ -328,6 +345,8 @@ class Schedule:
                 job.client in self._opened
                 and MOVE_GAIN * self._first_s.get(job.client, 0.0) > victim.waiting_s
             ):
+                continue
+            if job.is_suspect and self._queues[worker].in_flight:
                 continue
             if job.client not in self._stateful and self._jobs_of_client[job.client] == 1:
                 if not self._may_start(job):

@@ -90,6 +90,9 @@ class SimulationWorker:
             case EndSum(number=number):
                 yield from self._end_sum(number)
             case TakeState(client=client):
+                # updates leave before the state after them: else the client repeats them if this worker dies
+                for number, running in self._sums.items():
+                    yield from self._take_sum(number, running)
                 yield self._take_state(client)
             case DiscardClient(client=client):
                 self._sessions.discard(client)

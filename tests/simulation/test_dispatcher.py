@@ -140,3 +140,19 @@ def test_the_next_worker_is_not_asked_for_state_of_a_dead_one() -> None:
     dispatch.lose(0)
     dispatch.dispatch()
     assert not [order for _, order in dispatch.engine.orders[placed:] if isinstance(order, TakeState)]
+
+
+def test_a_message_is_not_blamed_for_the_limit_of_one_that_was_replied_to() -> None:
+    dispatch = Dispatch()
+    ((worker, item),) = dispatch.send(1, limit_s=0.0)
+    dispatch.dispatcher.record_sign(worker)
+    dispatch.dispatcher.expire()
+    assert dispatch.engine.killed == [worker]
+    dispatch.reply(worker, item)
+    ((_, later),) = dispatch.send(1)
+    loss = dispatch.lose(worker)
+    assert [job.number for job in loss.jobs] == [later.number]
+    assert loss.culprit is None
+    assert loss.expired_limit_s == 0.0
+    ((worker, _),) = dispatch.dispatch()
+    assert dispatch.lose(worker).culprit is loss.jobs[0]

@@ -126,9 +126,7 @@ def test_jobs_of_a_dead_worker_are_returned_with_the_clients_that_lose_state() -
     jobs, clients = schedule.lose(0)
     assert jobs == taken
     assert clients == [0, 1, 2]
-    for job in jobs:
-        job.is_suspect = True
-    schedule.add(jobs)
+    schedule.add(jobs, is_first=True)
     handled = []
     while batch := schedule.take(0):
         assert len([job for job in batch if job.is_suspect]) <= 1
@@ -136,6 +134,73 @@ def test_jobs_of_a_dead_worker_are_returned_with_the_clients_that_lose_state() -
             handled.append(job.client)
             schedule.finish(job.number, 0, 0.001, has_state=False)
     assert sorted(handled) == [0, 1, 2]
+
+
+def test_a_suspect_is_alone_also_if_its_worker_is_without_other_work() -> None:
+    schedule = Schedule(2)
+    schedule._means["train"] = 0.001
+    schedule.add(jobs_of(range(1)))
+    assert schedule.take(0)
+    lost, _ = schedule.lose(0)
+    schedule.add(lost, is_first=True)
+    schedule._homes.update(dict.fromkeys(range(1, 20), 1))
+    schedule.add(jobs_of(range(1, 20)))
+    assert [job.client for job in schedule.take(0)] == [0]
+    assert schedule.take(0) == []  # it does not take one of the other worker
+
+
+def test_a_worker_with_work_does_not_take_a_suspect_of_another_one() -> None:
+    schedule = Schedule(2)
+    schedule._means["train"] = 0.001
+    schedule._homes.update({0: 0, **dict.fromkeys(range(1, 20), 1)})
+    jobs = jobs_of(range(20))
+    for job in jobs[1:]:
+        job.is_suspect = True
+    schedule.add(jobs)
+    assert [job.client for job in schedule.take(0)] == [0]
+
+
+def test_jobs_of_a_dead_worker_come_before_later_ones_of_their_client() -> None:
+    schedule = Schedule(1)
+    schedule.add([Job(1, 0, "train")])
+    (first,) = schedule.take(0)
+    schedule.add([Job(2, 0, "train")])
+    lost, _ = schedule.lose(0)
+    schedule.add(lost, is_first=True)
+    assert schedule.take(0) == [first]
+
+
+def test_in_order_a_job_of_a_dead_worker_may_be_the_last_one() -> None:
+    schedule = Schedule(2, in_order=True)
+    schedule.add(jobs_of(range(2)))
+    (first,), (second,) = schedule.take(0), schedule.take(1)
+    lost, _ = schedule.lose(0)
+    schedule.add(lost, is_first=True)
+    schedule.finish(second.number, 1, 0.001, has_state=False)
+    assert schedule.take(0) == [first]
+
+
+def test_in_order_a_job_whose_state_arrives_late_blocks_no_worker() -> None:
+    schedule = Schedule(2, in_order=True, max_ahead=4)
+    run_all(schedule, jobs_of(range(20)), dict.fromkeys(range(20), 0.001), stateful=True)
+    schedule._move(0, 1)
+    schedule.add(jobs_of(range(20), start=100))
+    handled: list[int] = []
+
+    def handle() -> bool:
+        for worker in (0, 1):
+            for job in schedule.take(worker):
+                handled.append(job.client)
+                schedule.finish(job.number, worker, 0.001, has_state=True)
+        return bool(handled)
+
+    for _ in range(20):
+        handle()
+    assert 0 not in handled
+    schedule.arrive(0, is_moved=True, origin=0)
+    for _ in range(40):
+        handle()
+    assert sorted(handled) == list(range(20))
 
 
 @given(

@@ -1,0 +1,442 @@
+"""Workers die at any moment, and no update and no state is lost or counted twice that is not in a dead worker."""
+
+import json
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from simulation.tiny_tasks import write_task
+
+from fedbus.contracts.run import RunPlan
+from fedbus.learning.library import (
+    ClientJob,
+    ClientReply,
+    ClientResponse,
+    ErrorCode,
+    IncomingMessage,
+    OutgoingMessage,
+    UpdateSum,
+)
+from fedbus.learning.payload import Payload
+from fedbus.simulation import worker
+from fedbus.simulation.engine import (
+    Event,
+    MessageBatch,
+    MessageItem,
+    Order,
+    Replies,
+    StateTaken,
+    SumRequest,
+    SumTaken,
+    TakeState,
+    WorkerJob,
+    WorkerLost,
+    WorkerReply,
+    WorkerStarted,
+)
+from fedbus.simulation.messenger import SimulationMessenger
+from fedbus.simulation.observer import SilentObserver
+from fedbus.simulation.settings import client_name
+from fedbus.simulation.worker import SimulationWorker
+
+CLIENTS = 6
+STATELESS = 5
+"""The client without state."""
+FOREVER_S = 1e9
+
+
+# --- a training library whose state and sums are lists of message ids -------------------------
+
+
+class IdSum:
+    """A sum of updates: the ids of their messages."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def take(self) -> Payload | None:
+        ids, self.ids = self.ids, []
+        return Payload.pack([json.dumps(ids).encode()]) if ids else None
+
+
+class IdSession:
+    """A session whose state is the ids of the messages that it has handled."""
+
+    def __init__(self, process: "WorkerProcess", client: int) -> None:
+        self.ids: list[str] = []
+        self._process = process
+        self._client = client
+        process.sessions[client] = self
+
+    def handle(self, message: IncomingMessage) -> ClientResponse:
+        self._process.check_handling(self._client, self.ids, message.message_id)
+        self.ids.append(message.message_id)
+        return ClientResponse(payload=Payload.pack([message.message_id.encode()]))
+
+    def handle_in_sum(self, message: IncomingMessage, update_sum: UpdateSum) -> ClientResponse:
+        assert isinstance(update_sum, IdSum)
+        self.handle(message)
+        update_sum.ids.append(message.message_id)
+        return ClientResponse()
+
+    @property
+    def has_state(self) -> bool:
+        return bool(self.ids) and self._client != STATELESS
+
+    def dump_state(self) -> bytes | None:
+        return json.dumps(self.ids).encode() if self.has_state else None
+
+    def load_state(self, state: bytes) -> None:
+        self.ids = json.loads(state)
+
+    def close(self) -> None:
+        del self._process.sessions[self._client]
+
+
+class WorkerProcess:
+    """A worker, its orders and its events. It is the library of its sessions, too."""
+
+    def __init__(self, engine: "MortalEngine", number: int, job: WorkerJob) -> None:
+        self.sessions: dict[int, IdSession] = {}
+        self.orders: deque[Order] = deque()
+        self.events: deque[Event] = deque([WorkerStarted(number)])
+        self._engine = engine
+        with patch("fedbus.simulation.worker.open_library", lambda _name: self):
+            self._worker = SimulationWorker(number, job)
+        self._handling: Iterator[Event] | None = None
+
+    def open_client(self, job: ClientJob) -> IdSession:
+        return IdSession(self, int(job.client.removeprefix("client-")))
+
+    def open_sum(self, request: bytes) -> IdSum:
+        return IdSum()
+
+    def check_handling(self, client: int, ids: list[str], message_id: str) -> None:
+        self._engine.check_handling(self, client, ids, message_id)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.orders and self._handling is None
+
+    def work(self) -> None:
+        """Handle orders until there is another event."""
+        if self._handling is None and self.orders:
+            order = self.orders.popleft()
+            data = b"x" if isinstance(order, MessageBatch) else b""
+            self._handling = iter(self._worker.handle(order, data))
+        if self._handling is not None:
+            event = next(self._handling, None)
+            if event is None:
+                self._handling = None
+            else:
+                self.events.append(event)
+
+
+# --- an engine whose workers die when the test wants it ---------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the simulation: what happens while the messenger waits for events."""
+
+    action: str
+    """``work``, ``deliver``, ``die``, ``send`` or ``detach``."""
+    worker: int
+    count: int
+    """The events that arrive."""
+
+
+class MortalEngine:
+    """Workers of this process that follow *steps*, then live until all is handled.
+
+    It knows the ids that each state must contain: those of the messages with a reply since a worker died with it.
+    """
+
+    def __init__(self, job: WorkerJob, workers: int, steps: list[Step], seconds: list[float]) -> None:
+        self._job = job
+        self._steps = deque(steps)
+        self._seconds = seconds
+        self.processes_by_number = [WorkerProcess(self, number, job) for number in range(workers)]
+        self.actions: dict[str, Callable[[], None]] = {}
+        self._items: dict[int, MessageItem] = {}
+        self.replied_ids: dict[int, list[str]] = {}
+        """By client."""
+        self._homes: dict[int, int] = {}
+        """The worker that has had the state of a client at its last reply; none while the messenger has it."""
+        self.losses: list[int] = []
+        """The clients that have lost their state, by death of a worker."""
+        self._turn = 0
+
+    @property
+    def workers(self) -> int:
+        return len(self.processes_by_number)
+
+    def place(self, payload: Payload) -> int:
+        return 1
+
+    def release(self, payload: int) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def submit(self, worker: int, order: Order) -> None:
+        self.processes_by_number[worker].orders.append(order)
+        if isinstance(order, MessageBatch):
+            self._items |= {item.number: item for item in order.items}
+
+    def wait(self, timeout_s: float | None) -> list[Event]:
+        if not self._steps:
+            return self._go_on()
+        step = self._steps.popleft()
+        number = step.worker % self.workers
+        process = self.processes_by_number[number]
+        match step.action:
+            case "work":
+                process.work()
+            case "deliver":
+                return self._deliver(process, step.count)
+            case "die":
+                events = self._deliver(process, step.count)
+                self.processes_by_number[number] = WorkerProcess(self, number, self._job)
+                lost = [client for client, home in self._homes.items() if home == number]
+                self.losses.append(len(lost))
+                for client in lost:
+                    del self._homes[client], self.replied_ids[client]
+                return [*events, WorkerLost(number, "worker died")]
+            case action:
+                self.actions[action]()
+        return []
+
+    def _go_on(self) -> list[Event]:
+        """Let one worker after the other work."""
+        processes = self.processes_by_number
+        assert any(one.events or not one.is_idle for one in processes), "nothing can happen any more"
+        self._turn += 1
+        process = processes[self._turn % len(processes)]
+        process.work()
+        return self._deliver(process, 100)
+
+    def _deliver(self, process: WorkerProcess, count: int) -> list[Event]:
+        events = [process.events.popleft() for _ in range(min(count, len(process.events)))]
+        return [self._arrive(event) for event in events]
+
+    def _arrive(self, event: Event) -> Event:
+        match event:
+            case Replies():
+                return replace(event, replies=[self._reply(event.worker, reply) for reply in event.replies])
+            case StateTaken():
+                self._homes.pop(event.client, None)
+            case _:
+                pass
+        return event
+
+    def _reply(self, worker: int, reply: WorkerReply) -> WorkerReply:
+        item = self._items[reply.number]
+        assert reply.error is None
+        if reply.has_state:
+            self.replied_ids.setdefault(item.client, []).append(item.message_id)
+            self._homes[item.client] = worker
+        return reply._replace(seconds=self._seconds[item.client])
+
+    def check_handling(self, process: WorkerProcess, client: int, ids: list[str], message_id: str) -> None:
+        """Check that the state of *client* is complete and the only one when it gets its next message."""
+        assert [*ids, message_id] == sorted({*ids, message_id}), "each once, and in order"
+        if client != STATELESS:
+            expected = self.replied_ids.get(client, [])
+            assert ids[: len(expected)] == expected
+            others = [one for one in self.processes_by_number if one is not process]
+            assert not [one for one in others if client in one.sessions and one.sessions[client].has_state]
+
+    def check_end(self, arrived: dict[int, bytes]) -> None:
+        """Check that each state is in one place: a worker, or *arrived* at the messenger."""
+        sessions = [one for process in self.processes_by_number for one in process.sessions.items()]
+        states = [(client, session.ids) for client, session in sessions if session.has_state]
+        states += [(client, json.loads(state)) for client, state in arrived.items()]
+        assert sorted(states) == sorted(self.replied_ids.items())
+
+
+class Warnings(SilentObserver):
+    def __init__(self) -> None:
+        self.losses: list[int] = []
+
+    def on_warning(self, text: str) -> None:
+        found = re.search(r"(\d+) clients have lost", text)
+        self.losses.append(int(found.group(1)) if found else 0)
+
+
+# --- the law ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CallPlan:
+    """The messages of one call."""
+
+    clients: list[int]
+    has_sum: bool
+
+
+@dataclass(frozen=True)
+class DeathPlan:
+    """Calls, and what happens meanwhile."""
+
+    workers: int
+    calls: list[CallPlan]
+    steps: list[Step]
+    seconds: list[float]
+    """The time of a message, by client."""
+    is_deterministic: bool
+    sends_at_once: bool
+    """Whether workers collect no replies and updates before they send them."""
+
+
+CALLS = st.builds(
+    CallPlan,
+    clients=st.lists(st.integers(0, CLIENTS - 1), min_size=1, max_size=CLIENTS, unique=True),
+    has_sum=st.booleans(),
+)
+STEPS = st.builds(
+    Step,
+    action=st.sampled_from(["work", "work", "work", "deliver", "deliver", "die", "send", "detach"]),
+    worker=st.integers(0, 2),
+    count=st.integers(0, 3),
+)
+PLANS = st.builds(
+    DeathPlan,
+    workers=st.integers(1, 3),
+    calls=st.lists(CALLS, min_size=1, max_size=5),
+    steps=st.lists(STEPS, max_size=60),
+    seconds=st.lists(st.sampled_from([0.001, 0.03, 1.0]), min_size=CLIENTS, max_size=CLIENTS),
+    is_deterministic=st.booleans(),
+    sends_at_once=st.booleans(),
+)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> WorkerJob:
+    task = write_task(tmp_path / "task", "functions")
+    return WorkerJob(task=task, run="run", plan=RunPlan(), clients=CLIENTS, node_config={})
+
+
+class MortalRun:
+    """A run whose workers die."""
+
+    def __init__(self, job: WorkerJob, plan: DeathPlan) -> None:
+        self.engine = MortalEngine(job, plan.workers, plan.steps, plan.seconds)
+        self.observer = Warnings()
+        self.is_deterministic = plan.is_deterministic
+        self.messenger = SimulationMessenger(
+            self.engine,  # type: ignore[arg-type]
+            run=job.run,
+            plan=job.plan,
+            clients=[client_name(client, CLIENTS) for client in range(CLIENTS)],
+            observer=self.observer,
+            is_deterministic=plan.is_deterministic,
+            adds_updates=True,
+        )
+        self.engine.actions = {"send": self._send_next, "detach": self._detach}
+        self._calls: deque[CallPlan] = deque()
+        self._replies: deque[Iterator[ClientReply]] = deque()
+        self._sent: deque[list[str]] = deque()
+        self._total = 0
+
+    def make(self, calls: list[CallPlan]) -> None:
+        """Make *calls*, some at the same time, and check all replies, sums, states and warnings."""
+        self._calls.extend(calls)
+        while self._calls:
+            self._send_next()
+            while self._replies:
+                replies, sent = self._replies.popleft(), self._sent.popleft()
+                self._check_replies(list(replies), sent)
+        self.messenger._loop.wait_until(lambda: not self.messenger.has_open_messages, None)
+        dispatcher = self.messenger._loop._dispatcher
+        assert not dispatcher._sent_states
+        self.engine.check_end(dispatcher._arrived_states)
+        assert self.observer.losses == self.engine.losses
+
+    def _send_next(self) -> None:
+        if not self._calls:
+            return
+        call, total = self._calls.popleft(), self._total
+        payload = Payload.pack([b"x"])
+        messages = [
+            OutgoingMessage(
+                client=client_name(client, CLIENTS),
+                kind="train",
+                payload=payload,
+                message_id=f"{total + position:04}",
+                sum=b"sum" if call.has_sum and not self.is_deterministic else None,
+            )
+            for position, client in enumerate(sorted(call.clients))
+        ]
+        self._total = total + len(messages)
+        self._sent.append([message.message_id for message in messages])
+        self._replies.append(self.messenger.send(messages))
+
+    def _detach(self) -> None:
+        for exchange in list(self.messenger._exchanges.by_number.values())[:1]:
+            if not (exchange.call.is_posted or exchange.call.is_detached):
+                self.messenger._delivery.detach(exchange.call, 1.0)
+
+    def _check_replies(self, replies: list[ClientReply], sent: list[str]) -> None:
+        assert sorted(reply.request.message_id for reply in replies) == sent
+        accepted = [reply for reply in replies if reply.error is None]
+        assert {one.error.code for one in replies if one.error} <= {ErrorCode.CLIENT_LOST, ErrorCode.NO_REPLY}
+        added = Counter[str]()
+        for reply in accepted:
+            if reply.request.sum is None:
+                assert bytes(reply.data or b"").decode() == reply.request.message_id
+                added[reply.request.message_id] += 1
+            elif reply.sum is not None:
+                added.update(json.loads(bytes(reply.sum)))
+        assert added == Counter(reply.request.message_id for reply in accepted)
+
+
+@pytest.mark.slow
+def test_updates_count_once_and_only_dead_workers_lose_state(job: WorkerJob) -> None:
+    @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=25)
+    @given(PLANS)
+    def check(plan: DeathPlan) -> None:
+        interval_s = -1.0 if plan.sends_at_once else FOREVER_S
+        with patch.multiple(worker, FLUSH_S=interval_s, SUM_S=interval_s, SUM_COST_RATIO=0):
+            MortalRun(job, plan).make(plan.calls)
+
+    check()
+
+
+def make_calls(
+    job: WorkerJob, steps: list[Step], call: CallPlan, *, workers: int, **changes: bool
+) -> MortalEngine:
+    flags = {"is_deterministic": False, "sends_at_once": False, **changes}
+    plan = DeathPlan(workers=workers, calls=[call], steps=steps, seconds=[0.001] * CLIENTS, **flags)
+    run = MortalRun(job, plan)
+    with patch.multiple(worker, FLUSH_S=FOREVER_S, SUM_S=FOREVER_S):
+        run.make(plan.calls)
+    return run.engine
+
+
+def test_updates_leave_a_worker_before_the_state_after_them(job: WorkerJob) -> None:
+    """Else a client that has moved repeats its update when the worker dies, and its state has it twice."""
+    process = WorkerProcess(MortalEngine(job, 1, [], []), 0, job)
+    item = MessageItem(1, 0, "0001")
+    process.orders.append(MessageBatch([item], 1, "train", 1, "", 60.0, 0.0, SumRequest(1, b"sum")))
+    process.orders.append(TakeState(0))
+    with patch.multiple(worker, FLUSH_S=FOREVER_S, SUM_S=FOREVER_S):
+        while not process.is_idle:
+            process.work()
+    assert [type(event) for event in process.events] == [WorkerStarted, Replies, SumTaken, StateTaken]
+
+
+def test_no_update_is_made_again_for_a_call_that_has_ended(job: WorkerJob) -> None:
+    steps = [Step("work", 0, 0), Step("deliver", 0, 9), Step("detach", 0, 0), Step("die", 0, 0)]
+    engine = make_calls(job, steps, CallPlan([0], has_sum=True), workers=1)
+    assert engine.processes_by_number[0].sessions == {}
+
+
+def test_a_deterministic_call_that_ends_has_the_replies_that_came_early(job: WorkerJob) -> None:
+    steps = [Step("work", 1, 0), Step("deliver", 1, 9), Step("detach", 0, 0)]
+    make_calls(job, steps, CallPlan([0, 1], has_sum=False), workers=2, is_deterministic=True)
