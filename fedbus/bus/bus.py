@@ -26,6 +26,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import (
     ConnectionClosedError,
     NoRespondersError,
+    OutboundBufferLimitError,
 )
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NotFoundError
@@ -205,7 +206,8 @@ class Bus(StreamReader):
     async def publish(self, message: Message, *, id: str | None = None) -> None:
         """Publish *message*. A durable message is stored in its stream when this returns; retries have no limit.
 
-        The stream drops a message whose *id* it has already stored.
+        The stream drops a message whose *id* it has already stored. A message that is not durable is dropped if the
+        buffer of unsent messages is full, because the connection is lost for long.
 
         Raises:
             PublishRefused: The stream rejected the message.
@@ -217,7 +219,11 @@ class Bus(StreamReader):
             with tracing.publish_span(message, subject, "publish", key, self.source):
                 await self.publish_to_stream(subject, self._build_headers(message, key), body)
         else:  # a span for each heartbeat would flood the trace; the headers still carry the trace context
-            await self._client.publish(subject, body, headers=self._build_headers(message, key))
+            try:
+                await self._client.publish(subject, body, headers=self._build_headers(message, key))
+            except OutboundBufferLimitError:  # disconnected for days: the agent continues without the bus
+                log.debug("Message dropped: the buffer of unsent messages is full", subject=subject)
+                return
         tracing.count_message(message, "transmit", len(body))
 
     def _build_headers(self, message: Message, key: str) -> dict[str, str]:

@@ -209,7 +209,7 @@ class LifecycleStore:
         if outbox is None:
             yield store
             return
-        await store._discard_superseded(outbox)
+        await store._discard_unpublishable(outbox)
         async with background_task(store._flush_outbox_forever(outbox), name="flush the outbox"):
             yield store
             await store._flush_before_close()
@@ -273,16 +273,23 @@ class LifecycleStore:
             await self._has_entries.wait()
             self._has_entries.clear()
 
-    async def _discard_superseded(self, outbox: TransitionOutbox) -> None:
-        """Discard the entries of an entity that another owner moved while this process was not running."""
+    async def _discard_unpublishable(self, outbox: TransitionOutbox) -> None:
+        """Discard what must not be published after a restart.
+
+        That is an entry that NATS has stored already, without an acknowledgement that this process received: the stream
+        recognises the repetition only within its duplicate window. And it is the entries of an entity that another
+        owner moved while this process was not running.
+        """
         if (entry := outbox.first()) is None:
             return
         stored = await self._bus.last_on_subject(entry.subject)
+        if stored is not None and stored.envelope.id == entry.headers["ce-id"]:
+            outbox.remove(entry.number)
+            return
         _, pending = decode_message(entry.subject, entry.headers, entry.body)
         assert isinstance(pending, Transition)
         state = getattr(stored.message, "target", "") if stored else ""
-        is_published = stored is not None and stored.envelope.id == entry.headers["ce-id"]
-        if pending.source != state and not is_published:
+        if pending.source != state:
             log.warning(
                 "Discarding stale outbox transition: another owner has moved this entity",
                 entity=pending.key,

@@ -15,6 +15,7 @@ from support.raw_connection import connect_raw
 from fedbus.bus import stream_reader, streams
 from fedbus.bus.bus import Bus, Delivery, Identity
 from fedbus.bus.errors import BusClosed, BusUnreachable, NoResponse, RequestRefused
+from fedbus.bus.nats import connection as nats_connection
 from fedbus.contracts import subjects
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import MESSAGES
@@ -101,6 +102,19 @@ async def test_a_heartbeat_reaches_subscribers_and_is_not_stored(
     info = await connection.jetstream().stream_info(streams.events_stream(FED))
     await connection.close()
     assert info.state.messages == 0
+
+
+async def test_a_full_buffer_drops_heartbeats_and_keeps_durable_messages(
+    own_nats: OwnNatsServer, server_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats_connection, "PENDING_BYTES", 0)
+    async with Bus.connect(own_nats.url, Identity(FED, "flower-client", "c1")) as bus:
+        await own_nats.kill()
+        await eventually(lambda: not bus.is_connected)
+        await bus.publish(Heartbeat(task="mnist", client="c1", run="mnist-1"))
+        durable = asyncio.create_task(bus.publish(JOINED))
+        await own_nats.start()
+        await durable
 
 
 async def test_a_killed_server_loses_no_durable_message(

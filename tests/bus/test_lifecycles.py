@@ -192,6 +192,28 @@ async def test_the_outbox_is_published_after_a_restart(
     assert transition.target == "serving"
 
 
+async def test_a_transition_stored_before_a_restart_is_not_repeated(
+    nats: NatsServer, server_bus: Bus, tmp_path: Path
+) -> None:
+    """The process was killed before it received the acknowledgement, and restarts after the duplicate window."""
+    outbox = SqliteOutbox(tmp_path / "outbox.db")
+    async with Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus:
+        life = await LifecycleStore(bus, outbox).load(CLIENT, C1)
+        await life.create()
+        entry = outbox.first()
+        assert entry
+        forgotten = {name: value for name, value in entry.headers.items() if name != "Nats-Msg-Id"}
+        stored = await bus.publish_to_stream(entry.subject, forgotten, entry.body)
+
+        async with LifecycleStore.open(bus, outbox) as lifecycles:
+            again = await lifecycles.load(CLIENT, C1)
+            assert again.exists
+            await again.transition(ClientEvent.MODEL_FETCHED)
+
+    (last,) = await server_bus.last_transitions("client")
+    assert last.sequence == stored + 1
+
+
 async def test_superseded_outbox_entries_are_discarded_after_a_restart(
     nats: NatsServer, server_bus: Bus, tmp_path: Path
 ) -> None:
