@@ -27,6 +27,7 @@ from fedbus.simulation.profiles.schema import Group
 
 HOST = "127.0.0.1"
 ENDED = (ConnectionResetError, asyncio.IncompleteReadError)
+MAX_TRIALS = 20
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -59,21 +60,32 @@ async def connect(proxy: FaultProxy) -> tuple[asyncio.StreamReader, asyncio.Stre
     return await asyncio.open_connection(HOST, proxy.port)
 
 
-async def round_trip(proxy: FaultProxy, data: bytes) -> tuple[bytes, float]:
+async def round_trip(proxy: FaultProxy, data: bytes) -> bytes:
     reader, writer = await connect(proxy)
-    start = time.monotonic()
     try:
         writer.write(data)
-        received = await reader.readexactly(len(data))
+        return await reader.readexactly(len(data))
     finally:
         writer.close()
-    return received, time.monotonic() - start
+
+
+async def fastest_s(action: Callable[[], Awaitable[object]], limit_s: float) -> float:
+    """The shortest duration of *action*, which is repeated while all are longer than *limit_s*.
+
+    A busy machine delays some of them; a fault of the proxy delays all.
+    """
+    durations: list[float] = []
+    while len(durations) < MAX_TRIALS and min(durations, default=limit_s) >= limit_s:
+        start = time.monotonic()
+        await action()
+        durations.append(time.monotonic() - start)
+    return min(durations)
 
 
 async def test_bytes_pass_unchanged() -> None:
     data = bytes(range(256)) * 8192
     async with proxied({}) as proxy:
-        assert (await round_trip(proxy, data))[0] == data
+        assert await round_trip(proxy, data) == data
 
 
 async def test_bytes_keep_their_order_under_all_conditions() -> None:
@@ -94,30 +106,31 @@ async def test_bytes_keep_their_order_under_all_conditions() -> None:
 
 async def test_latency_delays_each_direction() -> None:
     async with proxied({"latency": 0.1}) as proxy:
-        _, seconds = await round_trip(proxy, b"ping")
-    assert 0.2 <= seconds < 1
+        assert 0.2 <= await fastest_s(lambda: round_trip(proxy, b"ping"), 1.0) < 1
 
 
 async def test_bandwidth_limits_the_rate() -> None:
     async with proxied({"bandwidth": {"down-mbit-s": 8}}) as proxy:
-        _, seconds = await round_trip(proxy, bytes(300_000))
-    assert 0.29 <= seconds < 1.5
+        assert 0.29 <= await fastest_s(lambda: round_trip(proxy, bytes(300_000)), 1.5) < 1.5
 
 
 async def test_connections_share_the_bandwidth() -> None:
     async with proxied({"bandwidth": {"up-mbit-s": 8}}) as proxy:
-        start = time.monotonic()
-        await asyncio.gather(*(round_trip(proxy, bytes(100_000)) for _ in range(3)))
-        assert 0.29 <= time.monotonic() - start < 1.5
+
+        async def three_at_once() -> None:
+            await asyncio.gather(*(round_trip(proxy, bytes(100_000)) for _ in range(3)))
+
+        assert 0.29 <= await fastest_s(three_at_once, 1.5) < 1.5
 
 
 async def test_small_message_does_not_wait_for_a_large_one() -> None:
     async with proxied({"bandwidth": {"up-mbit-s": 8}}) as proxy:
-        large = asyncio.create_task(round_trip(proxy, bytes(500_000)))
+        large = asyncio.create_task(round_trip(proxy, bytes(30_000_000)))  # it takes 30 s
         await asyncio.sleep(0.1)
         await round_trip(proxy, b"heartbeat")
         assert not large.done()
-        await large
+        large.cancel()
+        await asyncio.wait([large])
 
 
 async def test_lost_burst_stalls_until_its_retransmission() -> None:
@@ -130,19 +143,30 @@ async def test_lost_burst_stalls_until_its_retransmission() -> None:
         writer.close()
 
 
-async def test_interruption_ends_and_refuses_connections() -> None:
-    group = {"availability": {"intervals-s": [[0, 0.3], [0.6, 100]]}}
+async def test_interruption_ends_and_refuses_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, is_advanced = 0.5, asyncio.Event()
+
+    async def sleep_until_advanced(_: FaultProxy) -> None:
+        await is_advanced.wait()
+        is_advanced.clear()
+
+    monkeypatch.setattr(FaultProxy, "_now", lambda _: now_s)
+    monkeypatch.setattr(FaultProxy, "_sleep_until_change", sleep_until_advanced)
+    group = {"availability": {"intervals-s": [[0, 1], [2, 100]]}}
     async with proxied(group) as proxy:
         reader, writer = await connect(proxy)
         writer.write(b"before")
         assert await reader.readexactly(6) == b"before"
+        now_s = 1.5
+        is_advanced.set()
         with pytest.raises(ENDED):
             await reader.readexactly(1)
         writer.close()
         with pytest.raises(ENDED):
             await round_trip(proxy, b"during")
-        await eventually(lambda: proxy.is_connected)
-        assert (await round_trip(proxy, b"after"))[0] == b"after"
+        now_s = 2.5
+        is_advanced.set()
+        assert await round_trip(proxy, b"after") == b"after"
         assert proxy.interruptions == 1
 
 
@@ -184,11 +208,11 @@ async def test_delayed_bytes_arrive_before_the_end_of_the_connection() -> None:
 
 
 async def test_unreachable_server_ends_the_connection() -> None:
-    with socket.create_server((HOST, 0)) as unused:
-        address = unused.getsockname()
-    async with fault_proxy(device({}), address, socket.create_server((HOST, 0))) as proxy:
-        with pytest.raises(ENDED):
-            await round_trip(proxy, b"ping")
+    with socket.socket() as unused:
+        unused.bind((HOST, 0))  # a port without a listener
+        async with fault_proxy(device({}), unused.getsockname(), socket.create_server((HOST, 0))) as proxy:
+            with pytest.raises(ENDED):
+                await round_trip(proxy, b"ping")
 
 
 async def test_no_task_is_left() -> None:
@@ -198,23 +222,25 @@ async def test_no_task_is_left() -> None:
         writer.write(bytes(100_000))
         await asyncio.sleep(0.02)
     writer.close()
-    await eventually(lambda: asyncio.all_tasks() <= before, within_s=5)
+    await eventually(lambda: asyncio.all_tasks() <= before)
 
 
 async def test_bus_reconnects_after_interruptions(nats: NatsServer) -> None:
     url = urlsplit(nats.url)
     assert url.hostname is not None
     assert url.port is not None
-    group = {"latency": 0.02, "availability": {"intervals-s": [[0, 0.7], [0.9, 100]]}}
+    # on a busy machine, the bus may connect after the first interruption
+    intervals = [[0, 0.7], [0.9, 4], [4.2, 12], [12.2, 30], [30.2, 100]]
+    group = {"latency": 0.02, "availability": {"intervals-s": intervals}}
     listener = socket.create_server((HOST, 0))
     async with fault_proxy(device(group), (url.hostname, url.port), listener) as proxy:
         through_proxy = nats.url.replace(f":{url.port}", f":{proxy.port}")
         async with Bus.connect(through_proxy, Identity(FederationId("dev"), "test")) as bus:
-            await eventually(lambda: proxy.interruptions == 1, within_s=10)
+            await eventually(lambda: proxy.interruptions > 0)
             await eventually(lambda: proxy.is_connected)
             # a request that was written to the broken connection is lost, as NATS gives no guarantee for it
             await retry(bus.create_streams, on=NatsTimeoutError)
-            assert bus.is_connected
+            await eventually(lambda: bus.is_connected)
 
 
 async def test_tls_passes_through_with_the_name_of_the_server(tmp_path: Path) -> None:
