@@ -1,6 +1,6 @@
 """The behaviour that training libraries need of a `Messenger`, as tests for all implementations."""
 
-import time
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -19,22 +19,23 @@ from fedbus.learning.library import (
 from fedbus.learning.payload import Payload
 
 PLAN = RunPlan(rounds=1, quorum=2, round_s=20.0, recruit_s=10.0)
-LONG_S = 20.0
+LONG_S = 60.0
 """A limit that no test reaches."""
 
 
 class ScriptedSession:
-    """A client that executes the text of a message: ``echo``, ``sleep SECONDS``, or ``fail``."""
+    """A client that executes the text of a message: ``echo``, ``wait``, which lasts until `may_reply`, or ``fail``."""
 
     def __init__(self, client: str) -> None:
         self._client = client
+        self.may_reply = threading.Event()
 
     def handle(self, message: IncomingMessage) -> ClientResponse:
-        command, _, argument = bytes(message.data).decode().partition(" ")
+        command = bytes(message.data).decode()
         if command == "fail":
             return ClientResponse(error=ReplyError(ErrorCode.CODE_RAISED, f"{self._client}: no data"))
-        if command == "sleep":
-            time.sleep(float(argument))
+        if command == "wait":
+            self.may_reply.wait(LONG_S)
         return ClientResponse(payload=Payload.pack([f"{command} of {self._client}".encode()]))
 
     def close(self) -> None:
@@ -49,10 +50,13 @@ class MessengerSuite(ABC):
         """Open a messenger of a run with `PLAN`, whose clients are *sessions*."""
 
     @pytest.fixture
-    def messenger(self) -> Iterator[Messenger]:
-        names = ("client-0000", "client-0001")
-        with self.open_messenger({name: ScriptedSession(name) for name in names}) as messenger:
-            assert sorted(messenger.wait_for_clients(2)) == list(names)
+    def sessions(self) -> dict[str, ScriptedSession]:
+        return {name: ScriptedSession(name) for name in ("client-0000", "client-0001")}
+
+    @pytest.fixture
+    def messenger(self, sessions: dict[str, ScriptedSession]) -> Iterator[Messenger]:
+        with self.open_messenger(sessions) as messenger:
+            assert sorted(messenger.wait_for_clients(2)) == list(sessions)
             yield messenger
 
     def test_send_yields_one_reply_for_each_message(self, messenger: Messenger) -> None:
@@ -62,15 +66,19 @@ class MessengerSuite(ABC):
         assert replies["client-0001"].error == ReplyError(ErrorCode.CODE_RAISED, "client-0001: no data")
         assert not messenger.has_open_messages
 
-    def test_take_returns_posted_replies_in_order_of_arrival(self, messenger: Messenger) -> None:
-        slow, fast = request("client-0000", "sleep 0.3"), request("client-0001", "echo")
+    def test_take_returns_posted_replies_in_order_of_arrival(
+        self, messenger: Messenger, sessions: dict[str, ScriptedSession]
+    ) -> None:
+        slow, fast = request("client-0000", "wait"), request("client-0001", "echo")
         assert messenger.post([slow, fast]) == [slow.message_id, fast.message_id]
-        first, second = (messenger.take(timeout_s=LONG_S) for _ in range(2))
+        first = messenger.take(timeout_s=LONG_S)
+        sessions["client-0000"].may_reply.set()
+        second = messenger.take(timeout_s=LONG_S)
         assert first is not None
         assert second is not None
         assert [first.client, second.client] == ["client-0001", "client-0000"]
         assert [first.request.message_id, first.round] == [fast.message_id, 1]
-        assert bytes(second.data or b"") == b"sleep of client-0000"
+        assert bytes(second.data or b"") == b"wait of client-0000"
         assert messenger.collect([slow.message_id, fast.message_id]) == []  # each reply once
 
     def test_take_returns_the_error_of_a_client(self, messenger: Messenger) -> None:
@@ -86,11 +94,14 @@ class MessengerSuite(ABC):
         assert messenger.now() >= start + 0.1
         assert messenger.take(timeout_s=0.0) is None
 
-    def test_take_waits_beyond_a_limit_that_has_passed(self, messenger: Messenger) -> None:
+    def test_take_waits_beyond_a_limit_that_has_passed(
+        self, messenger: Messenger, sessions: dict[str, ScriptedSession]
+    ) -> None:
         """The reply to a message that was late for one wait is there for the next."""
-        messenger.post([request("client-0000", "sleep 0.3")])
+        messenger.post([request("client-0000", "wait")])
         assert messenger.take(timeout_s=0.05) is None
         assert messenger.has_open_messages
+        sessions["client-0000"].may_reply.set()
         reply = messenger.take(timeout_s=LONG_S)
         assert reply is not None
         assert reply.client == "client-0000"
