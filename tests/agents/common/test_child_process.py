@@ -65,6 +65,12 @@ asyncio.run(main())
 """
 
 
+def printed_pid(lines: list[str]) -> int:
+    """The process id in *lines*, before or after the output of that process."""
+    (pid,) = [int(line) for line in lines if line.isdigit()]
+    return pid
+
+
 def python(code: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code, *arguments)
 
@@ -89,7 +95,7 @@ async def test_the_processes_that_a_child_started_end_with_it() -> None:
     code = f"{STARTS_ANOTHER}; {SLEEPS}"
     async with ChildProcess("forks", *python(code), output=lines.append) as child:
         await eventually(lambda: len(lines) > 2)
-        grandchild = psutil.Process(int(lines[0]))
+        grandchild = psutil.Process(printed_pid(lines))
         await child.stop()
 
     await eventually(lambda: not is_running(grandchild))
@@ -100,7 +106,7 @@ async def test_processes_that_a_child_left_running_are_killed() -> None:
     async with ChildProcess("forks", *python(STARTS_ANOTHER), output=lines.append) as child:
         assert await child.wait() == 0  # although the other process keeps its output open
 
-    await eventually(lambda: not is_running(int(lines[0])))
+    await eventually(lambda: not is_running(printed_pid(lines)))
 
 
 async def test_the_exit_code_of_a_child_is_returned() -> None:
@@ -169,8 +175,8 @@ async def test_a_child_left_to_a_closing_event_loop_is_killed_silently() -> None
 async def test_a_child_ends_when_its_parent_is_killed(child: str) -> None:
     lines: list[str] = []
     async with ChildProcess("parent", *python(PARENT, child), output=lines.append) as parent:
-        await eventually(lambda: "up" in lines)
-        process = psutil.Process(next(int(line) for line in lines if line.isdigit()))
+        await eventually(lambda: len(lines) == 2)
+        process = psutil.Process(printed_pid(lines))
         assert is_running(process)
         os.kill(parent.pid, signal.SIGKILL)
         await eventually(lambda: not is_running(process))
