@@ -62,7 +62,7 @@ async def test_a_lost_answer_stores_the_message_once(
     monkeypatch.setattr(stream_reader, "ACK_TIMEOUT_S", 0.05)
     async with two_buses(server) as (manager, client):
         answers = iter([True, True, False])
-        connection_of(client).loses_answer = lambda: next(answers)
+        connection_of(client).loses_answer = lambda: next(answers, False)
         await asyncio.wait_for(client.publish(joined(1)), 5)
         _, last = await manager.sequence_range(streams.events_stream(FED))
     assert last == 1
