@@ -522,8 +522,9 @@ async def test_a_requester_cannot_choose_another_subject_for_the_reply(bus: Trus
         await watcher.flush()
         subject = subjects.subject_for(FED, request)
         await device.publish(subject, pack(request), reply=f"{ROOT}.cast.mnist.update_ready", headers=headers)
-        reply = await device.request(subject, pack(request), headers=headers, timeout=5)
+        reply = await device.request(subject, pack(request), headers=headers, timeout=30)
         assert reply.data
+        await watcher.flush()
         assert casts.pending_msgs == 0
 
 
