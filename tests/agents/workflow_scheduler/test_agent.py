@@ -132,7 +132,7 @@ async def test_a_run_waits_for_a_busy_server_and_can_be_stopped(fed: FederationH
         with pytest.raises(NoResponse):
             await fed.bus.request(StartRun(task=TASK), timeout_s=0.5)
         await fed.wait_for_state("run", "requested")
-        assert is_opening()
+        await eventually(is_opening)
         await fed.bus.request(StopRun(task=TASK, run=f"{TASK}-1", reason="never mind"))
         cancelled = await fed.wait_for_state("run", "cancelled")
         assert (cancelled.source, cancelled.reason) == ("requested", "never mind")
