@@ -151,6 +151,10 @@ class ReplyDelivery:
             elif loss.expired_limit_s is not None:
                 late = f"no reply within {loss.expired_limit_s:g} s; its worker was ended"
                 self.fail(exchange, ErrorCode.MESSAGE_UNAVAILABLE, late)
+            elif self._virtual is not None:
+                # the error arrives at the virtual time of a reply without content
+                self._virtual.compute(exchange.job.number, train_s=0.0, upload_bytes=0)
+                exchange.answer = _make_error(exchange, ErrorCode.CLIENT_LOST, reason)
             else:
                 self.fail(exchange, ErrorCode.CLIENT_LOST, reason)
         self._dispatcher.add(again, is_first=True)
@@ -165,8 +169,7 @@ class ReplyDelivery:
 
     def fail(self, exchange: Exchange, code: ErrorCode, reason: str) -> None:
         """End *exchange* with an error."""
-        error = ReplyError(code, f"{exchange.message.client}: {reason}")
-        self._deliver(exchange, ClientReply(request=exchange.message, round=exchange.round, error=error))
+        self._deliver(exchange, _make_error(exchange, code, reason))
 
     def detach(self, call: Call, timeout_s: float) -> bool:
         """End the wait for the open messages of *call*, and return whether there are any.
@@ -176,11 +179,9 @@ class ReplyDelivery:
         waiting = self.exchanges.of_call(call)
         call.ready.extend(call.early.pop(position) for position in sorted(call.early))
         for exchange in waiting:
-            error = ReplyError(
-                ErrorCode.NO_REPLY, f"{exchange.message.client}: no reply within {timeout_s:g} s"
-            )
-            reply = ClientReply(request=exchange.message, round=exchange.round, error=error)
-            self._reject(reply, error.reason)
+            reply = _make_error(exchange, ErrorCode.NO_REPLY, f"no reply within {timeout_s:g} s")
+            assert reply.error is not None
+            self._reject(reply, reply.error.reason)
             call.ready.append(reply)
         if call.spans is not None:
             call.spans.end()
@@ -231,3 +232,8 @@ class ReplyDelivery:
                     round=call.round, kind=call.kind, done=done, failed=call.failed, total=call.total
                 )
             )
+
+
+def _make_error(exchange: Exchange, code: ErrorCode, reason: str) -> ClientReply:
+    error = ReplyError(code, f"{exchange.message.client}: {reason}")
+    return ClientReply(request=exchange.message, round=exchange.round, error=error)

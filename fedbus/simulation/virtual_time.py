@@ -34,8 +34,6 @@ class _Transit:
     is_certain: bool = False
     """Whether the time of the reply is known."""
     arrives_at: float = FOREVER
-    is_over: bool = False
-    """Whether its limit has passed before a worker has computed the reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +132,6 @@ class VirtualTime:
             free_at=self._free_at.get(transit.client, 0.0),
         )
         self._free_at[transit.client] = arrival.free_at
-        if transit.is_over:
-            del self._transits[number]
-            return arrival.train_s
         transit.is_certain, transit.arrives_at = True, arrival.at
         self._push(transit, arrival.at)
         return arrival.train_s
@@ -157,10 +152,7 @@ class VirtualTime:
         if not entry.is_certain:
             return None
         heapq.heappop(self._heap)
-        transit = self._transits[entry.number]
-        transit.is_over = True
-        if transit.is_certain:
-            del self._transits[entry.number]  # else it makes its client busy when it is computed
+        transit = self._transits.pop(entry.number)
         self.now = max(self.now, entry.time)
         return TransitEnd(entry.number, entry.time, has_arrived=transit.arrives_at <= transit.deadline)
 
@@ -171,16 +163,20 @@ class VirtualTime:
         return entry is not None and not entry.is_certain
 
     def _push(self, transit: _Transit, time: float) -> None:
-        """Add the time of *transit*, or its limit: that is certain if no reply can come before it."""
-        is_certain = transit.is_certain or time > transit.deadline
-        heapq.heappush(self._heap, _Entry(min(time, transit.deadline), transit.number, is_certain))
+        """Add the time of *transit*, or its limit.
+
+        A limit that is certain to pass waits for the worker, too: the message makes its client busy and changes its
+        state, and the clock must not depend on which messages a worker has already.
+        """
+        entry = _Entry(min(time, transit.deadline), transit.number, transit.is_certain)
+        heapq.heappush(self._heap, entry)
 
     def _peek(self) -> _Entry | None:
         """Return the first entry that still counts."""
         while self._heap:
             entry = self._heap[0]
             transit = self._transits.get(entry.number)
-            if transit is not None and not transit.is_over and entry.is_certain >= transit.is_certain:
+            if transit is not None and entry.is_certain >= transit.is_certain:
                 return entry
             heapq.heappop(self._heap)
         return None

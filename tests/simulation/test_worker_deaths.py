@@ -42,10 +42,14 @@ from fedbus.simulation.engine import (
 )
 from fedbus.simulation.messenger import SimulationMessenger
 from fedbus.simulation.observer import SilentObserver
+from fedbus.simulation.profiles.conditions import Conditions
+from fedbus.simulation.profiles.schema import Profile
 from fedbus.simulation.settings import client_name
+from fedbus.simulation.virtual_time import VirtualTime
 from fedbus.simulation.worker import SimulationWorker
 
 CLIENTS = 6
+NAMES = [client_name(client, CLIENTS) for client in range(CLIENTS)]
 STATELESS = 5
 """The client without state."""
 FOREVER_S = 1e9
@@ -142,7 +146,7 @@ class WorkerProcess:
 
 
 @dataclass(frozen=True)
-class Step:
+class WorkerStep:
     """A step of the simulation: what happens while the messenger waits for events."""
 
     action: str
@@ -158,7 +162,7 @@ class MortalEngine:
     It knows the ids that each state must contain: those of the messages with a reply since a worker died with it.
     """
 
-    def __init__(self, job: WorkerJob, workers: int, steps: list[Step], seconds: list[float]) -> None:
+    def __init__(self, job: WorkerJob, workers: int, steps: list[WorkerStep], seconds: list[float]) -> None:
         self._job = job
         self._steps = deque(steps)
         self._seconds = seconds
@@ -260,7 +264,7 @@ class MortalEngine:
         assert sorted(states) == sorted(self.replied_ids.items())
 
 
-class Warnings(SilentObserver):
+class LossWarnings(SilentObserver):
     def __init__(self) -> None:
         self.losses: list[int] = []
 
@@ -286,7 +290,7 @@ class DeathPlan:
 
     workers: int
     calls: list[CallPlan]
-    steps: list[Step]
+    steps: list[WorkerStep]
     seconds: list[float]
     """The time of a message, by client."""
     is_deterministic: bool
@@ -300,7 +304,7 @@ CALLS = st.builds(
     has_sum=st.booleans(),
 )
 STEPS = st.builds(
-    Step,
+    WorkerStep,
     action=st.sampled_from(["work", "work", "work", "deliver", "deliver", "die", "send", "detach"]),
     worker=st.integers(0, 2),
     count=st.integers(0, 3),
@@ -325,18 +329,19 @@ def job(tmp_path: Path) -> WorkerJob:
 class MortalRun:
     """A run whose workers die."""
 
-    def __init__(self, job: WorkerJob, plan: DeathPlan) -> None:
+    def __init__(self, job: WorkerJob, plan: DeathPlan, profile: Profile | None = None) -> None:
         self.engine = MortalEngine(job, plan.workers, plan.steps, plan.seconds)
-        self.observer = Warnings()
+        self.observer = LossWarnings()
         self.is_deterministic = plan.is_deterministic
         self.messenger = SimulationMessenger(
             self.engine,  # type: ignore[arg-type]
             run=job.run,
             plan=job.plan,
-            clients=[client_name(client, CLIENTS) for client in range(CLIENTS)],
+            clients=NAMES,
             observer=self.observer,
             is_deterministic=plan.is_deterministic,
             adds_updates=True,
+            virtual=None if profile is None else VirtualTime(Conditions(profile, NAMES), NAMES),
         )
         self.engine.actions = {"send": self._send_next, "detach": self._detach}
         self._calls: deque[CallPlan] = deque()
@@ -409,7 +414,7 @@ def test_updates_count_once_and_only_dead_workers_lose_state(job: WorkerJob) -> 
 
 
 def make_calls(
-    job: WorkerJob, steps: list[Step], call: CallPlan, *, workers: int, **changes: bool
+    job: WorkerJob, steps: list[WorkerStep], call: CallPlan, *, workers: int, **changes: bool
 ) -> MortalEngine:
     flags = {"is_deterministic": False, "sends_at_once": False, **changes}
     plan = DeathPlan(workers=workers, calls=[call], steps=steps, seconds=[0.001] * CLIENTS, **flags)
@@ -432,11 +437,51 @@ def test_updates_leave_a_worker_before_the_state_after_them(job: WorkerJob) -> N
 
 
 def test_no_update_is_made_again_for_a_call_that_has_ended(job: WorkerJob) -> None:
-    steps = [Step("work", 0, 0), Step("deliver", 0, 9), Step("detach", 0, 0), Step("die", 0, 0)]
+    steps = [
+        WorkerStep("work", 0, 0),
+        WorkerStep("deliver", 0, 9),
+        WorkerStep("detach", 0, 0),
+        WorkerStep("die", 0, 0),
+    ]
     engine = make_calls(job, steps, CallPlan([0], has_sum=True), workers=1)
     assert engine.processes_by_number[0].sessions == {}
 
 
 def test_a_deterministic_call_that_ends_has_the_replies_that_came_early(job: WorkerJob) -> None:
-    steps = [Step("work", 1, 0), Step("deliver", 1, 9), Step("detach", 0, 0)]
+    steps = [WorkerStep("work", 1, 0), WorkerStep("deliver", 1, 9), WorkerStep("detach", 0, 0)]
     make_calls(job, steps, CallPlan([0, 1], has_sum=False), workers=2, is_deterministic=True)
+
+
+# --- with a profile, under virtual time -------------------------------------------------------
+
+
+def send_under(
+    profile: dict[str, object], job: WorkerJob, steps: list[WorkerStep], *, clients: int, limit_s: float
+) -> tuple[MortalRun, list[ClientReply]]:
+    """Send a message to each of the first *clients*, and return the run and the replies."""
+    plan = DeathPlan(1, [], steps, [0.001] * CLIENTS, is_deterministic=False, sends_at_once=True)
+    run = MortalRun(job, plan, Profile.model_validate({"groups": {"all": profile}}))
+    messages = [
+        OutgoingMessage(
+            client=name, kind="train", payload=Payload.pack([b"x"]), message_id=name, ttl_s=limit_s
+        )
+        for name in NAMES[:clients]
+    ]
+    with patch.multiple(worker, FLUSH_S=-1.0):
+        return run, list(run.messenger.send(messages))
+
+
+def test_a_worker_that_dies_under_a_profile_is_an_error_of_its_client(job: WorkerJob) -> None:
+    run, (reply,) = send_under({"delay": 4}, job, [WorkerStep("die", 0, 1)], clients=1, limit_s=60)
+    assert reply.error is not None
+    assert (reply.error.code, reply.error.reason) == (ErrorCode.CLIENT_LOST, "client-0000: worker died")
+    assert run.messenger.now() == 4.0
+    assert not run.messenger.has_open_messages
+
+
+def test_clients_later_than_the_limit_still_train(job: WorkerJob) -> None:
+    """Their limit passes, on the virtual clock, before a worker has their messages."""
+    run, replies = send_under({"delay": 100}, job, [], clients=4, limit_s=5)
+    assert [reply.error and reply.error.code for reply in replies] == [ErrorCode.MESSAGE_UNAVAILABLE] * 4
+    assert run.messenger.now() == 5.0
+    assert sorted(run.engine.replied_ids) == [0, 1, 2, 3]
