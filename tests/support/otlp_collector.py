@@ -114,9 +114,9 @@ def unresponsive_collector() -> Iterator[str]:
 @contextmanager
 def closed_address() -> Iterator[str]:
     """A URL with a port on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    yield url
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # so that no other process listens on it
+        yield f"http://127.0.0.1:{closed.getsockname()[1]}"
 
 
 @asynccontextmanager

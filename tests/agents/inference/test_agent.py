@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -25,6 +24,7 @@ from support.inference_agent import (
     predict,
     send_model,
 )
+from support.ports import free_port
 
 from fedbus.agents.inference.http_server import InferenceBindError
 from fedbus.bus.lifecycles import LifecycleStore
@@ -224,7 +224,7 @@ async def test_an_agent_serves_before_it_connects_to_the_bus(
     fed: FederationHarness, serving: RunningAgent
 ) -> None:
     await serving.stop()
-    before, port, urls = len(fed.transitions_of("inference")), unused_port(), [UNREACHABLE_URL]
+    before, port, urls = len(fed.transitions_of("inference")), free_port(), [UNREACHABLE_URL]
     async with fed.run_agent(make_agent(fed.client_config(NAME), port=port, nats_urls=urls)):
         url = f"http://127.0.0.1:{port}"
         await eventually(lambda: responds(url))
@@ -238,7 +238,7 @@ async def test_an_agent_serves_before_it_connects_to_the_bus(
 
 
 async def test_a_new_device_without_the_bus_is_not_ready(fed: FederationHarness) -> None:
-    port = unused_port()
+    port = free_port()
     async with fed.run_agent(make_agent(fed.client_config(NAME), port=port, nats_urls=[UNREACHABLE_URL])):
         url = f"http://127.0.0.1:{port}"
         await eventually(lambda: responds(url, "/live"))
@@ -252,13 +252,6 @@ async def responds(url: str, path: str = "/ready") -> bool:
             return response.status == 200
     except aiohttp.ClientError:
         return False
-
-
-def unused_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 # --- requests over NATS -----------------------------------------------------------------------------------
@@ -285,7 +278,7 @@ async def test_the_prediction_service_is_listed_by_nats_micro(
     fed: FederationHarness, serving: RunningAgent
 ) -> None:
     async with plain_nats(fed) as client:
-        info = json.loads((await client.request("$SRV.INFO.fedbus-predict", b"", timeout=5)).data)
+        info = json.loads((await client.request("$SRV.INFO.fedbus-predict", b"", timeout=30)).data)
     assert info["metadata"] == {"task": TASK, "federation": "test", "owner": NAME}
     assert [endpoint["subject"] for endpoint in info["endpoints"]] == ["fedbus.test.local.c1.tiny.predict"]
 
@@ -301,4 +294,4 @@ async def plain_nats(fed: FederationHarness) -> AsyncIterator[Client]:
 
 async def request_raw(fed: FederationHarness, content: bytes) -> Msg:
     async with plain_nats(fed) as client:
-        return await client.request("fedbus.test.local.c1.tiny.predict", content, timeout=5)
+        return await client.request("fedbus.test.local.c1.tiny.predict", content, timeout=30)

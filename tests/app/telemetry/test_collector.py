@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from support import eventually
 from support.cli import clean_environment, run_python_async
 from support.otlp_collector import run_collector, unresponsive_collector
+from support.ports import free_port
 
 from fedbus.app.local.nats_server import embedded_nats
 from fedbus.app.telemetry import FLUSH_S, span_reader
@@ -88,8 +88,10 @@ with configure_telemetry("fedbus-server"):
 """
 WATCHES_NATS = """
 import asyncio, sys
-from fedbus.app.telemetry import configure_telemetry
+from fedbus.app.telemetry import configure_telemetry, process_metrics
 from fedbus.app.telemetry.process_metrics import measure_process
+
+process_metrics.REQUEST_S = 60.0  # a busy nats-server is not an unavailable one
 
 async def main():
     with measure_process(sys.argv[1]):
@@ -243,8 +245,7 @@ async def test_an_unknown_host_name_disturbs_nothing(tmp_path: Path) -> None:
 async def test_a_late_collector_gets_the_queued_spans(tmp_path: Path) -> None:
     """The first sending fails; the next ones do not."""
     waits = BUSY.replace('    print("worked")', '    import sys; sys.stdin.readline(); print("worked")')
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.git_repositories import CommitSigner, Repository, create_repository
+from support.ports import free_port
 from support.waiting import eventually
 
 from fedbus.learning.installed_libraries import open_library
@@ -272,9 +272,7 @@ async def is_reachable(code: CodeRepository) -> bool:
 @contextmanager
 def git_daemon(base: Path) -> Iterator[tuple[str, Callable[[], None]]]:
     """Run ``git daemon`` for the repositories in *base*. Yields its address and a function that kills it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     options = ["--export-all", f"--base-path={base}", "--listen=127.0.0.1", f"--port={port}", "--reuseaddr"]
     server = subprocess.Popen(["git", "daemon", *options], start_new_session=True)
 
