@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from simulation.tiny_tasks import mean_step, write_task
+from support.processes import command_of, descendants_of
 
 from fedbus.contracts.run import RoundResult
 from fedbus.contracts.task.task import Task
@@ -44,9 +45,7 @@ class Recorder(SilentObserver):
 @pytest.fixture(autouse=True)
 def no_process_is_left() -> Iterator[None]:
     yield
-    left = [
-        one for one in psutil.Process().children(recursive=True) if "simulation.local" in str(one.cmdline())
-    ]
+    left = [one for one in descendants_of(os.getpid()) if "simulation.local" in str(command_of(one))]
     assert left == []
 
 
@@ -153,11 +152,11 @@ def test_the_workers_end_with_their_simulation(functions: Task, number: signal.S
     try:
         children = _wait_for_workers(process.pid)
         process.send_signal(number)
-        process.wait(10)
+        process.wait(60)
     finally:
         process.kill()
         process.wait()
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []
 
 
@@ -165,7 +164,7 @@ def _wait_for_workers(pid: int) -> list[psutil.Process]:
     """Wait until the template and two busy workers run, and return them."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        children = psutil.Process(pid).children(recursive=True)
+        children = descendants_of(pid)
         if len(children) >= 3:
             return children
         threading.Event().wait(0.02)

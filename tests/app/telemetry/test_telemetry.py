@@ -157,7 +157,7 @@ def test_an_absent_collector_costs_no_time_and_no_stack_trace() -> None:
     began = time.monotonic()
     output = run_code(LOGS_AND_TRACES, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
 
-    assert time.monotonic() - began < 30, "it waited for a timeout"
+    assert time.monotonic() - began < 60, "it waited for a timeout"
     assert "Traceback" not in output.err
     assert len(output.err.splitlines()) <= 5
 

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 from learning.flower_superlink.session_messenger import SessionMessenger
+from support.processes import descendants_of
 
 from fedbus.contracts.run import RoundResult, RunPlan
 from fedbus.contracts.task.compression import CompressionTable
@@ -148,7 +149,7 @@ def open_federation(
         federation.messenger.close()
         for session in federation.sessions:
             session.close()
-        _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
+        _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=60)
         assert not alive, "a process of Flower is left"
 
 
@@ -334,10 +335,10 @@ def test_an_import_ends_with_a_killed_parent(tmp_path: Path) -> None:
     with open_federation(tmp_path, client=SLOW_IMPORT) as federation:
         command = [sys.executable, "-c", dedent(IMPORTER), federation.task.model_dump_json()]
         with subprocess.Popen(command) as parent:
-            wait_for(lambda: len(psutil.Process(parent.pid).children(recursive=True)) >= 2)
-            children = psutil.Process(parent.pid).children(recursive=True)
+            wait_for(lambda: len(descendants_of(parent.pid)) >= 2)
+            children = descendants_of(parent.pid)
             parent.kill()
-    _, alive = psutil.wait_procs(children, timeout=15)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
 
 
@@ -384,10 +385,10 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path, monkeypatch: pytest
         with subprocess.Popen([sys.executable, "-c", dedent(PARENT), *arguments]) as parent:
             wait_for(lambda: find_programs("flower-superexec"))
             assert list(scratch.iterdir())
-            children = psutil.Process(parent.pid).children(recursive=True)
+            children = descendants_of(parent.pid)
             parent.kill()
     assert len(children) >= 3
-    _, alive = psutil.wait_procs(children, timeout=15)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
     assert not link_files.exists()
     assert not list(scratch.iterdir())
