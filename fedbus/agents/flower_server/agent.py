@@ -6,8 +6,10 @@ supervises and stops these processes. It publishes `server_lost` for a process t
 """
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -47,14 +49,22 @@ from fedbus.stores.code.open import CodeRejected, CodeRepository, DirectoryCodeR
 from fedbus.stores.errors import StoreCorrupt, StoreError
 from fedbus.stores.models.open import ModelStore
 
+MAX_STOPPED_RUNS: Final = 100
+
 log = structlog.get_logger("fedbus.flower_server")
 
 
 @dataclass(frozen=True)
 class RunningServer:
-    run: str
+    request: StartServer
     task: "asyncio.Task[None]"
     stop: asyncio.Event
+    ended: asyncio.Event
+    """Set when the session has ended, before its loss is reported: the question whether it runs may come before the
+    acknowledgement of the report."""
+
+    def runs(self, run: str) -> bool:
+        return self.request.run == run and not self.ended.is_set()
 
 
 @log_method_calls
@@ -81,6 +91,8 @@ class FlowerServer:
         self._logs = logs
         self._launcher = launcher or ChildLauncher(logs)
         self._running: RunningServer | None = None
+        self._stopped_runs: deque[str] = deque(maxlen=MAX_STOPPED_RUNS)
+        """The runs that are over, also if a request to start them is still handled or on its way."""
         self._group: asyncio.TaskGroup
         self.ready = asyncio.Event()
 
@@ -140,6 +152,9 @@ class FlowerServer:
         return ModelInitialised(artifact=Artifact.model_validate_json(builder.answer))
 
     async def _start(self, request: StartServer) -> Body:
+        running = self._running
+        if running is not None and running.request == request and running.runs(request.run):
+            return ServerStarting()  # a repeated request, whose first reply came too late
         await self._stop_running()  # a new run ends the previous one
         await self._bus.delete_consumer(
             AgentName.FLOWER_SERVER_GRID, task=self._config.task.id
@@ -161,11 +176,13 @@ class FlowerServer:
             initial_sha256=request.artifact.sha256,
             store=self._models.url,
         )
-        stop = asyncio.Event()
+        if request.run in self._stopped_runs:
+            return Refused(reason=f"{request.run} was stopped")
+        stop, ended = asyncio.Event(), asyncio.Event()
         task = self._group.create_task(
-            self._supervise_run(server_config, stop), name=f"Flower server of {request.run}"
+            self._supervise_run(server_config, stop, ended), name=f"Flower server of {request.run}"
         )
-        self._running = RunningServer(request.run, task, stop)
+        self._running = RunningServer(request, task, stop, ended)
         return ServerStarting()
 
     async def _check_model_available(self, artifact: Artifact) -> None:
@@ -177,13 +194,14 @@ class FlowerServer:
             await self._models.local_path(artifact.sha256)
 
     async def _stop(self, request: StopServer) -> Body:
-        if self._running is not None and self._running.run == request.run:
+        self._stopped_runs.append(request.run)
+        if self._running is not None and self._running.request.run == request.run:
             await self._stop_running()
         return ServerStopped()
 
     async def _find(self, request: FindServer) -> Body:
         running = self._running
-        up = running is not None and running.run == request.run and not running.task.done()
+        up = running is not None and running.runs(request.run)
         if request.say_so and not up:
             await self._report_lost(request.run, "the Flower server does not run")
         return ServerFound(up=up)
@@ -200,14 +218,19 @@ class FlowerServer:
                     pass
 
     async def _stop_running(self) -> None:
-        if self._running is not None:
-            self._running.stop.set()
-            await self._running.task
-            self._running = None
+        if (running := self._running) is not None:
+            running.stop.set()
+            await running.task
+            if self._running is running:
+                self._running = None
 
-    async def _supervise_run(self, config: ServerProcessConfig, stop: asyncio.Event) -> None:
+    async def _supervise_run(
+        self, config: ServerProcessConfig, stop: asyncio.Event, ended: asyncio.Event
+    ) -> None:
         """Run one server session, and report it if it is lost."""
-        if reason := await self._launcher.run(config, stop):
+        reason = await self._launcher.run(config, stop)
+        ended.set()
+        if reason:
             await self._report_lost(config.run, reason)
 
     async def _report_lost(self, run: str, reason: str) -> None:

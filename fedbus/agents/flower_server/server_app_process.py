@@ -8,11 +8,12 @@ the Flower server agent publishes `server_lost`.
 """
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import structlog
 from opentelemetry import context as otel_context
@@ -46,6 +47,8 @@ from fedbus.stores.models.open import ModelStore, open_model_store
 EXPECTED_ERRORS = (BadTask, BadWeights, LibraryUnusable, TrainingFailed, MessengerClosed, StoreError)
 """Errors that end a run with `run_failed`. Any other error is a bug and ends the process."""
 
+TERMINATED_EXIT_CODE: Final = 128 + signal.SIGTERM
+
 log = structlog.get_logger("fedbus.server_app_process")
 tracer = get_tracer("fedbus.server_app_process")
 
@@ -59,7 +62,8 @@ async def main(stop: asyncio.Event, main_thread: MainThread) -> int:
         config.nats_url, config.identity(AgentName.FLOWER_SERVER), access=config.bus_access
     ) as bus:
         await wait_for_first(ServerAppProcess(bus, config, main_thread).run(), stop.wait(), bus.wait_closed())
-    return 0
+    # A signal from elsewhere, such as the drain of a Kubernetes node, ends the session without an end of the run.
+    return TERMINATED_EXIT_CODE if stop.is_set() else 0
 
 
 class ServerAppProcess:

@@ -170,6 +170,13 @@ async def test_a_killed_server_is_reported_and_can_be_replaced(
     assert await is_up(fed)
 
 
+async def test_a_server_ended_by_a_signal_from_elsewhere_is_lost(
+    fed: FederationHarness, agent: RunningAgent, model: Artifact
+) -> None:
+    (await start_server(fed, model)).send_signal(signal.SIGTERM)
+    assert (await fed.wait_for_message(ServerLost)).reason.startswith("the Flower server ended with code 143")
+
+
 async def test_a_new_run_ends_the_server_of_the_previous_run(
     fed: FederationHarness, agent: RunningAgent, model: Artifact
 ) -> None:
