@@ -181,6 +181,7 @@ async def test_a_device_changes_its_code_after_its_run(
     closed = FinTrain(task=TASK, client=CLIENT_NAME, run=RUN, new_model=False)
     await fed.publish(closed, sender="flower-client")
     assert (await fed.wait_for_message(InferUpdate)).code_version == new
+    await fed.wait_for_event("client", "code_published")  # transitions come from another stream
     assert fed.events_of("client")[3:] == ["client_start", "fin_train", "no_new_model", "code_published"]
 
 
