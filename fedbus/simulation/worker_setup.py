@@ -9,17 +9,24 @@ from fedbus.learning.installed_libraries import open_library
 from fedbus.learning.library import BadTask
 from fedbus.learning.task_code import format_error
 
-ONE_THREAD: Final = dict.fromkeys(
-    (
-        "OMP_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-        "VECLIB_MAXIMUM_THREADS",
+ENVIRONMENT: Final = {
+    **dict.fromkeys(
+        (
+            "OMP_NUM_THREADS",
+            "OPENBLAS_NUM_THREADS",
+            "MKL_NUM_THREADS",
+            "NUMEXPR_NUM_THREADS",
+            "VECLIB_MAXIMUM_THREADS",
+        ),
+        "1",
     ),
-    "1",
-)
-"""The environment that limits numerical libraries to one thread. They read it when they are imported."""
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+"""The environment of a worker, which it must have when it starts.
+
+Numerical libraries use one thread. glibc asks for huge pages, which saves page faults and address translations: a small
+training takes 3 % less time. Other C libraries ignore that.
+"""
 
 
 def import_app(task: Task) -> str:

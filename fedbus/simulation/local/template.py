@@ -18,7 +18,7 @@ from typing import Final
 from fedbus.simulation.engine import WorkerJob
 from fedbus.simulation.local import frames, worker_process
 from fedbus.simulation.local.frames import FrameReader, PeerClosed
-from fedbus.simulation.worker_setup import ONE_THREAD, import_app
+from fedbus.simulation.worker_setup import ENVIRONMENT, import_app
 
 OUT_OF_MEMORY_SCORE: Final = "500"
 """Added to the score of a worker, so that the kernel ends a worker first when memory is short."""
@@ -174,5 +174,5 @@ def kill_group(pid: int) -> None:
 
 
 def environment(base: dict[str, str]) -> dict[str, str]:
-    """Return the environment of the template: one thread for each numerical library, unless *base* sets it."""
-    return {**ONE_THREAD, **base}
+    """Return the environment of the template: that of a worker, unless *base* sets it."""
+    return {**ENVIRONMENT, **base}

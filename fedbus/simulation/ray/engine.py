@@ -36,7 +36,7 @@ from fedbus.simulation.engine import (
 from fedbus.simulation.gpus import VISIBLE_DEVICES
 from fedbus.simulation.ray.task_archive import pack_task
 from fedbus.simulation.ray.worker_actor import ActorStarted, WorkerActor, unpack_buffers
-from fedbus.simulation.worker_setup import ONE_THREAD
+from fedbus.simulation.worker_setup import ENVIRONMENT
 
 RAY_EXTRA: Final = "pip install 'fedbus[ray]'"
 OWN_CLUSTER: Final = "local"
@@ -198,7 +198,7 @@ class RayEngine:
         if "FEDBUS_HOME" in passed:
             passed["FEDBUS_HOME"] = os.path.abspath(passed["FEDBUS_HOME"])  # noqa: PTH100 - no `~` in it
         hidden = {} if self._gpu_share else {VISIBLE_DEVICES: ""}
-        return {**ONE_THREAD, **_QUIET, **passed, **hidden}
+        return {**ENVIRONMENT, **_QUIET, **passed, **hidden}
 
     # --- payloads and orders ------------------------------------------------------------------
 
