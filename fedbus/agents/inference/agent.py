@@ -14,6 +14,7 @@ import contextvars
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -116,6 +117,8 @@ class InferenceAgent:
         )
         self._served: InferStart | None = None
         """The request for the served model."""
+        self._rollback: asyncio.Task[None] | None = None
+        """Records that the device has rolled the model back. It ends before another model is served."""
         self._requested: asyncio.Queue[tuple[InferStart, contextvars.Context]] = asyncio.Queue()
         self._lifecycle: LifecycleHandle[InferenceState, InferenceEvent, InferenceData, InferenceChanges]
         self.endpoint = ""
@@ -219,25 +222,36 @@ class InferenceAgent:
     # --- swapping models, one at a time -------------------------------------------------------------
 
     async def _swap_models(self, bus: Bus) -> None:
-        watch_task: asyncio.Task[None] | None = None
+        watch: _Watch | None = None
         try:
             while True:
                 message, context = await self._requested.get()
                 if self._differs_from_served(message):
-                    await _cancel(watch_task)
-                    watch_task = None
+                    await self._end_watch(watch)
+                    watch = None
                 pair = await asyncio.create_task(
                     self._serve(bus, message), name=f"serve v{message.model.version}", context=context
                 )
                 if pair is not None:
                     previous, self._served = self._served, message
-                    watch_task = asyncio.create_task(
+                    task = asyncio.create_task(
                         self._watch_and_roll_back(pair, message, previous),
                         name="watch the new model",
                         context=context,
                     )
+                    watch = _Watch(pair, task)
         finally:
-            await _cancel(watch_task)
+            rollback, self._rollback = self._rollback, None
+            await self._end_watch(watch)
+            await _cancel(rollback)  # `_resume` publishes the served model when the bus is back
+
+    async def _end_watch(self, watch: "_Watch | None") -> None:
+        """End a watch without a verdict, also if its task has not begun."""
+        if watch is not None:
+            try:
+                await _cancel(watch.task)
+            finally:
+                self._server.engine.end_comparison(watch.pair)
 
     def _differs_from_served(self, message: InferStart) -> bool:
         """Return whether *message* requests another model or another code version than the served one."""
@@ -250,6 +264,9 @@ class InferenceAgent:
         if not self._differs_from_served(message):
             await self._publish_ready(bus, message)
             return None
+        rollback, self._rollback = self._rollback, None
+        if rollback is not None:
+            await rollback
         attributes: dict[str, str | int] = {
             "fedbus.client": self._client,
             "fedbus.model.version": message.model.version,
@@ -330,17 +347,27 @@ class InferenceAgent:
     async def _watch_and_roll_back(
         self, pair: ModelPair, current: InferStart, previous: InferStart | None
     ) -> None:
-        """Watch the new model and roll back to the previous one if the new one fails the watch."""
+        """Watch the new model and roll back to the previous one if the new one fails the watch.
+
+        A request for another model cancels the watch, but not the record of a roll-back that has happened.
+        """
         if await self._swap.watch(pair) or previous is None:
             return
         self._served = previous
-        await asyncio.to_thread(_record_rollback, self._rolled_back_file, current)
+        self._rollback = asyncio.create_task(
+            self._record_rollback(pair, current, previous), name="record the roll-back"
+        )
+        await asyncio.shield(self._rollback)
+
+    async def _record_rollback(self, pair: ModelPair, current: InferStart, previous: InferStart) -> None:
+        """Record the roll-back from *pair.new* in the files, which need no bus, and in the lifecycle."""
+        await asyncio.to_thread(_add_rollback, self._rolled_back_file, current)
+        await self._save_served_model(previous)
         await self._lifecycle.transition(
             InferenceEvent.MODEL_RETURNED,
             {"model": pair.old.ref, "not_served": ""},
             reason=f"rolled back from version {pair.new.ref.version}",
         )
-        await self._save_served_model(previous)
 
     async def _check_not_rolled_back(self, message: InferStart) -> None:
         """Refuse a model that this device rolled back, unless a user promoted it again, which is a new term.
@@ -396,6 +423,14 @@ async def _stop_within_limit(stop: asyncio.Event) -> None:
     await asyncio.sleep(LEAVE_BUS_S)
 
 
+@dataclass(frozen=True)
+class _Watch:
+    """A pair of models and the task that watches the new one."""
+
+    pair: ModelPair
+    task: asyncio.Task[None]
+
+
 async def _cancel(task: asyncio.Task[None] | None) -> None:
     """Cancel *task* and raise its exception, if it failed."""
     if task is None:
@@ -406,7 +441,7 @@ async def _cancel(task: asyncio.Task[None] | None) -> None:
         task.result()
 
 
-def _record_rollback(path: Path, request: InferStart) -> None:
+def _add_rollback(path: Path, request: InferStart) -> None:
     """Add the model of *request* to the rollbacks in *path*, as the newest one."""
     sha256 = request.model.sha256
     others = [(digest, term) for digest, term in _read_rollbacks(path).items() if digest != sha256]

@@ -93,12 +93,11 @@ class ModelSwap:
         return await self._commit(model)
 
     async def watch(self, pair: ModelPair) -> bool:
-        """Watch the new model of *pair* and return True if it passes; otherwise roll back to the old one."""
-        try:
-            outcome = await self._judge(pair, judge_watch, self._table.watch_s)
-        except BaseException:
-            self._engine.end_comparison(pair)
-            raise
+        """Watch the new model of *pair* and return True if it passes; otherwise roll back to the old one.
+
+        If this is cancelled, the caller ends the comparison.
+        """
+        outcome = await self._judge(pair, judge_watch, self._table.watch_s)
         if outcome.verdict.passed:
             self._engine.end_comparison(pair)
             return True
