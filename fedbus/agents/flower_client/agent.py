@@ -159,12 +159,15 @@ class FlowerClient:
         await self._lifecycle.transition(FlClientEvent.REPORTED, {"run": None})
 
     async def _fail(self, reason: str, *, trainer_lost: bool = False, load_failed: bool = False) -> None:
-        """Leave the run and publish `fail_train`. Without a run, do nothing."""
+        """Leave the run and publish `fail_train`. Without a run, do nothing.
+
+        The transition is last: if the process ends before the message is stored, the next one publishes it.
+        """
         match self._situation:
             case FlClientPending(run=run) | FlClientTraining(run=run):
-                await self._lifecycle.transition(FlClientEvent.FAILED, {"run": None}, reason=reason)
                 await self._stop_training()
                 await self._report_failure(run, reason, trainer_lost=trainer_lost, load_failed=load_failed)
+                await self._lifecycle.transition(FlClientEvent.FAILED, {"run": None}, reason=reason)
             case FlClientWaiting() | FlClientFinished():
                 return
 
