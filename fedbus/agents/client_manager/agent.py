@@ -279,15 +279,16 @@ class ClientManager:
                 )
                 return DeviceFactsRead(facts)
             case TakeSlot(run=run):
-                return await self._take_slot(run)
+                return self._take_slot(run)
             case _:
                 assert_never(query)
 
-    async def _take_slot(self, run: str) -> Event:
+    def _take_slot(self, run: str) -> Event:
         """Take a slot, which the client holds until the run has ended."""
         if self._slots is None or self._slot is not None:
             return SlotTaken()
-        self._slot = await asyncio.to_thread(self._slots.acquire, run)
+        # Not in a thread: a cancellation would lose the slot that the thread takes, and this does not wait.
+        self._slot = self._slots.acquire(run)
         if self._slot is not None:
             return SlotTaken()
         return SlotsBusy(tuple(self._slots.list_holders()), self._slots.count)
