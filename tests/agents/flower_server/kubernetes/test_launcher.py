@@ -16,6 +16,7 @@ from fedbus.agents.flower_server.agent import FlowerServer
 from fedbus.agents.flower_server.kubernetes.api import ClusterConfig, NotInACluster
 from fedbus.agents.flower_server.kubernetes.launcher import KubernetesLauncher, job_name
 from fedbus.agents.flower_server.kubernetes.pod_status import has_started, scheduling_problem
+from fedbus.agents.flower_server.server_app_process import TERMINATED_EXIT_CODE
 from fedbus.contracts.flower_server import (
     FindServer,
     RunFailed,
@@ -121,7 +122,7 @@ async def test_a_stopped_run_leaves_no_job(
     (job,) = cluster.jobs.values()
     await fed.bus.request(StopServer(task=TASK, run=RUN), timeout_s=30)
     assert not cluster.jobs
-    assert job.process.returncode == 0
+    assert job.process.returncode == TERMINATED_EXIT_CODE, "it ends itself and is not killed"
     assert not fed.messages_of(ServerLost)
 
 
