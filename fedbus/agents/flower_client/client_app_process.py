@@ -150,7 +150,7 @@ class ClientAppProcess:
             self._received_ids.add(message.message_id)
             if (server := _blob_holder(message)) not in ("", self._server):
                 self._server = server
-                if self._download is not None:
+                if self._download is not None and not self._download.expired():
                     self._download.reschedule(asyncio.get_running_loop().time())
             await self._received.put(delivery)
 
