@@ -6,7 +6,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from support import OwnNatsServer
+from support import OwnNatsServer, eventually
 from support.all_agents import (
     is_settled,
     run_all_agents,
@@ -16,7 +16,7 @@ from support.all_agents import (
     training_count,
     wait_for_run_end,
 )
-from support.cli import FedbusCli
+from support.cli import CliResult, FedbusCli
 from support.federation import TASK, FederationHarness
 from support.processes import child_processes
 
@@ -65,13 +65,25 @@ async def test_each_run_continues_from_the_model_of_the_previous_run(
     assert not child_processes("server")
 
 
+async def start_when_scheduled(fedbus: FedbusCli, config: str) -> CliResult:
+    """Start a run by the CLI, as soon as a scheduler has the lease: until then, the CLI says that none answers."""
+    results: list[CliResult] = []
+
+    async def is_answered() -> bool:
+        results.append(await fedbus("run", "start", "--config", config))
+        return results[-1].code != ExitCode.NO_ANSWER
+
+    await eventually(is_answered, within_s=60)
+    return results[-1]
+
+
 async def test_a_wrong_run_configuration_is_refused_by_the_server(fed: FederationHarness) -> None:
     fedbus = FedbusCli(
         fed.config.home, FEDBUS_NATS_URL=fed.config.nats_url, FEDBUS_FEDERATION=fed.config.federation
     )
     async with run_server_side(fed):
-        unknown = await fedbus("run", "start", "--config", "pause=1")
-        wrong = await fedbus("run", "start", "--config", "poison=1")
+        unknown = await start_when_scheduled(fedbus, "pause=1")
+        wrong = await start_when_scheduled(fedbus, "poison=1")
     assert (unknown.code, unknown.out) == (ExitCode.FAILED, "")
     assert "has no key `pause`: did you mean `pause-s`" in unknown.err
     assert (wrong.code, wrong.out) == (ExitCode.FAILED, "")
