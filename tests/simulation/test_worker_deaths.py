@@ -401,7 +401,6 @@ class MortalRun:
         assert added == Counter(reply.request.message_id for reply in accepted)
 
 
-@pytest.mark.slow
 def test_updates_count_once_and_only_dead_workers_lose_state(job: WorkerJob) -> None:
     @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=25)
     @given(PLANS)

@@ -4,5 +4,5 @@ Server manager, workflow scheduler, flower server, client managers and flower cl
 Simulated are the app's processes and the devices: server sessions, trainers, inference, downloads, disks and network,
 whose times come from a profile. The event loop jumps to the next timer, so an hour takes as long as its events need.
 
-`simulate_fleet` runs a fleet. `tests/support/fleet_faults.py` plans faults for it.
+`simulate_fleet` runs a fleet.
 """
