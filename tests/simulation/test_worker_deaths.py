@@ -300,7 +300,7 @@ class DeathPlan:
 
 CALLS = st.builds(
     CallPlan,
-    clients=st.lists(st.integers(0, CLIENTS - 1), min_size=1, max_size=CLIENTS, unique=True),
+    clients=st.lists(st.integers(0, CLIENTS - 1), min_size=3, max_size=CLIENTS, unique=True),
     has_sum=st.booleans(),
 )
 STEPS = st.builds(
@@ -313,7 +313,7 @@ PLANS = st.builds(
     DeathPlan,
     workers=st.integers(1, 3),
     calls=st.lists(CALLS, min_size=1, max_size=5),
-    steps=st.lists(STEPS, max_size=60),
+    steps=st.lists(STEPS, min_size=30, max_size=80),
     seconds=st.lists(st.sampled_from([0.001, 0.03, 1.0]), min_size=CLIENTS, max_size=CLIENTS),
     is_deterministic=st.booleans(),
     sends_at_once=st.booleans(),
