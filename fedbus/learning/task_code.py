@@ -12,6 +12,7 @@ from threading import RLock
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, TypeVar
 
+from fedbus.common.garbage_collection import rare_garbage_collections
 from fedbus.contracts.task.task import LIBRARIES_SUFFIX
 from fedbus.learning.library import BadTask
 
@@ -71,7 +72,7 @@ def load_function(path: Path, reference: str) -> Any:
 
 def load_module(path: Path, name: str) -> ModuleType:
     """Import the module *name* of the task at *path*. Raises BadTask."""
-    with _import_lock:
+    with _import_lock, rare_garbage_collections():
         return _import_module(path, name)
 
 

@@ -1,7 +1,6 @@
 """Runs a fleet under virtual time."""
 
 import asyncio
-import gc
 import logging
 import resource
 import signal
@@ -24,6 +23,7 @@ from fedbus.bus.bus import Identity
 from fedbus.bus.memory.server import MemoryServer
 from fedbus.bus.memory.stream import StoredRecord
 from fedbus.common import clock
+from fedbus.common.garbage_collection import rare_garbage_collections
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.run import RUN, RunData
 from fedbus.contracts.transition import Transition
@@ -319,14 +319,3 @@ def quiet_agents() -> Iterator[None]:
         yield
     finally:
         structlog.configure(**before)
-
-
-@contextmanager
-def rare_garbage_collections() -> Iterator[None]:
-    """Collect garbage rarely: a fleet is millions of objects that stay."""
-    before = gc.get_threshold()
-    gc.set_threshold(200_000, 20, 100)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)

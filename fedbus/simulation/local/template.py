@@ -95,7 +95,6 @@ class _Template:
         """The number of each living worker, by its process id."""
 
     def serve(self) -> None:
-        gc.collect()
         gc.freeze()  # the pages of imported modules stay shared: the collector of a worker does not write to them
         awake, wake = os.pipe()
         for end in (awake, wake):
