@@ -7,7 +7,8 @@ lease, the holder publishes an empty message, and the next agent acquires it at 
 
 A lease alone does not prevent two agents from acting: a process that was frozen notices only afterwards that it
 has lost the lease. What the lease protects must therefore be a lifecycle (see `lifecycles`): the new holder
-publishes a transition first, and from then on NATS rejects the transitions of the old holder.
+publishes a transition first, and from then on NATS rejects the transitions of the old holder. Before a holder acts
+in another way, such as by acknowledging a message, it checks its lease.
 """
 
 import asyncio
@@ -44,6 +45,10 @@ class Lease:
         self._stream = lease_stream(bus.fed)
         self._subject = subjects.lease(bus.fed, task, agent)
         self._sequence = 0
+        self._publishing = asyncio.Lock()
+        """Each message of a lease expects the sequence of the one before."""
+        self.holder: Final = bus.identity.blob_holder
+        """The content of the lease message: a unique name."""
 
     @classmethod
     @asynccontextmanager
@@ -62,19 +67,23 @@ class Lease:
         finally:
             await lease._release()
 
-    @property
-    def holder(self) -> str:
-        """The content of the lease message: the name of this process."""
-        return self._bus.identity.blob_holder
-
     async def check(self) -> None:
-        """Renew the lease now.
+        """Renew the lease now. Returns only if this agent has held it all the time.
 
         Raises:
-            LeaseLost: Another agent has acquired it.
+            LeaseLost: Another agent has acquired it, or it has expired.
 
         """
-        await self._publish(self.holder.encode())
+        async with self._publishing:
+            try:
+                await self._publish(self.holder.encode())
+            except LeaseLost:
+                last = await self._bus.last_raw_message(self._stream, self._subject)
+                if last is None or last.data != self.holder.encode():
+                    raise
+                self._sequence = int(
+                    last.seq or 0
+                )  # the renewal was stored, and only its acknowledgement lost
 
     async def _wait_until_acquired(self) -> None:
         is_waiting = False
@@ -107,7 +116,7 @@ class Lease:
 
     async def _release(self) -> None:
         try:
-            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+            async with asyncio.timeout(RELEASE_TIMEOUT_S), self._publishing:
                 await self._publish(b"")
         except LeaseLost:
             pass  # another agent has it

@@ -113,6 +113,29 @@ async def test_a_silent_holder_loses_the_lease_and_gets_an_error(
     await second.release()
 
 
+async def test_a_holder_keeps_its_lease_when_acknowledgements_are_lost(
+    buses: list[Bus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = buses[0].publish_to_stream
+
+    async def publish_twice(subject: str, headers: dict[str, str], body: bytes) -> int:
+        await publish(subject, headers, body)  # without its acknowledgement, it is published again
+        return await publish(subject, headers, body)
+
+    monkeypatch.setattr(buses[0], "publish_to_stream", publish_twice)
+    holder = LeaseHolder(buses[0])
+    await eventually(lambda: holder.is_holding)
+    before = await renewals(buses[1])
+
+    async def is_renewed() -> bool:
+        return await renewals(buses[1]) >= before + 3
+
+    await eventually(is_renewed)
+    assert holder.is_holding
+    await holder.release()
+    assert not holder.is_lost
+
+
 async def test_a_lease_survives_a_killed_nats_server(buses: list[Bus], own_nats: OwnNatsServer) -> None:
     first = LeaseHolder(buses[0])
     await eventually(lambda: first.is_holding)

@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import Context as Variables
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias, assert_never
 
@@ -107,6 +108,7 @@ from fedbus.contracts.scheduling import (
 from fedbus.contracts.server import SERVER, CancelRun, OpenRun
 from fedbus.contracts.task.task import Task
 from fedbus.contracts.telemetry import get_tracer
+from fedbus.contracts.transition import Transition
 from fedbus.learning.installed_libraries import open_library
 from fedbus.stores.code.open import (
     CodeRejected,
@@ -178,7 +180,7 @@ class WorkflowScheduler:
             self._bus.consume(INPUTS_CONSUMER, task=self._task.id) as inputs,
         ):
             leadership = _Leadership(self._bus, self._config, self._code, lifecycles, timers)
-            await leadership.run(lease.holder, server, inputs, self.ready)
+            await leadership.run(lease, server, inputs, self.ready)
 
 
 def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -224,12 +226,12 @@ class _Leadership:
 
     async def run(
         self,
-        holder: str,
+        lease: Lease,
         server: AsyncIterator[Delivery],
         inputs: AsyncIterator[Delivery],
         ready: asyncio.Event,
     ) -> None:
-        await self._decide(await self._load(holder))
+        await self._decide(await self._load(lease.holder))
         ask = self._runner.ask
         handlers: dict[type[Request[Body]], Handler] = {
             StartRun: lambda request: ask(lambda request_id: RunStartRequested(request_id, request)),
@@ -239,7 +241,8 @@ class _Leadership:
             ready.set()
             await self._decide(ServiceStarted())
             async with asyncio.TaskGroup() as group:
-                group.create_task(handle_each(server, self._decide), name="follow the server")
+                on_transition = partial(self._on_server_transition, lease)
+                group.create_task(handle_each(server, on_transition), name="follow the server")
                 group.create_task(self._consume(inputs), name="consume what triggers read")
 
     async def _load(self, holder: str) -> SchedulerStarted:
@@ -260,6 +263,15 @@ class _Leadership:
         return SchedulerStarted(_timed(messages), server[-1] if server else None, _timed(runs))
 
     # --- events -------------------------------------------------------------------------------------
+
+    async def _on_server_transition(self, lease: Lease, transition: Transition) -> None:
+        """Let the machine handle a transition of the server, if this scheduler still leads.
+
+        A scheduler that was disconnected may get one before it notices that another one leads. It knows no run of that
+        leader, so it must neither act on the transition nor acknowledge it.
+        """
+        await lease.check()
+        await self._decide(transition)
 
     async def _consume(self, inputs: AsyncIterator[Delivery]) -> None:
         """Handle the messages that triggers read. They are many, so their traces do not continue here."""

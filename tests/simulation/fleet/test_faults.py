@@ -50,8 +50,12 @@ def test_a_small_fleet_survives_its_faults(task: Task, seed: int) -> None:
     assert not result.violations, result.describe()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", FaultKind)
+FAST_KINDS = {FaultKind.SCHEDULER_DISCONNECTED}
+"""Those that have found a fault which random seeds did not find: they run with `make test`."""
+KINDS = [pytest.param(kind, marks=[] if kind in FAST_KINDS else [pytest.mark.fault]) for kind in FaultKind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_fault_is_survived_at_each_moment_of_a_run(task: Task, kind: FaultKind) -> None:
     faults = [
         Fault(
@@ -63,13 +67,13 @@ def test_each_kind_of_fault_is_survived_at_each_moment_of_a_run(task: Task, kind
     assert not result.violations, result.describe()
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 def test_a_seed_with_faults_reproduces_its_log(task: Task) -> None:
     first, second = (run_with_faults(task, 5, clients=3) for _ in range(2))
     assert first.log_sha256 == second.log_sha256
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 def test_a_log_does_not_depend_on_the_order_of_sets() -> None:
     digests = {
         subprocess.run(
