@@ -1,28 +1,26 @@
-"""Processes in which Flower and torch cannot be imported, as on a device that has not installed them."""
+"""Processes in which packages cannot be imported, as on a machine that has not installed them."""
 
 import os
 import sys
 from pathlib import Path
 
-BLOCKED = ("flwr", "torch", "sklearn")
-
-_SITE_CUSTOMIZE = f"""
+_SITE_CUSTOMIZE = """
 import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {BLOCKED!r}:
+        if name.partition(".")[0] in {packages!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Blocker())
 """
 
 
-def environment_without_libraries(directory: Path) -> dict[str, str]:
-    """The environment of such processes. Their children inherit it."""
+def environment_without(directory: Path, *packages: str) -> dict[str, str]:
+    """The environment of processes that cannot import *packages*. Their children inherit it."""
     blocker = directory / "blocker"
     blocker.mkdir()
-    (blocker / "sitecustomize.py").write_text(_SITE_CUSTOMIZE)
+    (blocker / "sitecustomize.py").write_text(_SITE_CUSTOMIZE.format(packages=packages))
     return {
         **os.environ,
         "PYTHONPATH": str(blocker),

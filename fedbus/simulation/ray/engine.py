@@ -36,6 +36,7 @@ from fedbus.simulation.engine import (
 from fedbus.simulation.gpus import VISIBLE_DEVICES
 from fedbus.simulation.ray.task_archive import pack_task
 from fedbus.simulation.ray.worker_actor import ActorStarted, WorkerActor, unpack_buffers
+from fedbus.simulation.settings import BadSettings
 from fedbus.simulation.worker_setup import ENVIRONMENT
 
 RAY_EXTRA: Final = "pip install 'fedbus[ray]'"
@@ -390,7 +391,7 @@ def _import_ray() -> Ray:
         with _environment(_QUIET):
             import ray  # noqa: PLC0415 - an optional package
     except ImportError:
-        raise EngineFailed(f"the engine ray needs the package ray. Install it: {RAY_EXTRA}") from None
+        raise BadSettings(f"the engine ray needs the package ray. Install it: {RAY_EXTRA}") from None
     return ray
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import aiohttp
 import pytest
 from support import eventually
+from support.blocked_packages import environment_without
 
 from fedbus.agents.common.child_process import ChildProcess
 
-from .without_libraries import BLOCKED, environment_without_libraries
+BLOCKED = ("flwr", "torch", "sklearn")
 
 
 class Machine:
@@ -26,7 +27,7 @@ class Machine:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.environment = environment_without_libraries(directory)
+        self.environment = environment_without(directory, *BLOCKED)
         self.output: list[str] = []
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
