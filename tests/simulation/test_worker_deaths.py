@@ -128,6 +128,12 @@ class WorkerProcess:
     def is_idle(self) -> bool:
         return not self.orders and self._handling is None
 
+    @property
+    def gets_state(self) -> bool:
+        """Whether the state of a client is on its way to it."""
+        batches = [order for order in self.orders if isinstance(order, MessageBatch)]
+        return any(item.state is not None for batch in batches for item in batch.items)
+
     def work(self) -> None:
         """Handle orders until there is another event."""
         if self._handling is None and self.orders:
@@ -162,10 +168,18 @@ class MortalEngine:
     It knows the ids that each state must contain: those of the messages with a reply since a worker died with it.
     """
 
-    def __init__(self, job: WorkerJob, workers: int, steps: list[WorkerStep], seconds: list[float]) -> None:
+    def __init__(
+        self,
+        job: WorkerJob,
+        workers: int,
+        steps: list[WorkerStep],
+        seconds: list[float],
+        deaths_of_receivers: int = 0,
+    ) -> None:
         self._job = job
         self._steps = deque(steps)
-        self._seconds = seconds
+        self._seconds = deque(seconds)
+        self._deaths_of_receivers = deaths_of_receivers
         self.processes_by_number = [WorkerProcess(self, number, job) for number in range(workers)]
         self.actions: dict[str, Callable[[], None]] = {}
         self._items: dict[int, MessageItem] = {}
@@ -194,6 +208,10 @@ class MortalEngine:
             self._items |= {item.number: item for item in order.items}
 
     def wait(self, timeout_s: float | None) -> list[Event]:
+        for number, process in enumerate(self.processes_by_number):
+            if process.gets_state and self._deaths_of_receivers:
+                self._deaths_of_receivers -= 1
+                return self._die(number, 0)
         if not self._steps:
             return self._go_on()
         step = self._steps.popleft()
@@ -205,16 +223,19 @@ class MortalEngine:
             case "deliver":
                 return self._deliver(process, step.count)
             case "die":
-                events = self._deliver(process, step.count)
-                self.processes_by_number[number] = WorkerProcess(self, number, self._job)
-                lost = [client for client, home in self._homes.items() if home == number]
-                self.losses.append(len(lost))
-                for client in lost:
-                    del self._homes[client], self.replied_ids[client]
-                return [*events, WorkerLost(number, "worker died")]
+                return self._die(number, step.count)
             case action:
                 self.actions[action]()
         return []
+
+    def _die(self, number: int, count: int) -> list[Event]:
+        events = self._deliver(self.processes_by_number[number], count)
+        self.processes_by_number[number] = WorkerProcess(self, number, self._job)
+        lost = [client for client, home in self._homes.items() if home == number]
+        self.losses.append(len(lost))
+        for client in lost:
+            del self._homes[client], self.replied_ids[client]
+        return [*events, WorkerLost(number, "worker died")]
 
     def _go_on(self) -> list[Event]:
         """Let one worker after the other work."""
@@ -245,7 +266,8 @@ class MortalEngine:
         if reply.has_state:
             self.replied_ids.setdefault(item.client, []).append(item.message_id)
             self._homes[item.client] = worker
-        return reply._replace(seconds=self._seconds[item.client])
+        self._seconds.rotate()
+        return reply._replace(seconds=self._seconds[0])
 
     def check_handling(self, process: WorkerProcess, client: int, ids: list[str], message_id: str) -> None:
         """Check that the state of *client* is complete and the only one when it gets its next message."""
@@ -292,7 +314,9 @@ class DeathPlan:
     calls: list[CallPlan]
     steps: list[WorkerStep]
     seconds: list[float]
-    """The time of a message, by client."""
+    """The times of messages, again and again. Clients move because they differ."""
+    deaths_of_receivers: int
+    """So many workers die when the state of a client is on its way to them."""
     is_deterministic: bool
     sends_at_once: bool
     """Whether workers collect no replies and updates before they send them."""
@@ -311,10 +335,11 @@ STEPS = st.builds(
 )
 PLANS = st.builds(
     DeathPlan,
-    workers=st.integers(1, 3),
-    calls=st.lists(CALLS, min_size=1, max_size=5),
+    workers=st.sampled_from([1, 2, 2, 3]),
+    calls=st.lists(CALLS, min_size=1, max_size=8),
     steps=st.lists(STEPS, min_size=30, max_size=80),
-    seconds=st.lists(st.sampled_from([0.001, 0.03, 1.0]), min_size=CLIENTS, max_size=CLIENTS),
+    seconds=st.lists(st.sampled_from([0.01, 0.05, 0.1, 1.0]), min_size=CLIENTS, max_size=3 * CLIENTS),
+    deaths_of_receivers=st.integers(0, 5),
     is_deterministic=st.booleans(),
     sends_at_once=st.booleans(),
 )
@@ -330,7 +355,7 @@ class MortalRun:
     """A run whose workers die."""
 
     def __init__(self, job: WorkerJob, plan: DeathPlan, profile: Profile | None = None) -> None:
-        self.engine = MortalEngine(job, plan.workers, plan.steps, plan.seconds)
+        self.engine = MortalEngine(job, plan.workers, plan.steps, plan.seconds, plan.deaths_of_receivers)
         self.observer = LossWarnings()
         self.is_deterministic = plan.is_deterministic
         self.messenger = SimulationMessenger(
@@ -416,7 +441,9 @@ def make_calls(
     job: WorkerJob, steps: list[WorkerStep], call: CallPlan, *, workers: int, **changes: bool
 ) -> MortalEngine:
     flags = {"is_deterministic": False, "sends_at_once": False, **changes}
-    plan = DeathPlan(workers=workers, calls=[call], steps=steps, seconds=[0.001] * CLIENTS, **flags)
+    plan = DeathPlan(
+        workers=workers, calls=[call], steps=steps, seconds=[0.001], deaths_of_receivers=0, **flags
+    )
     run = MortalRun(job, plan)
     with patch.multiple(worker, FLUSH_S=FOREVER_S, SUM_S=FOREVER_S):
         run.make(plan.calls)
@@ -458,7 +485,7 @@ def send_under(
     profile: dict[str, object], job: WorkerJob, steps: list[WorkerStep], *, clients: int, limit_s: float
 ) -> tuple[MortalRun, list[ClientReply]]:
     """Send a message to each of the first *clients*, and return the run and the replies."""
-    plan = DeathPlan(1, [], steps, [0.001] * CLIENTS, is_deterministic=False, sends_at_once=True)
+    plan = DeathPlan(1, [], steps, [0.001], 0, is_deterministic=False, sends_at_once=True)
     run = MortalRun(job, plan, Profile.model_validate({"groups": {"all": profile}}))
     messages = [
         OutgoingMessage(
