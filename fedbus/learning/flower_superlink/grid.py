@@ -132,12 +132,14 @@ class SuperLinkGrid(RunGrid):
         self._calls_made += 1
         open_ids = [message_id for message_id in message_ids if message_id in self._sent]
         replies = list(self._grid.pull_messages(open_ids)) if open_ids else []
-        answered = {reply.metadata.reply_to_message_id for reply in replies}
+        answered = {reply.metadata.reply_to_message_id: reply for reply in replies}
         lost = self._nodes.failures_of(self._sent[message_id].node_id for message_id in open_ids)
         for message_id in open_ids:
-            if message_id not in answered and (reason := lost.get(self._sent[message_id].node_id)):
-                replies.append(self._make_lost_reply(self._sent[message_id], reason))
-        return [self._receive(self._sent.pop(reply.metadata.reply_to_message_id), reply) for reply in replies]
+            reason = lost.get(self._sent[message_id].node_id)
+            # fedbus knows why a SuperNode has ended; the SuperLink only that it is silent
+            if reason and (message_id not in answered or is_unavailable(answered[message_id])):
+                answered[message_id] = self._make_lost_reply(self._sent[message_id], reason)
+        return [self._receive(self._sent.pop(message_id), reply) for message_id, reply in answered.items()]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send *messages* and return the replies that arrive within *timeout* and the plan's limit for a message."""
@@ -248,6 +250,11 @@ class SuperLinkGrid(RunGrid):
             self._link.check_running()
         except (MessengerClosed, SuperLinkEnded) as error:
             raise GridClosed(str(error)) from None
+
+
+def is_unavailable(reply: Message) -> bool:
+    """Return whether *reply* is the SuperLink's error for a SuperNode that is silent."""
+    return bool(reply.has_error() and reply.error.code == NODE_UNAVAILABLE)
 
 
 class _SentMessage:

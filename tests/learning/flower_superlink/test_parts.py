@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, Metadata, RecordDict
+from flwr.app import Array, ArrayRecord, Error, Message, Metadata, RecordDict
 from flwr.cli.config_utils import get_fab_metadata
 from flwr.cli.install import install_from_fab
 from flwr.common.config import parse_config_args
@@ -22,7 +22,12 @@ from fedbus.contracts.task.superlink import SuperLinkTable
 from fedbus.learning.flower.array_records import to_record
 from fedbus.learning.flower.flower_version import UnsupportedFlower
 from fedbus.learning.flower.library import FlowerLibrary
-from fedbus.learning.flower.private_api import build_message, set_message_id, set_process_identity
+from fedbus.learning.flower.private_api import (
+    NODE_UNAVAILABLE,
+    build_message,
+    set_message_id,
+    set_process_identity,
+)
 from fedbus.learning.flower_superlink import child, private_api
 from fedbus.learning.flower_superlink.bundle import build_bundle, to_toml
 from fedbus.learning.flower_superlink.child import FleetOnly
@@ -172,25 +177,46 @@ def make_message(values: np.ndarray[Any, Any], number: int) -> Message:
     return message
 
 
+class GridParts:
+    """A grid of the client ``c1``, whose SuperLink returns *replies*."""
+
+    def __init__(self) -> None:
+        self.rejected: list[str] = []
+        self.replies: list[Message] = []
+        self.lost: dict[int, str] = {}
+        """Why SuperNodes have ended, by node id."""
+        messenger = SimpleNamespace(
+            clients=list,
+            plan=RunPlan(round_s=60),
+            accept=lambda *_, **__: None,
+            reject=lambda _, reason: self.rejected.append(reason),
+        )
+        nodes = SimpleNamespace(
+            take_unreported=dict, client_of=lambda _: "c1", failures_of=lambda _: self.lost
+        )
+        http_grid = SimpleNamespace(
+            run=SimpleNamespace(run_id=1),
+            push_messages=lambda messages: [message.metadata.message_id for message in messages],
+            pull_messages=lambda _: self.replies,
+        )
+        link = SimpleNamespace(check_running=lambda: None)
+        self.grid = SuperLinkGrid(*cast("tuple[Any, Any, Any, Any]", (http_grid, messenger, link, nodes)))
+        set_process_identity(1)
+
+
+def test_the_reason_of_fedbus_replaces_that_a_supernode_is_silent() -> None:
+    parts = GridParts()
+    metadata = Metadata(1, "r1", 1, 1, "m1", "", 0.0, 60.0, "train")
+    parts.replies[:] = [build_message(metadata, error=Error(NODE_UNAVAILABLE, "no heartbeat"))]
+    parts.lost[1] = "the SuperNode ended: killed by SIGKILL"
+    (reply,) = parts.grid.send_and_receive([make_message(np.zeros(2), 1)])
+    assert reply.has_error()
+    assert parts.rejected == ["c1: the SuperNode ended: killed by SIGKILL"]
+
+
 def test_bad_updates_are_failures_of_their_client_in_each_round() -> None:
-    rejected: list[str] = []
-    messenger = SimpleNamespace(
-        clients=list,
-        plan=RunPlan(round_s=60),
-        accept=lambda *_, **__: None,
-        reject=lambda _, reason: rejected.append(reason),
-    )
-    nodes = SimpleNamespace(take_unreported=dict, client_of=lambda _: "c1", failures_of=lambda _: {})
-    replies: list[Message] = []
-    http_grid = SimpleNamespace(
-        run=SimpleNamespace(run_id=1),
-        push_messages=lambda messages: [message.metadata.message_id for message in messages],
-        pull_messages=lambda _: replies,
-    )
-    link = SimpleNamespace(check_running=lambda: None)
-    grid = SuperLinkGrid(*cast("tuple[Any, Any, Any, Any]", (http_grid, messenger, link, nodes)))
-    grid.checks_updates = True
-    set_process_identity(1)
+    parts = GridParts()
+    parts.grid.checks_updates = True
     updates = [
         to_record({"w": np.ones(2)}),
         to_record({"w": np.array([0.0, np.nan])}),
@@ -199,10 +225,10 @@ def test_bad_updates_are_failures_of_their_client_in_each_round() -> None:
     ]
     for number, update in enumerate(updates):
         metadata = Metadata(1, "r1", 1, 1, f"m{number}", "", 0.0, 60.0, "train")
-        replies[:] = [build_message(metadata, content=RecordDict({"arrays": update}))]
-        (reply,) = grid.send_and_receive([make_message(np.zeros(2), number)])
+        parts.replies[:] = [build_message(metadata, content=RecordDict({"arrays": update}))]
+        (reply,) = parts.grid.send_and_receive([make_message(np.zeros(2), number)])
         assert reply.has_error() == (number > 0)
-    assert rejected == [
+    assert parts.rejected == [
         "c1: invalid reply: the array 'w' has NaN or infinity",
         "c1: invalid reply: the array 'w' has the shape (3,) instead of (2,)",
         "c1: invalid reply: compressed array 'w': 1 bytes instead of 6",
