@@ -165,6 +165,7 @@ async def test_ctrl_c_keeps_the_finished_cells(tmp_path: Path, task: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["continual", "heterogeneity", "devices", "delay"])
 def test_each_experiment_has_a_quick_version(tmp_path: Path, name: str) -> None:
     data = os.environ.get("FEDBUS_DATA_DIR")
