@@ -147,7 +147,7 @@ async def test_a_run_and_predictions_survive_an_s3_outage_of_a_minute(
             lambda: time.monotonic() - since > OUTAGE_S, "the end of the outage", 2 * OUTAGE_S
         )
         assert predictions.answer_count > before, "predictions continued during the outage"
-        assert set(predictions.versions[-2:]) == {1}
+        assert await predictions.next_versions() == {1}
         proxy.reopen()
         facts = await wait_for_model(fed, run, within_s=120)
         assert len(facts.rounds) == 4
@@ -202,7 +202,7 @@ async def test_weights_with_a_wrong_digest_in_s3_are_never_served(
             await fed.bus.request(RollBackModel(task=TASK), timeout_s=60)
         await fed.wait_until(lambda: is_settled(fed))
         assert set(served_versions(fed).values()) == {2}
-        assert set(predictions.versions[-2:]) == {2}
+        assert await predictions.next_versions() == {2}
 
 
 async def test_corrupt_weights_are_neither_served_nor_trained_from(nats: NatsServer, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ async def test_corrupt_weights_are_neither_served_nor_trained_from(nats: NatsSer
         with pytest.raises(RequestRefused, match="is corrupt: its bytes have digest"):
             await fed.bus.request(RollBackModel(task=TASK), timeout_s=60)
         assert set(served_versions(fed).values()) == {3}
-        assert set(predictions.versions[-2:]) == {3}
+        assert await predictions.next_versions() == {3}
 
 
 async def overwrite_artifact(fed: FederationHarness, version: int) -> None:

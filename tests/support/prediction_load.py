@@ -9,6 +9,7 @@ import aiohttp
 
 from fedbus.contracts.client import InferenceData
 from support.federation import FederationHarness
+from support.waiting import eventually
 
 
 @dataclass
@@ -18,6 +19,12 @@ class PredictionTally:
     answer_count: int = 0
     errors: list[str] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
+
+    async def next_versions(self) -> set[int]:
+        """Return the model versions that answer requests which are sent from now on."""
+        before = len(self.versions) + 1  # one request may be under way
+        await eventually(lambda: len(self.versions) >= before + 4)
+        return set(self.versions[before:])
 
 
 @asynccontextmanager
