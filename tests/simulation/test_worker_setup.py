@@ -17,7 +17,7 @@ from fedbus.stores.tasks.task_directory import read_task
 
 assert import_app(read_task(Path(sys.argv[1]), open_library)) == ""
 before = set(sys.modules)
-torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))]).step()
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
 print(sorted(set(sys.modules) - before))
 """
 
