@@ -7,8 +7,8 @@ lease, the holder publishes an empty message, and the next agent acquires it at 
 
 A lease alone does not prevent two agents from acting: a process that was frozen notices only afterwards that it
 has lost the lease. What the lease protects must therefore be a lifecycle (see `lifecycles`): the new holder
-publishes a transition first, and from then on NATS rejects the transitions of the old holder. Before a holder acts
-in another way, such as by acknowledging a message, it checks its lease.
+publishes a transition first, and from then on NATS rejects the transitions of the old holder. Before a holder
+acknowledges a message that the next holder would need, it checks its lease.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ class Lease:
             await lease._release()
 
     async def check(self) -> None:
-        """Renew the lease now. Returns only if this agent has held it all the time.
+        """Renew the lease now. It returns only if this agent has held the lease without interruption.
 
         Raises:
             LeaseLost: Another agent has acquired it, or it has expired.
@@ -81,9 +81,8 @@ class Lease:
                 last = await self._bus.last_raw_message(self._stream, self._subject)
                 if last is None or last.data != self.holder.encode():
                     raise
-                self._sequence = int(
-                    last.seq or 0
-                )  # the renewal was stored, and only its acknowledgement lost
+                # the renewal was stored, and only its acknowledgement lost
+                self._sequence = int(last.seq or 0)
 
     async def _wait_until_acquired(self) -> None:
         is_waiting = False

@@ -274,7 +274,10 @@ class _Leadership:
         await self._decide(transition)
 
     async def _consume(self, inputs: AsyncIterator[Delivery]) -> None:
-        """Handle the messages that triggers read. They are many, so their traces do not continue here."""
+        """Handle the messages that triggers read. They are many, so their traces do not continue here.
+
+        The lease is not checked for each: a leader reads the last of each kind and sender when it starts.
+        """
         async for delivery in inputs:
             with cause_scope(delivery.envelope.id):
                 await self._decide(TriggerMessageReceived(delivery.message, delivery.envelope.time))

@@ -204,7 +204,7 @@ class GridParts:
         set_process_identity(1)
 
 
-def test_the_reason_of_fedbus_replaces_that_a_supernode_is_silent() -> None:
+def test_why_a_supernode_ended_replaces_the_error_for_a_silent_one() -> None:
     parts = GridParts()
     metadata = Metadata(1, "r1", 1, 1, "m1", "", 0.0, 60.0, "train")
     parts.replies[:] = [build_message(metadata, error=Error(NODE_UNAVAILABLE, "no heartbeat"))]
