@@ -21,7 +21,7 @@ APPS: Final = Path(__file__).parent / "simulation_apps"
 MANY_ROUNDS: Final = 10_000
 
 
-def run_fedbus(app: str, clients: int, workers: int, rounds: int = MANY_ROUNDS) -> None:
+def run_fedbus(app: str, clients: int, workers: int) -> None:
     from fedbus.learning.installed_libraries import open_library
     from fedbus.simulation.observer import SilentObserver
     from fedbus.simulation.settings import SimulationSettings
@@ -30,12 +30,12 @@ def run_fedbus(app: str, clients: int, workers: int, rounds: int = MANY_ROUNDS) 
 
     class RoundTurns(SilentObserver):
         def on_round(self, result: Any, model: Any) -> None:
-            if result.round and rounds > 1:
+            if result.round:
                 wait_for_turn()
 
     simulate(
         SimulationSettings(
-            task=read_task(APPS / app, open_library), clients=clients, workers=workers, rounds=rounds
+            task=read_task(APPS / app, open_library), clients=clients, workers=workers, rounds=MANY_ROUNDS
         ),
         RoundTurns(),
     )
@@ -199,8 +199,6 @@ def main() -> None:
     match side.split(":"):
         case ["fedbus", app]:
             run_fedbus(app, clients, workers)
-        case ["once", app]:
-            run_fedbus(app, clients, workers, rounds=1)
         case ["flower", app]:
             run_flower(app, clients, workers)
         case ["torch"]:
